@@ -1,0 +1,1 @@
+"""COVID-CT-Mask-Net as a Detectron2 extension."""
