@@ -138,14 +138,14 @@ class RankedBoxROIHeads(StandardROIHeads):
         ):
             scores = probability[:, :-1]
             proposal, label = select_ranked(
-                decoded.view(len(image), -1, 4),
+                decoded.unflatten(1, (-1, 4)),
                 scores,
                 image.image_size,
                 num=self.num_ranked_boxes,
                 score_thresh=self.ranked_score_thresh,
                 nms_thresh=self.ranked_nms_thresh,
             )
-            encoded = delta.view(len(image), -1, 4)[proposal, label]
+            encoded = delta.unflatten(1, (-1, 4))[proposal, label]
             found = torch.cat([scores[proposal, label].unsqueeze(1), encoded], dim=1)
             rows.append(stretch_rows(found, self.num_ranked_boxes))
         return torch.stack(rows)
