@@ -19,5 +19,7 @@ def repository() -> Path:
 def shared() -> Path:
     """The folder of real data beside the project, or a skip that says so."""
     if not SHARED.is_dir():
-        pytest.skip(f"no folder {SHARED.name}/ with real data and golden vectors beside the project")
+        pytest.skip(
+            f"no folder {SHARED.name}/ with real data and golden vectors beside the project"
+        )
     return SHARED

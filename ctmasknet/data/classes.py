@@ -32,7 +32,9 @@ LESION_COLORS = {
 }
 
 _CLASS_TOKENS = {"normal": 0, "cp": 1, "ncp": 2, "0": 0, "1": 1, "2": 2}
-_SLICE_NAME = re.compile(r"(?P<label>[A-Za-z]+|[012])_(?P<patient>\d+)_(?P<scan>\d+)_(?P<slice>\d+)$")
+_SLICE_NAME = re.compile(
+    r"(?P<label>[A-Za-z]+|[012])_(?P<patient>\d+)_(?P<scan>\d+)_(?P<slice>\d+)$"
+)
 _LESION_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<slice>\d+)$")
 
 
