@@ -1,0 +1,32 @@
+"""Evaluators: slice classes, lesions by COCO, lesions by the authors' per-image AP."""
+
+from ctmasknet.evaluation.image_classification import (
+    ImageClassificationEvaluator,
+    bce_loss,
+    classification_metrics,
+    confusion_matrix,
+    confusion_table,
+)
+from ctmasknet.evaluation.lesions import LesionEvaluator, lesion_free_metrics
+from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, PerImageAPEvaluator, per_image_ap
+from ctmasknet.evaluation.predictions import (
+    SlicePrediction,
+    read_predictions_csv,
+    write_predictions_csv,
+)
+
+__all__ = [
+    "IOU_THRESHOLDS",
+    "ImageClassificationEvaluator",
+    "LesionEvaluator",
+    "PerImageAPEvaluator",
+    "SlicePrediction",
+    "bce_loss",
+    "classification_metrics",
+    "confusion_matrix",
+    "confusion_table",
+    "lesion_free_metrics",
+    "per_image_ap",
+    "read_predictions_csv",
+    "write_predictions_csv",
+]

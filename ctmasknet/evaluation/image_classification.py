@@ -1,0 +1,266 @@
+"""Sensitivity, precision and accuracy of slice classes (paper section 4) as an evaluator.
+
+Shapes: n slices, C classes; a confusion matrix is (C, C), rows the truth, columns the prediction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
+from ctmasknet.files import write_json
+
+
+def confusion_matrix(labels: Sequence[int], preds: Sequence[int], num_classes: int) -> np.ndarray:
+    """Count slices by true and predicted class.
+
+    Args:
+        labels: (n,) true class indices.
+        preds: (n,) predicted class indices.
+        num_classes: C.
+
+    Returns:
+        (C, C) int64, entry ``[t, p]`` the number of slices of class t that were called p.
+
+    Raises:
+        CTMaskNetError: an index outside 0..C-1, or lists of different length.
+    """
+    pairs = [np.asarray(values, dtype=np.int64).reshape(-1) for values in (labels, preds)]
+    if len(pairs[0]) != len(pairs[1]):
+        raise CTMaskNetError(
+            f"confusion matrix: {len(pairs[0])} labels but {len(pairs[1])} predictions; "
+            "give one of each for every slice"
+        )
+    for name, values in zip(("label", "prediction"), pairs, strict=True):
+        if values.size and (values.min() < 0 or values.max() >= num_classes):
+            raise CTMaskNetError(
+                f"confusion matrix: {name}s {values.min()}..{values.max()} are not all within "
+                f"0..{num_classes - 1}; the data and the model must have the same classes"
+            )
+    counts = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def classification_metrics(
+    confusion: np.ndarray, class_names: Sequence[str]
+) -> OrderedDict[str, float]:
+    """Accuracy, and sensitivity and precision of every class (paper section 4), in percent.
+
+    A share of nothing (no slice of that class, none predicted as it, no slice at all) is NaN.
+
+    Args:
+        confusion: (C, C) counts, rows the truth.
+        class_names: C names.
+
+    Returns:
+        ``accuracy``, then ``sensitivity-<class>`` and ``precision-<class>`` in class order.
+    """
+    confusion = np.asarray(confusion)
+    hits = np.diag(confusion)
+    metrics = OrderedDict(accuracy=_percent(hits.sum(), confusion.sum()))
+    for index, name in enumerate(class_names):
+        metrics[f"sensitivity-{name}"] = _percent(hits[index], confusion[index].sum())
+        metrics[f"precision-{name}"] = _percent(hits[index], confusion[:, index].sum())
+    return metrics
+
+
+def bce_loss(logits: np.ndarray, labels: Sequence[int]) -> float:
+    """Binary cross-entropy with logits against the one-hot label (reference), in nats.
+
+    The mean over slices and classes.
+
+    Args:
+        logits: (n, C).
+        labels: (n,) class indices.
+
+    Returns:
+        The loss, NaN for n = 0.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    if not len(logits):
+        return math.nan
+    truth = np.eye(logits.shape[1])[np.asarray(labels, dtype=np.int64)]
+    # log(1 + e^x) - x y, written so that no exponent overflows
+    return float(
+        np.mean(np.maximum(logits, 0) - logits * truth + np.log1p(np.exp(-np.abs(logits))))
+    )
+
+
+def confusion_table(confusion: np.ndarray, class_names: Sequence[str]) -> str:
+    """The matrix as text, with sensitivity (precision) a class as in the paper's Table 2."""
+    metrics = classification_metrics(confusion, class_names)
+    rows = [
+        [
+            name,
+            *(int(count) for count in confusion[index]),
+            f"{metrics[f'sensitivity-{name}']:.2f} ({metrics[f'precision-{name}']:.2f})",
+        ]
+        for index, name in enumerate(class_names)
+    ]
+    headers = ["truth \\ predicted", *class_names, "sensitivity (precision) %"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", numalign="right", stralign="right")
+
+
+class ImageClassificationEvaluator(DatasetEvaluator):
+    """Confusion matrix, paper section 4 metrics and ``predictions.csv`` of a data set of slices.
+
+    Results on the main process (``{}`` on others), in percent but for the loss::
+
+        {"slices": {"accuracy", "sensitivity-<class>", "precision-<class>", ..., "loss"}}
+
+    Slices without a label are written to ``predictions.csv`` and left out of every metric.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        output_dir: str | os.PathLike | None = None,
+        distributed: bool = True,
+    ):
+        """
+        Args:
+            dataset_name: a registered data set; gives the class names and the order of the rows.
+            class_names: C names in the order of the logits; default: the data set's
+                ``image_classes``, and without a data set those of the paper.
+            output_dir: folder for ``predictions.csv`` and ``slices_metrics.json``; None for none.
+            distributed: gather from all processes; False evaluates this process alone.
+        """
+        metadata = MetadataCatalog.get(dataset_name) if dataset_name else None
+        self._dataset_name = dataset_name
+        self._class_names = tuple(
+            class_names or (metadata and metadata.get("image_classes")) or IMAGE_CLASSES
+        )
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._distributed = distributed
+        self._logger = logging.getLogger(__name__)
+        self.reset()
+
+    def reset(self) -> None:
+        self._rows: dict[str, SlicePrediction] = {}
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Take a batch.
+
+        Args:
+            inputs: dicts with ``file_name`` and, where known, ``image_id`` (the file's name inside
+                its data set, preferred in ``predictions.csv``), ``patient``, ``scan``, ``label``.
+            outputs: dicts with ``logits`` (C,), ``scores`` (C,), ``pred_class``, on any device.
+
+        Raises:
+            CTMaskNetError: another number of logits than classes, or a label outside them.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            logits, scores = (_floats(output[key]) for key in ("logits", "scores"))
+            label = item.get("label")
+            label = None if label is None else int(label)
+            file_name = str(item["file_name"])
+            classes = len(self._class_names)
+            if len(logits) != classes:
+                raise CTMaskNetError(
+                    f"{file_name}: the model gives {len(logits)} logits but the data has {classes} "
+                    f"classes ({', '.join(self._class_names)}); evaluate with the classes that the "
+                    "model was trained on"
+                )
+            if label is not None and not 0 <= label < classes:
+                raise CTMaskNetError(
+                    f"{file_name}: label {label} is outside 0..{classes - 1}; prepare the data set "
+                    f"anew with the classes {', '.join(self._class_names)}"
+                )
+            image_id = item.get("image_id")
+            self._rows.setdefault(
+                file_name,
+                SlicePrediction(
+                    file=image_id if isinstance(image_id, str) else file_name,
+                    patient=str(item.get("patient") or ""),
+                    scan=str(item.get("scan") or ""),
+                    label=label,
+                    pred=int(output["pred_class"]),
+                    logits=logits,
+                    scores=scores,
+                ),
+            )
+
+    def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
+        """Gather, log the table, write the files; see the class for what is returned."""
+        shares = [self._rows]
+        if self._distributed:
+            comm.synchronize()
+            shares = comm.gather(self._rows, dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+        rows = self._in_order(shares)
+        if not rows:
+            self._logger.warning("No slice was processed: there is nothing to evaluate.")
+            return OrderedDict()
+        labelled = [row for row in rows if row.label is not None]
+        confusion = confusion_matrix(
+            [row.label for row in labelled],
+            [row.pred for row in labelled],
+            len(self._class_names),
+        )
+        metrics = classification_metrics(confusion, self._class_names)
+        metrics["loss"] = bce_loss(
+            [row.logits for row in labelled], [row.label for row in labelled]
+        )
+        self._logger.info(
+            "%d slices, %d with a label; accuracy %.2f %%, loss %.4f\n%s",
+            len(rows),
+            len(labelled),
+            metrics["accuracy"],
+            metrics["loss"],
+            confusion_table(confusion, self._class_names),
+        )
+        if self._output_dir is not None:
+            write_predictions_csv(self._output_dir / "predictions.csv", rows, self._class_names)
+            write_json(
+                self._output_dir / "slices_metrics.json",
+                {
+                    "n": len(labelled),
+                    "n_without_label": len(rows) - len(labelled),
+                    "class_names": list(self._class_names),
+                    "confusion_matrix": confusion.tolist(),
+                    # JSON has no NaN
+                    "metrics": {k: None if math.isnan(v) else v for k, v in metrics.items()},
+                },
+                indent=2,
+            )
+        return OrderedDict(slices=metrics)
+
+    def _in_order(self, shares: Sequence[dict[str, SlicePrediction]]) -> list[SlicePrediction]:
+        """Rows of all processes, each file once, in the data set's order (else rank by rank)."""
+        merged: dict[str, SlicePrediction] = {}
+        for file_name, row in itertools.chain.from_iterable(share.items() for share in shares):
+            merged.setdefault(file_name, row)
+        if self._dataset_name in DatasetCatalog.list():
+            dicts = DatasetCatalog.get(self._dataset_name)
+            place = {str(entry["file_name"]): index for index, entry in enumerate(dicts)}
+            merged = dict(sorted(merged.items(), key=lambda pair: place.get(pair[0], len(place))))
+        return list(merged.values())
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100.0 * float(part) / float(whole) if whole else math.nan
+
+
+def _floats(values: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().cpu().reshape(-1).tolist()
+    return tuple(float(value) for value in values)

@@ -1,0 +1,140 @@
+"""COCO box and mask AP of lesions, with the slices that have none kept and looked at apart."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.logger import create_small_table
+
+from ctmasknet.errors import CTMaskNetError
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def lesion_free_metrics(
+    scores: Iterable[Sequence[float]], score_threshold: float
+) -> OrderedDict[str, float]:
+    """False positives on slices without a lesion.
+
+    COCO's AP hardly sees them: it ranks them among all detections of the data set.
+
+    Args:
+        scores: for each slice without ground truth the scores of its detections, 0..1.
+        score_threshold: a detection counts from this score on.
+
+    Returns:
+        ``slices``, ``slices-with-false-positives@<threshold>`` (both counts) and
+        ``false-positives-per-slice@<threshold>`` (NaN without any such slice).
+    """
+    counts = [sum(score >= score_threshold for score in slice_scores) for slice_scores in scores]
+    at = f"@{score_threshold:g}"
+    return OrderedDict(
+        [
+            ("slices", float(len(counts))),
+            (f"slices-with-false-positives{at}", float(sum(count > 0 for count in counts))),
+            (
+                f"false-positives-per-slice{at}",
+                sum(counts) / len(counts) if counts else math.nan,
+            ),
+        ]
+    )
+
+
+class LesionEvaluator(COCOEvaluator):
+    """Detectron2's COCO evaluation for a lesion data set, which may hold slices without lesions.
+
+    Results on the main process: ``"bbox"`` and, for a model with masks, ``"segm"`` as Detectron2
+    reports them (AP in percent), and ``"lesion_free"`` as :func:`lesion_free_metrics` reports it.
+    A model that detects nothing has AP 0 (Detectron2 alone: NaN); without any ground truth AP is
+    NaN. Detectron2's compiled evaluation is used where it is built, else pycocotools'.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        false_positive_score: float = 0.5,
+    ):
+        """
+        Args:
+            dataset_name: a registered data set whose metadata has ``json_file`` (COCO format).
+            tasks: ``"bbox"``, ``"segm"``; default: boxes, and masks if the model makes them.
+            distributed: gather from all processes.
+            output_dir: folder for the predictions in COCO's format; None writes nothing.
+            max_dets_per_image: so many best detections of a slice count
+                (``TEST.DETECTIONS_PER_IMAGE``); default 100.
+            false_positive_score: a detection on a slice without lesions is a false positive from
+                this score on.
+        """
+        super().__init__(
+            dataset_name,
+            tuple(tasks) if tasks else None,
+            distributed,
+            output_dir,
+            max_dets_per_image=max_dets_per_image,
+        )
+        self._false_positive_score = false_positive_score
+
+    def reset(self) -> None:
+        super().reset()
+        self._with_masks = False
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Take a batch; see Detectron2's ``COCOEvaluator.process``.
+
+        Raises:
+            CTMaskNetError: the model has more classes than the data set.
+        """
+        names = self._metadata.get("thing_classes") or ()
+        for item, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            self._with_masks |= instances.has("pred_masks")
+            if len(instances) and names and int(instances.pred_classes.max()) >= len(names):
+                raise CTMaskNetError(
+                    f"{item.get('file_name', item['image_id'])}: the model predicts lesion class "
+                    f"{int(instances.pred_classes.max())} but the data set has only {len(names)} "
+                    f"({', '.join(names)}); evaluate on the mask type the model was trained on"
+                )
+        super().process(inputs, outputs)
+
+    def _tasks_from_predictions(self, predictions: Sequence[dict[str, Any]]) -> list[str]:
+        tasks = set(super()._tasks_from_predictions(predictions))
+        # Without a single detection the predictions cannot tell whether the model has masks
+        return sorted(tasks | ({"segm"} if self._with_masks else set()))
+
+    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids=None) -> None:
+        unique = list({prediction["image_id"]: prediction for prediction in predictions}.values())
+        lesion_free = [
+            [instance["score"] for instance in prediction["instances"]]
+            for prediction in unique
+            if not self._coco_api.getAnnIds(imgIds=[prediction["image_id"]])
+        ]
+        super()._eval_predictions(unique, img_ids=img_ids)
+        metrics = lesion_free_metrics(lesion_free, self._false_positive_score)
+        _LOGGER.info("Slices without lesions:\n%s", create_small_table(metrics))
+        self._results["lesion_free"] = metrics
+
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None) -> dict[str, float]:
+        if coco_eval is not None:
+            return super()._derive_coco_results(coco_eval, iou_type, class_names)
+        truths = len(self._coco_api.anns)
+        value = 0.0 if truths else math.nan
+        _LOGGER.warning(
+            "The model detected nothing in the whole data set (%d lesions): %s AP is %s.",
+            truths,
+            iou_type,
+            value,
+        )
+        names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+        if class_names is not None and len(class_names) > 1:
+            names += [f"AP-{name}" for name in class_names]
+        return dict.fromkeys(names, value)

@@ -1,0 +1,105 @@
+"""``predictions.csv``: what a classifier said of each slice, the file other tools start from."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write
+
+_ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
+
+
+@dataclass(frozen=True)
+class SlicePrediction:
+    """One line of the file: ``label`` (None when unknown) and ``pred`` are class indices.
+
+    ``logits`` and ``scores`` hold C floats in class order; a score is the sigmoid of its logit.
+    """
+
+    file: str
+    patient: str
+    scan: str
+    label: int | None
+    pred: int
+    logits: tuple[float, ...]
+    scores: tuple[float, ...]
+
+
+def write_predictions_csv(
+    path: str | os.PathLike, rows: Sequence[SlicePrediction], class_names: Sequence[str]
+) -> None:
+    """Write ``file,patient,scan,label,pred,logit_<class>...,score_<class>...``, whole or not.
+
+    Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly.
+    """
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(_header(class_names))
+        for row in rows:
+            label = "" if row.label is None else class_names[row.label]
+            values = [format(float(value), ".9g") for value in (*row.logits, *row.scores)]
+            writer.writerow(
+                [row.file, row.patient, row.scan, label, class_names[row.pred], *values]
+            )
+
+
+def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction], list[str]]:
+    """Read what :func:`write_predictions_csv` wrote.
+
+    Returns:
+        The rows in file order, and the class names in the order of the logits.
+
+    Raises:
+        CTMaskNetError: the file is missing, has another header, or a line does not parse.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            lines = list(csv.reader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CTMaskNetError(
+            f"{path}: cannot read predictions ({error}); an evaluation of a classifier writes them"
+        ) from error
+    header = lines[0] if lines else []
+    names = [field.removeprefix("logit_") for field in header if field.startswith("logit_")]
+    if not names or header != _header(names):
+        raise CTMaskNetError(
+            f"{path}: not a predictions file; its first line must be "
+            f"{','.join(_ROW_FIELDS)},logit_<class>...,score_<class>..."
+        )
+    return [
+        _parse(path, number, line, names) for number, line in enumerate(lines[1:], start=2) if line
+    ], names
+
+
+def _header(class_names: Sequence[str]) -> list[str]:
+    kinds = itertools.product(("logit", "score"), class_names)
+    return [*_ROW_FIELDS, *(f"{kind}_{name}" for kind, name in kinds)]
+
+
+def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SlicePrediction:
+    """One line of a predictions file; ``number`` counts from 1 for the message."""
+    try:
+        file, patient, scan, label, pred, *values = line
+        if len(values) != 2 * len(names):
+            raise ValueError(f"{len(line)} fields instead of {len(_ROW_FIELDS) + 2 * len(names)}")
+        numbers = tuple(float(value) for value in values)
+        return SlicePrediction(
+            file=file,
+            patient=patient,
+            scan=scan,
+            label=names.index(label) if label else None,
+            pred=names.index(pred),
+            logits=numbers[: len(names)],
+            scores=numbers[len(names) :],
+        )
+    except ValueError as error:
+        raise CTMaskNetError(
+            f"{path}, line {number}: {error}; write the file anew by an evaluation of a classifier"
+        ) from error
