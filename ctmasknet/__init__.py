@@ -1,1 +1,15 @@
-"""COVID-CT-Mask-Net as a Detectron2 extension."""
+"""COVID-CT-Mask-Net as a Detectron2 extension.
+
+Importing this package registers its parts with Detectron2. The way in:
+
+* :func:`ctmasknet.config.add_ctmasknet_config` adds the configuration keys,
+* :mod:`ctmasknet.modeling` holds the registered parts (``CTMaskNet``, ``RankedBoxROIHeads``, ...),
+* :mod:`ctmasknet.data` prepares and registers data sets,
+* :mod:`ctmasknet.engine` trains, :mod:`ctmasknet.evaluation` measures, :mod:`ctmasknet.visualize` draws.
+"""
+
+from ctmasknet import modeling
+from ctmasknet.config import add_ctmasknet_config
+
+__all__ = ["add_ctmasknet_config", "modeling"]
+__version__ = "0.1.0"

@@ -1,0 +1,38 @@
+# make demo | make test | make lint
+#
+# PY=/path/to/python uses an environment that already has torch and Detectron2 (see README.md); otherwise .venv is
+# made once and filled with the pinned requirements.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+PHANTOM_SEED ?= 1
+SEED ?= 1
+DEMO ?= output/demo
+
+ifeq ($(origin PY), undefined)
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+endif
+
+.PHONY: demo test lint
+
+demo: $(READY)
+	$(PY) tools/demo.py --output $(DEMO) --phantom-seed $(PHANTOM_SEED) --seed $(SEED)
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+$(VENV)/.installed: requirements.txt requirements-detectron2.txt setup.py
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: no $(PYTHON) here; install Python 3.11, or name it with PYTHON=..." >&2; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --upgrade --no-deps --require-hashes \
+	  --only-binary=:all: --python-version 3.10 -r requirements-detectron2.txt \
+	  --target "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,62 @@
+"""Every configuration key that ctmasknet adds to Detectron2's, with its meaning and unit."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+
+from ctmasknet.data.classes import IMAGE_CLASSES, MASK_TYPES
+
+
+def add_ctmasknet_config(cfg: CfgNode) -> None:
+    """Add ctmasknet's keys to ``cfg`` (in place); call it before ``cfg.merge_from_file``.
+
+    Two of Detectron2's defaults change as well: the device is CUDA only where there is one, and
+    weights are decayed in every layer alike, as the paper's optimiser does.
+    """
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+    # --- data ---
+    # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
+    # DATASETS.TEST is only looked at with --eval-only.
+    cfg.DATASETS.VAL = ()
+    # Cut every slice to the body box of its list before resizing (classification only).
+    cfg.INPUT.CROP_TO_BODY = False
+    # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch, which
+    # changes features near the padded border; 1 makes every result independent of its neighbours.
+    cfg.TEST.IMS_PER_BATCH = 1
+
+    # --- detector ---
+    # Names of the detector's classes, in category order. The tools take them from the training set;
+    # MODEL.ROI_HEADS.NUM_CLASSES follows.
+    cfg.MODEL.LESION_CLASSES = list(MASK_TYPES["both"])
+    # Round cell anchors to whole px as the published weights expect. Some then have no height.
+    cfg.MODEL.ANCHOR_GENERATOR.ROUND = True
+
+    # --- ranked boxes: what the detector hands to the image head ---
+    cfg.MODEL.RANKED_BOXES = CfgNode()
+    # N: rows [score, dx, dy, dw, dh] an image.
+    cfg.MODEL.RANKED_BOXES.NUM = 256
+    # IoU above which the lower-scoring of two boxes of one class is dropped (paper section 3.2).
+    cfg.MODEL.RANKED_BOXES.NMS_THRESH = 0.75
+    # Lowest score that counts; below zero keeps every box (paper section 3.2).
+    cfg.MODEL.RANKED_BOXES.SCORE_THRESH = -0.01
+
+    # --- image head S ---
+    cfg.MODEL.IMAGE_HEAD = CfgNode()
+    cfg.MODEL.IMAGE_HEAD.NAME = "RankedBoxImageHead"
+    # Names of the slice classes, in the order of the logits. The tools take them from the training set.
+    cfg.MODEL.IMAGE_HEAD.CLASSES = list(IMAGE_CLASSES)
+    # Width of the two hidden layers.
+    cfg.MODEL.IMAGE_HEAD.FC_DIM = 1024
+
+    # --- what the classifier trains: heads | heads_bn | heads_bn_no_shortcut | full ---
+    # (see ctmasknet.modeling.trainable)
+    cfg.MODEL.TRAINABLE = "heads"
+
+    # --- solver ---
+    # ADAM | SGD
+    cfg.SOLVER.OPTIMIZER = "ADAM"
+    cfg.SOLVER.WEIGHT_DECAY_NORM = None
+    # Metric on DATASETS.VAL that chooses model_best.pth, as in metrics.json, such as "segm/AP50".
+    cfg.SOLVER.BEST_METRIC = ""

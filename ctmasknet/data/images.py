@@ -1,0 +1,159 @@
+"""Files of 8-bit pictures: read them, check many of them, write copies in a narrower grey window.
+
+Every problem is told as one :class:`CTMaskNetError` that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ctmasknet.errors import CTMaskNetError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+#: Pillow's modes with more than 8 bits a channel; a conversion to RGB would clip them at 255.
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what Pillow and the file system raise inside the block into an error that names
+    ``path``."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CTMaskNetError(f"{path}: no such image; check the folder of the images") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow reports damaged files as OSError (UnidentifiedImageError is one) or SyntaxError.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CTMaskNetError(
+            f"{path}: unreadable or truncated image ({reason}); "
+            "restore the file or drop it from its list"
+        ) from None
+
+
+def check_eight_bit(path: str | os.PathLike) -> None:
+    """Refuse a picture with more than 8 bits a channel. Reads the header only.
+
+    Raises:
+        CTMaskNetError: such a picture, or a missing or unreadable file.
+    """
+    with naming_file(path), Image.open(path) as image:
+        mode = image.mode
+    if mode in _DEEP_MODES:
+        raise CTMaskNetError(
+            f"{path}: has more than 8 bits a pixel (mode {mode}); "
+            "convert it through one HU window to 8 bits first"
+        )
+
+
+def read_grey(path: str | os.PathLike) -> np.ndarray:
+    """Read a picture as uint8 grey levels of shape (H, W).
+
+    Raises:
+        CTMaskNetError: missing, unreadable or truncated file, or more than 8 bits a channel.
+    """
+    check_eight_bit(path)
+    with naming_file(path), Image.open(path) as image:
+        return np.asarray(image.convert("L"))
+
+
+def find_unreadable(paths: Iterable[str | os.PathLike], workers: int = 1) -> dict[str, str]:
+    """Decode every picture completely.
+
+    Args:
+        paths: the files.
+        workers: number of processes; 1 stays in this one.
+
+    Returns:
+        file -> what is wrong with it, for the damaged ones only.
+    """
+    paths = [os.fspath(path) for path in paths]
+    problems = _in_processes(_problem_of, paths, workers, "verify")
+    return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
+
+
+def write_in_grey_window(
+    copies: Mapping[str, str], window: tuple[int, int], workers: int = 1
+) -> None:
+    """Write 8-bit grey PNG copies whose contrast is stretched.
+
+    Grey levels are clipped to [low, high] and mapped linearly to 0..255, rounded to the nearest
+    level.
+
+    Args:
+        copies: source file -> PNG file to write; missing folders are made.
+        window: (low, high), 8-bit grey levels, 0 <= low < high <= 255.
+        workers: number of processes; 1 stays in this one.
+
+    Raises:
+        CTMaskNetError: a bad window or a source that cannot be read (the copies made so far stay:
+            write into a temporary folder).
+    """
+    table = window_table(window)
+    for folder in {Path(target).parent for target in copies.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    problems = _in_processes(
+        functools.partial(_copy_in_window, table=table),
+        list(copies.items()),
+        workers,
+        "grey window",
+    )
+    raise_problems([problem for problem in problems if problem], len(copies))
+
+
+def window_table(window: tuple[int, int]) -> list[int]:
+    """The 256 output levels, one for each input level, of :func:`write_in_grey_window`."""
+    low, high = window
+    if not 0 <= low < high <= 255:
+        raise CTMaskNetError(
+            f"grey window {low},{high}: expected two 8-bit grey levels with 0 <= LOW < HIGH <= 255"
+        )
+    levels = (np.arange(256).clip(low, high) - low) * 255.0 / (high - low)
+    return np.rint(levels).astype(int).tolist()
+
+
+def raise_problems(problems: list[str], total: int) -> None:
+    """Raise one error that quotes the first of ``problems`` and counts the rest; nothing when there
+    is none."""
+    if problems:
+        more = f" (and {len(problems) - 1} more of {total} images)" if len(problems) > 1 else ""
+        raise CTMaskNetError(f"{problems[0]}{more}")
+
+
+def _problem_of(path: str) -> str | None:
+    try:
+        read_grey(path)
+    except CTMaskNetError as error:
+        return str(error)
+    return None
+
+
+def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> str | None:
+    source, target = source_and_target
+    try:
+        grey = read_grey(source)
+    except CTMaskNetError as error:
+        return str(error)
+    Image.fromarray(np.asarray(table, dtype=np.uint8)[grey]).save(target, format="PNG")
+    return None
+
+
+def _in_processes(function: Callable, items: list, workers: int, title: str) -> list:
+    """``[function(item) for item in items]`` with a progress bar (shown on a terminal only), in
+    order."""
+    bar = functools.partial(tqdm, total=len(items), desc=title, unit="image", disable=None)
+    if workers <= 1 or len(items) < 2:
+        return list(bar(map(function, items)))
+    with ProcessPoolExecutor(min(workers, len(items))) as pool:
+        chunk = max(1, min(64, len(items) // (4 * workers)))
+        return list(bar(pool.map(function, items, chunksize=chunk)))

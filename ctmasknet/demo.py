@@ -1,0 +1,178 @@
+"""``make demo``: every step is one of the tools, run as a user would run it, on phantom patients."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MARK = "summary.json"
+
+LESION_TEST_SET = "cncb_lesions_both_test"
+SLICE_TEST_SET = "covidx_ct_test"
+
+
+def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[str]]]:
+    """The demo's command lines, in order, by stage.
+
+    Args:
+        output: folder of the demo; raw phantoms, prepared sets, runs and pictures go below it.
+        phantom_seed: seed of the phantom patients.
+        seed: seed of the patient split, of the training and of the choice of pictures.
+    """
+    raw, prepared = output / "raw", output / "datasets"
+    seg, cls, control = (output / name for name in ("seg", "cls", "control"))
+
+    def train_net(config: str, folder: Path, *more: str) -> list[str]:
+        command = ["tools/train_net.py", "--config-file", f"configs/demo/{config}.yaml"]
+        flags = [word for word in more if word.startswith("--")]
+        overrides = [word for word in more if not word.startswith("--")]
+        return [*command, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides]
+
+    detector = ["MODEL.WEIGHTS", str(seg / "model_best.pth")]
+    pictures = ["--limit", "24", "--seed", str(seed)]
+    return {
+        "phantoms": [
+            [
+                *("datasets/prepare_phantom.py", "--output", str(raw)),
+                *("--seed", str(phantom_seed), "--side", "256"),
+                *("--lesion-patients", "60", "--lesion-slices", "6", "--slices", "6"),
+                *("--train-patients", "60", "--val-patients", "8", "--test-patients", "20"),
+            ]
+        ],
+        "conversion": [
+            [
+                *("datasets/prepare_cncb_lesions.py", "--source", str(raw / "cncb_lesions_raw")),
+                *("--output-root", str(prepared), "--min-area", "25", "--seed", str(seed)),
+                *("--split", "train:0.7,val:0.1,test:0.2"),
+            ],
+            [
+                *("datasets/prepare_covidx_ct.py", "--source", str(raw / "covidx_ct_raw")),
+                *("--output-root", str(prepared)),
+            ],
+        ],
+        "detector": [train_net("seg", seg)],
+        "detector evaluation": [train_net("seg", seg, "--eval-only")],
+        "classifier": [train_net("cls", cls, *detector)],
+        "classifier evaluation": [train_net("cls", cls, "--eval-only")],
+        "control": [
+            train_net("control", control),
+            train_net("control", control, "--eval-only"),
+        ],
+        "overlays": [
+            [
+                *("tools/visualize.py", "--config-file", "configs/demo/seg.yaml"),
+                *("--dataset", LESION_TEST_SET, "--output", str(output / "overlays" / "lesions")),
+                *(*pictures, "OUTPUT_DIR", str(seg)),
+            ],
+            [
+                *("tools/visualize.py", "--config-file", "configs/demo/cls.yaml"),
+                *("--dataset", SLICE_TEST_SET, "--output", str(output / "overlays" / "slices")),
+                *(*pictures, "OUTPUT_DIR", str(cls)),
+            ],
+        ],
+    }
+
+
+def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[str, Any]:
+    """Run all stages, print the two tables and write ``<output>/summary.json``.
+
+    A folder left by an earlier demo is replaced.
+
+    Returns:
+        what ``summary.json`` holds: AP in percent, everything else in 0..1, seconds a stage.
+
+    Raises:
+        CTMaskNetError: ``output`` holds something else, or a step ends with an error.
+    """
+    output = Path(output)
+    _clear(output)
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
+    seconds: dict[str, float] = {}
+    for stage, commands in stages(output, phantom_seed, seed).items():
+        start = time.perf_counter()
+        for command in commands:
+            print(f"\n[{stage}] python {shlex.join(command)}", flush=True)
+            done = subprocess.run([sys.executable, *command], cwd=_ROOT, env=environment)
+            if done.returncode:
+                raise CTMaskNetError(
+                    f"demo: the step above ended with exit code {done.returncode}; see its message"
+                )
+        seconds[stage] = round(time.perf_counter() - start, 1)
+    summary = summarize(output, seconds)
+    write_json(output / _MARK, summary, indent=1)
+    print(_tables(summary, output))
+    return summary
+
+
+def summarize(output: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """Collect the figures that the evaluations wrote below ``output``."""
+    lesions = _results(output / "seg", LESION_TEST_SET)
+    slices = _results(output / "cls", SLICE_TEST_SET)["slices"]
+    control = _results(output / "control", SLICE_TEST_SET)["slices"]
+    counted = output / "cls" / "inference" / SLICE_TEST_SET / "slices_metrics.json"
+    prefix = "sensitivity-"
+    return {
+        "lesions": {"box_ap50": lesions["bbox"]["AP50"], "segm_ap50": lesions["segm"]["AP50"]},
+        "slices": {
+            "n": json.loads(counted.read_text(encoding="utf-8"))["n"],
+            "accuracy": slices["accuracy"] / 100,
+            "sensitivity": {
+                name.removeprefix(prefix): value / 100
+                for name, value in slices.items()
+                if name.startswith(prefix)
+            },
+        },
+        "control": {"accuracy": control["accuracy"] / 100},
+        "seconds": seconds,
+    }
+
+
+def _results(run: Path, dataset: str) -> dict[str, Any]:
+    path = run / "inference" / dataset / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _tables(summary: dict[str, Any], output: Path) -> str:
+    lesions, slices = summary["lesions"], summary["slices"]
+    control = summary["control"]["accuracy"]
+    measured = [
+        ["lesion box AP50 (%)", f"{lesions['box_ap50']:.1f}"],
+        ["lesion mask AP50 (%)", f"{lesions['segm_ap50']:.1f}"],
+        [f"slice accuracy, {slices['n']} slices", f"{slices['accuracy']:.3f}"],
+        *[[f"sensitivity {name}", f"{x:.3f}"] for name, x in slices["sensitivity"].items()],
+        ["slice accuracy, detector with random weights", f"{control:.3f}"],
+    ]
+    timed = [[stage, f"{value:.1f}"] for stage, value in summary["seconds"].items()]
+    timed.append(["total", f"{sum(summary['seconds'].values()):.1f}"])
+    return "\n".join(
+        [
+            "",
+            tabulate(measured, headers=["held-out phantom patients", ""], disable_numparse=True),
+            "",
+            tabulate(timed, headers=["stage", "seconds"], disable_numparse=True),
+            "",
+            f"pictures: {output / 'overlays'}",
+            f"figures:  {output / _MARK}",
+        ]
+    )
+
+
+def _clear(output: Path) -> None:
+    if not output.exists():
+        return
+    if not output.is_dir() or not ((output / "raw").is_dir() or not any(output.iterdir())):
+        raise CTMaskNetError(f"{output}: is not a demo's folder; name another with --output")
+    shutil.rmtree(output)

@@ -1,0 +1,164 @@
+"""Checkpoints that say what they are for, are written whole, and are refused where they do not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write
+from ctmasknet.modeling.roi_heads import ROW_FEATURES
+
+#: Key of the specification inside a checkpoint file.
+SPEC = "ctmasknet"
+
+#: Which configuration key holds what a specification's entry states.
+_KEYS = {
+    "lesion_classes": "MODEL.LESION_CLASSES",
+    "anchors_rounded": "MODEL.ANCHOR_GENERATOR.ROUND",
+    "num_boxes": "MODEL.RANKED_BOXES.NUM",
+    "image_classes": "MODEL.IMAGE_HEAD.CLASSES",
+}
+
+
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether ``cfg`` describes the slice classifier and not the lesion detector."""
+    return cfg.MODEL.META_ARCHITECTURE == "CTMaskNet"
+
+
+def spec_of(cfg: CfgNode) -> dict[str, Any]:
+    """What a checkpoint of this configuration has to carry to be used rightly."""
+    lesions = list(cfg.MODEL.LESION_CLASSES)
+    mask_types = [name for name, classes in MASK_TYPES.items() if list(classes) == lesions]
+    spec = {
+        "task": "classification" if is_classifier(cfg) else "segmentation",
+        "mask_type": mask_types[0] if mask_types else "custom",
+        "lesion_classes": lesions,
+        "anchors_rounded": bool(cfg.MODEL.ANCHOR_GENERATOR.ROUND),
+    }
+    if is_classifier(cfg):
+        spec["num_boxes"] = cfg.MODEL.RANKED_BOXES.NUM
+        spec["row_features"] = list(ROW_FEATURES)
+        spec["image_classes"] = list(cfg.MODEL.IMAGE_HEAD.CLASSES)
+    return spec
+
+
+def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's specification with the configuration's, entry by entry both have.
+
+    Raises:
+        CTMaskNetError: they disagree; names the key, both values and the override that would agree.
+    """
+    for name, key in _KEYS.items():
+        if name not in found or name not in expected or found[name] == expected[name]:
+            continue
+        fix = f'{key} "{found[name]}"'
+        if name == "lesion_classes" and len(found[name]) != len(expected[name]):
+            fix += f" MODEL.ROI_HEADS.NUM_CLASSES {len(found[name])}"
+        raise CTMaskNetError(
+            f"{path}: {key} is {found[name]} in this checkpoint but {expected[name]} in the "
+            f"configuration or its data set; use a checkpoint that fits, or {fix}"
+        )
+
+
+class CTMaskNetCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer; the file carries :func:`spec_of` and nothing is skipped in silence.
+
+    Args:
+        model: as for Detectron2's.
+        save_dir: folder of the checkpoints.
+        spec: :func:`spec_of` the configuration, saved with and compared on loading.
+        complete: loading fails when a weight of the model is missing from the file. Otherwise whole parts
+            may be missing (an ImageNet start has the backbone alone, a detector has no image head).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        spec: dict[str, Any],
+        complete: bool = False,
+        **checkpointables,
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        self.spec = spec
+        self.complete = complete
+
+    def save(self, name: str, **kwargs) -> None:
+        """Write ``<save_dir>/<name>.pth`` whole: under another name first, then renamed."""
+        super().save(f"{name}.part", **{SPEC: self.spec}, **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        # Called by save() once the file is written.
+        final = last_filename_basename.replace(".part.pth", ".pth")
+        folder = Path(self.save_dir)
+        os.replace(folder / last_filename_basename, folder / final)
+        # The best model so far is no place to resume from.
+        if final != "model_best.pth":
+            with atomic_write(folder / "last_checkpoint") as stream:
+                stream.write(final)
+
+    def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
+        """See Detectron2's.
+
+        Raises:
+            CTMaskNetError: the file is missing, cannot be fetched or read, or does not fit the model.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise CTMaskNetError(f"{path}: no such weights file; set MODEL.WEIGHTS to one that is")
+        self._path = path
+        try:
+            return super().load(path, *args, **kwargs)
+        except CTMaskNetError:
+            raise
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            raise CTMaskNetError(
+                f"{path}: cannot be fetched ({error}); fetch it where there is a network and set "
+                'MODEL.WEIGHTS to the local file, or start from random weights with MODEL.WEIGHTS ""'
+            ) from error
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CTMaskNetError(f"{path}: not a readable checkpoint ({first}); get the file anew") from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:
+            raise CTMaskNetError(f"{self._path}: holds no model weights; get a checkpoint of a model")
+        check_spec(self._path, checkpoint.get(SPEC, {}), self.spec)
+        incompatible = super()._load_model(checkpoint)
+        if incompatible.incorrect_shapes:
+            name, found, expected = incompatible.incorrect_shapes[0]
+            raise CTMaskNetError(
+                f"{self._path}: another architecture: {name} is {found} in the file but {expected} in the model "
+                f"({len(incompatible.incorrect_shapes)} such weights); use the configuration it was trained with"
+            )
+        weights = [name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")]
+        missing = [name for name in incompatible.missing_keys if name in set(weights)]
+        if self.complete:
+            partial = missing
+        else:
+            partial = [name for name in missing if not _part_is_missing(name, missing, weights)]
+        if partial or len(missing) == len(weights):
+            raise CTMaskNetError(
+                f"{self._path}: another architecture: {len(missing)} of the model's {len(weights)} weights are not "
+                f"in it, such as {(partial or missing)[0]}; use the configuration it was trained with"
+            )
+        return incompatible
+
+
+def _part_is_missing(name: str, missing: list[str], weights: list[str]) -> bool:
+    """Whether the part of the model that ``name`` belongs to is missing as a whole."""
+    parts = ("backbone.bottom_up.", "backbone.", "proposal_generator.", "roi_heads.mask_head.", "roi_heads.")
+    prefix = next((part for part in (*parts, "image_head.") if name.startswith(part)), "")
+    return all(weight in set(missing) for weight in weights if weight.startswith(prefix))

@@ -1,0 +1,145 @@
+"""From a command line to a configuration that is complete, and to a model that is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from torch import nn
+
+from ctmasknet.config import add_ctmasknet_config
+from ctmasknet.data.datasets import check_patients_disjoint, dataset_dicts, register_prepared
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.image_head import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.trainable import MODES
+
+BEST_CHECKPOINT = "model_best.pth"
+
+
+def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
+    """Detectron2's defaults, ctmasknet's keys, the file, then ``KEY VALUE`` overrides.
+
+    Raises:
+        CTMaskNetError: missing or malformed file, unknown key, value of another type.
+    """
+    cfg = get_cfg()
+    add_ctmasknet_config(cfg)
+    if not config_file:
+        raise CTMaskNetError("no configuration: add --config-file configs/seg.yaml or configs/cls.yaml")
+    if not os.path.isfile(config_file):
+        raise CTMaskNetError(f"{config_file}: no such configuration; see configs/ for those there are")
+    try:
+        cfg.merge_from_file(config_file)
+    except Exception as error:  # noqa: BLE001 - yacs and PyYAML raise many kinds for one malformed file
+        raise CTMaskNetError(f"{config_file}: {_one_line(error)}; correct the key or its value") from error
+    try:
+        cfg.merge_from_list(list(overrides or []))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise CTMaskNetError(
+            f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
+        ) from error
+    if cfg.MODEL.TRAINABLE not in MODES:
+        raise CTMaskNetError(f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {', '.join(MODES)}")
+    if cfg.MODEL.IMAGE_HEAD.NAME not in IMAGE_HEAD_REGISTRY:
+        raise CTMaskNetError(f"MODEL.IMAGE_HEAD.NAME is {cfg.MODEL.IMAGE_HEAD.NAME!r}; no such head is registered")
+    return cfg
+
+
+def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
+    """The frozen configuration of a tool's run.
+
+    Prepared data sets are registered, class names are taken from the data set in use, and weights
+    are resolved: training starts from ``MODEL.WEIGHTS``; everything else uses ``MODEL.WEIGHTS`` only
+    when it is given as an override, and the best checkpoint of ``OUTPUT_DIR`` otherwise.
+
+    Args:
+        args: has ``config_file`` and ``opts`` as from Detectron2's ``default_argument_parser``.
+        training: the run trains; its data sets have to exist and to share no patient.
+
+    Raises:
+        CTMaskNetError: see :func:`read_cfg`; unknown data sets, shared patients, missing weights.
+    """
+    cfg = read_cfg(args.config_file, args.opts)
+    register_prepared()
+    if training:
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
+        if not cfg.DATASETS.TRAIN:
+            raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
+        for name in names:
+            dataset_dicts(name)
+        known_tests = [name for name in cfg.DATASETS.TEST if name in DatasetCatalog.list()]
+        # A set may serve for validation and for test, as the authors' lesion lists do.
+        for held_out in {*cfg.DATASETS.VAL, *known_tests} - set(cfg.DATASETS.TRAIN):
+            check_patients_disjoint([*cfg.DATASETS.TRAIN, held_out])
+        for test in set(known_tests) - set(cfg.DATASETS.VAL):
+            for val in cfg.DATASETS.VAL:
+                check_patients_disjoint([val, test])
+    else:
+        names = tuple(name for name in cfg.DATASETS.TEST if name in DatasetCatalog.list())
+        if "MODEL.WEIGHTS" not in args.opts:
+            cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)
+    _take_classes(cfg, names)
+    _require_weights(cfg, args.config_file, training)
+    cfg.freeze()
+    return cfg
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode.
+
+    Raises:
+        CTMaskNetError: the file is unreadable, or was made for another configuration.
+    """
+    model = build_model(cfg)
+    CTMaskNetCheckpointer(model, spec=spec_of(cfg), complete=True).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Set the configuration's class names and count to those of the data sets."""
+    attribute = "image_classes" if is_classifier(cfg) else "thing_classes"
+    classes: dict[str, list[str]] = {}
+    for name in names:
+        found = MetadataCatalog.get(name).get(attribute)
+        if found is None:
+            raise CTMaskNetError(
+                f"{name}: has no {attribute}, so it is not a data set for MODEL.META_ARCHITECTURE "
+                f"{cfg.MODEL.META_ARCHITECTURE}; name one made by the other preparation tool"
+            )
+        classes[name] = list(found)
+    if not classes:
+        return
+    (first, found), *others = classes.items()
+    for other, its in others:
+        if its != found:
+            raise CTMaskNetError(f"{other} has classes {its} but {first} has {found}; prepare them as one set")
+    if is_classifier(cfg):
+        before, cfg.MODEL.IMAGE_HEAD.CLASSES = cfg.MODEL.IMAGE_HEAD.CLASSES, found
+    else:
+        before, cfg.MODEL.LESION_CLASSES = cfg.MODEL.LESION_CLASSES, found
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found)
+    if list(before) != found:
+        logging.getLogger(__name__).info("Classes taken from %s: %s", first, ", ".join(found))
+
+
+def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:
+    path = cfg.MODEL.WEIGHTS
+    if not path or "://" in path or os.path.isfile(path):
+        return
+    if not training:
+        fix = f"python tools/train_net.py --config-file {config_file}"
+    elif is_classifier(cfg):
+        fix = "python tools/train_net.py --config-file configs/seg.yaml"
+    else:
+        fix = ""
+    made_by = f"train it with `{fix}`, or " if fix else ""
+    raise CTMaskNetError(f"{path}: no such weights file; {made_by}set MODEL.WEIGHTS to another file")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

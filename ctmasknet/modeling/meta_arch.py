@@ -1,0 +1,135 @@
+"""CTMaskNet: a frozen-behaviour detector and an image head, in one model (paper section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.image_head import build_image_head
+from ctmasknet.modeling.trainable import set_trainable
+
+
+@META_ARCH_REGISTRY.register()
+class CTMaskNet(GeneralizedRCNN):
+    """Classifier of whole slices by the ranked boxes of a lesion detector.
+
+    The detector part always behaves as in evaluation: no sampling, no detector loss, batch-normalisation statistics
+    as loaded. ``train()`` only switches what ``forward`` returns and puts the image head into training mode.
+    """
+
+    @configurable
+    def __init__(self, *, image_head: nn.Module, trainable: str, **kwargs):
+        """
+        Args:
+            image_head: (B, N, 5) rows -> (B, C) logits.
+            trainable: what is trained, see :mod:`ctmasknet.modeling.trainable`.
+        """
+        super().__init__(**kwargs)
+        self.image_head = image_head
+        #: Also return the detector's ``Instances`` in evaluation, for overlays.
+        self.return_instances = False
+        self.set_trainable(trainable)
+        self.register_load_state_dict_post_hook(_drop_masks_without_weights)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            **super().from_config(cfg),
+            "image_head": build_image_head(cfg),
+            "trainable": cfg.MODEL.TRAINABLE,
+        }
+
+    def set_trainable(self, mode: str) -> list[str]:
+        """Choose what is trained; returns the names of those parameters."""
+        names = set_trainable(self, mode)
+        self._detector_learns = any(not name.startswith("image_head.") for name in names)
+        return names
+
+    def train(self, mode: bool = True) -> CTMaskNet:
+        super().train(mode)
+        for part in (self.backbone, self.proposal_generator, self.roi_heads):
+            part.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict[str, Any]]):
+        """
+        Args:
+            batched_inputs: B dicts with ``image`` (3, H, W), values 0..255, RGB; in training also ``label`` (int);
+                ``height`` and ``width`` (px) scale returned instances.
+
+        Returns:
+            In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the one-hot label,
+            mean over classes and batch. In evaluation B dicts: ``logits`` (C,), ``scores`` (C,) sigmoid of the
+            logits, ``pred_class`` int, ``ranked_boxes`` (N, 5), and ``instances`` when ``return_instances`` is set.
+
+        Raises:
+            CTMaskNetError: in training, an input has no label or one outside 0..C-1.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        with torch.set_grad_enabled(self._detector_learns):
+            _, rows, _ = self._ranked_boxes(batched_inputs)
+        logits = self.image_head(rows)
+        labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)
+        target = F.one_hot(labels, logits.shape[1]).to(torch.float32)
+        return {"loss_image": F.binary_cross_entropy_with_logits(logits.float(), target)}
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """See :meth:`forward`. No gradients are recorded."""
+        images, rows, detect = self._ranked_boxes(batched_inputs)
+        logits = self.image_head(rows).float()
+        scores = logits.sigmoid()
+        results = [
+            {
+                "logits": logit,
+                "scores": score,
+                "pred_class": int(logit.argmax()),
+                "ranked_boxes": row,
+            }
+            for logit, score, row in zip(logits, scores, rows.float(), strict=True)
+        ]
+        if self.return_instances:
+            found = self._postprocess(detect(), batched_inputs, images.image_sizes)
+            for result, instances in zip(results, found, strict=True):
+                result.update(instances)
+        return results
+
+    def _ranked_boxes(self, batched_inputs):
+        """Images, rows (B, N, 5), and a function that finishes the detections from the same pass."""
+        images = self.preprocess_image(batched_inputs)
+        features: dict[str, Tensor] = self.backbone(images.tensor)
+        # Proposals are places, not values: nothing flows back through them in any mode.
+        with torch.no_grad():
+            proposals, _ = self.proposal_generator(images, features, None)
+        predictions = self.roi_heads.predict(features, proposals)
+        rows = self.roi_heads.rank(predictions, proposals)
+        return images, rows, lambda: self.roi_heads.detect(features, predictions, proposals)
+
+
+def _labels(batched_inputs: list[dict[str, Any]], num_classes: int) -> list[int]:
+    for item in batched_inputs:
+        label = item.get("label")
+        if label is None or not 0 <= label < num_classes:
+            raise CTMaskNetError(
+                f"{item.get('file_name', 'a slice')}: label {label!r} is not one of 0..{num_classes - 1}; "
+                "prepare the data set again, or set MODEL.IMAGE_HEAD.CLASSES to its classes"
+            )
+    return [item["label"] for item in batched_inputs]
+
+
+def _drop_masks_without_weights(model: CTMaskNet, incompatible) -> None:
+    """Published classifiers come without a mask head; a random one must not draw masks."""
+    prefix = "roi_heads.mask_head."
+    missing = [name for name in incompatible.missing_keys if name.startswith(prefix)]
+    if missing and len(missing) == sum(name.startswith(prefix) for name in model.state_dict()):
+        model.roi_heads.drop_mask_branch()
+        for name in missing:
+            incompatible.missing_keys.remove(name)

@@ -1,0 +1,169 @@
+"""RoI heads that hand on their N best boxes, ranked and still encoded (paper section 3.2).
+
+Shapes in this module: B images a batch, R_i proposals in image i (R in all), K lesion classes, N rows an image.
+A row is [score, dx, dy, dw, dh]: the softmax score of one class and that class's raw regression outputs, before
+decoding and before division by the box weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+#: Names of a row's numbers, in order.
+ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
+
+
+def stretch_rows(rows: Tensor, num: int) -> Tensor:
+    """Make ``num`` rows of n <= num by repeating rows evenly, order kept.
+
+    Row i of the result is row ``floor(i * n / num)``, so the result depends on nothing but ``rows`` (the
+    authors repeat rows at random places, reference). Without any row the result is zero: no box, no score.
+
+    Args:
+        rows: (n, 5).
+        num: N.
+
+    Returns:
+        (N, 5)
+    """
+    count = len(rows)
+    if count == 0:
+        return rows.new_zeros(num, rows.shape[1])
+    return rows[torch.arange(num, device=rows.device) * count // num]
+
+
+def select_ranked(
+    boxes: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+    *,
+    num: int,
+    score_thresh: float,
+    nms_thresh: float,
+) -> tuple[Tensor, Tensor]:
+    """Choose the boxes that become rows: clip, drop empty ones, non-maximum suppression a class, best N.
+
+    Args:
+        boxes: (R_i, K, 4) decoded boxes, xyxy px.
+        scores: (R_i, K) softmax scores of the lesion classes.
+        image_size: (height, width) px of the image before padding.
+        num: N, the most that are chosen.
+        score_thresh: a box counts when its score is above this.
+        nms_thresh: IoU above which the lower-scoring box of a class is dropped.
+
+    Returns:
+        proposal index and class index of the chosen, each (n,), n <= N, best score first.
+    """
+    clipped = Boxes(boxes.detach().reshape(-1, 4).clone())
+    clipped.clip(image_size)
+    scores = scores.detach()
+    keep = clipped.nonempty().view_as(scores) & (scores > score_thresh) & torch.isfinite(scores)
+    proposal, label = keep.nonzero(as_tuple=True)
+    chosen = batched_nms(
+        clipped.tensor.view_as(boxes)[proposal, label], scores[proposal, label], label, nms_thresh
+    )[:num]
+    return proposal[chosen], label[chosen]
+
+
+@ROI_HEADS_REGISTRY.register()
+class RankedBoxROIHeads(StandardROIHeads):
+    """Detectron2's standard RoI heads with a second way out: ranked rows for an image head."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_ranked_boxes: int,
+        ranked_nms_thresh: float,
+        ranked_score_thresh: float,
+        **kwargs,
+    ):
+        """
+        Args:
+            num_ranked_boxes: N.
+            ranked_nms_thresh: IoU of the non-maximum suppression before ranking.
+            ranked_score_thresh: scores have to be above this; negative keeps all.
+        """
+        super().__init__(**kwargs)
+        self.num_ranked_boxes = num_ranked_boxes
+        self.ranked_nms_thresh = ranked_nms_thresh
+        self.ranked_score_thresh = ranked_score_thresh
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            **super().from_config(cfg, input_shape),
+            "num_ranked_boxes": cfg.MODEL.RANKED_BOXES.NUM,
+            "ranked_nms_thresh": cfg.MODEL.RANKED_BOXES.NMS_THRESH,
+            "ranked_score_thresh": cfg.MODEL.RANKED_BOXES.SCORE_THRESH,
+        }
+
+    def predict(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Run the box head once on the proposals of all images.
+
+        Returns:
+            class logits (R, K + 1), background last, and box deltas (R, 4 K).
+        """
+        pooled = self.box_pooler(
+            [features[name] for name in self.box_in_features],
+            [image.proposal_boxes for image in proposals],
+        )
+        return self.box_predictor(self.box_head(pooled))
+
+    def rank(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Tensor:
+        """The N best boxes of every image as rows; gradients reach scores and deltas.
+
+        Args:
+            predictions: from :meth:`predict`.
+            proposals: B instances with ``proposal_boxes``; any of them may be empty.
+
+        Returns:
+            (B, N, 5) rows [score, dx, dy, dw, dh], best score first.
+        """
+        # Proposals are constants here, and which boxes are chosen is not differentiable.
+        with torch.no_grad():
+            boxes = self.box_predictor.predict_boxes(predictions, proposals)
+        probabilities = self.box_predictor.predict_probs(predictions, proposals)
+        deltas = predictions[1].split([len(image) for image in proposals])
+        rows = []
+        for image, decoded, probability, delta in zip(
+            proposals, boxes, probabilities, deltas, strict=True
+        ):
+            scores = probability[:, :-1]
+            proposal, label = select_ranked(
+                decoded.unflatten(1, (-1, 4)),
+                scores,
+                image.image_size,
+                num=self.num_ranked_boxes,
+                score_thresh=self.ranked_score_thresh,
+                nms_thresh=self.ranked_nms_thresh,
+            )
+            encoded = delta.unflatten(1, (-1, 4))[proposal, label]
+            found = torch.cat([scores[proposal, label].unsqueeze(1), encoded], dim=1)
+            rows.append(stretch_rows(found, self.num_ranked_boxes))
+        return torch.stack(rows)
+
+    def detect(
+        self,
+        features: dict[str, Tensor],
+        predictions: tuple[Tensor, Tensor],
+        proposals: list[Instances],
+    ) -> list[Instances]:
+        """The detections that Mask R-CNN would give for ``predictions``, masks included where there is a mask head.
+
+        Score threshold, suppression and count are the test settings of the detector, not those of :meth:`rank`.
+        """
+        instances, _ = self.box_predictor.inference(predictions, proposals)
+        return self.forward_with_given_boxes(features, instances)
+
+    def drop_mask_branch(self) -> None:
+        """Forget the mask head, for weights that come without one."""
+        self.mask_on = False
+        self.mask_head = self.mask_pooler = None

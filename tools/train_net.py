@@ -1,0 +1,37 @@
+"""Train or evaluate the lesion detector (configs/seg.yaml) or the slice classifier (configs/cls.yaml)."""
+
+import sys
+
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+
+from ctmasknet.engine.setup import load_model, setup_cfg
+from ctmasknet.engine.trainer import Trainer
+from ctmasknet.errors import command_line
+
+
+def run(args):
+    cfg = setup_cfg(args, training=not args.eval_only)
+    default_setup(cfg, args)
+    if args.eval_only:
+        return Trainer.test(cfg, load_model(cfg))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+@command_line
+def main(argv=None):
+    args = default_argument_parser().parse_args(argv)
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
