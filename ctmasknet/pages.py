@@ -26,7 +26,7 @@ _LEAST_WIDTH_PX = 560
 
 @dataclass(frozen=True)
 class Chunk:
-    """A few words that stay on one line, with a square of colour before them if ``swatch`` is given."""
+    """A few words that stay on one line, after a square of colour if ``swatch`` is given."""
 
     text: str
     color: tuple[int, int, int] = _TEXT

@@ -7,19 +7,15 @@ given in px of the slice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from detectron2.layers import paste_masks_in_image
-from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 from detectron2.utils.visualizer import GenericMask, Visualizer
 
 from ctmasknet.data.classes import LESION_COLORS
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.lesion_list import Found, Lesion, has_masks, lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
 
 __all__ = [
@@ -40,26 +36,13 @@ _LEGIBLE_PX = 600
 _LABEL_POINTS = 9
 _GOOD, _BAD, _FAINT = (120, 220, 120), (255, 110, 110), (120, 120, 130)
 
-#: Predictions or ground truth of Detectron2, or the ``annotations`` of a dataset dict.
-Found = Instances | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """Box (x0, y0, x1, y1) px, mask (H, W) bool and score 0..1 of a lesion; None where unknown."""
-
-    class_index: int
-    box: tuple[float, float, float, float] | None = None
-    mask: np.ndarray | None = None
-    score: float | None = None
-
 
 @dataclass(frozen=True)
 class SliceCall:
-    """What a classifier says of a slice.
+    """The class of a slice as known and as a classifier has it.
 
-    ``predicted`` and ``truth`` index ``class_names``; ``scores`` (C,) are shown as they are, named by
-    ``score_name``.
+    ``predicted`` and ``truth`` index ``class_names``; ``scores`` (C,) are shown as they are, under
+    the name ``score_name``.
     """
 
     class_names: Sequence[str]
@@ -75,44 +58,6 @@ def class_colors(class_names: Sequence[str]) -> list[tuple[int, int, int]]:
         LESION_COLORS.get(name, _OTHER_COLORS[index % len(_OTHER_COLORS)])
         for index, name in enumerate(class_names)
     ]
-
-
-def lesions_of(
-    found: Found,
-    height: int,
-    width: int,
-    *,
-    score_threshold: float = 0.0,
-    mask_threshold: float = 0.5,
-) -> list[Lesion]:
-    """Bring predictions, ground-truth ``Instances`` or annotations to one form.
-
-    Args:
-        found: ``Instances`` with ``pred_boxes, pred_classes, scores[, pred_masks]`` or ``gt_boxes,
-            gt_classes[, gt_masks]``; masks are (N, H, W) bool or probability, or (N, 1, M, M)
-            probability inside the box. Or annotations with ``category_id`` (from 0), ``bbox``,
-            ``bbox_mode`` and ``segmentation`` (RLE or polygons).
-        height: H of the slice, px.
-        width: W of the slice, px.
-        score_threshold: predictions have to score more than this.
-        mask_threshold: mask pixels have to be more probable than this.
-
-    Raises:
-        CTMaskNetError: a mask of another size than the slice.
-    """
-    if isinstance(found, Instances):
-        return _from_instances(found, height, width, score_threshold, mask_threshold)
-    lesions = []
-    for annotation in found:
-        mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
-        box = BoxMode.convert([float(v) for v in annotation["bbox"]], mode, BoxMode.XYXY_ABS)
-        segmentation = annotation.get("segmentation")
-        mask = None
-        if segmentation:
-            mask = GenericMask(segmentation, height, width).mask.astype(bool)
-            _check_size(mask.shape, height, width)
-        lesions.append(Lesion(int(annotation["category_id"]), tuple(box), mask))
-    return lesions
 
 
 def draw_lesions(
@@ -206,7 +151,7 @@ def side_by_side(
         Chunk(name, swatch=color)
         for name, color in zip(class_names, class_colors(class_names), strict=True)
     ]
-    if prediction is not None and _has_masks(prediction):
+    if prediction is not None and has_masks(prediction):
         legend.append(Chunk("|", color=_FAINT))
         legend.append(Chunk(f"mask: probability > {mask_threshold:g}"))
     return compose_page(panels, title=title, header=_call_chunks(call), legend=legend)
@@ -289,7 +234,7 @@ class _LesionCanvas(Visualizer):
             artist.remove()
 
     def _free_place(self, box, width, height) -> tuple[float, float] | None:
-        """Upper left corner of a place at the box (above, below, beside, inside) for a label, px."""
+        """Upper left corner (px) of a place above, below, beside or in the box, for a label."""
         x0, y0, x1, y1 = box
         right, bottom = self.output.width - width, self.output.height - height
         for x, y in (
@@ -311,52 +256,6 @@ class _LesionCanvas(Visualizer):
         return None
 
 
-def _from_instances(
-    instances: Instances, height: int, width: int, score_threshold: float, mask_threshold: float
-) -> list[Lesion]:
-    instances = instances.to(torch.device("cpu"))
-    kind = "pred" if instances.has("pred_classes") else "gt"
-    if instances.has("scores"):
-        instances = instances[instances.scores > score_threshold]
-    count = len(instances)
-    boxes = instances.get(f"{kind}_boxes").tensor.tolist()
-    classes = instances.get(f"{kind}_classes").tolist()
-    scores = instances.scores.tolist() if instances.has("scores") else [None] * count
-    masks: Sequence[np.ndarray | None] = [None] * count
-    if count and instances.has(f"{kind}_masks"):
-        masks = _masks(instances, kind, height, width, mask_threshold)
-    return [
-        Lesion(index, tuple(box), mask, score)
-        for index, box, mask, score in zip(classes, boxes, masks, scores, strict=True)
-    ]
-
-
-def _masks(
-    instances: Instances, kind: str, height: int, width: int, threshold: float
-) -> np.ndarray:
-    """(N, H, W) bool from whatever form Detectron2 gives masks."""
-    masks = instances.get(f"{kind}_masks")
-    if isinstance(masks, PolygonMasks):
-        masks = [GenericMask(polygons, height, width).mask for polygons in masks.polygons]
-        return np.stack(masks).astype(bool)
-    masks = masks.tensor if isinstance(masks, BitMasks) else masks
-    if masks.ndim == 4:
-        boxes = instances.get(f"{kind}_boxes")
-        masks = paste_masks_in_image(masks[:, 0], boxes, (height, width), threshold)
-    elif masks.is_floating_point():
-        masks = masks > threshold
-    _check_size(masks.shape[1:], height, width)
-    return masks.numpy().astype(bool)
-
-
-def _check_size(shape: Sequence[int], height: int, width: int) -> None:
-    if tuple(shape) != (height, width):
-        raise CTMaskNetError(
-            f"a lesion mask has {shape[1]} x {shape[0]} px but its slice {width} x {height}; "
-            "prepare the data set again from images and masks of one size"
-        )
-
-
 def _call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
     """Header lines: the slice's class as known and as predicted, then the scores."""
     if call is None:
@@ -376,12 +275,6 @@ def _call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
         for index, (name, score) in enumerate(zip(names, call.scores, strict=True)):
             scores.append(Chunk(f"{name} {float(score):.2f}", bold=index == call.predicted))
     return [line for line in (classes, scores) if line]
-
-
-def _has_masks(found: Found) -> bool:
-    if isinstance(found, Instances):
-        return found.has("pred_masks") or found.has("gt_masks")
-    return any(annotation.get("segmentation") for annotation in found)
 
 
 def _enlarged(image: np.ndarray, scale: int, interpolation: int) -> np.ndarray:

@@ -16,7 +16,14 @@ def tiny_cfg(repository) -> CfgNode:
     cfg.merge_from_file(str(repository / "configs" / "cls.yaml"))
     cfg.merge_from_list(
         [
-            *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+            *(
+                "MODEL.DEVICE",
+                "cpu",
+                "MODEL.RESNETS.DEPTH",
+                18,
+                "MODEL.RESNETS.RES2_OUT_CHANNELS",
+                64,
+            ),
             *("MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.FPN.IN_FEATURES", ["res3"]),
             *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
             *("MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3"]),

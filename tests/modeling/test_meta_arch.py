@@ -27,7 +27,9 @@ def test_one_pass_for_a_batch_of_unlike_sizes(tiny_model, slices, monkeypatch):
     calls = []
     backbone = type(tiny_model.backbone)
     forward = backbone.forward
-    monkeypatch.setattr(backbone, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    monkeypatch.setattr(
+        backbone, "forward", lambda self, x: calls.append(len(x)) or forward(self, x)
+    )
     tiny_model.eval()(slices)
     assert calls == [3]
 
@@ -93,8 +95,9 @@ def test_mask_branch_goes_when_weights_have_none(tiny_cfg, tiny_model, slices):
 EXPECTED_CHANGES = {
     "heads": lambda name: name.startswith("image_head."),
     "heads_bn": lambda name: name.startswith("image_head.") or ".norm." in name,
-    "heads_bn_no_shortcut": lambda name: name.startswith("image_head.")
-    or (".norm." in name and "shortcut" not in name),
+    "heads_bn_no_shortcut": lambda name: (
+        name.startswith("image_head.") or (".norm." in name and "shortcut" not in name)
+    ),
     # The RPN and the mask head have no differentiable way to the logits.
     "full": lambda name: not name.startswith(("proposal_generator.", "roi_heads.mask_head.")),
 }
@@ -115,9 +118,7 @@ def test_three_steps_change_exactly_what_the_mode_says(tiny_model, slices, mode)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     parameters = {name for name, _ in tiny_model.named_parameters()}
     assert changed == {name for name in parameters if EXPECTED_CHANGES[mode](name)}
-    without_gradient = {
-        name for name, value in tiny_model.named_parameters() if value.grad is None
-    }
+    without_gradient = {name for name, value in tiny_model.named_parameters() if value.grad is None}
     assert without_gradient == parameters - changed
 
 
