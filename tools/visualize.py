@@ -1,0 +1,43 @@
+"""Draw lesions: ground truth beside prediction for a data set, or predictions for image files.
+
+    python tools/visualize.py --config-file configs/seg.yaml --dataset cncb_lesions_both_val \
+        --output output/overlays --limit 20
+    python tools/visualize.py --config-file configs/cls.yaml --input slices/ --output pictures
+
+Weights are the best checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+"""
+
+import argparse
+import sys
+
+from ctmasknet.errors import command_line
+from ctmasknet.gallery import CONTACT_SHEET, draw_from_command_line
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", help="configs/seg.yaml, configs/cls.yaml, ...")
+    parser.add_argument("--dataset", help="name of a prepared data set")
+    parser.add_argument("--input", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
+    parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.75, help="lesions must score more (0.75)"
+    )
+    parser.add_argument("--ground-truth-only", action="store_true", help="no model, no prediction")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv=None):
+    args = parse(argv)
+    pictures = draw_from_command_line(args)
+    print(f"{len(pictures)} pictures and {CONTACT_SHEET} in {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
