@@ -70,7 +70,8 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
         lesion_classes = list(cfg.MODEL.LESION_CLASSES)
         if is_classifier(cfg):
             image_classes = list(cfg.MODEL.IMAGE_HEAD.CLASSES)
-    # The folder is tried before a model is loaded, and made only after all else is known to be right
+    # The folder is tried before a model is loaded, and made only after all else is known to be
+    # right
     output = writable_folder(args.output)
     return draw_gallery(
         entries,

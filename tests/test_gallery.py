@@ -7,11 +7,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from ctmasknet.data.datasets import unregister
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from ctmasknet import gallery
+from ctmasknet.data.datasets import unregister
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.gallery import (
     CONTACT_SHEET,
