@@ -6,32 +6,20 @@ the data, which says how they were made and lets a second call find its work don
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from ctmasknet.data.classes import IMAGE_CLASSES
-from ctmasknet.data.phantom_patient import (
-    DEFAULT,
-    PhantomConfig,
-    PhantomPatient,
-    PhantomSlice,
-    phantom_patient,
-)
+from ctmasknet.data.phantom_files import save_picture, write_tree
+from ctmasknet.data.phantom_patient import phantom_patient
+from ctmasknet.data.phantom_render import DEFAULT, PhantomConfig, PhantomPatient, PhantomSlice
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
 
 __all__ = [
     "LESION_TREE",
@@ -51,7 +39,6 @@ SLICE_TREE = "covidx_ct_raw"
 #: Version of the phantoms: part of the recipe, to be raised when the same arguments give other
 #: pictures.
 _VERSION = 1
-_RECIPE = "phantom.json"
 #: Patient numbers of the lesion set are 1 .. this, those of the slices lie above.
 _LAST_LESION_PATIENT = 10_000
 _CLASS_NAMES = ("Normal", "CP", "NCP")
@@ -109,7 +96,7 @@ def write_phantom_lesions(
             "label_px": _label_px(results),
         }
 
-    return _write_tree(Path(out) / LESION_TREE, recipe, tasks, work, summary, workers, overwrite)
+    return write_tree(Path(out) / LESION_TREE, recipe, tasks, work, summary, workers, overwrite)
 
 
 def write_phantom_slices(
@@ -184,7 +171,7 @@ def write_phantom_slices(
             text = "".join(f"{line}\n" for line in lines)
             (folder / f"{split}_COVIDx_CT.txt").write_text(text, encoding="utf-8")
 
-    return _write_tree(
+    return write_tree(
         Path(out) / SLICE_TREE, recipe, tasks, work, summary, workers, overwrite, finish=lists
     )
 
@@ -216,15 +203,6 @@ def _count_labels(drawn: list[PhantomSlice]) -> list[int]:
     return sum(np.bincount(one.mask.ravel(), minlength=4) for one in drawn).tolist()
 
 
-def _save(path: Path, picture: np.ndarray, *options: int) -> None:
-    """Encode first, then write: OpenCV's own writer reports a full disk as nothing but False."""
-    good, data = cv2.imencode(path.suffix, picture, options)
-    if not good:
-        raise CTMaskNetError(f"{path}: OpenCV could not encode the picture; check its installation")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
-
-
 def _write_lesion_patient(
     task: _Task, folder: Path, *, seed: int, side_px: int, slices: int, config: PhantomConfig
 ) -> dict:
@@ -239,8 +217,8 @@ def _write_lesion_patient(
     )
     for one in drawn:
         name = f"{task.patient}/{one.number}"
-        _save(folder / f"image/{name}.jpg", one.image, cv2.IMWRITE_JPEG_QUALITY, 95)
-        _save(folder / f"mask/{name}.png", one.mask)
+        save_picture(folder / f"image/{name}.jpg", one.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+        save_picture(folder / f"mask/{name}.png", one.mask)
     without = sum(int(one.mask.max() < 2) for one in drawn)
     return {"without": without, "label_px": _count_labels(drawn)}
 
@@ -262,98 +240,8 @@ def _write_slice_patient(
         # One scan a patient; its number differs from the patient's so that a mix-up shows.
         scan = task.patient + 20_000
         name = f"{_CLASS_NAMES[label]}_{task.patient}_{scan}_{one.number:04d}.png"
-        _save(folder / "images" / name, one.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
+        save_picture(folder / "images" / name, one.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
         if with_masks:
-            _save(folder / "masks" / name, one.mask)
+            save_picture(folder / "masks" / name, one.mask)
         lines.append(" ".join(map(str, (name, label, *one.body_box))))
     return {"lines": lines, "label_px": _count_labels(drawn)}
-
-
-def _write_tree(
-    target: Path,
-    recipe: dict,
-    tasks: list[_Task],
-    work: Callable[[_Task, Path], dict],
-    summary: Callable[[list[dict]], dict],
-    workers: int | None,
-    overwrite: bool,
-    finish: Callable[[Path, list[dict]], None] = lambda folder, results: None,
-) -> dict:
-    """Draw all patients into a sibling of ``target``; put it in place when all is there."""
-    if os.path.lexists(target):
-        done = _stored(target)
-        if done is not None and done["recipe"] == recipe:
-            return done["summary"]
-        if not overwrite:
-            raise CTMaskNetError(
-                f"{target}: exists and was not made with these arguments; "
-                "choose another folder or pass --overwrite"
-            )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{target.parent}: cannot be written ({error}); choose another"
-        ) from error
-    try:
-        folder.chmod(0o755)
-        results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
-        finish(folder, results)
-        made = summary(results)
-        files = sum(len(names) for _, _, names in os.walk(folder))
-        write_json(folder / _RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1)
-        if os.path.lexists(target):
-            _remove(target)
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return made
-
-
-def _stored(target: Path) -> dict | None:
-    """The recipe file of a tree; None when there is none or files of the tree are missing."""
-    try:
-        stored = json.loads((target / _RECIPE).read_text(encoding="utf-8"))
-        files = sum(len(names) for _, _, names in os.walk(target)) - 1
-        return (
-            stored if {"recipe", "summary"} <= stored.keys() and stored["files"] == files else None
-        )
-    except (OSError, ValueError, AttributeError, KeyError):
-        return None
-
-
-def _remove(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink()
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Callable]:
-    if workers == 1:
-        yield map
-        return
-    # Forked workers start at once; started afresh, each would import the whole framework first.
-    fork = "fork" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if fork else None)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
-
-
-def _map(work: Callable, tasks: list[_Task], workers: int | None, desc: str) -> list[dict]:
-    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
-    if workers < 1:
-        raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
-    with _pool(workers) as mapping:
-        return list(tqdm(mapping(work, tasks), total=len(tasks), desc=desc, unit="patient"))

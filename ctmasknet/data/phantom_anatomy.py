@@ -149,7 +149,8 @@ class Anatomy:
         # tissue at the back.
         hilum = _cap(t, 0.50, 0.13)
         strip = self.mediastinum_mm * (1 + 0.3 * np.clip((t - 0.6) / 0.2, 0, 1))
-        middle = ellipse(x, y, 0.0, -0.02 * b, strip, 1.12 * b)
+        middle = ellipse(x, y, 0.0, 0.06 * b, strip, 0.74 * b)
+        middle = smooth_union(middle, ellipse(x, y, 2.0, -0.7 * b, 9.0, 0.5 * b), 7.0)
         middle = smooth_union(middle, ellipse(x, y, 0.0, 2.0, 47 * hilum, 17 * hilum), 8.0)
         middle = smooth_union(middle, ellipse(x, y, 0.0, 0.82 * b, 30.0, 0.40 * b), 6.0)
 
@@ -178,14 +179,18 @@ class Anatomy:
             outline = smooth_union(outline, breast, 14.0)
         return outline
 
-    def oblique_fissure(self, y: Array, z) -> Array:
+    def oblique_fissure(self, x: Array, y: Array, z) -> Array:
         """Distance from the oblique fissure in y, mm: positive in the lower lobes, behind it."""
         level = (z / self.height_mm - 0.25) * 1.7 - 0.35
-        return y - (level * self.half_depth_mm + self.fissure_shift_mm)
+        # It runs forward towards the side and bends a little.
+        bend = 0.28 * (np.abs(x) - 70) + 3 * np.sin(
+            np.float32(0.07) * x + np.float32(self.rib_phase)
+        )
+        return y + bend - (level * self.half_depth_mm + self.fissure_shift_mm)
 
     def lobe(self, x: Array, y: Array, z) -> Array:
         """Lobe: 0 right upper, 1 right middle, 2 right lower, 3 left upper, 4 left lower."""
-        lower = self.oblique_fissure(y, z) > 0
+        lower = self.oblique_fissure(x, y, z) > 0
         middle = np.broadcast_to(np.asarray(z) < 0.5 * self.height_mm, np.shape(lower))
         right = np.where(lower, 2, np.where(middle, 1, 0))
         return np.where(x < 0, right, np.where(lower, 4, 3))

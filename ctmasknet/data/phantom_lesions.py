@@ -97,7 +97,7 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
         x, y, z = _pick(rng, points, favour * near * (np.sign(points[:, 0]) == side) + 1e-9)
         reach = float(np.clip(rng.lognormal(np.log(13 + 17 * severity), 0.42), 7, 52))
         across = float(np.clip(rng.lognormal(np.log(9 + 9 * severity), 0.35), 6, 30))
-        dense = rng.random() < 0.15 + 0.6 * stage
+        dense = rng.random() < 0.2 + 0.6 * stage
         lesions.append(
             Lesion(
                 centre=(float(x), float(y), float(z)),
@@ -107,7 +107,7 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
                 depth_reach_mm=across if peripheral else 0.0,
                 ragged=float(rng.uniform(0.14, 0.30)),
                 soft=float(rng.uniform(0.28, 0.60)),
-                core=float(rng.uniform(0.50, 0.80)) if dense else NO_CORE,
+                core=float(rng.uniform(0.42, 0.75)) if dense else NO_CORE,
                 ggo_hu=float(np.clip(rng.normal(290 + 90 * stage, 60), 170, 460)),
                 lattice=float(rng.uniform(0.4, 1.0)) if rng.random() < 0.35 else 0.0,
             )
@@ -129,7 +129,7 @@ def plan_pneumonia(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
         where.append(int(rng.choice((3, 4) if first < 3 else (0, 1, 2))))
     elif rng.random() < 0.30:
         where.append(int(rng.choice((0, 1, 2) if first < 3 else (3, 4))))
-    glassy = rng.random() < 0.12
+    glassy = rng.random() < 0.09
     depth = anatomy.shapes(*points.T).cavity
     lesions = []
     for i, lobe in enumerate(where):
@@ -207,7 +207,7 @@ def paint_lesions(
         # Noise may not start islands far outside the blob.
         level = np.minimum(level, 2.2 * (1 + 2 * lesion.ragged - np.sqrt(q + tall)))
         if lesion.lobe is not None:
-            level = np.minimum(level, _lobe_edge(lesion.lobe, anatomy, ys, z))
+            level = np.minimum(level, _lobe_edge(lesion.lobe, anatomy, xs, ys, z))
         amount = _rise(level / lesion.soft)
         core = _rise((level - lesion.core) / 0.14 + 0.5)
         stronger = amount > ggo[box]
@@ -218,9 +218,9 @@ def paint_lesions(
     return LesionPicture(ggo, hu, dense, lattice)
 
 
-def _lobe_edge(lobe: int, anatomy: Anatomy, y: Array, z: float) -> Array:
+def _lobe_edge(lobe: int, anatomy: Anatomy, x: Array, y: Array, z: float) -> Array:
     """A level that falls to 0 within 2 mm of the lobe's fissures and is high inside."""
-    behind = anatomy.oblique_fissure(y, z)
+    behind = anatomy.oblique_fissure(x, y, z)
     edge = (behind if lobe in (2, 4) else -behind) * np.float32(0.5)
     if lobe in (0, 1):
         above = (z - 0.5 * anatomy.height_mm) * (1 if lobe == 0 else -1)
