@@ -1,0 +1,244 @@
+"""Chest anatomy of one synthetic patient as smooth implicit shapes.
+
+Frame: millimetres, x to the image's right (the patient's left), y to the back (spine down), origin
+in the middle of the chest; z runs from the lung base (0) up to the apex (``height_mm``). A shape
+is a field that is positive inside and close to the distance from its edge in mm, so that edges can
+be drawn with partial volume at any pixel pitch. Every function takes arrays of any one shape, or a
+scalar z, so pictures and point clouds share one definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+Array = np.ndarray
+
+
+def ellipse(x: Array, y: Array, cx, cy, rx, ry, angle: float = 0.0) -> Array:
+    """Field of an ellipse (mm); ``angle`` in radians turns its first axis from x towards y."""
+    u, v = x - cx, y - cy
+    if angle:
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        u, v = c * u + s * v, c * v - s * u
+    rx, ry = np.maximum(rx, np.float32(1e-2)), np.maximum(ry, np.float32(1e-2))
+    # In place: this is where most of a slice's time goes.
+    u /= rx
+    v /= ry
+    u *= u
+    v *= v
+    u += v
+    np.sqrt(u, out=u)
+    np.subtract(1, u, out=u)
+    u *= np.minimum(rx, ry)
+    return u
+
+
+def smooth_union(a: Array, b: Array, blend_mm: float) -> Array:
+    """Union of two fields with the crease rounded over ``blend_mm``."""
+    crease = a - b
+    np.abs(crease, out=crease)
+    np.subtract(np.float32(blend_mm), crease, out=crease)
+    np.maximum(crease, 0, out=crease)
+    crease *= crease
+    crease *= np.float32(0.25 / blend_mm)
+    crease += np.maximum(a, b)
+    return crease
+
+
+def _cap(z, centre, radius):
+    """Relative radius of an ellipsoid's cut at height z (0 beyond its poles)."""
+    return np.sqrt(np.maximum(1 - ((z - centre) / radius) ** 2, 0))
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Fields at given points, mm, positive inside; ``lung`` is both lungs together."""
+
+    cavity: Array
+    heart: Array
+    liver: Array
+    lung: Array
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Measures of one patient; lengths in mm, attenuation in HU."""
+
+    half_width_mm: float
+    half_depth_mm: float
+    height_mm: float
+    wall_side_mm: float
+    wall_front_mm: float
+    muscle_mm: float
+    breast_mm: float
+    heart_scale: float
+    heart_angle: float
+    mediastinum_mm: float
+    dome_right: float
+    dome_left: float
+    aorta_mm: float
+    rib_phase: float
+    fissure_shift_mm: float
+    lung_hu: float
+    gravity_hu: float
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Anatomy:
+        """Draw a patient: adults of either sex, thin to obese, breath held more or less deep."""
+        size = rng.normal(1.0, 0.05)
+        return cls(
+            half_width_mm=float(np.clip(133 * size + rng.normal(0, 5), 112, 152)),
+            half_depth_mm=float(np.clip(95 * size + rng.normal(0, 6), 78, 115)),
+            height_mm=float(np.clip(225 * size + rng.normal(0, 12), 185, 270)),
+            wall_side_mm=float(rng.uniform(22, 42)),
+            wall_front_mm=float(rng.uniform(18, 34)),
+            muscle_mm=float(rng.uniform(5, 12)),
+            breast_mm=float(rng.uniform(22, 42)) if rng.random() < 0.4 else 0.0,
+            heart_scale=float(rng.uniform(0.88, 1.14)),
+            heart_angle=float(rng.uniform(0.35, 0.75)),
+            mediastinum_mm=float(rng.uniform(22, 30)),
+            dome_right=float(rng.uniform(0.13, 0.25)),
+            dome_left=float(rng.uniform(0.08, 0.18)),
+            aorta_mm=float(rng.uniform(10, 14)),
+            rib_phase=float(rng.uniform(0, 2 * np.pi)),
+            fissure_shift_mm=float(rng.normal(0, 8)),
+            lung_hu=float(rng.normal(-855, 22)),
+            gravity_hu=float(rng.uniform(10, 60)),
+        )
+
+    def cavity_axes(self, z) -> tuple:
+        """Half width and half depth of the chest cavity at height z, mm."""
+        up = np.maximum(z / self.height_mm - 0.3, 0) / 0.76
+        width = np.sqrt(np.maximum(1 - up * up * up, 0.02))
+        return self.half_width_mm * width, self.half_depth_mm * (0.35 + 0.65 * width)
+
+    def shapes(self, x: Array, y: Array, z) -> Shapes:
+        """Cavity, heart with great vessels, both domes below, and lungs at points (x, y, z)."""
+        a, b = self.cavity_axes(z)
+        t = z / self.height_mm
+        # Wider at the back than at the front.
+        u, v = (x / (a * (1 + 0.07 * (y / b)))) ** 2, (y / b) ** 2
+        round_, square = np.sqrt(u + v), np.sqrt(np.sqrt(u * u + v * v))
+        q = np.maximum(0.6 * round_ + 0.4 * square, 1e-3)
+        cavity = (1 - q) * np.sqrt(x * x + y * y) / q
+
+        s, depth = self.heart_scale, self.half_depth_mm
+        beat = _cap(t, 0.24, 0.34)
+        heart = ellipse(
+            x, y, 20 * s, -0.27 * depth, 63 * s * beat, 47 * s * beat, angle=self.heart_angle
+        )
+        # Aortic root, pulmonary trunk and superior cava above the heart; the arch; the descending
+        # aorta.
+        trunk = np.clip((t - 0.30) / 0.12, 0, 1) * np.clip((0.80 - t) / 0.08, 0, 1)
+        great = ellipse(x, y, -6.0, -0.24 * depth, 36 * trunk, 27 * trunk, angle=0.25)
+        arch = _cap(t, 0.70, 0.05)
+        great = np.maximum(
+            great, ellipse(x, y, 9.0, 0.02 * depth, 40 * arch, 15 * arch, angle=1.05)
+        )
+        below_arch = np.clip((0.73 - t) / 0.03, 0, 1) * self.aorta_mm
+        aorta = ellipse(x, y, 25.0, 0.42 * depth, below_arch, below_arch)
+        heart = smooth_union(smooth_union(heart, great, 10.0), aorta, 4.0)
+        branch = 8.0 * np.clip((t - 0.72) / 0.05, 0, 1)
+        for cx, cy in ((-20.0, -0.26), (-9.0, -0.10), (11.0, -0.08), (17.0, 0.10)):
+            heart = np.maximum(heart, ellipse(x, y, cx, cy * depth, branch, branch))
+
+        # The middle: a strip that thins to the front, hila at mid height, the spine with its soft
+        # tissue at the back.
+        hilum = _cap(t, 0.50, 0.13)
+        strip = self.mediastinum_mm * (1 + 0.3 * np.clip((t - 0.6) / 0.2, 0, 1))
+        middle = ellipse(x, y, 0.0, 0.06 * b, strip, 0.74 * b)
+        middle = smooth_union(middle, ellipse(x, y, 2.0, -0.7 * b, 9.0, 0.5 * b), 7.0)
+        middle = smooth_union(middle, ellipse(x, y, 0.0, 2.0, 47 * hilum, 17 * hilum), 8.0)
+        middle = smooth_union(middle, ellipse(x, y, 0.0, 0.82 * b, 30.0, 0.40 * b), 6.0)
+
+        right = _cap(t, self.dome_right - 0.30, 0.30)
+        left = _cap(t, self.dome_left - 0.28, 0.28)
+        width = self.half_width_mm
+        liver = np.maximum(
+            ellipse(x, y, -0.46 * width, -0.14 * depth, 0.56 * width * right, 0.84 * depth * right),
+            ellipse(x, y, 0.48 * width, -0.10 * depth, 0.50 * width * left, 0.82 * depth * left),
+        )
+        solid = np.maximum(smooth_union(heart, middle, 5.0), liver)
+        return Shapes(cavity, heart, liver, np.minimum(cavity, -solid))
+
+    def body(self, x: Array, y: Array, z: float) -> Array:
+        """Field of the skin outline at height z."""
+        t = z / self.height_mm
+        a = self.half_width_mm + self.wall_side_mm * (1 + 0.25 * max(t - 0.6, 0))
+        b = self.half_depth_mm * 1.05 + self.wall_front_mm
+        u, v = (x / a) ** 2, ((y - 9) / b) ** 2
+        q = np.maximum(0.5 * np.sqrt(u + v) + 0.5 * np.sqrt(np.sqrt(u * u + v * v)), 1e-3)
+        outline = (1 - q) * np.sqrt(x * x + (y - 9) ** 2) / q
+        full = float(_cap(t, 0.32, 0.38))
+        if self.breast_mm and full > 0.2:
+            side = np.abs(x) - 0.52 * self.half_width_mm
+            breast = ellipse(side, y, 0.0, -0.86 * b, 62 * full, 1.1 * self.breast_mm * full)
+            outline = smooth_union(outline, breast, 14.0)
+        return outline
+
+    def oblique_fissure(self, x: Array, y: Array, z) -> Array:
+        """Distance from the oblique fissure in y, mm: positive in the lower lobes, behind it."""
+        level = (z / self.height_mm - 0.25) * 1.7 - 0.35
+        # It runs forward towards the side and bends a little.
+        bend = 0.28 * (np.abs(x) - 70) + 3 * np.sin(
+            np.float32(0.07) * x + np.float32(self.rib_phase)
+        )
+        return y + bend - (level * self.half_depth_mm + self.fissure_shift_mm)
+
+    def lobe(self, x: Array, y: Array, z) -> Array:
+        """Lobe: 0 right upper, 1 right middle, 2 right lower, 3 left upper, 4 left lower."""
+        lower = self.oblique_fissure(x, y, z) > 0
+        middle = np.broadcast_to(np.asarray(z) < 0.5 * self.height_mm, np.shape(lower))
+        right = np.where(lower, 2, np.where(middle, 1, 0))
+        return np.where(x < 0, right, np.where(lower, 4, 3))
+
+    def bones(self, x: Array, y: Array, z: float, cavity: Array, azimuth: Array) -> Array:
+        """Field of ribs, sternum, spine and shoulder blades; ``azimuth`` is 0 at the front."""
+        a, b = self.cavity_axes(z)
+        # Ribs slope down to the front, so a slice cuts each at another azimuth: a wave that runs
+        # with z.
+        wave = np.cos(np.float32(11.0) * np.abs(azimuth) + np.float32(self.rib_phase + z * 0.26))
+        bone = (1 - ((cavity + 7) / 4.2) ** 2 - ((1 - wave) / 0.9) ** 2) * 3
+        bone = np.maximum(bone, ellipse(x, y, 0.0, -b - 8, 19.0, 5.5))
+        spine = 0.64 * self.half_depth_mm
+        process = 0.5 + 0.5 * np.cos(z * 0.25 + self.rib_phase)
+        bone = np.maximum(bone, ellipse(x, y, 0.0, spine, 18.0, 14.5))
+        ring = 3.2 - np.abs(ellipse(x, y, 0.0, spine + 22, 11.5, 11.0))
+        bone = np.maximum(bone, ring)
+        bone = np.maximum(bone, ellipse(x, y, 0.0, spine + 42, 3.6, 14.0 * process + 3))
+        if process > 0.3:
+            wing = ellipse(np.abs(x), y, 24.0, spine + 24, 15.0 * process, 4.5, angle=0.5)
+            bone = np.maximum(bone, wing)
+        if z > 0.45 * self.height_mm:
+            reach = min((z / self.height_mm - 0.45) / 0.2, 1.0)
+            blade = ellipse(
+                np.abs(x), y, a * 0.80 + 12, 0.62 * b + 18, 34 * reach, 3.6, angle=-0.75
+            )
+            bone = np.maximum(bone, blade)
+        return bone
+
+    def spinal_canal(self, x: Array, y: Array) -> Array:
+        return ellipse(x, y, 0.0, 0.64 * self.half_depth_mm + 22, 8.5, 8.0)
+
+
+class SmoothNoise:
+    """A seeded 3-D random field of about unit variance and grain ``cell_mm``, cut at any height."""
+
+    def __init__(
+        self, rng: np.random.Generator, cell_mm: float, extent_mm: float, height_mm: float
+    ):
+        across, up = int(np.ceil(extent_mm / cell_mm)) + 1, int(np.ceil(height_mm / cell_mm)) + 2
+        self._cells = rng.standard_normal((up, across, across), dtype=np.float32)
+        self._cell_mm = cell_mm
+
+    def at(self, z: float, side_px: int) -> Array:
+        """The field at height z mm over the whole picture, (side_px, side_px) float32."""
+        position = np.clip(z / self._cell_mm, 0, len(self._cells) - 1.001)
+        below = int(position)
+        f = np.float32(position - below)
+        plane = (1 - f) * self._cells[below] + f * self._cells[below + 1]
+        plane *= 1.35 / np.sqrt((1 - f) ** 2 + f**2)
+        return cv2.resize(plane, (side_px, side_px), interpolation=cv2.INTER_CUBIC)

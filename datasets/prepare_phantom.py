@@ -1,0 +1,68 @@
+"""Make synthetic chest-CT patients in the raw layouts of the lesion set and of COVIDx-CT."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tabulate import tabulate
+
+from ctmasknet.data.phantom import write_phantom_lesions, write_phantom_slices
+from ctmasknet.errors import command_line
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", required=True, help="folder that gets the two trees")
+    parser.add_argument("--seed", type=int, default=1, help="another seed gives other patients")
+    parser.add_argument("--side", type=int, default=256, help="height and width of a slice, px")
+    parser.add_argument("--lesion-patients", type=int, default=40, help="COVID patients with masks")
+    parser.add_argument("--lesion-slices", type=int, default=8, help="slices of each of them")
+    parser.add_argument("--train-patients", type=int, default=60, help="a class")
+    parser.add_argument("--val-patients", type=int, default=12, help="a class")
+    parser.add_argument("--test-patients", type=int, default=24, help="a class")
+    parser.add_argument("--slices", type=int, default=6, help="slices of each patient of the lists")
+    parser.add_argument("--workers", type=int, default=None, help="processes (all cores)")
+    parser.add_argument("--with-masks", action="store_true", help="keep masks of the listed slices")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    return parser.parse_args()
+
+
+@command_line
+def main() -> None:
+    args = parse()
+    common = {
+        "seed": args.seed,
+        "side_px": args.side,
+        "workers": args.workers,
+        "overwrite": args.overwrite,
+    }
+    lesions = write_phantom_lesions(
+        args.output, patients=args.lesion_patients, slices=args.lesion_slices, **common
+    )
+    slices = write_phantom_slices(
+        args.output,
+        patients={
+            "train": args.train_patients,
+            "val": args.val_patients,
+            "test": args.test_patients,
+        },
+        slices=args.slices,
+        with_masks=args.with_masks,
+        **common,
+    )
+    rows = [("lesions", lesions["patients"], lesions["slices"])]
+    rows += [(n, s["patients"], s["slices"]) for n, s in slices["splits"].items()]
+    rows = [(n, p, *(s.values() if isinstance(s, dict) else ("", "", s))) for n, p, s in rows]
+    print(tabulate(rows, headers=["list", "patients", "normal", "pneumonia", "covid"]))
+    print(f"lesion slices without a lesion: {lesions['slices_without_lesion']}")
+    pixels = [
+        (name, *s["label_px"].values()) for name, s in (("lesions", lesions), ("lists", slices))
+    ]
+    print(tabulate(pixels, headers=["px of label", *lesions["label_px"]], intfmt=","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
