@@ -274,7 +274,6 @@ def set_value(path: Path, value: int):
     Image.fromarray(mask).save(path)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -308,12 +307,19 @@ def set_value(path: Path, value: int):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    source, prepare, tmp_path, capsys, spoil, message, workers
+    source, prepare, tmp_path, capsys, spoil, message
 ):
     spoil(source)
-    assert prepare("--source", source, "--flip", "vertical", "--workers", workers) == 2
+    assert prepare("--source", source, "--flip", "vertical") == 2
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1] and error[-1].startswith("error: ")
+    assert not (tmp_path / "root" / "cncb_lesions").exists()
+
+
+def test_bad_input_found_by_another_process(source, prepare, tmp_path, capsys):
+    truncate(source / "image" / "9_2.jpg")
+    assert prepare("--source", source, "--flip", "vertical", "--workers", 2) == 2
+    assert "image/9_2.jpg: unreadable or truncated" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "root" / "cncb_lesions").exists()
 
 
