@@ -136,7 +136,7 @@ def write_slice_set(
                 f"{name}: split {split} has no slice; give it more patients or leave it out"
             )
     target = Path(root) / name
-    image_root = Path(image_root).resolve()
+    image_root = Path(os.path.abspath(image_root))  # links stay: the set may move with them
     files = [record.file for records in splits.values() for record in records]
     if grey_window is not None:
         _check_copies_allowed(target, image_root)
@@ -200,7 +200,7 @@ def _move_in_place(staging: Path, target: Path) -> None:
 
 def _check_copies_allowed(target: Path, image_root: Path) -> None:
     copies = (target / _COPIES).resolve()
-    if image_root == copies or copies in image_root.parents:
+    if image_root.resolve().is_relative_to(copies):
         raise CTMaskNetError(
             f"{copies}: the copies in a grey window would replace the images themselves; "
             "choose another --name"
@@ -230,5 +230,5 @@ def _copy_names(files: Sequence[str]) -> dict[str, str]:
 
 
 def _relative_inside(folder: Path, target: Path) -> str:
-    target = target.resolve()
+    target = Path(os.path.abspath(target))
     return folder.relative_to(target).as_posix() if folder.is_relative_to(target) else str(folder)

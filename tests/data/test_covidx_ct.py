@@ -343,10 +343,16 @@ class TestCommand:
         ]
         assert "covidx_ct_train, covidx_ct_test" in capsys.readouterr().out
 
-    def test_images_inside_the_set_are_named_relative_to_it(self, covidx, tmp_path, command):
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_images_inside_the_set_are_named_relative_to_it(
+        self, covidx, tmp_path, command, linked
+    ):
         root = tmp_path / "root"
         root.mkdir()
         covidx.rename(root / "covidx_ct")  # lists and images where the set shall be
+        if linked:
+            (root / "covidx_ct" / "images").rename(tmp_path / "elsewhere")
+            (root / "covidx_ct" / "images").symlink_to(tmp_path / "elsewhere")
         assert command(["--output-root", str(root)]) == 0
         assert slices_of(root)["info"]["image_root"] == "images"
 
