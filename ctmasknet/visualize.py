@@ -203,7 +203,9 @@ class _LesionCanvas(Visualizer):
             if id(lesion) in masks:
                 outline = GenericMask(masks[id(lesion)], *masks[id(lesion)].shape)
                 for segment in outline.polygons:
-                    self.draw_polygon(segment.reshape(-1, 2), color, alpha=0)
+                    # A closed line: a polygon of so many points takes matplotlib far longer
+                    x, y = np.append(segment, segment[:2]).reshape(-1, 2).T
+                    self.draw_line(x, y, color, linewidth=1)
             if lesion.box is not None:
                 box = [side * scale for side in lesion.box]
                 self.draw_box(box, alpha=0.9, edge_color=color, line_style=(0, (4, 2)))

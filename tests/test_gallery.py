@@ -211,7 +211,12 @@ def test_the_drawn_set_names_the_classes_of_the_model(
     prepared, tmp_path, monkeypatch, repository, config, which
 ):
     seen = []
-    monkeypatch.setattr(gallery, "build_predictor", lambda cfg: seen.append(cfg) or detect)
+
+    def stand_in(cfg):
+        seen.append(cfg)
+        return detect if config == "cls" else lambda entry: (entry, {})
+
+    monkeypatch.setattr(gallery, "build_predictor", stand_in)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"")
     args = arguments(
