@@ -1,11 +1,12 @@
-"""Package of ctmasknet. torch and Detectron2 are not listed: the user brings a matching pair (see README.md)."""
+"""Package of ctmasknet. torch and Detectron2 are not listed: the user brings a matching pair (see
+README.md)."""
 
 from setuptools import find_packages, setup
 
 setup(
     name="ctmasknet",
     version="0.1.0",
-    description="COVID-CT-Mask-Net as a Detectron2 extension: lesions and diagnosis in chest CT slices",
+    description="COVID-CT-Mask-Net as a Detectron2 extension",
     license="Apache-2.0",
     packages=find_packages(include=["ctmasknet", "ctmasknet.*"]),
     python_requires=">=3.10",

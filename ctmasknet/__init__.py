@@ -5,7 +5,8 @@ Importing this package registers its parts with Detectron2. The way in:
 * :func:`ctmasknet.config.add_ctmasknet_config` adds the configuration keys,
 * :mod:`ctmasknet.modeling` holds the registered parts (``CTMaskNet``, ``RankedBoxROIHeads``, ...),
 * :mod:`ctmasknet.data` prepares and registers data sets,
-* :mod:`ctmasknet.engine` trains, :mod:`ctmasknet.evaluation` measures, :mod:`ctmasknet.visualize` draws.
+* :mod:`ctmasknet.engine` trains, :mod:`ctmasknet.evaluation` measures, :mod:`ctmasknet.visualize`
+draws.
 """
 
 from ctmasknet import modeling

@@ -22,8 +22,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.VAL = ()
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
-    # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch, which
-    # changes features near the padded border; 1 makes every result independent of its neighbours.
+    # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch,
+    # which changes features near the padded border; 1 makes every result independent of its
+    # neighbours.
     cfg.TEST.IMS_PER_BATCH = 1
 
     # --- detector ---
@@ -45,7 +46,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # --- image head S ---
     cfg.MODEL.IMAGE_HEAD = CfgNode()
     cfg.MODEL.IMAGE_HEAD.NAME = "RankedBoxImageHead"
-    # Names of the slice classes, in the order of the logits. The tools take them from the training set.
+    # Names of the slice classes, in the order of the logits. The tools take them from the training
+    # set.
     cfg.MODEL.IMAGE_HEAD.CLASSES = list(IMAGE_CLASSES)
     # Width of the two hidden layers.
     cfg.MODEL.IMAGE_HEAD.FC_DIM = 1024

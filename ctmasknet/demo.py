@@ -1,4 +1,4 @@
-"""``make demo``: every step is one of the tools, run as a user would run it, on phantom patients."""
+"""``make demo``: every step is a tool, run as a user would run it, on phantom patients."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class CTMaskNetError(Exception):
-    """Bad input: the message names the file or key, what is wrong with it and what to do about it."""
+    """Bad input: the message names the file or key, what is wrong and what to do about it."""
 
 
 def command_line(main: Callable[..., int | None]) -> Callable[..., int]:

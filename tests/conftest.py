@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from ctmasknet.config import add_ctmasknet_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real lists, real slices and golden vectors; absent in a plain clone.
@@ -23,3 +28,52 @@ def shared() -> Path:
             f"no folder {SHARED.name}/ with real data and golden vectors beside the project"
         )
     return SHARED
+
+
+@pytest.fixture
+def tiny_cfg(repository) -> CfgNode:
+    """configs/cls.yaml shrunk: ResNet-18 cut after its second stage, 16 rows, masks on."""
+    cfg = get_cfg()
+    add_ctmasknet_config(cfg)
+    cfg.merge_from_file(str(repository / "configs" / "cls.yaml"))
+    cfg.merge_from_list(
+        [
+            *(
+                "MODEL.DEVICE",
+                "cpu",
+                "MODEL.RESNETS.DEPTH",
+                18,
+                "MODEL.RESNETS.RES2_OUT_CHANNELS",
+                64,
+            ),
+            *("MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.FPN.IN_FEATURES", ["res3"]),
+            *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
+            *("MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3"]),
+            *("MODEL.RPN.POST_NMS_TOPK_TEST", 40, "MODEL.RANKED_BOXES.NUM", 16),
+            *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+            *("MODEL.IMAGE_HEAD.FC_DIM", 24),
+        ]
+    )
+    return cfg
+
+
+@pytest.fixture
+def tiny_model(tiny_cfg):
+    torch.manual_seed(0)
+    return build_model(tiny_cfg)
+
+
+@pytest.fixture
+def slices():
+    """Three noise slices of unlike size, labels 0, 1, 2."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {
+            "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),
+            "height": height,
+            "width": width,
+            "label": label,
+            "file_name": f"{label}.png",
+        }
+        for label, (height, width) in enumerate([(64, 64), (64, 96), (80, 64)])
+    ]

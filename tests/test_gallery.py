@@ -7,11 +7,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from ctmasknet.data.datasets import unregister
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from ctmasknet import gallery
+from ctmasknet.data.datasets import unregister
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.gallery import (
     CONTACT_SHEET,
@@ -36,19 +36,9 @@ def slices(tmp_path):
 
 
 def arguments(output, **given):
-    return argparse.Namespace(
-        **{
-            **{
-                "config_file": "",
-                "opts": [],
-                "dataset": None,
-                "input": None,
-                "output": str(output),
-            },
-            **{"limit": None, "seed": None, "score_threshold": 0.75, "ground_truth_only": False},
-            **given,
-        }
-    )
+    values = {"config_file": "", "opts": [], "dataset": None, "input": None, "output": str(output)}
+    values |= {"limit": None, "seed": None, "score_threshold": 0.75, "ground_truth_only": False}
+    return argparse.Namespace(**(values | given))
 
 
 def detect(entry):
@@ -174,13 +164,11 @@ def prepared(slices, tmp_path, monkeypatch):
         "classes": ["normal", "covid"],
         "slices": [
             {
-                **{
-                    "file": f"{n}/7.png",
-                    "label": n - 1,
-                    "patient": str(n),
-                    "scan": "1",
-                    "slice": "7",
-                },
+                "file": f"{n}/7.png",
+                "label": n - 1,
+                "patient": str(n),
+                "scan": "1",
+                "slice": "7",
                 "body_box": None,
             }
             for n in (1, 2)

@@ -1,9 +1,9 @@
-"""Train or evaluate the lesion detector (configs/seg.yaml) or the slice classifier (configs/cls.yaml)."""
+"""Train or evaluate the lesion detector (configs/seg.yaml) or the slice classifier
+(configs/cls.yaml)."""
 
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup, launch
-from detectron2.utils import comm
 
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer

@@ -1,17 +1,20 @@
 """Names, order and colours of the classes, and what a file name says of its slice.
 
-This is the only place that knows them; everything else asks here (or, for a registered data set, its metadata).
+This is the only place that knows them; everything else asks here (or, for a registered data set,
+its metadata).
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from ctmasknet.errors import CTMaskNetError
 
-#: Slice classes in the order of the logits (reference: ``0_``, ``1_``, ``2_`` of the authors' file names).
+#: Slice classes in the order of the logits (reference: ``0_``, ``1_``, ``2_`` of the authors' file
+#: names).
 IMAGE_CLASSES = ("normal", "pneumonia", "covid")
 
 #: Values of a CNCB label mask (paper section 2.1). Lung is part of the background for the detector.
@@ -40,7 +43,8 @@ _LESION_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<slice>\d+)$")
 
 @dataclass(frozen=True)
 class SliceName:
-    """What a slice's file name states. ``label`` indexes :data:`IMAGE_CLASSES`; it is None for lesion slices."""
+    """What a slice's file name states. ``label`` indexes :data:`IMAGE_CLASSES`; it is None for
+    lesion slices."""
 
     patient: str
     scan: str
@@ -49,25 +53,30 @@ class SliceName:
 
 
 def parse_slice_name(file_name: str) -> SliceName:
-    """Read a COVIDx-CT name (``NCP_341_1834_0022.png``) or the authors' form of it (``2_341_1834_0022.png``).
+    """Read a COVIDx-CT name (``NCP_341_1834_0022.png``) or the authors' form of it
+    (``2_341_1834_0022.png``).
 
-    Patient numbers are unique across the three classes in COVIDx-CT, so the patient is the number alone.
+    Patient numbers are unique across the three classes in COVIDx-CT, so the patient is the number
+    alone.
 
     Raises:
         CTMaskNetError: the name has another form.
     """
-    match = _SLICE_NAME.match(PurePath(file_name).stem)
+    # Not pathlib: a list has 100,000 names.
+    match = _SLICE_NAME.match(os.path.splitext(os.path.basename(file_name))[0])
     label = _CLASS_TOKENS.get(match["label"].lower()) if match else None
     if label is None:
         raise CTMaskNetError(
-            f"{file_name}: not a COVIDx-CT slice name; expected CLASS_PATIENT_SCAN_SLICE with the class "
+            f"{file_name}: not a COVIDx-CT slice name; expected CLASS_PATIENT_SCAN_SLICE with "
+            "the class "
             "Normal, CP or NCP (or 0, 1, 2), such as NCP_341_1834_0022.png"
         )
     return SliceName(match["patient"], match["scan"], match["slice"], label)
 
 
 def parse_lesion_name(file_name: str) -> SliceName:
-    """Read a lesion slice's name: ``P/S.jpg`` (the archive's tree) or ``P_S.jpg`` (the authors' flat names).
+    """Read a lesion slice's name: ``P/S.jpg`` (the archive's tree) or ``P_S.jpg`` (the authors'
+    flat names).
 
     One scan a patient in that set, so the scan repeats the patient.
 
@@ -81,5 +90,6 @@ def parse_lesion_name(file_name: str) -> SliceName:
     if path.stem.isdigit() and path.parent.name:
         return SliceName(path.parent.name, path.parent.name, path.stem)
     raise CTMaskNetError(
-        f"{file_name}: not a lesion slice name; expected PATIENT/SLICE.jpg or PATIENT_SLICE.jpg, such as 110_104.jpg"
+        f"{file_name}: not a lesion slice name; expected PATIENT/SLICE.jpg or "
+        "PATIENT_SLICE.jpg, such as 110_104.jpg"
     )

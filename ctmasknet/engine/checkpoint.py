@@ -1,4 +1,4 @@
-"""Checkpoints that say what they are for, are written whole, and are refused where they do not fit."""
+"""Checkpoints that say what they are for, are written whole, and are refused where unfit."""
 
 from __future__ import annotations
 
@@ -71,14 +71,16 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
 
 
 class CTMaskNetCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; the file carries :func:`spec_of` and nothing is skipped in silence.
+    """Detectron2's checkpointer; the file carries :func:`spec_of` and nothing is skipped in
+    silence.
 
     Args:
         model: as for Detectron2's.
         save_dir: folder of the checkpoints.
         spec: :func:`spec_of` the configuration, saved with and compared on loading.
-        complete: loading fails when a weight of the model is missing from the file. Otherwise whole parts
-            may be missing (an ImageNet start has the backbone alone, a detector has no image head).
+        complete: loading fails when a weight of the model is missing from the file. Otherwise whole
+            parts may be missing (an ImageNet start has the backbone alone, a detector has no image
+            head).
     """
 
     def __init__(
@@ -112,7 +114,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         """See Detectron2's.
 
         Raises:
-            CTMaskNetError: the file is missing, cannot be fetched or read, or does not fit the model.
+            CTMaskNetError: the file is missing, cannot be fetched or read, or does not fit the
+                model.
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise CTMaskNetError(f"{path}: no such weights file; set MODEL.WEIGHTS to one that is")
@@ -124,26 +127,43 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             raise CTMaskNetError(
                 f"{path}: cannot be fetched ({error}); fetch it where there is a network and set "
-                'MODEL.WEIGHTS to the local file, or start from random weights with MODEL.WEIGHTS ""'
+                "MODEL.WEIGHTS to the local file, or start from random weights with "
+                'MODEL.WEIGHTS ""'
             ) from error
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError) as error:
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            pickle.PickleError,
+        ) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CTMaskNetError(f"{path}: not a readable checkpoint ({first}); get the file anew") from error
+            raise CTMaskNetError(
+                f"{path}: not a readable checkpoint ({first}); get the file anew"
+            ) from error
         finally:
             self._parsed_url_during_load = None
 
     def _load_model(self, checkpoint: dict[str, Any]):
         if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:
-            raise CTMaskNetError(f"{self._path}: holds no model weights; get a checkpoint of a model")
+            raise CTMaskNetError(
+                f"{self._path}: holds no model weights; get a checkpoint of a model"
+            )
         check_spec(self._path, checkpoint.get(SPEC, {}), self.spec)
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
             name, found, expected = incompatible.incorrect_shapes[0]
             raise CTMaskNetError(
-                f"{self._path}: another architecture: {name} is {found} in the file but {expected} in the model "
-                f"({len(incompatible.incorrect_shapes)} such weights); use the configuration it was trained with"
+                f"{self._path}: another architecture: {name} is {found} in the file but "
+                f"{expected} in the model "
+                f"({len(incompatible.incorrect_shapes)} such weights); use the configuration it "
+                "was trained with"
             )
-        weights = [name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")]
+        weights = [
+            name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")
+        ]
         missing = [name for name in incompatible.missing_keys if name in set(weights)]
         if self.complete:
             partial = missing
@@ -151,14 +171,22 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             partial = [name for name in missing if not _part_is_missing(name, missing, weights)]
         if partial or len(missing) == len(weights):
             raise CTMaskNetError(
-                f"{self._path}: another architecture: {len(missing)} of the model's {len(weights)} weights are not "
-                f"in it, such as {(partial or missing)[0]}; use the configuration it was trained with"
+                f"{self._path}: another architecture: {len(missing)} of the model's "
+                f"{len(weights)} weights are not "
+                f"in it, such as {(partial or missing)[0]}; use the configuration it was "
+                "trained with"
             )
         return incompatible
 
 
 def _part_is_missing(name: str, missing: list[str], weights: list[str]) -> bool:
     """Whether the part of the model that ``name`` belongs to is missing as a whole."""
-    parts = ("backbone.bottom_up.", "backbone.", "proposal_generator.", "roi_heads.mask_head.", "roi_heads.")
+    parts = (
+        "backbone.bottom_up.",
+        "backbone.",
+        "proposal_generator.",
+        "roi_heads.mask_head.",
+        "roi_heads.",
+    )
     prefix = next((part for part in (*parts, "image_head.") if name.startswith(part)), "")
     return all(weight in set(missing) for weight in weights if weight.startswith(prefix))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -30,13 +31,19 @@ def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
     cfg = get_cfg()
     add_ctmasknet_config(cfg)
     if not config_file:
-        raise CTMaskNetError("no configuration: add --config-file configs/seg.yaml or configs/cls.yaml")
+        raise CTMaskNetError(
+            "no configuration: add --config-file configs/seg.yaml or configs/cls.yaml"
+        )
     if not os.path.isfile(config_file):
-        raise CTMaskNetError(f"{config_file}: no such configuration; see configs/ for those there are")
+        raise CTMaskNetError(
+            f"{config_file}: no such configuration; see configs/ for those there are"
+        )
     try:
         cfg.merge_from_file(config_file)
-    except Exception as error:  # noqa: BLE001 - yacs and PyYAML raise many kinds for one malformed file
-        raise CTMaskNetError(f"{config_file}: {_one_line(error)}; correct the key or its value") from error
+    except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CTMaskNetError(
+            f"{config_file}: {_one_line(error)}; correct the key or its value"
+        ) from error
     try:
         cfg.merge_from_list(list(overrides or []))
     except (AssertionError, KeyError, ValueError) as error:
@@ -44,9 +51,13 @@ def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
             f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
         ) from error
     if cfg.MODEL.TRAINABLE not in MODES:
-        raise CTMaskNetError(f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {', '.join(MODES)}")
+        raise CTMaskNetError(
+            f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {', '.join(MODES)}"
+        )
     if cfg.MODEL.IMAGE_HEAD.NAME not in IMAGE_HEAD_REGISTRY:
-        raise CTMaskNetError(f"MODEL.IMAGE_HEAD.NAME is {cfg.MODEL.IMAGE_HEAD.NAME!r}; no such head is registered")
+        raise CTMaskNetError(
+            f"MODEL.IMAGE_HEAD.NAME is {cfg.MODEL.IMAGE_HEAD.NAME!r}; no such head is registered"
+        )
     return cfg
 
 
@@ -54,8 +65,8 @@ def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
     """The frozen configuration of a tool's run.
 
     Prepared data sets are registered, class names are taken from the data set in use, and weights
-    are resolved: training starts from ``MODEL.WEIGHTS``; everything else uses ``MODEL.WEIGHTS`` only
-    when it is given as an override, and the best checkpoint of ``OUTPUT_DIR`` otherwise.
+    are resolved: training starts from ``MODEL.WEIGHTS``; everything else uses ``MODEL.WEIGHTS``
+    only when it is given as an override, and the best checkpoint of ``OUTPUT_DIR`` otherwise.
 
     Args:
         args: has ``config_file`` and ``opts`` as from Detectron2's ``default_argument_parser``.
@@ -117,7 +128,9 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
     (first, found), *others = classes.items()
     for other, its in others:
         if its != found:
-            raise CTMaskNetError(f"{other} has classes {its} but {first} has {found}; prepare them as one set")
+            raise CTMaskNetError(
+                f"{other} has classes {its} but {first} has {found}; prepare them as one set"
+            )
     if is_classifier(cfg):
         before, cfg.MODEL.IMAGE_HEAD.CLASSES = cfg.MODEL.IMAGE_HEAD.CLASSES, found
     else:
@@ -138,7 +151,9 @@ def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:
     else:
         fix = ""
     made_by = f"train it with `{fix}`, or " if fix else ""
-    raise CTMaskNetError(f"{path}: no such weights file; {made_by}set MODEL.WEIGHTS to another file")
+    raise CTMaskNetError(
+        f"{path}: no such weights file; {made_by}set MODEL.WEIGHTS to another file"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -45,14 +45,16 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
 
 
 class Trainer(DefaultTrainer):
-    """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.VAL`` and keeps the best checkpoint by ``BEST_METRIC``."""
+    """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.VAL`` and keeps the best checkpoint by
+    ``BEST_METRIC``."""
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """``SOLVER.OPTIMIZER`` over the trainable weights (paper section 4: Adam)."""
         if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
             raise CTMaskNetError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of {', '.join(_OPTIMIZERS)}"
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of "
+                f"{', '.join(_OPTIMIZERS)}"
             )
         parameters = get_default_optimizer_params(
             model,
@@ -88,7 +90,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``; ``results.json`` beside each data set's predictions holds the figures."""
+        """Evaluate on ``DATASETS.TEST``; ``results.json`` beside each data set's predictions holds
+        the figures."""
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             per_dataset = results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}

@@ -1,7 +1,8 @@
 """Anchors and RPN as the published weights expect them.
 
-The authors round cell anchors to whole pixels (reference). Of their 30 anchors a location, the ones of size 2 with
-ratio 0.1 or 0.25 then have no height: they can be scored and even proposed, but never match a lesion.
+The authors round cell anchors to whole pixels (reference). Of their 30 anchors a location, the ones
+of size 2 with ratio 0.1 or 0.25 then have no height: they can be scored and even proposed, but
+never match a lesion.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from detectron2.modeling.proposal_generator import RPN
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
-    """Detectron2's anchors; corners rounded to whole px when ``round_px`` is set (halves to even)."""
+    """Detectron2's anchors; corners in whole px when ``round_px`` is set (halves to even)."""
 
     @configurable
     def __init__(self, *, round_px: bool, **kwargs):
@@ -32,7 +33,7 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
         }
 
     def generate_cell_anchors(self, sizes, aspect_ratios) -> torch.Tensor:
-        """Anchors around (0, 0): (len(sizes) * len(aspect_ratios), 4) xyxy in px, sizes outermost."""
+        """Anchors around (0, 0), sizes outermost: (sizes * ratios, 4) xyxy px."""
         anchors = super().generate_cell_anchors(sizes, aspect_ratios)
         return anchors.round() if self._round_px else anchors
 
@@ -40,8 +41,8 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
 class FlatAnchorTransform(Box2BoxTransform):
     """Box coding that accepts source boxes without height or width.
 
-    Such an anchor overlaps nothing, so its target is never used; Detectron2 computes the target of every anchor
-    all the same and refuses flat ones. They are coded as if they had a side of 1 px.
+    Such an anchor overlaps nothing, so its target is never used; Detectron2 computes the target of
+    every anchor all the same and refuses flat ones. They are coded as if they had a side of 1 px.
     """
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""ResNet with a feature pyramid that ends where the ResNet does (reference, "Segmentation model")."""
+"""ResNet with a feature pyramid that ends where the ResNet does (reference)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from detectron2.modeling.backbone import build_resnet_backbone
 
 
 class PaddedFPN(FPN):
-    """FPN whose input is padded to multiples of 32 px at any truncation, as in the published models."""
+    """FPN whose input is padded to multiples of 32 px at any truncation, as in the published
+    models."""
 
     @property
     def size_divisibility(self) -> int:

@@ -11,7 +11,8 @@ from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
 IMAGE_HEAD_REGISTRY = Registry("IMAGE_HEAD")
 IMAGE_HEAD_REGISTRY.__doc__ = """
-Heads from ranked boxes to slice classes: built from a config, called with rows (B, N, 5), returning logits (B, C).
+Heads from ranked boxes to slice classes: built from a config, called with rows (B, N, 5), returning
+logits (B, C).
 """
 
 
@@ -22,7 +23,8 @@ def build_image_head(cfg: CfgNode) -> nn.Module:
 
 @IMAGE_HEAD_REGISTRY.register()
 class RankedBoxImageHead(nn.Module):
-    """Flatten the rows, two hidden layers with ReLU, one logit a class (reference, "Classifier", step 6)."""
+    """Flatten the rows, two hidden layers with ReLU, one logit a class (reference, "Classifier",
+    step 6)."""
 
     @configurable
     def __init__(self, *, num_boxes: int, fc_dim: int, num_classes: int):

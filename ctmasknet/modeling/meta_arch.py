@@ -19,8 +19,9 @@ from ctmasknet.modeling.trainable import set_trainable
 class CTMaskNet(GeneralizedRCNN):
     """Classifier of whole slices by the ranked boxes of a lesion detector.
 
-    The detector part always behaves as in evaluation: no sampling, no detector loss, batch-normalisation statistics
-    as loaded. ``train()`` only switches what ``forward`` returns and puts the image head into training mode.
+    The detector part always behaves as in evaluation: no sampling, no detector loss,
+    batch-normalisation statistics as loaded. ``train()`` only switches what ``forward`` returns and
+    puts the image head into training mode.
     """
 
     @configurable
@@ -61,13 +62,14 @@ class CTMaskNet(GeneralizedRCNN):
     def forward(self, batched_inputs: list[dict[str, Any]]):
         """
         Args:
-            batched_inputs: B dicts with ``image`` (3, H, W), values 0..255, RGB; in training also ``label`` (int);
-                ``height`` and ``width`` (px) scale returned instances.
+            batched_inputs: B dicts with ``image`` (3, H, W), values 0..255, RGB; in training also
+                ``label`` (int); ``height`` and ``width`` (px) scale returned instances.
 
         Returns:
-            In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the one-hot label,
-            mean over classes and batch. In evaluation B dicts: ``logits`` (C,), ``scores`` (C,) sigmoid of the
-            logits, ``pred_class`` int, ``ranked_boxes`` (N, 5), and ``instances`` when ``return_instances`` is set.
+            In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
+            one-hot label, mean over classes and batch. In evaluation B dicts: ``logits`` (C,),
+            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5), and
+            ``instances`` when ``return_instances`` is set.
 
         Raises:
             CTMaskNetError: in training, an input has no label or one outside 0..C-1.
@@ -103,7 +105,7 @@ class CTMaskNet(GeneralizedRCNN):
         return results
 
     def _ranked_boxes(self, batched_inputs):
-        """Images, rows (B, N, 5), and a function that finishes the detections from the same pass."""
+        """Images, rows (B, N, 5), and a function that finishes detections from the same pass."""
         images = self.preprocess_image(batched_inputs)
         features: dict[str, Tensor] = self.backbone(images.tensor)
         # Proposals are places, not values: nothing flows back through them in any mode.
@@ -119,7 +121,8 @@ def _labels(batched_inputs: list[dict[str, Any]], num_classes: int) -> list[int]
         label = item.get("label")
         if label is None or not 0 <= label < num_classes:
             raise CTMaskNetError(
-                f"{item.get('file_name', 'a slice')}: label {label!r} is not one of 0..{num_classes - 1}; "
+                f"{item.get('file_name', 'a slice')}: label {label!r} is not one of "
+                f"0..{num_classes - 1}; "
                 "prepare the data set again, or set MODEL.IMAGE_HEAD.CLASSES to its classes"
             )
     return [item["label"] for item in batched_inputs]

@@ -1,8 +1,8 @@
 """RoI heads that hand on their N best boxes, ranked and still encoded (paper section 3.2).
 
-Shapes in this module: B images a batch, R_i proposals in image i (R in all), K lesion classes, N rows an image.
-A row is [score, dx, dy, dw, dh]: the softmax score of one class and that class's raw regression outputs, before
-decoding and before division by the box weights.
+Shapes in this module: B images a batch, R_i proposals in image i (R in all), K lesion classes, N
+rows an image. A row is [score, dx, dy, dw, dh]: the softmax score of one class and that class's raw
+regression outputs, before decoding and before division by the box weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 def stretch_rows(rows: Tensor, num: int) -> Tensor:
     """Make ``num`` rows of n <= num by repeating rows evenly, order kept.
 
-    Row i of the result is row ``floor(i * n / num)``, so the result depends on nothing but ``rows`` (the
-    authors repeat rows at random places, reference). Without any row the result is zero: no box, no score.
+    Row i of the result is row ``floor(i * n / num)``, so the result depends on nothing but ``rows``
+    (the authors repeat rows at random places, reference). Without any row the result is zero: no
+    box, no score.
 
     Args:
         rows: (n, 5).
@@ -46,7 +47,7 @@ def select_ranked(
     score_thresh: float,
     nms_thresh: float,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the boxes that become rows: clip, drop empty ones, non-maximum suppression a class, best N.
+    """Choose the boxes that become rows: clip, drop empty ones, suppress a class at a time, best N.
 
     Args:
         boxes: (R_i, K, 4) decoded boxes, xyxy px.
@@ -156,9 +157,11 @@ class RankedBoxROIHeads(StandardROIHeads):
         predictions: tuple[Tensor, Tensor],
         proposals: list[Instances],
     ) -> list[Instances]:
-        """The detections that Mask R-CNN would give for ``predictions``, masks included where there is a mask head.
+        """The detections that Mask R-CNN would give for ``predictions``, masks included where there
+        is a mask head.
 
-        Score threshold, suppression and count are the test settings of the detector, not those of :meth:`rank`.
+        Score threshold, suppression and count are the test settings of the detector, not those of
+        :meth:`rank`.
         """
         instances, _ = self.box_predictor.inference(predictions, proposals)
         return self.forward_with_given_boxes(features, instances)

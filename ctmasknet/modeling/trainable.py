@@ -1,15 +1,14 @@
 """Which weights of the classifier are trained (paper section 4, "three different ways").
 
-========================  ==================================================================================
-``heads``                 the image head S
-``heads_bn``              S, and weight and bias of every batch normalisation
-``heads_bn_no_shortcut``  the same without the norms of the shortcuts, as the authors' code picks them
-``full``                  S and every weight of the detector that S depends on through differentiable steps
-========================  ==================================================================================
+- ``heads``: the image head S;
+- ``heads_bn``: S, and weight and bias of every batch normalisation;
+- ``heads_bn_no_shortcut``: the same without the norms of the shortcuts, as the authors' code picks
+  them;
+- ``full``: S and every weight of the detector that S depends on through differentiable steps.
 
-In ``full``, the RPN and the mask head stay as they are: proposals reach the image head only through the choice of
-places, which has no gradient (the authors' own training leaves the RPN's gradients empty as well), and masks do
-not reach it at all. Running means and variances move in no mode.
+In ``full``, the RPN and the mask head stay as they are: proposals reach the image head only through
+the choice of places, which has no gradient (the authors' own training leaves the RPN's gradients
+empty as well), and masks do not reach it at all. Running means and variances move in no mode.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ def set_trainable(model: nn.Module, mode: str) -> list[str]:
         names of the parameters that will be trained, in the model's order.
 
     Raises:
-        CTMaskNetError: unknown mode, or batch normalisation is to be trained in a model without any.
+        CTMaskNetError: unknown mode, or batch normalisation is to be trained in a model without
+            any.
     """
     if mode not in MODES:
         raise CTMaskNetError(f"MODEL.TRAINABLE is {mode!r}; choose one of {', '.join(MODES)}")

@@ -1,0 +1,224 @@
+"""Prepared data sets in Detectron2's catalogs.
+
+A prepared set is ``<root>/<name>/annotations/<mask type>_<split>.json`` (lesions, COCO) or
+``<root>/<name>/slices/<split>.json`` (slices with a class); ``datasets/README.md`` shows the trees.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.colormap import colormap
+
+from ctmasknet.data import prepared_json
+from ctmasknet.data.classes import LESION_COLORS, MASK_TYPES
+from ctmasknet.data.root import datasets_root
+from ctmasknet.data.splits import SPLITS, check_disjoint
+from ctmasknet.errors import CTMaskNetError
+
+logger = logging.getLogger(__name__)
+
+_LESIONS = re.compile(rf"({'|'.join(MASK_TYPES)})_({'|'.join(SPLITS)})\.json")
+#: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
+#: read.
+_registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
+
+
+def register_cncb_lesions(
+    name: str, json_file: str | os.PathLike, image_root: str | os.PathLike | None = None
+) -> None:
+    """Register a lesion set prepared by ``datasets/prepare_cncb_lesions.py``.
+
+    Dataset dicts are Detectron2's for COCO plus ``patient``. Metadata: ``thing_classes``,
+    ``thing_colors`` (RGB), ``json_file``, ``image_root``, ``mask_type``,
+    ``evaluator_type="ct_lesions"``.
+
+    Args:
+        name: the name to register; an earlier set of that name from this module is replaced.
+        json_file: COCO file.
+        image_root: overrides ``info.image_root`` of the file.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken, or the name belongs to a set of another
+            package.
+    """
+    json_file = os.path.abspath(json_file)
+    document = prepared_json.read_lesions(json_file)
+    root = prepared_json.image_root(json_file, document, image_root)
+    categories = sorted(document["categories"], key=lambda c: c["id"])
+    names = [category["name"] for category in categories]
+    _register(
+        name,
+        json_file,
+        image_root,
+        lambda: prepared_json.load_lesions(name, json_file, root),
+        {
+            "evaluator_type": "ct_lesions",
+            "image_root": root,
+            "json_file": json_file,
+            "mask_type": document["info"].get("mask_type", ""),
+            "thing_classes": names,
+            "thing_colors": lesion_colors(names),
+            "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        },
+    )
+
+
+def register_covidx_ct(
+    name: str, json_file: str | os.PathLike, image_root: str | os.PathLike | None = None
+) -> None:
+    """Register a slice set prepared by ``datasets/prepare_covidx_ct.py``.
+
+    Dataset dicts: ``file_name``, ``image_id`` (relative file), ``label``, ``patient``, ``scan``,
+    ``slice``, ``body_box`` ([x0, y0, x1, y1] px or None). Metadata: ``image_classes``,
+    ``slices_json``, ``image_root``, ``evaluator_type="ct_slices"``. Arguments and errors as in
+    :func:`register_cncb_lesions`.
+    """
+    json_file = os.path.abspath(json_file)
+    document = prepared_json.read_slices(json_file)
+    root = prepared_json.image_root(json_file, document, image_root)
+    _register(
+        name,
+        json_file,
+        image_root,
+        lambda: prepared_json.load_slices(json_file, root),
+        {
+            "evaluator_type": "ct_slices",
+            "image_classes": list(document["classes"]),
+            "image_root": root,
+            "slices_json": json_file,
+        },
+    )
+
+
+def register_prepared(root: str | os.PathLike | None = None) -> list[str]:
+    """Register every prepared set under ``root`` (default $DETECTRON2_DATASETS, else
+    ``./datasets``).
+
+    A set already registered from the same unchanged file stays as it is; one of the same name from
+    elsewhere is replaced. A broken file is registered without metadata and reported in the log, so
+    that it does not bar the other sets; using it raises the error.
+
+    Returns:
+        The names of the sets under ``root``, sorted.
+    """
+    found: dict[str, tuple[Path, Callable[..., None]]] = {}
+    for path in sorted(datasets_root(root).glob("*/annotations/*.json")):
+        if match := _LESIONS.fullmatch(path.name):
+            found[f"{path.parent.parent.name}_{match[1]}_{match[2]}"] = path, register_cncb_lesions
+    for path in sorted(datasets_root(root).glob("*/slices/*.json")):
+        if path.stem in SPLITS:
+            found[f"{path.parent.parent.name}_{path.stem}"] = path, register_covidx_ct
+    for name, (path, register) in found.items():
+        if _is_current(name, path):
+            continue
+        try:
+            register(name, path)
+        except CTMaskNetError as error:
+            if name in DatasetCatalog and name not in _registered:
+                raise
+            logger.warning("data set %s cannot be used: %s", name, error)
+            _register(name, os.path.abspath(path), None, lambda error=error: _raise(error), {})
+    return sorted(found)
+
+
+def dataset_dicts(name: str) -> list[dict[str, Any]]:
+    """The dataset dicts of a registered set; the prepared sets under the default root are
+    registered on the way.
+
+    Raises:
+        CTMaskNetError: no such set (the message says what there is and which tool makes one), or it
+            is empty.
+    """
+    if name not in DatasetCatalog:
+        register_prepared()
+    if name not in DatasetCatalog:
+        lesions = re.search(rf"_({'|'.join(MASK_TYPES)})_({'|'.join(SPLITS)})$", name)
+        tool = "prepare_cncb_lesions.py" if lesions else "prepare_covidx_ct.py"
+        raise CTMaskNetError(
+            f"data set {name}: not registered, and not under {datasets_root()} "
+            "($DETECTRON2_DATASETS); known: "
+            f"{', '.join(sorted(_registered)) or 'none'}; make it with datasets/{tool} or "
+            "datasets/prepare_phantom.py"
+        )
+    dicts = DatasetCatalog.get(name)
+    if not dicts:
+        source = _registered.get(name, (name,))[0]
+        raise CTMaskNetError(f"data set {name}: {source} holds no image; prepare the set again")
+    return dicts
+
+
+def check_patients_disjoint(names: Sequence[str]) -> None:
+    """Check that no patient is in two of the named sets.
+
+    Patient names mean the same person only within one prepared set (``<root>/<name>``), so sets
+    prepared from different sources are not held against each other.
+
+    Raises:
+        CTMaskNetError: names the patient and both sets.
+    """
+    by_source: dict[str, dict[str, set[str]]] = {}
+    for name in dict.fromkeys(names):
+        patients = {d["patient"] for d in dataset_dicts(name)}
+        by_source.setdefault(_source(name), {})[name] = patients
+    for splits in by_source.values():
+        check_disjoint(splits)
+
+
+def lesion_colors(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """RGB colour (0..255) of each lesion class; unknown names get one from Detectron2's map."""
+    spare = iter(colormap(rgb=True, maximum=255).astype(int).tolist())
+    return [LESION_COLORS[n] if n in LESION_COLORS else tuple(next(spare)) for n in names]
+
+
+def _register(
+    name: str,
+    json_file: str,
+    given_root: str | os.PathLike | None,
+    load: Callable[[], list[dict[str, Any]]],
+    metadata: dict[str, Any],
+) -> None:
+    if name in _registered:
+        unregister(name)
+    elif name in DatasetCatalog:
+        raise CTMaskNetError(
+            f"data set {name}: the name is taken by a set of another package; rename the folder"
+        )
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**metadata)
+    given = None if given_root is None else os.path.abspath(given_root)
+    _registered[name] = (json_file, given, prepared_json.stamp(json_file))
+
+
+def unregister(name: str) -> None:
+    """Remove a set that this module registered from both catalogs; others are left alone."""
+    if _registered.pop(name, None) is not None:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+        if name in MetadataCatalog:
+            MetadataCatalog.remove(name)
+
+
+def _is_current(name: str, path: Path) -> bool:
+    path = os.path.abspath(path)
+    return name in DatasetCatalog and _registered.get(name) == (
+        path,
+        None,
+        prepared_json.stamp(path),
+    )
+
+
+def _source(name: str) -> str:
+    """Folder of the prepared set; sets that stand in no such folder share the source ''."""
+    path = Path(_registered[name][0]) if name in _registered else Path()
+    return str(path.parent.parent) if path.parent.name in ("annotations", "slices") else ""
+
+
+def _raise(error: CTMaskNetError) -> list[dict[str, Any]]:
+    raise CTMaskNetError(str(error))

@@ -1,0 +1,215 @@
+"""Label masks and their images as pixels: what values mean, reading, checking, turning."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.errors import CTMaskNetError
+
+#: Names a mask value may have. All but the last three are background for the detector.
+LABEL_NAMES = ("background", "lung", "ggo", "consolidation", "lesion")
+LESION_LABELS = LABEL_NAMES[2:]
+
+#: Label names whose pixels make up each class of each mask type.
+_SOURCES = {"ggo": ("ggo",), "consolidation": ("consolidation",), "lesion": LESION_LABELS}
+
+_EIGHT_BIT_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "1")
+#: PIL stretches grey PNGs of 2 and 4 bits to 0..255; these factors undo it, since a label is a
+#: number, not a grey.
+_GREY_STRETCH = {"L;2": 85, "L;4": 17}
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def parse_labels(text: str) -> dict[int, str]:
+    """Read ``0:background,1:ggo,2:consolidation``. Several values may share a name.
+
+    Raises:
+        CTMaskNetError: another form, a value given twice, or a name not in :data:`LABEL_NAMES`.
+    """
+    labels: dict[int, str] = {}
+    for part in text.split(","):
+        value, _, name = part.strip().partition(":")
+        if not value.isdigit() or not name:
+            raise CTMaskNetError(f"labels {text}: {part!r} is not VALUE:NAME, such as 1:ggo")
+        if name not in LABEL_NAMES:
+            raise CTMaskNetError(
+                f"labels {text}: unknown name {name!r}; the names are {', '.join(LABEL_NAMES)} "
+                "(call any other tissue background)"
+            )
+        if int(value) in labels:
+            raise CTMaskNetError(f"labels {text}: the value {value} is given twice")
+        labels[int(value)] = name
+    return labels
+
+
+def mask_type_classes(
+    mask_type: str, labels: Mapping[int, str] = MASK_LABELS
+) -> list[tuple[str, tuple[int, ...]]]:
+    """The classes of a mask type in category order, each with the mask values that belong to it.
+
+    Raises:
+        CTMaskNetError: the mask type is unknown, or no label of ``labels`` yields one of its
+            classes.
+    """
+    if mask_type not in MASK_TYPES:
+        raise CTMaskNetError(
+            f"mask type {mask_type!r}: unknown; the types are {', '.join(MASK_TYPES)}"
+        )
+    classes = []
+    for name in MASK_TYPES[mask_type]:
+        values = tuple(v for v, label in sorted(labels.items()) if label in _SOURCES[name])
+        if not values:
+            raise CTMaskNetError(
+                f"mask type {mask_type}: no mask value is labelled {' or '.join(_SOURCES[name])}; "
+                "change the labels or the mask type"
+            )
+        classes.append((name, values))
+    return classes
+
+
+def supported_mask_types(labels: Mapping[int, str]) -> tuple[str, ...]:
+    """The mask types all of whose classes occur in ``labels``."""
+    names = set(labels.values())
+    return tuple(
+        mask_type
+        for mask_type, classes in MASK_TYPES.items()
+        if all(names & set(_SOURCES[name]) for name in classes)
+    )
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How an array on disk becomes upright: transpose, then flip.
+
+    Upright means spine down and the patient's right on the image's left.
+    """
+
+    transpose: bool = False
+    flip_vertical: bool = False
+    flip_horizontal: bool = False
+
+    @property
+    def is_upright(self) -> bool:
+        """True when the array on disk is used as it is."""
+        return not (self.transpose or self.flip_vertical or self.flip_horizontal)
+
+    def upright(self, array: np.ndarray) -> np.ndarray:
+        """Turn ``array`` (H, W[, C]); with ``transpose`` the result is (W, H[, C])."""
+        if self.transpose:
+            array = array.swapaxes(0, 1)
+        if self.flip_vertical:
+            array = array[::-1]
+        if self.flip_horizontal:
+            array = array[:, ::-1]
+        return np.ascontiguousarray(array)
+
+
+#: The array on disk is used as it is.
+UPRIGHT = Orientation()
+
+
+def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) -> np.ndarray:
+    """Read a label mask: grey, palette (the indices count, not the colours) or RGB with equal
+    channels.
+
+    Returns:
+        (H, W) int32 values as on disk.
+
+    Raises:
+        CTMaskNetError: the file cannot be decoded, its channels differ, or it holds a value outside
+            ``labels``.
+    """
+    with _opened(path) as image:
+        stretch = _GREY_STRETCH.get(_raw_mode(image), 1)
+        values = _decode(path, image)
+    if values.ndim == 3:
+        colours = values if values.shape[2] == 3 else values[..., : (values.shape[2] - 1) or 1]
+        if (colours != colours[..., :1]).any():
+            raise CTMaskNetError(
+                f"{path}: a coloured mask; label values need one grey channel, equal channels or "
+                "a palette"
+            )
+        values = colours[..., 0]
+    values = values.astype(np.int32) // stretch
+    unknown = sorted(set(np.unique(values).tolist()) - set(labels))
+    if unknown:
+        shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        known = ",".join(f"{value}:{name}" for value, name in sorted(labels.items()))
+        raise CTMaskNetError(
+            f"{path}: mask value {shown} is outside the labels {known}; mend the mask or change "
+            "--labels"
+        )
+    return values
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Decode an 8-bit slice in full, so that a truncated file is found.
+
+    Returns:
+        (H, W) or (H, W, 3) uint8.
+
+    Raises:
+        CTMaskNetError: the file cannot be decoded, or is not of 8 bits a channel.
+    """
+    with _opened(path) as image:
+        if image.mode not in _EIGHT_BIT_MODES:
+            raise CTMaskNetError(
+                f"{path}: pixels of mode {image.mode}, not 8 bits; map the slice to 8 bits "
+                "through one HU window first"
+            )
+        _decode(path, image)
+        return np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
+
+
+def check_same_size(image_path: Path, image: np.ndarray, mask_path: Path, mask: np.ndarray) -> None:
+    """Raise :class:`CTMaskNetError` unless image (H, W[, 3]) and mask (H, W) have one size."""
+    if image.shape[:2] != mask.shape[:2]:
+        (h, w), (mask_h, mask_w) = image.shape[:2], mask.shape[:2]
+        raise CTMaskNetError(
+            f"{image_path}: the image is {w} x {h} px (width x height) and its mask {mask_path} is "
+            f"{mask_w} x {mask_h} px; they must be equal"
+        )
+
+
+def _opened(path: str | os.PathLike) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise CTMaskNetError(f"{path}: no such image file; check the path") from None
+    except _DECODE_ERRORS as error:
+        raise _unreadable(path, error) from None
+
+
+def _decode(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
+    try:
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise _unreadable(path, error) from None
+    return np.asarray(image)
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> CTMaskNetError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CTMaskNetError(f"{path}: unreadable or truncated image ({reason}); fetch the file again")
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    """The pixel layout in the file, such as ``L;2``; known before decoding only."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
+    return arguments[0] if isinstance(arguments, tuple) and arguments else arguments

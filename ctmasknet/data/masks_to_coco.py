@@ -1,0 +1,208 @@
+"""Label masks to lesion instances: connected components of each class, as COCO annotations with
+RLE.
+
+Source: paper section 2.1 and the reference (8-connected components, those of 100 px or fewer
+dropped).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.label_masks import (
+    LESION_LABELS,
+    UPRIGHT,
+    Orientation,
+    check_same_size,
+    mask_type_classes,
+    read_image,
+    read_mask,
+)
+from ctmasknet.data.lesion_files import LesionPair
+
+#: Components of this area or less are dropped (reference).
+MIN_AREA_PX = 100
+
+
+def mask_instances(
+    mask: np.ndarray,
+    classes: Sequence[tuple[str, Sequence[int]]],
+    min_area_px: int = MIN_AREA_PX,
+) -> list[dict[str, Any]]:
+    """Connected components (8-connectivity) of each class of a label mask.
+
+    The class comes from the mask value alone, whatever other values are present.
+
+    Args:
+        mask: (H, W) integer label values.
+        classes: name and mask values of each class, in category order. A component is one of the
+            union of the values.
+        min_area_px: components of this area or less, in px, are dropped.
+
+    Returns:
+        COCO annotations without ``id`` and ``image_id``, by class and then by place (top, left,
+        height, width): ``category_id`` (from 1), ``bbox`` [x, y, w, h] px reaching from the first
+        row and column of the component to one past its last, ``area`` px, ``iscrowd`` 0,
+        ``segmentation`` (compressed RLE, ``counts`` as str).
+    """
+    instances = []
+    canvas = np.zeros(mask.shape, np.uint8, order="F")
+    for category_id, (_, values) in enumerate(classes, 1):
+        inside = np.isin(mask, list(values)).astype(np.uint8)
+        _, label, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
+        found = [
+            (y, x, h, w, area, component)
+            for component, (x, y, w, h, area) in enumerate(stats.tolist())
+            if component > 0 and area > min_area_px
+        ]
+        for y, x, h, w, area, component in sorted(found):
+            # One canvas for all components: only the box is written and wiped.
+            box = (slice(y, y + h), slice(x, x + w))
+            canvas[box] = label[box] == component
+            code = rle.encode(canvas)
+            canvas[box] = 0
+            instances.append(
+                {
+                    "category_id": category_id,
+                    "bbox": [x, y, w, h],
+                    "area": area,
+                    "iscrowd": 0,
+                    "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
+                }
+            )
+    return instances
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How masks are converted; the same for every slice of a set.
+
+    Args:
+        labels: name of each mask value.
+        mask_types: the mask types to make, keys of ``MASK_TYPES``.
+        min_area_px: components of this area or less are dropped.
+        orientation: how the arrays on disk become upright.
+        copies: folder for upright PNG copies of the images; None leaves the images where they are.
+    """
+
+    labels: Mapping[int, str] = field(default_factory=lambda: dict(MASK_LABELS))
+    mask_types: tuple[str, ...] = tuple(MASK_TYPES)
+    min_area_px: int = MIN_AREA_PX
+    orientation: Orientation = UPRIGHT
+    copies: Path | None = None
+
+
+@dataclass(frozen=True)
+class ConvertedSlice:
+    """A slice as converted.
+
+    Args:
+        pair: its files and patient.
+        file: path of the image to register, relative to the image folder.
+        height, width: px, upright.
+        lesions: names of the lesion labels present, of any area.
+        instances: annotations of each mask type.
+    """
+
+    pair: LesionPair
+    file: str
+    height: int
+    width: int
+    lesions: tuple[str, ...]
+    instances: dict[str, list[dict[str, Any]]]
+
+
+def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
+    """Read one image and its mask, check them against each other, and find the lesions of every
+    mask type.
+
+    Raises:
+        CTMaskNetError: a file cannot be decoded, the sizes differ, or the mask has an unknown
+            value.
+    """
+    image = read_image(pair.image)
+    mask = read_mask(pair.mask, how.labels)
+    check_same_size(pair.image, image, pair.mask, mask)
+    mask = how.orientation.upright(mask)
+    file = pair.file
+    if how.copies is not None:
+        file = str(Path(file).with_suffix(".png").as_posix())
+        target = how.copies / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(how.orientation.upright(image)).save(target)
+    present = {how.labels[value] for value in np.unique(mask).tolist()}
+    return ConvertedSlice(
+        pair=pair,
+        file=file,
+        height=mask.shape[0],
+        width=mask.shape[1],
+        lesions=tuple(name for name in LESION_LABELS if name in present),
+        instances={
+            mask_type: mask_instances(
+                mask, mask_type_classes(mask_type, how.labels), how.min_area_px
+            )
+            for mask_type in how.mask_types
+        },
+    )
+
+
+def convert_slices(
+    pairs: Sequence[LesionPair], how: Conversion, workers: int = 1, start_method: str | None = None
+) -> Iterator[ConvertedSlice]:
+    """Convert slices in their order, in ``workers`` processes (one: in this process).
+
+    The result does not depend on ``workers`` nor on ``start_method`` (``fork``, ``spawn``; None:
+    the system's own). Close the iterator, or exhaust it, to end the processes. An error in a
+    process is raised here.
+    """
+    if workers <= 1 or len(pairs) <= 1:
+        for pair in pairs:
+            yield convert_slice(pair, how)
+        return
+    context = multiprocessing.get_context(start_method)
+    with context.Pool(min(workers, len(pairs)), initializer=_single_thread) as pool:
+        yield from pool.imap(_convert, ((pair, how) for pair in pairs), chunksize=8)
+
+
+def coco_document(
+    slices: Iterable[ConvertedSlice], mask_type: str, info: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The COCO document of one split. Ids count from 1 in the order of ``slices``."""
+    images, annotations = [], []
+    for image_id, item in enumerate(slices, 1):
+        images.append(
+            {
+                "id": image_id,
+                "file_name": item.file,
+                "height": item.height,
+                "width": item.width,
+                "patient": item.pair.patient,
+            }
+        )
+        for instance in item.instances[mask_type]:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **instance})
+    return {
+        "info": dict(info),
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(MASK_TYPES[mask_type], 1)],
+    }
+
+
+def _convert(task: tuple[LesionPair, Conversion]) -> ConvertedSlice:
+    return convert_slice(*task)
+
+
+def _single_thread() -> None:
+    # OpenCV's own threads would fight with the processes, and they do not survive a fork.
+    cv2.setNumThreads(0)

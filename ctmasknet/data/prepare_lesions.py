@@ -1,0 +1,259 @@
+"""A folder of slices and label masks becomes a prepared lesion set, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.data.label_masks import mask_type_classes
+from ctmasknet.data.lesion_files import LesionPair, PatientRule, find_pairs, split_by_lists
+from ctmasknet.data.masks_to_coco import (
+    Conversion,
+    ConvertedSlice,
+    coco_document,
+    convert_slices,
+)
+from ctmasknet.data.splits import SPLITS, split_patients
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json
+
+#: Lies in a folder of upright copies; a folder without it is never replaced.
+COPIES_MARK = ".upright_copies"
+#: Folder of the upright copies, in the data set's folder.
+COPIES = "image"
+
+_ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
+
+
+def prepare_lesions(
+    images: Path,
+    masks: Path,
+    output: Path,
+    *,
+    rule: PatientRule,
+    how: Conversion,
+    shares: Mapping[str, float] | None = None,
+    lists: Mapping[str, str | os.PathLike] | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright,
+    ``output/image/``.
+
+    Everything is read and checked before the first file takes its place. Files an earlier run left
+    in ``output`` that do not fit this run (another split, other labels, another orientation) are
+    removed.
+
+    Args:
+        images, masks: the two folders.
+        output: folder of the data set, ``<root>/<name>``.
+        rule: patients of the files.
+        how: the conversion; its ``copies`` is set here.
+        shares: shares of a seeded split that keeps patients whole and the lesions present in like
+            proportion.
+        lists: list file of each split; exactly one of ``shares`` and ``lists`` is given.
+        seed: of the split by shares.
+        workers: number of processes.
+        progress: show a progress bar.
+
+    Returns:
+        For each mask type what was written; see :func:`summarize`.
+
+    Raises:
+        CTMaskNetError: bad input; nothing is changed in ``output`` then.
+    """
+    if bool(shares) == bool(lists):
+        raise CTMaskNetError("split: give either shares or list files")
+    for mask_type in how.mask_types:
+        mask_type_classes(mask_type, how.labels)
+    pairs = find_pairs(images, masks, rule)
+    keys_of = split_by_lists(pairs, lists, rule) if lists else None
+    image_root = _image_root(images, output, how)
+    existed = output.is_dir()
+    output.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".prepare-", dir=output))
+    try:
+        if not how.orientation.is_upright:
+            how = replace(how, copies=stage / COPIES)
+            how.copies.mkdir()
+        converted = _convert(_listed(pairs, keys_of), how, workers, progress)
+        if keys_of is None:
+            keys_of = split_patients(
+                {key: item.pair.patient for key, item in converted.items()},
+                shares,
+                seed,
+                {key: item.lesions for key, item in converted.items()},
+            )
+        splits = {split: [converted[key] for key in keys] for split, keys in keys_of.items()}
+        made_by = {
+            "labels": {str(value): name for value, name in sorted(how.labels.items())},
+            "image_root": image_root,
+            "seed": seed if shares else None,
+            "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
+            "orientation": asdict(how.orientation),
+        }
+        summaries = _stage_annotations(stage / "annotations", splits, how, made_by, len(pairs))
+        _put_in_place(stage, output, made_by)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):
+                output.rmdir()
+        raise
+    shutil.rmtree(stage, ignore_errors=True)
+    return summaries
+
+
+def summarize(
+    splits: Mapping[str, Sequence[ConvertedSlice]], mask_type: str, unlisted: int
+) -> dict[str, Any]:
+    """Images, patients, instances of each class, and images without any instance, of each split.
+
+    Args:
+        splits: slices of each split.
+        mask_type: whose instances count.
+        unlisted: images of the source that no list names.
+    """
+    table = {}
+    for split, items in splits.items():
+        counts = Counter(i["category_id"] for item in items for i in item.instances[mask_type])
+        table[split] = {
+            "images": len(items),
+            "patients": len({item.pair.patient for item in items}),
+            "instances": {
+                name: counts[index] for index, name in enumerate(MASK_TYPES[mask_type], 1)
+            },
+            "images_without_instances": sum(not item.instances[mask_type] for item in items),
+        }
+    return {"mask_type": mask_type, "splits": table, "unlisted_images": unlisted}
+
+
+def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The summaries of :func:`prepare_lesions` as a table for the terminal."""
+    rows = [
+        {
+            "mask type": mask_type,
+            "split": split,
+            "images": row["images"],
+            "patients": row["patients"],
+            **row["instances"],
+            "images without": row["images_without_instances"],
+        }
+        for mask_type, summary in summaries.items()
+        for split, row in summary["splits"].items()
+    ]
+    names = [
+        name for name in ("ggo", "consolidation", "lesion") if any(name in row for row in rows)
+    ]
+    order = ["mask type", "split", "images", "patients", *names, "images without"]
+    return tabulate([[row.get(name, "-") for name in order] for row in rows], headers=order)
+
+
+def _image_root(images: Path, output: Path, how: Conversion) -> str:
+    """Image folder as the annotations name it; a link inside ``output`` counts as inside."""
+    folder, home = Path(os.path.abspath(images)), Path(os.path.abspath(output))
+    if how.orientation.is_upright:
+        return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
+    target = (home / COPIES).resolve()
+    if target.exists() and not (target / COPIES_MARK).is_file():
+        raise CTMaskNetError(
+            f"{target}: upright copies would replace this folder, which no earlier run made; give "
+            "another --name"
+        )
+    if images.resolve().is_relative_to(target):
+        raise CTMaskNetError(
+            f"{images}: lies in the folder of the upright copies; give another --name"
+        )
+    return COPIES
+
+
+def _listed(
+    pairs: Sequence[LesionPair], keys_of: Mapping[str, Sequence[str]] | None
+) -> list[LesionPair]:
+    """The pairs that some split holds; all of them when the split is not known yet."""
+    if keys_of is None:
+        return list(pairs)
+    wanted = {key for keys in keys_of.values() for key in keys}
+    return [pair for pair in pairs if pair.key in wanted]
+
+
+def _convert(
+    pairs: Sequence[LesionPair], how: Conversion, workers: int, progress: bool
+) -> dict[str, ConvertedSlice]:
+    with contextlib.closing(convert_slices(pairs, how, workers)) as slices:
+        bar = tqdm(slices, total=len(pairs), desc="masks", unit="slice", disable=not progress)
+        return {item.pair.key: item for item in bar}
+
+
+def _stage_annotations(
+    folder: Path,
+    splits: Mapping[str, Sequence[ConvertedSlice]],
+    how: Conversion,
+    made_by: Mapping[str, Any],
+    images: int,
+) -> dict[str, dict[str, Any]]:
+    unlisted = images - sum(map(len, splits.values()))
+    summaries = {}
+    for mask_type in how.mask_types:
+        info = {
+            "description": "Lesions of chest CT slices: connected components of label masks",
+            "mask_type": mask_type,
+            "min_area_px": how.min_area_px,
+            **made_by,
+        }
+        for split, items in splits.items():
+            write_json(folder / f"{mask_type}_{split}.json", coco_document(items, mask_type, info))
+        summaries[mask_type] = summarize(splits, mask_type, unlisted)
+        write_json(
+            folder / f"summary_{mask_type}.json", {**summaries[mask_type], "info": info}, indent=1
+        )
+    return summaries
+
+
+def _put_in_place(stage: Path, output: Path, made_by: Mapping[str, Any]) -> None:
+    """Rename the staged files to their places and remove leftovers of other settings."""
+    annotations = output / "annotations"
+    annotations.mkdir(exist_ok=True)
+    staged = {path.name for path in (stage / "annotations").iterdir()}
+    stale = [
+        path
+        for path in annotations.iterdir()
+        if path.name not in staged
+        and _ANNOTATIONS.fullmatch(path.name)
+        and not _fits(path, made_by, staged)
+    ]
+    if (stage / COPIES).is_dir():
+        (stage / COPIES / COPIES_MARK).touch()
+        if (output / COPIES).exists():
+            (output / COPIES).rename(stage / "replaced")
+        (stage / COPIES).rename(output / COPIES)
+    for name in sorted(staged):
+        (stage / "annotations" / name).replace(annotations / name)
+    for path in stale:
+        path.unlink()
+
+
+def _fits(path: Path, made_by: Mapping[str, Any], staged: set[str]) -> bool:
+    """Whether an older file may stay: it is of another mask type and of the same settings."""
+    mask_type = _ANNOTATIONS.fullmatch(path.name)[1]
+    if f"summary_{mask_type}.json" in staged:
+        return False
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))["info"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(info, dict) and all(info.get(key) == value for key, value in made_by.items())

@@ -1,0 +1,170 @@
+"""The JSON files of prepared data sets: read once, checked, and made into dataset dicts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data.datasets import load_coco_json
+
+from ctmasknet.errors import CTMaskNetError
+
+Stamp = tuple[int, int]
+
+_SLICE_KEYS = {"file", "label", "patient", "scan", "slice"}
+#: Parsed files with their stamps, so that registering and loading parse a file once.
+_parsed: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+
+
+def stamp(path: str | os.PathLike) -> Stamp | None:
+    """Time of change (ns) and size of a file; None when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def read_lesions(json_file: str) -> dict[str, Any]:
+    """The COCO document of a prepared lesion set, cut down to ``info``, ``categories`` and the
+    ``patients`` by image id.
+
+    Raises:
+        CTMaskNetError: the file is missing or no such document.
+    """
+    return _read(json_file, _lesion_header)
+
+
+def read_slices(json_file: str) -> dict[str, Any]:
+    """The document of a prepared slice set; treat it as read-only.
+
+    Raises:
+        CTMaskNetError: the file is missing or no such document.
+    """
+    return _read(json_file, _checked_slices)
+
+
+def image_root(
+    json_file: str, document: dict[str, Any], given: str | os.PathLike | None = None
+) -> str:
+    """Absolute image folder: ``given``, else ``info.image_root``, relative to the data set's
+    folder.
+
+    Raises:
+        CTMaskNetError: neither states it.
+    """
+    stated = document["info"].get("image_root")
+    if given is None and not isinstance(stated, str):
+        raise CTMaskNetError(f"{json_file}: info.image_root is missing; prepare the set again")
+    home = Path(json_file).parent.parent
+    return os.path.abspath(given if given is not None else home / stated)
+
+
+def load_lesions(name: str, json_file: str, root: str) -> list[dict[str, Any]]:
+    """Detectron2's dataset dicts of a COCO file plus the ``patient`` of each image.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken, or the images are not where it says.
+    """
+    patients = read_lesions(json_file)["patients"]
+    try:
+        dicts = load_coco_json(json_file, root, name)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise _broken(json_file, f"{type(error).__name__}: {error}") from error
+    for record in dicts:
+        record["patient"] = patients[record["image_id"]]
+    _check_images(json_file, root, dicts)
+    return dicts
+
+
+def load_slices(json_file: str, root: str) -> list[dict[str, Any]]:
+    """Dataset dicts of a slice file: ``file_name``, ``image_id``, ``label``, ``patient``, ``scan``,
+    ``slice``, ``body_box``.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken, or the images are not where it says.
+    """
+    dicts = [
+        {
+            "file_name": os.path.join(root, item["file"]),
+            "image_id": item["file"],
+            "label": item["label"],
+            "patient": item["patient"],
+            "scan": item["scan"],
+            "slice": item["slice"],
+            "body_box": list(item["body_box"]) if item.get("body_box") else None,
+        }
+        for item in read_slices(json_file)["slices"]
+    ]
+    _check_images(json_file, root, dicts)
+    return dicts
+
+
+def _read(json_file: str, check) -> dict[str, Any]:
+    now = stamp(json_file)
+    if now is None:
+        raise CTMaskNetError(
+            f"{json_file}: no such file; prepare the data set (see datasets/README.md)"
+        )
+    if _parsed.get(json_file, (None,))[0] == now:
+        return _parsed[json_file][1]
+    try:
+        with open(json_file, encoding="utf-8") as stream:
+            document = json.load(stream)
+    except (OSError, ValueError) as error:
+        raise _broken(json_file, str(error)) from None
+    if not isinstance(document, dict) or not isinstance(document.get("info"), dict):
+        raise _broken(json_file, "it has no 'info'")
+    document = check(json_file, document)
+    _parsed[json_file] = now, document
+    return document
+
+
+def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    try:
+        categories = [{"id": c["id"], "name": str(c["name"])} for c in document["categories"]]
+        patients = {image["id"]: str(image["patient"]) for image in document["images"]}
+        document["annotations"]
+    except (KeyError, TypeError) as error:
+        raise _broken(json_file, f"not a COCO document with patients, {error!r}") from None
+    if not categories:
+        raise _broken(json_file, "it has no categories")
+    return {"info": document["info"], "categories": categories, "patients": patients}
+
+
+def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    classes, slices = document.get("classes"), document.get("slices")
+    if not isinstance(classes, list) or not classes or not isinstance(slices, list):
+        raise _broken(json_file, "it lacks 'classes' or 'slices'")
+    labels = range(len(classes))
+    for index, item in enumerate(slices):
+        if not isinstance(item, dict) or not item.keys() >= _SLICE_KEYS:
+            raise _broken(
+                json_file, f"slices[{index}] lacks one of {', '.join(sorted(_SLICE_KEYS))}"
+            )
+        if not isinstance(item["label"], int) or item["label"] not in labels:
+            raise _broken(
+                json_file,
+                f"slices[{index}] has the label {item['label']}, of {len(classes)} classes",
+            )
+    return document
+
+
+def _check_images(json_file: str, root: str, dicts: list[dict[str, Any]]) -> None:
+    if not os.path.isdir(root):
+        raise CTMaskNetError(
+            f"{json_file}: its image folder {root} is missing; restore it, or prepare the set again"
+        )
+    # One file tells whether the folder is the right one; looking up every one of 100,000 would take
+    # longer than loading.
+    if dicts and not os.path.isfile(dicts[0]["file_name"]):
+        raise CTMaskNetError(
+            f"{json_file}: image {dicts[0]['file_name']} is missing; restore it, or prepare the "
+            "set again"
+        )
+
+
+def _broken(json_file: str, reason: str) -> CTMaskNetError:
+    return CTMaskNetError(f"{json_file}: broken data set file ({reason}); prepare the set again")

@@ -1,0 +1,234 @@
+"""Prepared sets of classified slices: sample, count, write
+``<root>/<name>/slices/<split>.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from tabulate import tabulate
+
+from ctmasknet.data.images import find_unreadable, raise_problems, write_in_grey_window
+from ctmasknet.data.slice_records import SliceRecord
+from ctmasknet.data.splits import SPLITS
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json
+
+SUMMARY = "slices_summary.json"
+_COPIES = "image"
+
+Splits = Mapping[str, Sequence[SliceRecord]]
+
+
+def sample_per_class(
+    records: Sequence[SliceRecord],
+    classes: Sequence[str],
+    count: int,
+    seed: int,
+    split: str,
+    allow_fewer: bool = False,
+) -> list[SliceRecord]:
+    """Draw ``count`` slices of every class at random, without replacement, the order of ``records``
+    kept.
+
+    Args:
+        seed: together with the split's name it fixes the draw, so a split's sample does not depend
+            on which other splits there are.
+        split: the split's name, also for the error.
+        allow_fewer: take all slices of a class that has fewer.
+
+    Raises:
+        CTMaskNetError: ``count`` below 1, or a class with fewer slices (named) unless
+            ``allow_fewer``.
+    """
+    if count < 1:
+        raise CTMaskNetError(
+            f"{split}: cannot sample {count} slices a class; give a number of at least 1"
+        )
+    rng = np.random.default_rng([seed, crc32(split.encode())])
+    chosen: list[int] = []
+    for label, class_name in enumerate(classes):
+        members = [index for index, record in enumerate(records) if record.label == label]
+        if len(members) < count and not allow_fewer:
+            raise CTMaskNetError(
+                f"{split}: class {class_name} has {len(members)} slices, {count} were asked for; "
+                f"sample at most {len(members)} or take more slices in"
+            )
+        chosen += (
+            rng.choice(members, min(count, len(members)), replace=False).tolist() if members else []
+        )
+    return [records[index] for index in sorted(chosen)]
+
+
+def summarise(splits: Splits, classes: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count, for every split, slices, patients and scans of every class and of ``all`` together."""
+    summary = {}
+    for split, records in splits.items():
+        groups = {name: [r for r in records if r.label == k] for k, name in enumerate(classes)}
+        summary[split] = {
+            name: {
+                "slices": len(group),
+                "patients": len({r.patient for r in group}),
+                "scans": len({(r.patient, r.scan) for r in group}),
+            }
+            for name, group in [*groups.items(), ("all", list(records))]
+        }
+    return summary
+
+
+def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
+    """The counts of :func:`summarise` as a table to print."""
+    rows = [
+        (split, name, counts["slices"], counts["patients"], counts["scans"])
+        for split, groups in summary.items()
+        for name, counts in groups.items()
+    ]
+    return tabulate(rows, headers=("split", "class", "slices", "patients", "scans"), intfmt=",")
+
+
+def write_slice_set(
+    root: str | os.PathLike,
+    name: str,
+    splits: Splits,
+    classes: Sequence[str],
+    image_root: str | os.PathLike,
+    *,
+    description: str,
+    seed: int,
+    grey_window: tuple[int, int] | None = None,
+    verify: bool = False,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Write a prepared set, all of it or nothing; the splits an earlier run wrote for ``name`` go.
+
+    Args:
+        root: the root of the data sets (``$DETECTRON2_DATASETS``); the set is ``root/name``.
+        splits: split -> its records, files relative to ``image_root``.
+        classes: class names in the order of the labels.
+        image_root: where the images are. They stay there unless ``grey_window`` is given.
+        description: one line for the json.
+        seed: recorded in the json.
+        grey_window: (low, high) 8-bit grey levels: contrast-stretched PNG copies go to
+            ``root/name/image`` (:func:`~ctmasknet.data.images.write_in_grey_window`), and the json
+            names these.
+        verify: decode every image first (copying does so anyway).
+        workers: number of processes.
+
+    Returns:
+        the summary that is also written to ``root/name/slices_summary.json``.
+
+    Raises:
+        CTMaskNetError: no slice in a split; unreadable images; two sources of one copy; a folder
+            ``image`` that is in the way.
+    """
+    for split, records in splits.items():
+        if not records:
+            raise CTMaskNetError(
+                f"{name}: split {split} has no slice; give it more patients or leave it out"
+            )
+    target = Path(root) / name
+    image_root = Path(image_root).resolve()
+    files = [record.file for records in splits.values() for record in records]
+    if grey_window is not None:
+        _check_copies_allowed(target, image_root)
+        copy_of = _copy_names(files)
+    elif verify:
+        problems = find_unreadable([image_root / file for file in files], workers)
+        raise_problems(list(problems.values()), len(files))
+
+    info = {
+        "description": description,
+        "image_root": _COPIES if grey_window else _relative_inside(image_root, target),
+        "seed": seed,
+        "grey_window": list(grey_window) if grey_window else None,
+    }
+    summary = {"info": info, "classes": list(classes), "splits": summarise(splits, classes)}
+    with _staging_folder(target) as staging:
+        if grey_window is not None:
+            copies = {
+                str(image_root / file): str(staging / _COPIES / copy_of[file]) for file in files
+            }
+            write_in_grey_window(copies, grey_window, workers)
+            splits = {k: [r._replace(file=copy_of[r.file]) for r in v] for k, v in splits.items()}
+        for split, records in splits.items():
+            slices = [record._asdict() for record in records]
+            value = {"info": info, "classes": list(classes), "slices": slices}
+            write_json(staging / "slices" / f"{split}.json", value)
+        write_json(staging / SUMMARY, summary, indent=1)
+        _move_in_place(staging, target)
+    return summary
+
+
+@contextmanager
+def _staging_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder inside ``target``; it goes in any case, and so does a ``target`` left
+    empty."""
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    target.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target, prefix=".prepare."))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _move_in_place(staging: Path, target: Path) -> None:
+    if (staging / _COPIES).is_dir():
+        if (target / _COPIES).is_dir():
+            os.replace(target / _COPIES, staging / "old")
+        os.replace(staging / _COPIES, target / _COPIES)
+    (target / "slices").mkdir(exist_ok=True)
+    for split in SPLITS:
+        if (staging / "slices" / f"{split}.json").is_file():
+            os.replace(staging / "slices" / f"{split}.json", target / "slices" / f"{split}.json")
+        else:  # of an earlier run: its patients may be in another split now
+            (target / "slices" / f"{split}.json").unlink(missing_ok=True)
+    os.replace(staging / SUMMARY, target / SUMMARY)
+
+
+def _check_copies_allowed(target: Path, image_root: Path) -> None:
+    copies = (target / _COPIES).resolve()
+    if image_root == copies or copies in image_root.parents:
+        raise CTMaskNetError(
+            f"{copies}: the copies in a grey window would replace the images themselves; "
+            "choose another --name"
+        )
+    if not copies.exists():
+        return
+    try:
+        ours = json.loads((target / SUMMARY).read_text())["info"]["grey_window"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise CTMaskNetError(
+            f"{copies}: exists and was not written by an earlier run; "
+            "choose another --name or move it away"
+        )
+
+
+def _copy_names(files: Sequence[str]) -> dict[str, str]:
+    names = {file: str(PurePosixPath(file).with_suffix(".png")) for file in files}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        first, second = [file for file in names if names[file] == twice[0]][:2]
+        raise CTMaskNetError(
+            f"{first} and {second}: both would be copied to {twice[0]}; rename one of them"
+        )
+    return names
+
+
+def _relative_inside(folder: Path, target: Path) -> str:
+    target = target.resolve()
+    return folder.relative_to(target).as_posix() if folder.is_relative_to(target) else str(folder)

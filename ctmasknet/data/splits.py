@@ -1,0 +1,246 @@
+"""Splits that keep every patient whole: by seeded shares, or by published list files.
+
+Legend: P patients, K splits, F features counted for each patient (items in all, then items of each
+stratum).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ctmasknet.errors import CTMaskNetError
+
+#: The names a split may have; data sets are registered as ``<name>_<split>``.
+SPLITS = ("train", "val", "test")
+
+_MAX_PASSES = 20
+
+
+def split_patients(
+    patients: Mapping[Hashable, str],
+    shares: Mapping[str, float],
+    seed: int,
+    strata: Mapping[Hashable, Hashable] | None = None,
+) -> dict[str, list]:
+    """Divide items among splits so that no patient is in two of them.
+
+    Patients are dealt in seeded random order, each to the split where it lowers the chi-square
+    distance between the item counts wanted and reached, over all items and within each stratum.
+    Then single patients are moved, and pairs exchanged, for as long as that lowers the distance.
+
+    Args:
+        patients: the patient of each item (slice).
+        shares: the share of the items wanted in each split, each in (0, 1], with sum 1.
+        seed: of the dealing order.
+        strata: a value of each item (class, or which lesions it shows) whose frequencies all splits
+            shall share.
+
+    Returns:
+        The items of each split, in the order of ``patients``. No split is empty.
+
+    Raises:
+        CTMaskNetError: bad shares, no items, or fewer patients than splits.
+    """
+    _check_shares(shares)
+    if not patients:
+        raise CTMaskNetError("split: the data set is empty; there is nothing to divide")
+    names = list(shares)
+    counts, row_of = _count(patients, strata)
+    if len(counts) < len(names):
+        raise CTMaskNetError(
+            f"split: {len(counts)} patient(s) cannot fill the {len(names)} splits "
+            f"{', '.join(names)}; "
+            "ask for fewer splits or add patients"
+        )
+    share = np.array([shares[name] for name in names])
+    split_of = _deal(counts, share, np.random.default_rng(seed))
+    result: dict[str, list] = {name: [] for name in names}
+    for item, patient in patients.items():
+        result[names[split_of[row_of[patient]]]].append(item)
+    return result
+
+
+def check_disjoint(patients_by_split: Mapping[str, Iterable[str]]) -> None:
+    """Check that no patient is in two splits.
+
+    Raises:
+        CTMaskNetError: names the first such patient, both splits, and how many more there are.
+    """
+    home: dict[str, str] = {}
+    shared: list[tuple[str, str, str]] = []
+    for split, patients in patients_by_split.items():
+        for patient in sorted(set(patients)):
+            if patient in home:
+                shared.append((patient, home[patient], split))
+            else:
+                home[patient] = split
+    if shared:
+        patient, first, second = shared[0]
+        more = (
+            f" (and {len(shared) - 1} more patients are in two splits)" if len(shared) > 1 else ""
+        )
+        raise CTMaskNetError(
+            f"patient {patient} is in two splits, {first} and {second}{more}; "
+            "keep all slices of a patient in one split"
+        )
+
+
+def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """Read a list file: one entry a line, blank lines skipped.
+
+    Returns:
+        ``(line number, counted from 1; the line without surrounding blanks)`` of each entry.
+
+    Raises:
+        CTMaskNetError: the file is missing, is no UTF-8 text, holds no entry, or holds an entry
+            twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise CTMaskNetError(f"{path}: no such list file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CTMaskNetError(f"{path}: cannot be read as a text list ({error})") from None
+    entries: list[tuple[int, str]] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line:
+            continue
+        if line in seen:
+            raise CTMaskNetError(
+                f"{path}:{number}: {line} is already on line {seen[line]}; remove one"
+            )
+        seen[line] = number
+        entries.append((number, line))
+    if not entries:
+        raise CTMaskNetError(f"{path}: the list is empty; it needs one file name a line")
+    return entries
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """Read ``train:0.8,val:0.2``.
+
+    Raises:
+        CTMaskNetError: another form, an unknown split or a bad share.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition(":")
+        try:
+            share = float(value)
+        except ValueError:
+            raise CTMaskNetError(
+                f"split {text}: {part!r} is not NAME:SHARE, such as train:0.8"
+            ) from None
+        if name in shares:
+            raise CTMaskNetError(f"split {text}: {name} is given twice")
+        shares[name] = share
+    _check_shares(shares)
+    return shares
+
+
+def check_split_name(name: str) -> None:
+    """Raise :class:`CTMaskNetError` unless ``name`` is one of :data:`SPLITS`."""
+    if name not in SPLITS:
+        raise CTMaskNetError(f"split {name!r}: unknown; the splits are {', '.join(SPLITS)}")
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    for name, share in shares.items():
+        check_split_name(name)
+        if not 0 < share <= 1:
+            raise CTMaskNetError(f"split {name}: the share {share} is not in (0, 1]")
+    total = sum(shares.values())
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise CTMaskNetError(
+            f"split: the shares {dict(shares)} sum to {total:g}; they must sum to 1"
+        )
+
+
+def _count(
+    patients: Mapping[Hashable, str], strata: Mapping[Hashable, Hashable] | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Counts (P, F), and each patient's row; patients and strata in order of appearance."""
+    row_of: dict[str, int] = {}
+    column_of: dict[Hashable, int] = {}
+    cells: list[tuple[int, int]] = []
+    for item, patient in patients.items():
+        row = row_of.setdefault(patient, len(row_of))
+        cells.append((row, 0))
+        if strata is not None:
+            cells.append((row, 1 + column_of.setdefault(strata[item], len(column_of))))
+    counts = np.zeros((len(row_of), 1 + len(column_of)))
+    np.add.at(counts, tuple(np.array(cells).T), 1)
+    return counts, row_of
+
+
+def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Split index (P,) of each patient with features ``counts`` (P, F), for shares (K,)."""
+    wanted = share[:, None] * counts.sum(axis=0)
+    weight = 1 / np.maximum(wanted, 1)
+    # excess[k, f]: items of split k with feature f above (below, if negative) the number wanted.
+    excess = -wanted
+    split_of = np.full(len(counts), -1)
+    order = rng.permutation(len(counts))
+
+    def gain(row: np.ndarray) -> np.ndarray:
+        """Change (K,) of the distance when features ``row`` (F,) join each split."""
+        return (weight * (2 * excess * row + row**2)).sum(axis=1)
+
+    def move(patient: int, target: int) -> None:
+        excess[split_of[patient]] -= counts[patient]
+        excess[target] += counts[patient]
+        split_of[patient] = target
+
+    for patient in order:
+        target = int(np.argmin(gain(counts[patient])))
+        excess[target] += counts[patient]
+        split_of[patient] = target
+    _fill_empty_splits(split_of, counts, len(share), move)
+
+    for _ in range(_MAX_PASSES):
+        changed = False
+        for patient in order:
+            home = split_of[patient]
+            row = counts[patient]
+            leave = (weight[home] * (-2 * excess[home] * row + row**2)).sum()
+            change = leave + gain(row)
+            change[home] = 0
+            if (split_of == home).sum() == 1:
+                change[:] = 0
+            target = int(np.argmin(change))
+            if change[target] < -1e-9:
+                move(patient, target)
+                changed = True
+                continue
+            # Exchange with patient q of split k: home changes by d = row_q - row, split k by -d.
+            others = np.flatnonzero(split_of != home)
+            d = counts[others] - row
+            away = split_of[others]
+            change = (weight[home] * (2 * excess[home] * d + d**2)).sum(axis=1)
+            change += (weight[away] * (-2 * excess[away] * d + d**2)).sum(axis=1)
+            if len(change) and change.min() < -1e-9:
+                partner = int(others[np.argmin(change)])
+                partner_home = int(split_of[partner])
+                move(partner, home)
+                move(patient, partner_home)
+                changed = True
+        if not changed:
+            break
+    return split_of
+
+
+def _fill_empty_splits(split_of: np.ndarray, counts: np.ndarray, splits: int, move) -> None:
+    """Give each empty split the smallest patient of the split with most patients."""
+    for empty in range(splits):
+        if not (split_of == empty).any():
+            largest = int(np.bincount(split_of, minlength=splits).argmax())
+            members = np.flatnonzero(split_of == largest)
+            move(int(members[np.argmin(counts[members, 0])]), empty)

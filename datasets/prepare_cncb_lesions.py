@@ -1,0 +1,139 @@
+#!/usr/bin/env python
+"""CT slices with label masks -> COCO annotations of lesions, split by patient.
+
+    python datasets/prepare_cncb_lesions.py --source CNCB --list train=train.txt --list val=test.txt
+
+reads CNCB/image and CNCB/mask and writes $DETECTRON2_DATASETS/cncb_lesions/annotations/<mask
+type>_<split>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
+from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
+from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
+from ctmasknet.data.root import datasets_root
+from ctmasknet.data.splits import parse_shares
+from ctmasknet.errors import CTMaskNetError, command_line
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--source", type=Path, help="folder with image/ and mask/ (or images/ and masks/)"
+    )
+    p.add_argument("--images", type=Path, help="image folder, instead of the one in --source")
+    p.add_argument("--masks", type=Path, help="mask folder, instead of the one in --source")
+    p.add_argument(
+        "--output-root", type=Path, help="default: $DETECTRON2_DATASETS, else ./datasets"
+    )
+    p.add_argument(
+        "--name", default="cncb_lesions", help="folder below the root; default: %(default)s"
+    )
+    p.add_argument(
+        "--mask-type",
+        nargs="+",
+        choices=list(MASK_TYPES),
+        help="mask types to write; default: all that the labels allow",
+    )
+    p.add_argument(
+        "--labels",
+        default=",".join(f"{value}:{name}" for value, name in MASK_LABELS.items()),
+        help="meaning of the mask values; default: %(default)s",
+    )
+    p.add_argument(
+        "--min-area-px",
+        type=int,
+        default=MIN_AREA_PX,
+        help="components of this area or less are dropped; default: %(default)s",
+    )
+    p.add_argument(
+        "--transpose", action="store_true", help="rows and columns are exchanged on disk"
+    )
+    p.add_argument(
+        "--flip",
+        nargs="+",
+        choices=["vertical", "horizontal"],
+        default=[],
+        help="mirror after transposing; the result must be spine down, patient's right on the left",
+    )
+    p.add_argument("--patient-pattern", help="regular expression with a group (?P<patient>...)")
+    p.add_argument("--groups", type=Path, help="CSV file stem,patient; goes before the other rules")
+    p.add_argument(
+        "--patients",
+        choices=["name", "each-file"],
+        default="name",
+        help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
+    )
+    p.add_argument(
+        "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
+    )
+    p.add_argument(
+        "--list", action="append", default=[], metavar="SPLIT=FILE", help="list file of a split"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the split by shares")
+    p.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
+    return p
+
+
+def lists_from(arguments: list[str]) -> dict[str, str]:
+    lists: dict[str, str] = {}
+    for argument in arguments:
+        split, _, path = argument.partition("=")
+        if not path:
+            raise CTMaskNetError(f"--list {argument}: expected SPLIT=FILE, such as train=train.txt")
+        if split in lists:
+            raise CTMaskNetError(f"--list {argument}: {split} already has a list, {lists[split]}")
+        lists[split] = path
+    return lists
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    lists = lists_from(args.list)
+    if lists and args.split:
+        raise CTMaskNetError("--split and --list: give one of the two")
+    labels = parse_labels(args.labels)
+    images, masks = source_folders(args.source, args.images, args.masks)
+    output = datasets_root(args.output_root) / args.name
+    summaries = prepare_lesions(
+        images,
+        masks,
+        output,
+        rule=PatientRule(
+            pattern=args.patient_pattern,
+            each_file=args.patients == "each-file",
+            groups=read_groups(args.groups) if args.groups else {},
+        ),
+        how=Conversion(
+            labels=labels,
+            mask_types=tuple(args.mask_type or supported_mask_types(labels)),
+            min_area_px=args.min_area_px,
+            orientation=Orientation(
+                args.transpose, "vertical" in args.flip, "horizontal" in args.flip
+            ),
+        ),
+        shares=None if lists else parse_shares(args.split or "train:0.8,val:0.2"),
+        lists=lists or None,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    print(summary_table(summaries))
+    unlisted = next(iter(summaries.values()))["unlisted_images"]
+    if unlisted:
+        print(f"{unlisted} images are on no list and were left out")
+    print(f"written: {output / 'annotations'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

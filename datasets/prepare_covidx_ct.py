@@ -1,0 +1,116 @@
+"""Prepare classified slices: COVIDx-CT, or a set whose folders are its classes (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ctmasknet.data.prepare_slices import (
+    parse_assignments,
+    parse_class_folders,
+    parse_counts,
+    parse_grey_window,
+    prepare_slices,
+)
+from ctmasknet.data.root import datasets_root
+from ctmasknet.data.slice_records import compile_patient_pattern
+from ctmasknet.data.slice_sets import summary_table
+from ctmasknet.data.splits import parse_shares
+from ctmasknet.errors import command_line
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--images", metavar="DIR", help="folder of the images")
+    p.add_argument(
+        "--list",
+        action="append",
+        default=[],
+        metavar="SPLIT=FILE",
+        help="list of one split (train, val, test); repeat for each",
+    )
+    p.add_argument(
+        "--source",
+        metavar="DIR",
+        help="without --list: folder with {train,val,test}_COVIDx_CT.txt and the images in "
+        "images/, 2A_images/ or beside the lists (default: OUTPUT_ROOT/NAME)",
+    )
+    p.add_argument(
+        "--class-folder",
+        action="append",
+        default=[],
+        metavar="CLASS=DIR[,DIR]",
+        help="instead of lists: the folders below --images that hold a class; repeat for each, "
+        "the order is that of the labels",
+    )
+    p.add_argument(
+        "--split",
+        metavar="SHARES",
+        help="with --class-folder: shares of the patients, such as train:0.6,val:0.2,test:0.2",
+    )
+    p.add_argument(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
+    )
+    p.add_argument(
+        "--sample",
+        action="append",
+        default=[],
+        metavar="SPLIT=K",
+        help="draw K slices of every class; repeat for each split",
+    )
+    p.add_argument(
+        "--per-class",
+        type=int,
+        metavar="K",
+        help="at most K slices of a class in every other split",
+    )
+    p.add_argument(
+        "--grey-window",
+        metavar="LOW,HIGH",
+        help="write copies whose 8-bit grey levels LOW..HIGH are stretched to 0..255",
+    )
+    p.add_argument("--verify", action="store_true", help="decode every image to find damaged ones")
+    p.add_argument(
+        "--output-root",
+        metavar="DIR",
+        help="root of the prepared data sets (default: $DETECTRON2_DATASETS, else ./datasets)",
+    )
+    p.add_argument("--name", default="covidx_ct", help="name of the set (default: covidx_ct)")
+    p.add_argument("--seed", type=int, default=0, help="of the split and the samples (default: 0)")
+    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all)")
+    return p
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    root = datasets_root(args.output_root)
+    summary = prepare_slices(
+        root,
+        args.name,
+        images=args.images,
+        source=args.source,
+        lists=parse_assignments(args.list, "--list"),
+        class_folders=parse_class_folders(args.class_folder),
+        shares=parse_shares(args.split) if args.split else None,
+        patient_pattern=compile_patient_pattern(args.patient_pattern)
+        if args.patient_pattern
+        else None,
+        sample=parse_counts(args.sample, "--sample"),
+        per_class=args.per_class,
+        seed=args.seed,
+        grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
+        verify=args.verify,
+        workers=args.workers,
+    )
+    print(summary_table(summary["splits"]))
+    names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
+    print(f"classes: {', '.join(summary['classes'])}")
+    print(f"registered as: {names} (below {root})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

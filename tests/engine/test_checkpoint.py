@@ -1,0 +1,160 @@
+import os
+import urllib.error
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, check_spec, spec_of
+from ctmasknet.errors import CTMaskNetError
+
+
+@pytest.fixture
+def saved(tiny_cfg, tiny_model, tmp_path):
+    """A complete checkpoint of the small classifier."""
+    CTMaskNetCheckpointer(tiny_model, str(tmp_path), spec=spec_of(tiny_cfg)).save("model_final")
+    return tmp_path / "model_final.pth"
+
+
+def load(cfg, path, complete=True, model=None):
+    model = build_model(cfg) if model is None else model
+    return CTMaskNetCheckpointer(model, spec=spec_of(cfg), complete=complete).load(str(path))
+
+
+def test_file_carries_what_it_is_for(saved):
+    assert torch.load(saved, weights_only=True)["ctmasknet"] == {
+        "task": "classification",
+        "mask_type": "both",
+        "lesion_classes": ["ggo", "consolidation"],
+        "anchors_rounded": True,
+        "num_boxes": 16,
+        "row_features": ["score", "dx", "dy", "dw", "dh"],
+        "image_classes": ["normal", "pneumonia", "covid"],
+    }
+
+
+def test_round_trip(tiny_cfg, tiny_model, saved):
+    other = build_model(tiny_cfg)
+    load(tiny_cfg, saved, model=other)
+    for (name, ours), theirs in zip(
+        tiny_model.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+
+
+def test_plain_detectron2_checkpointer_reads_it(tiny_cfg, tiny_model, saved):
+    other = build_model(tiny_cfg)
+    DetectionCheckpointer(other).load(str(saved))
+    assert torch.equal(other.image_head.fc1.weight, tiny_model.image_head.fc1.weight)
+
+
+def test_no_part_file_stays_and_best_is_not_resumed_from(saved, tiny_cfg, tiny_model, tmp_path):
+    CTMaskNetCheckpointer(tiny_model, str(tmp_path), spec=spec_of(tiny_cfg)).save("model_best")
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_best.pth", "model_final.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_failed_save_leaves_the_old_file(saved, tiny_cfg, tiny_model, monkeypatch):
+    before = saved.read_bytes()
+
+    def full_disk(data, stream):
+        stream.write(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        CTMaskNetCheckpointer(tiny_model, str(saved.parent), spec=spec_of(tiny_cfg)).save(
+            "model_final"
+        )
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.RANKED_BOXES.NUM", 32], r"MODEL\.RANKED_BOXES\.NUM is 16 .* but 32 "),
+        (["MODEL.IMAGE_HEAD.CLASSES", ["normal", "covid"]], r"MODEL\.IMAGE_HEAD\.CLASSES is .*3?"),
+        (
+            ["MODEL.LESION_CLASSES", ["lesion"], "MODEL.ROI_HEADS.NUM_CLASSES", 1],
+            r"MODEL\.LESION_CLASSES .* MODEL\.ROI_HEADS\.NUM_CLASSES 2",
+        ),
+        (["MODEL.ANCHOR_GENERATOR.ROUND", False], r"MODEL\.ANCHOR_GENERATOR\.ROUND is True"),
+        (["MODEL.IMAGE_HEAD.FC_DIM", 8], r"image_head\.fc1\.weight is \(24, 80\) .* but \(8, 80\)"),
+        (["MODEL.RESNETS.DEPTH", 34], r"another architecture: .* of the model's"),
+    ],
+)
+def test_disagreement_is_an_error_with_both_values(tiny_cfg, saved, overrides, message):
+    tiny_cfg.merge_from_list(overrides)
+    with pytest.raises(CTMaskNetError, match=message) as error:
+        load(tiny_cfg, saved)
+    assert str(saved) in str(error.value)
+
+
+def test_same_number_of_classes_with_other_names_is_refused(tiny_cfg, saved):
+    tiny_cfg.MODEL.IMAGE_HEAD.CLASSES = ["normal", "covid", "pneumonia"]
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.IMAGE_HEAD\.CLASSES"):
+        load(tiny_cfg, saved)
+
+
+class TestStartingFromADetector:
+    @pytest.fixture
+    def detector(self, tiny_cfg, tmp_path):
+        cfg = tiny_cfg.clone()
+        cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+        model = build_model(cfg)
+        CTMaskNetCheckpointer(model, str(tmp_path), spec=spec_of(cfg)).save("seg")
+        return tmp_path / "seg.pth"
+
+    def test_trains_from_it(self, tiny_cfg, tiny_model, detector):
+        load(tiny_cfg, detector, complete=False, model=tiny_model)
+        weights = torch.load(detector, weights_only=True)["model"]
+        assert torch.equal(
+            tiny_model.roi_heads.box_head.fc1.weight, weights["roi_heads.box_head.fc1.weight"]
+        )
+
+    def test_does_not_evaluate_with_it(self, tiny_cfg, detector):
+        with pytest.raises(CTMaskNetError, match=r"such as image_head\.fc1\.weight"):
+            load(tiny_cfg, detector)
+
+    def test_a_torn_part_is_refused(self, tiny_cfg, detector):
+        data = torch.load(detector, weights_only=True)
+        del data["model"]["roi_heads.box_head.fc2.weight"]
+        torch.save(data, detector)
+        with pytest.raises(CTMaskNetError, match=r"such as roi_heads\.box_head\.fc2\.weight"):
+            load(tiny_cfg, detector, complete=False)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"weights, I promise\n", b"PK\x03\x04 torn", b"\x80\x02}q\x00."]
+)
+def test_unreadable_file_is_named(tiny_cfg, tmp_path, content):
+    path = tmp_path / "bad.pth"
+    path.write_bytes(content)
+    with pytest.raises(CTMaskNetError, match=r"bad\.pth: ") as error:
+        load(tiny_cfg, path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_named(tiny_cfg):
+    with pytest.raises(CTMaskNetError, match=r"nowhere\.pth: no such weights file"):
+        load(tiny_cfg, "nowhere.pth")
+
+
+def test_unreachable_url_tells_the_remedy(tiny_cfg, monkeypatch):
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(CTMaskNetError, match=r"cannot be fetched .* MODEL\.WEIGHTS"):
+        load(tiny_cfg, "detectron2://ImageNetPretrained/torchvision/none-such.pkl", complete=False)
+
+
+def test_weights_of_nothing_known_are_refused(tiny_cfg, tmp_path):
+    torch.save({"model": {"layer.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    with pytest.raises(CTMaskNetError, match="another architecture"):
+        load(tiny_cfg, tmp_path / "other.pth", complete=False)
+
+
+def test_entries_that_one_side_lacks_are_not_compared():
+    check_spec("x", {"lesion_classes": ["a"]}, {"lesion_classes": ["a"], "num_boxes": 4})
