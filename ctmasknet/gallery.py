@@ -62,16 +62,12 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     image_classes = list(metadata.get("image_classes", ())) if metadata else []
     cfg = None if args.ground_truth_only else _model_cfg(args)
     if cfg is not None:
-        if lesion_classes and lesion_classes != list(cfg.MODEL.LESION_CLASSES):
-            raise CTMaskNetError(
-                f"{args.dataset}: has lesion classes {lesion_classes} but the model finds "
-                f"{list(cfg.MODEL.LESION_CLASSES)}; choose the set of the model's mask type"
-            )
-        lesion_classes = list(cfg.MODEL.LESION_CLASSES)
+        lesion_classes = _same(args.dataset, "lesion", lesion_classes, cfg.MODEL.LESION_CLASSES)
         if is_classifier(cfg):
-            image_classes = list(cfg.MODEL.IMAGE_HEAD.CLASSES)
-    # The folder is tried before a model is loaded, and made only after all else is known to be
-    # right
+            image_classes = _same(
+                args.dataset, "slice", image_classes, cfg.MODEL.IMAGE_HEAD.CLASSES
+            )
+    # Made once all else is known to be right, and tried before the model is loaded
     output = writable_folder(args.output)
     return draw_gallery(
         entries,
@@ -168,7 +164,7 @@ def image_entries(inputs: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
             files = [given]
         else:
             raise CTMaskNetError(f"{given}: no such file or folder; correct --input")
-        entries += [{"file_name": str(path), "image_id": str(path)} for path in files]
+        entries += [{"file_name": str(path)} for path in files]
     return entries
 
 
@@ -212,6 +208,16 @@ def _model_cfg(args: argparse.Namespace) -> CfgNode:
         if MetadataCatalog.get(args.dataset).get(task or "thing_classes") is not None:
             opts += ["DATASETS.TEST", f"({args.dataset!r},)"]
     return setup_cfg(argparse.Namespace(**{**vars(args), "opts": opts}))
+
+
+def _same(dataset: str, kind: str, found: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The model's classes; those of the data set, if it has any, have to be the same."""
+    if found and list(found) != list(known):
+        raise CTMaskNetError(
+            f"{dataset}: has {kind} classes {list(found)} but the model has {list(known)}; "
+            "choose a data set with the classes that the model was trained on"
+        )
+    return list(known)
 
 
 def _call(

@@ -14,14 +14,13 @@ import cv2
 import numpy as np
 from detectron2.utils.visualizer import GenericMask, Visualizer
 
-from ctmasknet.data.classes import LESION_COLORS
+from ctmasknet.data.datasets import lesion_colors
 from ctmasknet.lesion_list import Found, Lesion, has_masks, lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
 
 __all__ = [
     "Lesion",
     "SliceCall",
-    "class_colors",
     "contact_sheet",
     "draw_lesions",
     "legible_scale",
@@ -29,8 +28,8 @@ __all__ = [
     "side_by_side",
 ]
 
-#: Of a class whose name the project does not know, in turn; all far from the named ones.
-_OTHER_COLORS = ((240, 228, 66), (214, 92, 190), (0, 190, 160), (240, 80, 80))
+#: Of a class the given names do not reach.
+_NAMELESS = (240, 228, 66)
 #: A slice is enlarged by the whole factor that brings its longer side nearest to so many px.
 _LEGIBLE_PX = 600
 _LABEL_POINTS = 9
@@ -52,14 +51,6 @@ class SliceCall:
     score_name: str = "sigmoid scores"
 
 
-def class_colors(class_names: Sequence[str]) -> list[tuple[int, int, int]]:
-    """RGB 0..255 a class: the project's fixed colour by name, else one of a few others by index."""
-    return [
-        LESION_COLORS.get(name, _OTHER_COLORS[index % len(_OTHER_COLORS)])
-        for index, name in enumerate(class_names)
-    ]
-
-
 def draw_lesions(
     image_rgb: np.ndarray,
     found: Found | Sequence[Lesion],
@@ -79,7 +70,7 @@ def draw_lesions(
         image_rgb: (H, W, 3) uint8.
         found: see :func:`lesions_of`, or its result.
         class_names: name of each class index.
-        colors: RGB 0..255 of each class; default :func:`class_colors`.
+        colors: RGB 0..255 of each class; default :func:`ctmasknet.data.datasets.lesion_colors`.
         score_threshold: predictions have to score more (paper Figure 2: 0.75).
         mask_threshold: probability a mask pixel has to exceed (paper Figure 2: 0.5).
         labels: write class and score.
@@ -99,7 +90,7 @@ def draw_lesions(
         )
     scale = scale or legible_scale(height, width)
     canvas = _LesionCanvas(_enlarged(image_rgb, scale, cv2.INTER_CUBIC))
-    canvas.draw(found, class_names, colors or class_colors(class_names), scale, labels)
+    canvas.draw(found, class_names, colors or lesion_colors(class_names), scale, labels)
     return canvas.picture()
 
 
@@ -149,7 +140,7 @@ def side_by_side(
         panels.insert(0, bare)
     legend = [
         Chunk(name, swatch=color)
-        for name, color in zip(class_names, class_colors(class_names), strict=True)
+        for name, color in zip(class_names, lesion_colors(class_names), strict=True)
     ]
     if prediction is not None and has_masks(prediction):
         legend.append(Chunk("|", color=_FAINT))
@@ -180,7 +171,7 @@ class _LesionCanvas(Visualizer):
         labels: bool,
     ) -> None:
         def color_of(index: int) -> tuple[float, ...]:
-            known = colors[index] if index < len(colors) else _OTHER_COLORS[index % 4]
+            known = colors[index] if index < len(colors) else _NAMELESS
             return tuple(value / 255 for value in known)
 
         masks = {
@@ -203,7 +194,9 @@ class _LesionCanvas(Visualizer):
             if id(lesion) in masks:
                 outline = GenericMask(masks[id(lesion)], *masks[id(lesion)].shape)
                 for segment in outline.polygons:
-                    self.draw_polygon(segment.reshape(-1, 2), color, alpha=0)
+                    # A closed line: a polygon of so many points takes matplotlib far longer
+                    x, y = np.append(segment, segment[:2]).reshape(-1, 2).T
+                    self.draw_line(x, y, color, linewidth=1)
             if lesion.box is not None:
                 box = [side * scale for side in lesion.box]
                 self.draw_box(box, alpha=0.9, edge_color=color, line_style=(0, (4, 2)))

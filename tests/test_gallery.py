@@ -36,19 +36,9 @@ def slices(tmp_path):
 
 
 def arguments(output, **given):
-    return argparse.Namespace(
-        **{
-            **{
-                "config_file": "",
-                "opts": [],
-                "dataset": None,
-                "input": None,
-                "output": str(output),
-            },
-            **{"limit": None, "seed": None, "score_threshold": 0.75, "ground_truth_only": False},
-            **given,
-        }
-    )
+    values = {"config_file": "", "opts": [], "dataset": None, "input": None, "output": str(output)}
+    values |= {"limit": None, "seed": None, "score_threshold": 0.75, "ground_truth_only": False}
+    return argparse.Namespace(**(values | given))
 
 
 def detect(entry):
@@ -174,13 +164,11 @@ def prepared(slices, tmp_path, monkeypatch):
         "classes": ["normal", "covid"],
         "slices": [
             {
-                **{
-                    "file": f"{n}/7.png",
-                    "label": n - 1,
-                    "patient": str(n),
-                    "scan": "1",
-                    "slice": "7",
-                },
+                "file": f"{n}/7.png",
+                "label": n - 1,
+                "patient": str(n),
+                "scan": "1",
+                "slice": "7",
                 "body_box": None,
             }
             for n in (1, 2)
@@ -211,7 +199,12 @@ def test_the_drawn_set_names_the_classes_of_the_model(
     prepared, tmp_path, monkeypatch, repository, config, which
 ):
     seen = []
-    monkeypatch.setattr(gallery, "build_predictor", lambda cfg: seen.append(cfg) or detect)
+
+    def stand_in(cfg):
+        seen.append(cfg)
+        return detect if config == "cls" else lambda entry: (entry, {})
+
+    monkeypatch.setattr(gallery, "build_predictor", stand_in)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"")
     args = arguments(

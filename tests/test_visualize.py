@@ -6,13 +6,11 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from ctmasknet.data.classes import LESION_COLORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.lesion_list import lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page
 from ctmasknet.visualize import (
     SliceCall,
-    class_colors,
     contact_sheet,
     draw_lesions,
     legible_scale,
@@ -57,15 +55,6 @@ def annotation(box, category, filled=None):
 def hue(picture, x, y):
     """How far the pixel leans to blue (negative) or orange (positive)."""
     return int(picture[y, x, 0]) - int(picture[y, x, 2])
-
-
-def test_fixed_colours_by_name_and_distinct_ones_for_other_names():
-    assert class_colors(("consolidation", "ggo")) == [
-        LESION_COLORS["consolidation"],
-        LESION_COLORS["ggo"],
-    ]
-    colors = class_colors(("ggo", "consolidation", "a", "b"))
-    assert len(set(colors)) == 4
 
 
 def test_annotations_and_instances_come_to_the_same_lesions():
