@@ -55,7 +55,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         "conversion": [
             [
                 *("datasets/prepare_cncb_lesions.py", "--source", str(raw / "cncb_lesions_raw")),
-                *("--output-root", str(prepared), "--min-area", "25", "--seed", str(seed)),
+                *("--output-root", str(prepared), "--min-area-px", "25", "--seed", str(seed)),
                 *("--split", "train:0.7,val:0.1,test:0.2"),
             ],
             [
