@@ -179,14 +179,22 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
+#: Parts of a model that come and go as a whole; a weight belongs to the first that fits.
+_PARTS = (
+    "backbone.bottom_up.",
+    "backbone.",
+    "proposal_generator.",
+    "roi_heads.mask_head.",
+    "roi_heads.",
+    "image_head.",
+)
+
+
 def _part_is_missing(name: str, missing: list[str], weights: list[str]) -> bool:
     """Whether the part of the model that ``name`` belongs to is missing as a whole."""
-    parts = (
-        "backbone.bottom_up.",
-        "backbone.",
-        "proposal_generator.",
-        "roi_heads.mask_head.",
-        "roi_heads.",
-    )
-    prefix = next((part for part in (*parts, "image_head.") if name.startswith(part)), "")
-    return all(weight in set(missing) for weight in weights if weight.startswith(prefix))
+    absent = set(missing)
+    return all(weight in absent for weight in weights if _part_of(weight) == _part_of(name))
+
+
+def _part_of(name: str) -> str:
+    return next((part for part in _PARTS if name.startswith(part)), "")

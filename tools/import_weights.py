@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+"""Turn a published checkpoint, or torchvision's ResNet file, into a Detectron2 checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.errors import command_line
+from ctmasknet.weights import import_file
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", help="file to read, as data: no code in it runs")
+    parser.add_argument("--output", required=True, help="Detectron2 checkpoint to write (.pth)")
+    parser.add_argument(
+        "--mask-type",
+        choices=tuple(MASK_TYPES),
+        help="masks the detector was trained on, where the file cannot tell (default: merge)",
+    )
+    args = parser.parse_args(argv)
+    found, lines = import_file(args.checkpoint, args.output, args.mask_type)
+    print(*lines, f"wrote: {args.output}", f"config: {found.config}", sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
