@@ -17,6 +17,10 @@ from torch import Tensor
 #: Names of a row's numbers, in order.
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 
+#: Side of the box that is pooled from p4. The published models add 1e-6 to side / 224 before taking
+#: the logarithm (reference), so boxes a hair below a power of two times 224 go one level up.
+CANONICAL_BOX_PX = 224 * (1 - 1e-6)
+
 
 def stretch_rows(rows: Tensor, num: int) -> Tensor:
     """Make ``num`` rows of n <= num by repeating rows evenly, order kept.
@@ -91,6 +95,9 @@ class RankedBoxROIHeads(StandardROIHeads):
             ranked_score_thresh: scores have to be above this; negative keeps all.
         """
         super().__init__(**kwargs)
+        for pooler in (self.box_pooler, getattr(self, "mask_pooler", None)):
+            if pooler is not None:
+                pooler.canonical_box_size = CANONICAL_BOX_PX
         self.num_ranked_boxes = num_ranked_boxes
         self.ranked_nms_thresh = ranked_nms_thresh
         self.ranked_score_thresh = ranked_score_thresh
