@@ -4,6 +4,7 @@ import pickle
 import random
 import struct
 import sys
+import types
 
 import pytest
 import torch
@@ -162,6 +163,30 @@ def test_the_anchor_generator_yields_its_attributes_only(tmp_path, class_name, l
     anchors = content["anchor_generator"]
     assert isinstance(anchors, AnchorData) and anchors.class_name == class_name
     assert anchors.state["sizes"] == sizes and anchors.state["aspect_ratios"] == ratios
+
+
+@pytest.mark.parametrize("layout", ["zip", "stream"])
+def test_a_pickled_module_as_todays_torch_writes_it_is_read(tmp_path, monkeypatch, layout):
+    class AnchorGenerator(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes, self.aspect_ratios = ((2, 4),), ((0.5, 1.0),)
+            self.cell_anchors = [torch.ones(4, 4)]
+            self._cache = {((8, 8), (16.0, 16.0)): [torch.zeros(3, 4)]}
+
+    module = types.ModuleType("models.mask_net.rpn")
+    module.AnchorGenerator = AnchorGenerator
+    AnchorGenerator.__module__, AnchorGenerator.__qualname__ = module.__name__, "AnchorGenerator"
+    path = tmp_path / "file.pth"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "models", types.ModuleType("models"))
+        patch.setitem(sys.modules, "models.mask_net", types.ModuleType("models.mask_net"))
+        patch.setitem(sys.modules, module.__name__, module)
+        value = {"anchor_generator": AnchorGenerator()}
+        torch.save(value, path, _use_new_zipfile_serialization=layout == "zip")
+    anchors = read_checkpoint(path).content["anchor_generator"]
+    assert anchors.class_name == "models.mask_net.rpn.AnchorGenerator"
+    assert anchors.state["sizes"] == ((2, 4),) and anchors.state["training"] is True
 
 
 def test_a_changed_byte_in_a_zip_is_noticed(tmp_path):
