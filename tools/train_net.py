@@ -4,6 +4,8 @@
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer
@@ -13,6 +15,7 @@ from ctmasknet.errors import command_line
 def run(args):
     cfg = setup_cfg(args, training=not args.eval_only)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
     if args.eval_only:
         return Trainer.test(cfg, load_model(cfg))
     trainer = Trainer(cfg)

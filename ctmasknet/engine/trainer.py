@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
@@ -21,8 +21,11 @@ from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.image_classification import ImageClassificationEvaluator
-from ctmasknet.evaluation.lesions import LesionEvaluator
+from ctmasknet.evaluation import (
+    ImageClassificationEvaluator,
+    LesionEvaluator,
+    PerImageAPEvaluator,
+)
 from ctmasknet.files import write_json
 
 _OPTIMIZERS = {
@@ -47,6 +50,14 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
 class Trainer(DefaultTrainer):
     """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.VAL`` and keeps the best checkpoint by
     ``BEST_METRIC``."""
+
+    def __init__(self, cfg: CfgNode):
+        # Detectron2 evaluates DATASETS.TEST while training; here the test set is not to be seen.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = cfg.DATASETS.VAL
+        cfg.freeze()
+        super().__init__(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -84,9 +95,12 @@ class Trainer(DefaultTrainer):
         folder = inference_folder(cfg, dataset_name)
         if is_classifier(cfg):
             return ImageClassificationEvaluator(dataset_name, output_dir=folder)
-        return LesionEvaluator(
+        coco = LesionEvaluator(
             dataset_name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
         )
+        if not cfg.MODEL.MASK_ON:
+            return coco
+        return DatasetEvaluators([coco, PerImageAPEvaluator(dataset_name)])
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict[str, Any]:
