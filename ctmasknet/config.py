@@ -60,5 +60,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # ADAM | SGD
     cfg.SOLVER.OPTIMIZER = "ADAM"
     cfg.SOLVER.WEIGHT_DECAY_NORM = None
+    # Learning rate of a classifier's detector as a share of SOLVER.BASE_LR, which the image head
+    # has. Below 1, a head that starts from random weights learns before the boxes it reads change.
+    cfg.SOLVER.DETECTOR_LR_FACTOR = 1.0
     # Metric on DATASETS.VAL that chooses model_best.pth, as in metrics.json, such as "segm/AP50".
     cfg.SOLVER.BEST_METRIC = ""

@@ -73,6 +73,7 @@ class Trainer(DefaultTrainer):
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: _lr_factor(cfg, name),
         )
         optimizer = _OPTIMIZERS[cfg.SOLVER.OPTIMIZER](parameters, cfg)
         return maybe_add_gradient_clipping(cfg, optimizer)
@@ -135,6 +136,11 @@ class Trainer(DefaultTrainer):
             evaluation = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
             found.insert(evaluation + 1, best)
         return found
+
+
+def _lr_factor(cfg: CfgNode, parameter: str) -> float:
+    in_detector = is_classifier(cfg) and not parameter.startswith("image_head.")
+    return cfg.SOLVER.DETECTOR_LR_FACTOR if in_detector else 1.0
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from ctmasknet.demo import run_demo, stages, summarize
+from ctmasknet.errors import CTMaskNetError
+
+
+def test_every_step_is_a_tool_that_exists(repository, tmp_path):
+    steps = stages(tmp_path, phantom_seed=5, seed=7)
+    commands = [command for group in steps.values() for command in group]
+    for command in commands:
+        assert (repository / command[0]).is_file()
+        if "--config-file" in command:
+            assert (repository / command[command.index("--config-file") + 1]).is_file()
+    phantoms = commands[0]
+    assert phantoms[phantoms.index("--seed") + 1] == "5"
+    trainings = [command for command in commands if command[0] == "tools/train_net.py"]
+    assert all(command[command.index("SEED") + 1] == "7" for command in trainings)
+
+
+def test_summary_takes_figures_from_the_evaluations(tmp_path):
+    def write(path, value):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+
+    sensitivity = {"normal": 90.0, "pneumonia": 80.0, "covid": 70.0}
+    slices = {"accuracy": 80.0, **{f"sensitivity-{k}": v for k, v in sensitivity.items()}}
+    evaluation = "inference/covidx_ct_test"
+    write(
+        tmp_path / "seg/inference/cncb_lesions_both_test/results.json",
+        {"bbox": {"AP50": 51.0}, "segm": {"AP50": 45.0}},
+    )
+    write(tmp_path / "cls" / evaluation / "results.json", {"slices": slices})
+    write(tmp_path / "cls" / evaluation / "slices_metrics.json", {"n": 30})
+    write(tmp_path / "control" / evaluation / "results.json", {"slices": {"accuracy": 40.0}})
+    assert summarize(tmp_path, {"phantoms": 1.5}) == {
+        "lesions": {"box_ap50": 51.0, "segm_ap50": 45.0},
+        "slices": {
+            "n": 30,
+            "accuracy": 0.8,
+            "sensitivity": {"normal": 0.9, "pneumonia": 0.8, "covid": 0.7},
+        },
+        "control": {"accuracy": 0.4},
+        "seconds": {"phantoms": 1.5},
+    }
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CTMaskNetError, match="is not a demo's folder"):
+        run_demo(tmp_path, 1, 1)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
