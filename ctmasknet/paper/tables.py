@@ -1,7 +1,7 @@
 """The paper's Tables 1, 2 and 3, published figures beside those of this project's result files.
 
 A figure of this project is shown with the data it was measured on; a cell that no result file
-fills says "not run". Where the paper disagrees with itself or with its code, :data:`DISAGREEMENTS`
+fills says "not run". Where the paper disagrees with itself or with its code, a table of its own
 says so, once.
 """
 
@@ -20,56 +20,6 @@ from ctmasknet.paper.variants import Variant, count, variants
 
 _CLASSES = ("covid", "pneumonia", "normal")
 OURS = "this project"
-
-#: (what, as the paper has it, as its code, its lists or another place of the paper has it)
-DISAGREEMENTS = (
-    (
-        "parameters of the segmentation model",
-        "31.78M (Table 1)",
-        "31,781,917 is the whole state dict of the authors' model, running statistics included; "
-        "its parameters alone are 31,728,744 (31,727,971 here, without rows for background)",
-    ),
-    (
-        "parameters of COVID-CT-Mask-Net",
-        "34.14M (Table 1)",
-        "34,146,336 is the segmentation model's state dict, mask head included, plus S (2,364,419); "
-        "the authors' classifier has no mask head and 31,469,672 parameters",
-    ),
-    ("trainable parameters, heads", "2.25M (Table 1)", "S has 2,364,419"),
-    (
-        "trainable parameters, heads+BN",
-        "2.36M (Table 1)",
-        "S and all batch normalisations have 2,417,539; the authors' code leaves out those of the "
-        "shortcuts: 2,409,859",
-    ),
-    (
-        "trainable parameters, full",
-        "34.14M (Table 1)",
-        "no gradient reaches the RPN nor the mask head from the classifier's loss, and running "
-        "statistics are not trained",
-    ),
-    (
-        "lesion slices for training / validation",
-        "600 / 150 (Table 1)",
-        "500 / 150 (section 2.1); the authors' lists hold 650 / 100",
-    ),
-    ("COVIDx-CT validation slices", "20.6K (Table 1)", "21,036 (section 2.2 and the list)"),
-    (
-        "COVIDx-CT test slices",
-        "21,182 (abstract, section 2.2, Table 2)",
-        "the list holds 21,191; the authors also give 21,192",
-    ),
-    (
-        "sensitivity for normal, heads+BN",
-        "91.10 % (Table 2)",
-        "92.10 % (abstract)",
-    ),
-    (
-        "COVID sensitivity of ResNet18 (Butt et al.)",
-        "81.30 % (Table 3)",
-        "81.2 % (section 1)",
-    ),
-)
 
 
 def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Table]:
@@ -90,7 +40,7 @@ def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Tab
         "disagreements": Table(
             "Where the paper disagrees with itself or with its code",
             ["what", "in the paper", "elsewhere"],
-            [list(row) for row in DISAGREEMENTS],
+            [list(row) for row in published.DISAGREEMENTS],
         ),
     }
 
@@ -307,7 +257,7 @@ def other_detectors(runs: Sequence[Run]) -> Table:
 
 
 def _name(run: Run) -> str:
-    return run.variant.name if run.variant else "no config of this project"
+    return run.variant.name if run.variant else f"own model ({run.folder.name})"
 
 
 def _published(result: published.SliceResult) -> list[str]:

@@ -229,8 +229,8 @@ MODEL_NOTES = (
     "Parameters are those of the Detectron2 model that the config builds; the state dict counts "
     "running statistics too.",
     "The authors' layout has a background class where Detectron2 has none: 516 more numbers in the "
-    "box predictor, 257 (ResNet-18 and -34: 129) more in the mask predictor. Their classifiers have "
-    "no mask head: their parameters are ours without the mask head plus 516.",
+    "box predictor, 257 (ResNet-18 and -34: 129) more in the mask predictor. Their classifiers "
+    "have no mask head: their parameters are ours without the mask head plus 516.",
     'N and S width: rows that the image head reads, and width of its layers. "trained" is '
     "MODEL.TRAINABLE; a detector trains every parameter.",
 )
