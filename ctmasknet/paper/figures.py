@@ -168,7 +168,7 @@ def _draw_counts(axes, item: dict[str, Any], title: str, color, images: int) -> 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     few = sum(bars[:5]) / images
-    text = f"{item['instances']:,} instances\n{few:.0%} of images: fewer than 5"
+    text = f"{item['instances']:,} instances\n{100 * few:.1f} % of images: fewer than 5"
     _state(axes, f"{text}\n{labels}" if labels else text)
 
 
@@ -188,7 +188,7 @@ def _draw_areas(axes, item: dict[str, Any], color) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if item["instances"]:
         lines = [f"median {item['median_area_percent']:.2f} %"]
-        lines += [f"{s:.0%} below {mark} %" for mark, s in item["below_percent"].items()]
+        lines += [f"{100 * s:.1f} % below {mark} %" for mark, s in item["below_percent"].items()]
         _state(axes, "\n".join(lines))
 
 
@@ -197,12 +197,12 @@ def _state(axes, text: str) -> None:
 
 
 def _rounded_up(largest: float) -> float:
-    """The end of an axis that shows ``largest``: the next of 1, 2, 5 times a power of ten."""
+    """The end of an axis that shows ``largest``: the next of a few steps times a power of ten."""
     if largest <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(largest))
     # A value on the edge belongs to the last bin
-    return next(step * power for step in (1, 2, 5, 10) if largest <= step * power)
+    return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if largest <= step * power)
 
 
 def _area_px(annotation: dict[str, Any], entry: dict[str, Any]) -> float:

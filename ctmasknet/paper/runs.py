@@ -75,9 +75,17 @@ class Run:
     variant: Variant | None
     training: Mapping[str, Any] | None
     measured: tuple[Measured, ...]
+    output_dir: str = ""
 
-    def trained_on(self) -> str:
-        """Training data, iterations and seed, in words."""
+    def trained_on(self, measured: Measured | None = None) -> str:
+        """Training data, iterations and seed of what was measured, in words.
+
+        Weights from another folder (imported ones, for example) are named, for the training
+        recorded here is not theirs.
+        """
+        weights = Path(measured.evaluation["weights"] if measured and measured.evaluation else "")
+        if weights.name and (self.training is None or weights.parent != Path(self.output_dir)):
+            return f"not recorded (weights {weights.name})"
         if self.training is None:
             return "not recorded"
         sets = ", ".join(_short(item) for item in self.training["datasets"]["train"])
@@ -135,7 +143,8 @@ def read_run(folder: Path, known: Sequence[Variant]) -> Run:
     )
     stated = next((entry["config_file"] for entry in reversed(entries)), None)
     variant = match(folder, cfg, structure, stated, known)
-    return Run(folder, structure, variant, trainings[-1] if trainings else None, measured)
+    training = trainings[-1] if trainings else None
+    return Run(folder, structure, variant, training, measured, str(cfg.get("OUTPUT_DIR", "")))
 
 
 def match(

@@ -18,7 +18,7 @@ from ctmasknet.data.datasets import dataset_dicts, lesion_colors
 from ctmasknet.data.images import check_eight_bit, naming_file
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import load_model, setup_cfg
+from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
 from ctmasknet.lesion_list import lesions_of
@@ -52,14 +52,14 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         values = getattr(args, name) if name == "nms" else [getattr(args, name)]
         if not all(0 <= value <= 1 for value in values):
             raise CTMaskNetError(f"--{name.replace('_', '-')}: {values} is not within 0..1")
-    entries = choose(args.dataset, args.image_id, args.index, args.seed)
-    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
-    cfg = setup_cfg(argparse.Namespace(config_file=args.config_file, opts=[*args.opts, *test_set]))
-    if is_classifier(cfg):
+    if is_classifier(read_cfg(args.config_file, args.opts)):
         raise CTMaskNetError(
             f"{args.config_file}: is a classifier; Figure 2 shows a detector, such as "
             "configs/seg.yaml"
         )
+    entries = choose(args.dataset, args.image_id, args.index, args.seed)
+    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
+    cfg = setup_cfg(argparse.Namespace(config_file=args.config_file, opts=[*args.opts, *test_set]))
     model = load_model(cfg)
     mapper = LesionMapper(cfg, is_train=False)
     rows, told = [], []

@@ -206,7 +206,7 @@ def lesion_results(runs: Sequence[Run]) -> Table:
         for run, item in found:
             own = item.figures.get("per_image", {})
             figures = [percent(own[key]) if own else "no masks" for key in _AP_KEYS]
-            rows.append([result.model, OURS, *figures, item.on(), run.trained_on()])
+            rows.append([result.model, OURS, *figures, item.on(), run.trained_on(item)])
         if not found:
             rows.append([result.model, OURS, *[NOT_RUN] * 5])
     return Table(
@@ -245,7 +245,7 @@ def other_detectors(runs: Sequence[Run]) -> Table:
                 percent(item.figures[task]["AP50"]) if task in item.figures else "not measured"
                 for task in ("bbox", "segm", "per_image")
             ]
-            rows.append([_name(run), OURS, *figures, item.on(), run.trained_on()])
+            rows.append([_name(run), OURS, *figures, item.on(), run.trained_on(item)])
     return Table(
         "Other lesion detectors of this project, %",
         [
@@ -276,7 +276,7 @@ def _ours(model: str, found: Sequence[tuple[Run, Measured]]) -> list[list[str]]:
     for run, item in found:
         slices = item.figures["slices"]
         cells = [_sensitivity(slices, name, with_precision=True) for name in _CLASSES]
-        mode = f"{run.trained_on()}; {run.structure.trainable}"
+        mode = f"{run.trained_on(item)}; {run.structure.trainable}"
         rows.append([model, OURS, *cells, percent(slices["accuracy"]), item.on(), mode])
     return rows or [[model, OURS, *[NOT_RUN] * 6]]
 

@@ -98,7 +98,7 @@ def _run_rows(name: str, config: str, run: Run) -> list[list[str]]:
     return [
         [
             *(name, config, command),
-            f"trained on {run.trained_on()}; measured on {item.on() if item else NOT_RUN}",
+            f"trained on {run.trained_on(item)}; measured on {item.on() if item else NOT_RUN}",
             *(hardware, seed, result(item)),
         ]
         for item in (run.measured or [None])
