@@ -11,7 +11,7 @@ from ctmasknet.data.phantom import write_phantom_lesions, write_phantom_slices
 from ctmasknet.errors import command_line
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -27,12 +27,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=None, help="processes (all cores)")
     parser.add_argument("--with-masks", action="store_true", help="keep masks of the listed slices")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 @command_line
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     common = {
         "seed": args.seed,
         "side_px": args.side,

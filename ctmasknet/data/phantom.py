@@ -68,7 +68,7 @@ def write_phantom_lesions(
     ``<out>/cncb_lesions_raw/{image/P/S.jpg,mask/P/S.png}``.
 
     Args:
-        slices: of each patient; about a quarter of them from the whole lung, so that some show no
+        slices: of each patient; about 30 % of them from the whole lung, so that some show no
             lesion.
         workers: processes; None takes all cores. The result does not depend on it.
         overwrite: replace a folder that holds something else.

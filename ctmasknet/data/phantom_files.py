@@ -102,21 +102,26 @@ def _pool(workers: int) -> Iterator[Callable]:
     # Forked workers start at once; started afresh, each would import the whole framework first.
     fork = "fork" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if fork else None)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _one_thread() -> None:
+    # A fork copies OpenCV's idea of its threads but not the threads, and waits for them for ever:
+    # so they are put away here, before the pool forks.
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            try:
+                yield pool.map
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
-    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
     if workers < 1:
         raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
+    workers = min(workers, len(tasks))
     with _pool(workers) as mapping:
         return list(tqdm(mapping(work, tasks), total=len(tasks), desc=desc, unit="patient"))

@@ -206,6 +206,8 @@ def paint_lesions(
         level = 1 - np.sqrt(q + tall) + lesion.ragged * noise[box]
         # Noise may not start islands far outside the blob.
         level = np.minimum(level, 2.2 * (1 + 2 * lesion.ragged - np.sqrt(q + tall)))
+        # Neither does it cross to the other lung.
+        level = np.minimum(level, xs * np.float32(np.sign(lesion.centre[0]) * 0.5))
         if lesion.lobe is not None:
             level = np.minimum(level, _lobe_edge(lesion.lobe, anatomy, xs, ys, z))
         amount = _rise(level / lesion.soft)

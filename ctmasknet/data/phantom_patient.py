@@ -29,7 +29,7 @@ def phantom_patient(
         side_px: height and width.
         slices: how many.
         infected_only: keep slices with visible lesions only, as COVIDx-CT does for pneumonia and
-            COVID; otherwise about a quarter is drawn from the whole lung and may show none. Normal
+            COVID; otherwise about 30 % are drawn from the whole lung and may show none. Normal
             patients ignore it.
 
     Raises:
@@ -57,7 +57,7 @@ def _choose(
     numbers = np.array(made.numbers())
     if made.kind == "normal":
         return _spread(numbers, slices, rng)
-    anywhere = 0 if infected_only else int(rng.binomial(slices, 0.25))
+    anywhere = 0 if infected_only else int(rng.binomial(slices, 0.3))
     strength = [max(le.strength_at(made.height(n)) for le in made.lesions) for n in numbers]
     infected = numbers[np.array(strength) > 0.3]
     enough = made.config.min_lesion_share * made.side_px**2

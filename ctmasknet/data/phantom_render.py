@@ -40,7 +40,7 @@ class PhantomConfig:
     window_width_hu: float = 1500.0
     ggo_threshold: float = 0.35
     consolidation_threshold: float = 0.5
-    min_lesion_share: float = 0.0012
+    min_lesion_share: float = 0.002
     spacing_mm: float = 2.5
 
 

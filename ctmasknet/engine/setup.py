@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -141,19 +142,23 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
 
 
 def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:
-    path = cfg.MODEL.WEIGHTS
-    if not path or "://" in path or os.path.isfile(path):
+    path = Path(cfg.MODEL.WEIGHTS)
+    if not cfg.MODEL.WEIGHTS or "://" in cfg.MODEL.WEIGHTS or path.is_file():
         return
+    # By convention a configuration and its output folder have one name.
+    maker = Path(config_file).with_name(f"{path.parent.name}.yaml")
     if not training:
-        fix = f"python tools/train_net.py --config-file {config_file}"
-    elif is_classifier(cfg):
-        fix = "python tools/train_net.py --config-file configs/seg.yaml"
+        fix = f"train it with `python tools/train_net.py --config-file {config_file}`, or "
+    elif path.name == BEST_CHECKPOINT and maker.is_file():
+        fix = f"make it with `python tools/train_net.py --config-file {maker}`, or "
+    elif path.stem.startswith("resnet"):
+        fix = (
+            f"make it from torchvision's {path.stem} file with `python tools/import_weights.py "
+            f'FILE --output {path}`, start from random weights with MODEL.WEIGHTS "", or '
+        )
     else:
         fix = ""
-    made_by = f"train it with `{fix}`, or " if fix else ""
-    raise CTMaskNetError(
-        f"{path}: no such weights file; {made_by}set MODEL.WEIGHTS to another file"
-    )
+    raise CTMaskNetError(f"{path}: no such weights file; {fix}set MODEL.WEIGHTS to another file")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,209 @@
+"""Both tasks through tools/train_net.py, as a user runs it, on small phantoms."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from tests.engine.conftest import run_tool
+
+TINY = [
+    *("MODEL.DEVICE", "cpu", "SEED", "7", "DATALOADER.NUM_WORKERS", "0"),
+    *("INPUT.MIN_SIZE_TEST", "96", "INPUT.RANDOM_FLIP", "none"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "32", "MODEL.RANKED_BOXES.NUM", "16"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(repository, prepared, tmp_path_factory):
+    """Folder of a detector trained for 3 steps and a classifier trained on it for 4, both
+    evaluated."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(prepared))
+        patch.chdir(repository)
+        seg = ["--config-file", "configs/seg_light.yaml"]
+        cls = ["--config-file", "configs/cls_light.yaml"]
+        seg_out = [*TINY, "OUTPUT_DIR", folder / "seg"]
+        cls_out = [*TINY, "OUTPUT_DIR", folder / "cls"]
+        short = ["TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.MAX_ITER"]
+        weights = ["MODEL.WEIGHTS", folder / "seg" / "model_best.pth"]
+        for words in (
+            [*seg, *seg_out, *short, 3],
+            [*seg, "--eval-only", *seg_out],
+            [*cls, *cls_out, *short, 4, *weights],
+            [*cls, "--eval-only", *cls_out],
+        ):
+            assert run_tool(repository, "tools/train_net.py", *words) == 0
+    return folder
+
+
+def results(run, dataset):
+    return json.loads((run / "inference" / dataset / "results.json").read_text())
+
+
+def test_training_leaves_what_users_expect(runs):
+    for run, metric in ((runs / "seg", "segm/AP50"), (runs / "cls", "slices/accuracy")):
+        files = {path.name for path in run.iterdir()}
+        assert {"config.yaml", "metrics.json", "model_best.pth", "model_final.pth"} <= files
+        assert any(name.startswith("events.out.tfevents") for name in files)
+        lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+        assert any(metric in line for line in lines)
+        assert not [name for name in files if ".part" in name]
+
+
+def test_training_looks_at_the_validation_set_only(runs):
+    """The test set is evaluated by --eval-only alone, after training."""
+    for run in (runs / "seg", runs / "cls"):
+        log = (run / "log.txt").read_text()
+        training = log[: log.index("eval_only=True")]
+        assert "_val in csv format" in training
+        assert "_test" not in training[training.index("Starting training") :]
+
+
+def test_lesion_results(runs):
+    found = results(runs / "seg", "cncb_lesions_both_val")
+    assert set(found) == {"bbox", "segm", "lesion_free", "per_image"}
+    for task in ("bbox", "segm"):
+        assert 0 <= found[task]["AP50"] <= 100
+
+
+def test_slice_results_agree_with_the_predictions(runs):
+    folder = runs / "cls" / "inference" / "covidx_ct_test"
+    with (folder / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    classes = ["normal", "pneumonia", "covid"]
+    assert list(rows[0]) == [
+        *("file", "patient", "scan", "label", "pred"),
+        *(f"logit_{name}" for name in classes),
+        *(f"score_{name}" for name in classes),
+    ]
+    assert len(rows) == 12
+    right = sum(row["label"] == row["pred"] for row in rows)
+    assert results(runs / "cls", "covidx_ct_test")["slices"]["accuracy"] == pytest.approx(
+        100 * right / len(rows)
+    )
+    for row in rows:
+        logits = torch.tensor([float(row[f"logit_{name}"]) for name in classes])
+        assert classes[int(logits.argmax())] == row["pred"]
+        assert float(row["score_covid"]) == pytest.approx(logits[2].sigmoid().item(), abs=1e-6)
+
+
+def test_classifier_started_from_the_detector(runs):
+    """Weights that `full` cannot reach are those of the detector; the box head has moved."""
+    seg, cls = (
+        torch.load(runs / name / "model_best.pth", weights_only=True)["model"]
+        for name in ("seg", "cls")
+    )
+    rpn = "proposal_generator.rpn_head.conv.weight"
+    assert torch.equal(seg[rpn], cls[rpn])
+    assert not torch.equal(
+        seg["roi_heads.box_head.fc1.weight"], cls["roi_heads.box_head.fc1.weight"]
+    )
+
+
+@pytest.fixture
+def tool(repository, prepared, monkeypatch, capsys):
+    """Run train_net.py; returns its exit code and its error line."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+
+    def call(*words):
+        code = run_tool(repository, "tools/train_net.py", *words)
+        return code, capsys.readouterr().err.strip().splitlines()[-1]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config-file", "configs/none.yaml"], "configs/none.yaml: no such configuration"),
+        ([], "no configuration: add --config-file"),
+        (
+            ["--config-file", "configs/cls.yaml"],
+            "make it with `python tools/train_net.py --config-file configs/seg.yaml`",
+        ),
+        (
+            ["--config-file", "configs/demo/cls.yaml", "--eval-only", "OUTPUT_DIR", "none"],
+            "train it with `python tools/train_net.py --config-file configs/demo/cls.yaml`",
+        ),
+        (
+            ["--config-file", "configs/seg_r18_t1_merge.yaml"],
+            "python tools/import_weights.py FILE --output output/imagenet/resnet18.pth",
+        ),
+        (
+            ["--config-file", "configs/seg_light.yaml", "DATASETS.TRAIN", "('no_such_train',)"],
+            "data set no_such_train: not registered",
+        ),
+        (
+            ["--config-file", "configs/seg_light.yaml", "DATASETS.TRAIN", "('covidx_ct_train',)"],
+            "covidx_ct_train: has no thing_classes",
+        ),
+        (
+            ["--config-file", "configs/cls_light.yaml", "MODEL.TRAINABLE", "half"],
+            "MODEL.TRAINABLE is 'half'; choose one of heads, heads_bn",
+        ),
+        (["--config-file", "configs/seg.yaml", "MODEL.NONE", "1"], "override: "),
+        (
+            ["--config-file", "configs/seg_light.yaml", "SOLVER.OPTIMIZER", "LION"],
+            "SOLVER.OPTIMIZER is 'LION'",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line(tool, words, message, tmp_path):
+    if "OUTPUT_DIR" not in words and words:
+        words = [*words, "OUTPUT_DIR", tmp_path / "out"]
+    code, line = tool(*words)
+    assert code == 2
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_checkpoint_of_other_rows_is_refused(tool, runs, tmp_path):
+    weights = runs / "cls" / "model_best.pth"
+    code, line = tool(
+        *("--config-file", "configs/cls_light.yaml", "--eval-only", *TINY),
+        *("MODEL.RANKED_BOXES.NUM", 8, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path),
+    )
+    assert code == 2
+    assert line.startswith(f"error: {weights}: MODEL.RANKED_BOXES.NUM is 16 in this checkpoint")
+
+
+def test_two_classes_come_from_the_data_set(repository, prepared, tmp_path, monkeypatch):
+    """A set of two classes trains and evaluates without touching the class count."""
+    document = json.loads((prepared / "covidx_ct" / "slices" / "train.json").read_text())
+    two = tmp_path / "sets" / "two" / "slices"
+    two.mkdir(parents=True)
+    kept = [item for item in document["slices"] if item["label"] != 1]
+    for item in kept:
+        item["label"] //= 2
+    patients = sorted({item["patient"] for item in kept})
+    info = {
+        **document["info"],
+        "image_root": str((two / document["info"]["image_root"]).resolve())
+        if not document["info"]["image_root"].startswith("/")
+        else document["info"]["image_root"],
+    }
+    for split, group in (("train", patients[::2]), ("test", patients[1::2])):
+        part = [item for item in kept if item["patient"] in group]
+        (two / f"{split}.json").write_text(
+            json.dumps({"info": info, "classes": ["normal", "covid"], "slices": part})
+        )
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
+    monkeypatch.chdir(repository)
+    common = [
+        *("--config-file", "configs/cls_light.yaml", *TINY, "MODEL.TRAINABLE", "heads"),
+        *("DATASETS.TRAIN", "('two_train',)", "DATASETS.VAL", "('two_test',)"),
+        *("DATASETS.TEST", "('two_test',)", "OUTPUT_DIR", tmp_path / "run"),
+        *("SOLVER.MAX_ITER", 1, "TEST.EVAL_PERIOD", 1),
+    ]
+    assert run_tool(repository, "tools/train_net.py", *common, "MODEL.WEIGHTS", "") == 0
+    common.insert(2, "--eval-only")
+    assert run_tool(repository, "tools/train_net.py", *common) == 0
+    names = set(results(tmp_path / "run", "two_test")["slices"])
+    assert {"sensitivity-normal", "sensitivity-covid"} <= names
+    assert "sensitivity-pneumonia" not in names
