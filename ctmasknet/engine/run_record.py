@@ -31,7 +31,7 @@ import ctmasknet
 from ctmasknet.data.classes import parse_lesion_name
 from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
+from ctmasknet.files import atomic_write, write_json
 
 RUN_RECORD = "run.json"
 _FORMAT = 1
@@ -46,8 +46,10 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
 
     The entry is written when the block begins, with status ``running``, and completed when it ends:
     status ``finished`` or ``stopped``, end and seconds, and for a training the iterations done. A
-    training that does not resume replaces all earlier entries; an evaluation replaces the earlier
-    one of the same data sets. Only the main process writes.
+    training replaces all earlier entries, but for the trainings it resumes; an evaluation replaces
+    the earlier one of the same data sets. What stops before it made anything (an evaluation, or a
+    training before its first line in ``metrics.json``) leaves the file as it was. Only the main
+    process writes.
 
     Args:
         cfg: the run's configuration.
@@ -57,23 +59,23 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
         yield
         return
     path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
+    metrics = _MetricsLog(Path(cfg.OUTPUT_DIR) / "metrics.json")
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
     entry = new_entry(cfg, args)
     entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
     _write(path, entries)
     start = time.monotonic()
     try:
         yield
-        entry["status"] = "finished"
     except BaseException as error:
-        entry["status"] = "stopped"
         entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        iterations = metrics.iterations() if entry["kind"] == "training" else None
+        if iterations is None:
+            _restore(path, before)
+            raise
+        _write(path, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
-    finally:
-        entry["end"] = _now()
-        entry["seconds"] = round(time.monotonic() - start, 1)
-        if entry["kind"] == "training":
-            entry["iterations"] = _iterations(cfg, entry["status"])
-        _write(path, entries)
+    _write(path, [*entries[:-1], _ended(entry, start, "finished", cfg.SOLVER.MAX_ITER)])
 
 
 def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +225,9 @@ def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
 def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
     """Earlier entries that still say something about what is in the folder."""
     if entry["kind"] == "training":
-        return read_record(path.parent) if resume else []
+        # Weights change: no evaluation so far is of what will be in the folder
+        earlier = read_record(path.parent) if resume else []
+        return [old for old in earlier if old["kind"] == "training"]
     tested = [item["name"] for item in entry["datasets"]["test"]]
     return [
         old
@@ -236,15 +240,34 @@ def _write(path: Path, entries: list[dict[str, Any]]) -> None:
     write_json(path, {"format": _FORMAT, "entries": entries}, 1)
 
 
-def _iterations(cfg: CfgNode, status: str) -> int | None:
-    """Iterations done: all of them, or the last that ``metrics.json`` tells of (None: none)."""
-    if status == "finished":
-        return cfg.SOLVER.MAX_ITER
-    try:
-        lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text(encoding="utf-8").splitlines()
-        return int(json.loads(lines[-1])["iteration"]) + 1
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
+def _restore(path: Path, before: str | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        with atomic_write(path) as stream:
+            stream.write(before)
+
+
+def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) -> dict[str, Any]:
+    done = {"iterations": iterations} if entry["kind"] == "training" else {}
+    seconds = round(time.monotonic() - start, 1)
+    return {**entry, "status": status, "end": _now(), "seconds": seconds, **done}
+
+
+class _MetricsLog:
+    """What a training adds to Detectron2's ``metrics.json``, which earlier ones began."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._begin = path.stat().st_size if path.is_file() else 0
+
+    def iterations(self) -> int | None:
+        """Iterations done by the last line added; None without one."""
+        try:
+            added = self._path.read_bytes()[self._begin :].decode().splitlines()
+            return int(json.loads(added[-1])["iteration"]) + 1
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
 
 
 def _cpu_model() -> str:

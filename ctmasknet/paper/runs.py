@@ -30,15 +30,14 @@ class Measured:
             ...}, percent, None where undefined.
         counts: ``slices_metrics.json`` of a classifier (``n``, ``class_names``,
             ``confusion_matrix``), else None.
-        evaluation: the record of the ``--eval-only`` run that made them, None where there is none.
-        recorded: the run has a record, so that a missing ``evaluation`` says something.
+        evaluation: the record of the ``--eval-only`` run that made them, None where nothing was
+            recorded.
     """
 
     dataset: str
     figures: Mapping[str, Any]
     counts: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
-    recorded: bool
 
     def on(self) -> str:
         """Which data the figures were measured on, in words.
@@ -61,8 +60,6 @@ class Measured:
         else:
             what = f"{images:,} slices" if images else "unknown number of slices"
             what += ", origin not recorded"
-        if self.recorded and not self.evaluation:
-            what += ", evaluated while training"
         return f"{self.dataset}: {what}"
 
 
@@ -143,6 +140,9 @@ def read_run(folder: Path, known: Sequence[Variant]) -> Run:
     )
     stated = next((entry["config_file"] for entry in reversed(entries)), None)
     variant = match(folder, cfg, structure, stated, known)
+    if entries:
+        # The others were made on validation data while training ran, not with the best weights
+        measured = tuple(item for item in measured if item.evaluation)
     training = trainings[-1] if trainings else None
     return Run(folder, structure, variant, training, measured, str(cfg.get("OUTPUT_DIR", "")))
 
@@ -249,7 +249,6 @@ def _measured(path: Path, entries: Sequence[Mapping[str, Any]]) -> Measured:
         figures,
         _read_json(counts) if counts.is_file() else None,
         evaluations[-1] if evaluations else None,
-        bool(entries),
     )
 
 

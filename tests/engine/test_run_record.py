@@ -66,6 +66,26 @@ def test_a_stopped_training_says_how_far_it_came(cfg, tmp_path):
     assert entry["error"] == "CTMaskNetError: no more"
 
 
+def test_what_stops_before_it_made_anything_leaves_the_record_as_it_was(cfg, tmp_path):
+    path = tmp_path / "out" / "run.json"
+    metrics = tmp_path / "out" / "metrics.json"
+
+    def stop(**given):
+        with pytest.raises(CTMaskNetError), recorded(cfg, arguments(**given)):
+            assert entries(cfg)[-1]["status"] == "running"
+            raise CTMaskNetError("another architecture")
+
+    stop()
+    assert not path.exists()
+    for given in ({}, {"eval_only": True}):
+        with recorded(cfg, arguments(**given)):
+            metrics.write_text('{"iteration": 49}\n')
+    before = path.read_text()
+    stop()
+    stop(eval_only=True)
+    assert path.read_text() == before, "metrics.json has lines of the earlier training only"
+
+
 def test_entries_stay_while_they_are_true_of_the_folder(cfg):
     def kinds(**given):
         with recorded(cfg, arguments(**given)):
@@ -75,8 +95,8 @@ def test_entries_stay_while_they_are_true_of_the_folder(cfg):
     assert kinds() == ["training"]
     assert kinds(eval_only=True) == ["training", "evaluation"]
     assert kinds(eval_only=True) == ["training", "evaluation"], "the same data set again"
-    assert kinds(resume=True) == ["training", "evaluation", "training"]
-    assert kinds() == ["training"], "new weights: the old evaluation is not of them"
+    assert kinds(resume=True) == ["training", "training"], "no evaluation is of the new weights"
+    assert kinds() == ["training"]
 
 
 def test_phantoms_are_known_by_the_recipe_beside_them(cfg, tmp_path):

@@ -70,7 +70,6 @@ def test_figures_land_in_the_row_of_their_mode(known, make_run, slices_figures, 
     [
         ({"phantoms": False, "fingerprint": TEST_LIST}, "20 slices, the COVIDx-CT-1 test list"),
         ({"phantoms": False, "fingerprint": "1"}, "20 slices, not a published list"),
-        ({"name": "another_set"}, "20 slices, origin not recorded, evaluated while training"),
     ],
 )
 def test_a_row_says_what_it_was_measured_on(known, make_run, slices_figures, entry, changes, words):
@@ -79,6 +78,18 @@ def test_a_row_says_what_it_was_measured_on(known, make_run, slices_figures, ent
     folder = make_run("a", "cls", slices_figures, confusion=CONFUSION, record=[evaluation])
     (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (heads)")
     assert row["measured on"] == f"covidx_ct_test: {words}"
+
+
+def test_figures_made_while_training_are_no_results(known, make_run, slices_figures, entry):
+    record = [entry("training", "configs/cls.yaml")]
+    folder = make_run("a", "cls", slices_figures, "covidx_ct_val", record=record)
+    tables = tables_of(known, folder)
+    assert ours(tables["table2"], "COVID-CT-Mask-Net (heads)")[0]["overall"] == NOT_RUN
+    (row,) = ours(tables["table1"], "COVID-CT-Mask-Net (heads)")
+    assert (row["training"], row["test"]) == ("40 (phantoms)", NOT_RUN)
+    parts = zoo_tables(known, find_runs([folder], known))
+    zoo = {row[0]: row for table in parts for row in table.rows}
+    assert zoo["`cls`"][3].endswith("measured on not run") and zoo["`cls`"][6] == NOT_RUN
 
 
 def test_without_a_record_nothing_is_claimed(known, make_run, slices_figures):
@@ -98,7 +109,9 @@ def test_weights_from_elsewhere_are_not_this_trainings(known, make_run, slices_f
 
 def test_lightweight_runs_stay_out_of_the_papers_rows(known, make_run, slices_figures, entry):
     two = {k: v for k, v in slices_figures["slices"].items() if "pneumonia" not in k}
-    record = [entry("training", "configs/demo/control.yaml", status="stopped", iterations=30)]
+    record = [entry(kind, "configs/demo/control.yaml") for kind in ("training", "evaluation")]
+    record[0] |= {"status": "stopped", "iterations": 30}
+    record[1]["weights"] = "output/cls_light/model_best.pth"
     folder = make_run("a", "cls_light", {"slices": two}, record=record)
     tables = tables_of(known, folder.parent)
     assert ours(tables["table2"], "COVID-CT-Mask-Net (full)")[0]["COVID"] == NOT_RUN
