@@ -7,6 +7,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ctmasknet.engine.run_record import recorded
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.errors import command_line
@@ -16,11 +17,12 @@ def run(args):
     cfg = setup_cfg(args, training=not args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
-    if args.eval_only:
-        return Trainer.test(cfg, load_model(cfg))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with recorded(cfg, args):
+        if args.eval_only:
+            return Trainer.test(cfg, load_model(cfg))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 @command_line

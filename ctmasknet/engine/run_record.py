@@ -1,0 +1,282 @@
+"""``run.json``: what was run, on which data and hardware, so that a figure can be traced.
+
+The file stands in ``OUTPUT_DIR`` and holds ``{"format": 1, "entries": [...]}``, one entry for every
+training and evaluation (see :func:`recorded`). It is for reading afterwards only: no run depends on
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+import ctmasknet
+from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write, write_json
+
+RUN_RECORD = "run.json"
+_FORMAT = 1
+_ROOT = Path(ctmasknet.__file__).resolve().parent.parent
+#: Beside phantoms stands the recipe they were made by (see datasets/README.md).
+_PHANTOM_RECIPE = "phantom.json"
+
+
+@contextlib.contextmanager
+def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
+    """Keep a record of the training or evaluation inside the block in ``OUTPUT_DIR/run.json``.
+
+    The entry is written when the block begins, with status ``running``, and completed when it ends:
+    status ``finished`` or ``stopped``, end and seconds, and for a training the iterations done. A
+    training replaces all earlier entries, but for the trainings it resumes; an evaluation replaces
+    the earlier one of the same data sets. What stops before it made anything (an evaluation, or a
+    training before its first line in ``metrics.json``) leaves the file as it was. Only the main
+    process writes.
+
+    Args:
+        cfg: the run's configuration.
+        args: from Detectron2's ``default_argument_parser``.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
+    metrics = _MetricsLog(Path(cfg.OUTPUT_DIR) / "metrics.json")
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    entry = new_entry(cfg, args)
+    entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
+    _write(path, entries)
+    start = time.monotonic()
+    try:
+        yield
+    except BaseException as error:
+        entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        iterations = metrics.iterations() if entry["kind"] == "training" else None
+        if iterations is None:
+            _restore(path, before)
+            raise
+        _write(path, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
+        raise
+    _write(path, [*entries[:-1], _ended(entry, start, "finished", cfg.SOLVER.MAX_ITER)])
+
+
+def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """What is known when a run begins.
+
+    Returns:
+        ``kind`` ("training" or "evaluation"), ``status``, ``start``, ``config_file``, ``overrides``
+        (list), ``command``, ``seed`` (-1: drawn anew each time), ``weights``, ``max_iter``,
+        ``images_per_batch``, ``datasets`` ({"train", "val"} or {"test"}: lists of
+        :func:`describe_dataset`), ``hardware``, ``versions``, ``git_commit`` (None outside of a
+        clone).
+    """
+    training = not args.eval_only
+    splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
+    splits = splits if training else {"test": cfg.DATASETS.TEST}
+    return {
+        "kind": "training" if training else "evaluation",
+        "status": "running",
+        "start": _now(),
+        "config_file": args.config_file,
+        "overrides": [str(item) for item in args.opts],
+        "command": command_of(args),
+        "seed": cfg.SEED,
+        "weights": cfg.MODEL.WEIGHTS,
+        "max_iter": cfg.SOLVER.MAX_ITER,
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "datasets": {
+            split: [describe_dataset(name) for name in names] for split, names in splits.items()
+        },
+        "hardware": hardware(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1)),
+        "versions": {
+            "ctmasknet": ctmasknet.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+        "git_commit": git_commit(),
+    }
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command line that gives these arguments to ``tools/train_net.py``."""
+    words = ["python", "tools/train_net.py", "--config-file", args.config_file]
+    words += ["--resume"] if getattr(args, "resume", False) else []
+    words += ["--eval-only"] if args.eval_only else []
+    if getattr(args, "num_gpus", 1) != 1:
+        words += ["--num-gpus", str(args.num_gpus)]
+    return shlex.join([*words, *(str(item) for item in args.opts)])
+
+
+def describe_dataset(name: str) -> dict[str, Any]:
+    """A data set in a record.
+
+    Returns:
+        ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
+        images), ``fingerprint`` (:func:`fingerprint`).
+
+    Raises:
+        CTMaskNetError: no such data set.
+    """
+    dicts = dataset_dicts(name)
+    root = Path(MetadataCatalog.get(name).get("image_root") or os.devnull)
+    return {
+        "name": name,
+        "images": len(dicts),
+        "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
+        "phantoms": any((folder / _PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
+        "fingerprint": fingerprint(dicts),
+    }
+
+
+def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
+    """SHA-256 over which slices a data set holds, whatever their order, folder and file type.
+
+    A slice counts by class, patient, scan and number, a lesion slice by patient and number; so a
+    set is known to be that of a published list without the list. None where names do not tell.
+    """
+    names = []
+    for entry in dicts:
+        if "label" in entry and "scan" in entry:
+            names.append("_".join(str(entry[k]) for k in ("label", "patient", "scan", "slice")))
+            continue
+        try:
+            parsed = parse_lesion_name(entry["file_name"])
+        except CTMaskNetError:
+            return None
+        names.append(f"{parsed.patient}_{parsed.slice}")
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
+    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None)
+    and ``num_gpus``."""
+    with_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cores = os.cpu_count() or 1
+    return {
+        "device": device,
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "gpu": torch.cuda.get_device_name(0) if with_gpu else None,
+        "num_gpus": num_gpus if with_gpu else 0,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the clone that runs, with ``-dirty`` after local changes; None elsewhere."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(_ROOT), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie inside a clone of something else.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The entries of ``<folder>/run.json``, oldest first; none without the file.
+
+    Raises:
+        CTMaskNetError: the file is not such a record.
+    """
+    path = Path(folder) / RUN_RECORD
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        entries = document["entries"]
+        if not all(entry["kind"] in ("training", "evaluation") for entry in entries):
+            raise ValueError("an entry of another kind")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a run's record ({type(error).__name__}: {error}); remove the file"
+        ) from error
+    return entries
+
+
+def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """Earlier entries that still say something about what is in the folder."""
+    if entry["kind"] == "training":
+        # Weights change: no evaluation so far is of what will be in the folder
+        earlier = read_record(path.parent) if resume else []
+        return [old for old in earlier if old["kind"] == "training"]
+    tested = [item["name"] for item in entry["datasets"]["test"]]
+    return [
+        old
+        for old in read_record(path.parent)
+        if old["kind"] == "training" or [d["name"] for d in old["datasets"]["test"]] != tested
+    ]
+
+
+def _write(path: Path, entries: list[dict[str, Any]]) -> None:
+    write_json(path, {"format": _FORMAT, "entries": entries}, 1)
+
+
+def _restore(path: Path, before: str | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        with atomic_write(path) as stream:
+            stream.write(before)
+
+
+def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) -> dict[str, Any]:
+    done = {"iterations": iterations} if entry["kind"] == "training" else {}
+    seconds = round(time.monotonic() - start, 1)
+    return {**entry, "status": status, "end": _now(), "seconds": seconds, **done}
+
+
+class _MetricsLog:
+    """What a training adds to Detectron2's ``metrics.json``, which earlier ones began."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._begin = path.stat().st_size if path.is_file() else 0
+
+    def iterations(self) -> int | None:
+        """Iterations done by the last line added; None without one."""
+        try:
+            added = self._path.read_bytes()[self._begin :].decode().splitlines()
+            return int(json.loads(added[-1])["iteration"]) + 1
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

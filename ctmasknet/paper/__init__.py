@@ -1,0 +1,8 @@
+"""The paper's figures and tables, made again from this project's data and result files.
+
+* :mod:`ctmasknet.paper.variants`: every config with what its model measures,
+* :mod:`ctmasknet.paper.published`: the published numbers, each with its source,
+* :mod:`ctmasknet.paper.runs`: folders of results and the variant each is of,
+* :mod:`ctmasknet.paper.tables` and :mod:`ctmasknet.paper.zoo`: the tables,
+* :mod:`ctmasknet.paper.figures`: the figures.
+"""

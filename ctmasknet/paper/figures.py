@@ -1,0 +1,216 @@
+"""The paper's Figures 1 and 2 for any prepared lesion data set."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ctmasknet.data.datasets import dataset_dicts, lesion_colors
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write, write_json
+
+_CLASS_TITLES = {"ggo": "Ground glass opacity", "consolidation": "Consolidation"}
+#: Bins of the area histogram.
+_AREA_BINS = 40
+#: Counts above it share the last bar, when the largest is far beyond.
+_COUNT_BARS = 25
+#: Shares of the image (percent) whose cumulative counts the figure and its numbers state.
+_AREA_MARKS = (1.0, 2.0, 5.0)
+
+
+def lesion_statistics(dataset: str) -> dict[str, Any]:
+    """How many lesions images have, and how large these are (paper Figure 1).
+
+    Args:
+        dataset: a registered lesion data set.
+
+    Returns:
+        ``dataset``, ``images`` (number), and ``classes``: for each class name
+        ``instances`` (number), ``images_without`` (images with none of this class), ``per_image``
+        (list, one count an image, in the data set's order), ``area_percent`` (list, each instance's
+        mask as a share of its image's area, 0..100), ``median_area_percent`` (None without any) and
+        ``below_percent`` ({mark: share of the instances below it, 0..1}, None without any).
+
+    Raises:
+        CTMaskNetError: no such set, or one without lesion classes.
+    """
+    dicts = dataset_dicts(dataset)
+    names = MetadataCatalog.get(dataset).get("thing_classes")
+    if not names:
+        raise CTMaskNetError(
+            f"{dataset}: is not a lesion data set; give one of datasets/prepare_cncb_lesions.py"
+        )
+    counts = np.zeros((len(names), len(dicts)), dtype=int)
+    areas: list[list[float]] = [[] for _ in names]
+    for index, entry in enumerate(dicts):
+        for annotation in entry["annotations"]:
+            label = annotation["category_id"]
+            counts[label, index] += 1
+            share = _area_px(annotation, entry) / (entry["height"] * entry["width"])
+            areas[label].append(100.0 * share)
+    classes = {}
+    for name, row, values in zip(names, counts, areas, strict=True):
+        shares = np.asarray(values)
+        classes[name] = {
+            "instances": len(values),
+            "images_without": int((row == 0).sum()),
+            "per_image": row.tolist(),
+            "area_percent": values,
+            "median_area_percent": float(np.median(shares)) if values else None,
+            "below_percent": {
+                f"{mark:g}": float((shares < mark).mean()) if values else None
+                for mark in _AREA_MARKS
+            },
+        }
+    return {"dataset": dataset, "images": len(dicts), "classes": classes}
+
+
+def figure_1(dataset: str, output: str | os.PathLike) -> dict[str, Any]:
+    """Draw Figure 1: row 1.1 lesions an image, row 1.2 their area, a column for every class.
+
+    Images without a lesion of a class are counted in the bar at 0.
+
+    Args:
+        dataset: a registered lesion data set.
+        output: PNG file; the numbers drawn stand beside it, ``.json`` for ``.png``.
+
+    Returns:
+        :func:`lesion_statistics`, and for every class ``count_bars`` (images with 0, 1, ...
+        lesions) and ``area_bars`` ({"edges": percent, "counts"}), as drawn.
+
+    Raises:
+        CTMaskNetError: see :func:`lesion_statistics`; ``output`` is no PNG or cannot be written.
+    """
+    output = png_path(output)
+    numbers = lesion_statistics(dataset)
+    names = list(numbers["classes"])
+    figure = Figure(figsize=(5.2 * len(names), 7.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(names), squeeze=False)
+    most = max(max(item["per_image"]) for item in numbers["classes"].values())
+    largest = max(
+        (max(item["area_percent"], default=0.0) for item in numbers["classes"].values()),
+        default=0.0,
+    )
+    edges = np.linspace(0.0, _rounded_up(largest), _AREA_BINS + 1)
+    for column, (name, color) in enumerate(zip(names, lesion_colors(names), strict=True)):
+        item = numbers["classes"][name]
+        item["count_bars"] = np.bincount(item["per_image"], minlength=most + 1).tolist()
+        histogram, _ = np.histogram(item["area_percent"], edges)
+        item["area_bars"] = {"edges": edges.tolist(), "counts": histogram.tolist()}
+        title = f"({chr(ord('a') + column)}) {_CLASS_TITLES.get(name, name)}"
+        shade = tuple(value / 255 for value in color)
+        _draw_counts(grid[0, column], item, title, shade, numbers["images"])
+        _draw_areas(grid[1, column], item, shade)
+    grid[0, 0].set_ylabel("1.1   images")
+    grid[1, 0].set_ylabel("1.2   instances")
+    figure.suptitle(f"{dataset}: {numbers['images']:,} images", fontsize=11)
+    write_figure(figure, output)
+    write_json(output.with_suffix(".json"), numbers, 1)
+    return numbers
+
+
+def png_path(output: str | os.PathLike) -> Path:
+    """Check that a figure's name is a PNG's.
+
+    Raises:
+        CTMaskNetError: it is not.
+    """
+    path = Path(output)
+    if path.suffix.lower() != ".png":
+        raise CTMaskNetError(f"{path}: figures are PNG files; give --output NAME.png")
+    return path
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        CTMaskNetError: it cannot be written.
+    """
+    try:
+        with atomic_write(path, "wb") as stream:
+            stream.write(content)
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another --output"
+        ) from error
+
+
+def _draw_counts(axes, item: dict[str, Any], title: str, color, images: int) -> None:
+    bars = item["count_bars"]
+    shown = bars
+    labels = None
+    if len(bars) > _COUNT_BARS + 5:
+        shown = [*bars[:_COUNT_BARS], sum(bars[_COUNT_BARS:])]
+        labels = f"last bar: {_COUNT_BARS} or more"
+    axes.bar(range(len(shown)), shown, width=0.85, color=color, edgecolor="black", linewidth=0.4)
+    axes.set_title(title)
+    axes.set_xlabel("instances in an image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    few = sum(bars[:5]) / images
+    text = f"{item['instances']:,} instances\n{100 * few:.1f} % of images: fewer than 5"
+    _state(axes, f"{text}\n{labels}" if labels else text)
+
+
+def _draw_areas(axes, item: dict[str, Any], color) -> None:
+    bars = item["area_bars"]
+    edges = np.asarray(bars["edges"])
+    axes.bar(
+        *(edges[:-1], bars["counts"]),
+        width=np.diff(edges),
+        align="edge",
+        color=color,
+        edgecolor="black",
+        linewidth=0.4,
+    )
+    axes.set_xlabel("area of an instance, % of the image")
+    axes.set_xlim(0, edges[-1])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if item["instances"]:
+        lines = [f"median {item['median_area_percent']:.2f} %"]
+        lines += [f"{100 * s:.1f} % below {mark} %" for mark, s in item["below_percent"].items()]
+        _state(axes, "\n".join(lines))
+
+
+def _state(axes, text: str) -> None:
+    axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=10)
+
+
+def _rounded_up(largest: float) -> float:
+    """The end of an axis that shows ``largest``: the next of a few steps times a power of ten."""
+    if largest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(largest))
+    # A value on the edge belongs to the last bin
+    return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if largest <= step * power)
+
+
+def _area_px(annotation: dict[str, Any], entry: dict[str, Any]) -> float:
+    """Pixels of the mask; the box's area stands in for a missing mask."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    if isinstance(segmentation, Sequence):
+        height, width = entry["height"], entry["width"]
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    return float(mask_util.area(segmentation))

@@ -1,0 +1,277 @@
+"""Result folders: what was measured in them, on which data, and which variant they are a run of."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctmasknet.engine.run_record import RUN_RECORD, read_record
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.paper.published import LISTS
+from ctmasknet.paper.table import NOT_RUN
+from ctmasknet.paper.variants import Structure, Variant, structure_of
+
+_RESULTS, _INFERENCE, _CONFIG = "results.json", "inference", "config.yaml"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of a run on a data set.
+
+    Attributes:
+        dataset: its registered name.
+        figures: ``results.json``: {"slices": {...}} or {"bbox": {...}, "segm": ..., "per_image":
+            ...}, percent, None where undefined.
+        counts: ``slices_metrics.json`` of a classifier (``n``, ``class_names``,
+            ``confusion_matrix``), else None.
+        evaluation: the record of the ``--eval-only`` run that made them, None where nothing was
+            recorded.
+    """
+
+    dataset: str
+    figures: Mapping[str, Any]
+    counts: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+
+    def on(self) -> str:
+        """Which data the figures were measured on, in words.
+
+        The name of a data set proves nothing (phantoms are prepared under the same names as the
+        real sets), so it is said what is in it as far as that is known.
+        """
+        known = {}
+        if self.evaluation:
+            tests = self.evaluation["datasets"]["test"]
+            known = next((item for item in tests if item["name"] == self.dataset), {})
+        images = known.get("images", (self.counts or {}).get("n"))
+        published = LISTS.get(known.get("fingerprint"))
+        if published:
+            what = f"{images:,} slices, the {published}"
+        elif known.get("phantoms"):
+            what = f"{images:,} slices of phantoms"
+        elif known:
+            what = f"{images:,} slices, not a published list"
+        else:
+            what = f"{images:,} slices" if images else "unknown number of slices"
+            what += ", origin not recorded"
+        return f"{self.dataset}: {what}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that a training or evaluation left: ``variant`` is None when no config fits."""
+
+    folder: Path
+    structure: Structure
+    variant: Variant | None
+    training: Mapping[str, Any] | None
+    measured: tuple[Measured, ...]
+    output_dir: str = ""
+
+    def trained_on(self, measured: Measured | None = None) -> str:
+        """Training data, iterations and seed of what was measured, in words.
+
+        Weights from another folder (imported ones, for example) are named, for the training
+        recorded here is not theirs.
+        """
+        weights = Path(measured.evaluation["weights"] if measured and measured.evaluation else "")
+        if weights.name and (self.training is None or weights.parent != Path(self.output_dir)):
+            return f"not recorded (weights {weights.name})"
+        if self.training is None:
+            return "not recorded"
+        sets = ", ".join(_short(item) for item in self.training["datasets"]["train"])
+        seed = self.training["seed"]
+        done = self.training.get("iterations")
+        iterations = f"{done:,} iterations" if done else "iterations not recorded"
+        status = self.training["status"]
+        unfinished = "" if status == "finished" else f" ({status} of {self.training['max_iter']:,})"
+        return f"{sets}; {iterations}{unfinished}; seed {seed if seed >= 0 else 'random'}"
+
+
+def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) -> list[Run]:
+    """All runs in ``folders`` and below, sorted by folder within each.
+
+    Raises:
+        CTMaskNetError: a folder that is missing or holds no run, or a file of a run that is broken.
+    """
+    runs: list[Run] = []
+    for given in map(Path, folders):
+        if not given.is_dir():
+            raise CTMaskNetError(f"{given}: no such folder; --results takes OUTPUT_DIR folders")
+        found = [
+            Path(parent)
+            for parent, children, files in os.walk(given)
+            if RUN_RECORD in files or (_CONFIG in files and _INFERENCE in children)
+        ]
+        if not found:
+            raise CTMaskNetError(
+                f"{given}: no results here or below; evaluate with tools/train_net.py --eval-only "
+                "and give its OUTPUT_DIR"
+            )
+        runs += [read_run(folder, known) for folder in sorted(found)]
+    return list({run.folder.resolve(): run for run in runs}.values())
+
+
+def read_run(folder: Path, known: Sequence[Variant]) -> Run:
+    """Read one folder; see :func:`find_runs`."""
+    path = folder / _CONFIG
+    try:
+        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
+        structure = structure_of(cfg)
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be read ({error.strerror}); a run's folder needs it"
+        ) from error
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a configuration of this project ({type(error).__name__}: {error}); "
+            "leave the folder out or run the evaluation again"
+        ) from error
+    entries = read_record(folder)
+    trainings = [entry for entry in entries if entry["kind"] == "training"]
+    measured = tuple(
+        _measured(file, entries) for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
+    )
+    stated = next((entry["config_file"] for entry in reversed(entries)), None)
+    variant = match(folder, cfg, structure, stated, known)
+    if entries:
+        # The others were made on validation data while training ran, not with the best weights
+        measured = tuple(item for item in measured if item.evaluation)
+    training = trainings[-1] if trainings else None
+    return Run(folder, structure, variant, training, measured, str(cfg.get("OUTPUT_DIR", "")))
+
+
+def match(
+    folder: Path,
+    cfg: Mapping[str, Any],
+    structure: Structure,
+    config_file: str | None,
+    known: Sequence[Variant],
+) -> Variant | None:
+    """The variant a run is of: one with the same model, whatever the command line called it.
+
+    Of several, the config the run's record names; else the one that fewest keys differ from, and
+    then the one that writes to a folder of this name.
+    """
+    fitting = [variant for variant in known if variant.structure == structure]
+    if config_file:
+        words = Path(config_file).with_suffix("").as_posix()
+        # "seg" ends "demo/seg" too: the longest name is the one meant
+        for variant in sorted(fitting, key=lambda item: -len(item.name)):
+            if f"/{words}".endswith(f"/{variant.name}"):
+                return variant
+    values = _flat(cfg)
+
+    def distance(variant: Variant) -> tuple[int, bool]:
+        theirs = _flat(yaml.safe_load(variant.cfg.dump()))
+        differing = sum(values.get(key) != value for key, value in theirs.items())
+        return differing, Path(variant.cfg.OUTPUT_DIR).name != folder.name
+
+    return min(fitting, key=distance, default=None)
+
+
+def of_variant(runs: Iterable[Run], name: str) -> list[tuple[Run, Measured]]:
+    """The figures of one variant by its name."""
+    return [
+        (run, measured)
+        for run in runs
+        if run.variant is not None and run.variant.name == name
+        for measured in run.measured
+    ]
+
+
+def hardware_of(run: Run) -> str:
+    """CPU and cores, or GPU, of the training; else of an evaluation."""
+    record = run.training or next((m.evaluation for m in run.measured if m.evaluation), None)
+    if record is None:
+        return "not recorded"
+    parts = record["hardware"]
+    if parts["gpu"]:
+        return f"{parts['num_gpus']} x {parts['gpu']}"
+    return f"{parts['cpu']}, {parts['cores']} cores"
+
+
+def percent(value: float | None) -> str:
+    """A figure in percent; None (a share of nothing) is "undefined"."""
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def lesion_result(measured: Measured | None) -> str:
+    """The figures of a detector in a few words."""
+    if measured is None:
+        return NOT_RUN
+    parts = {"box AP50": ("bbox", "AP50"), "mask AP50": ("segm", "AP50")}
+    parts |= {"per-image AP50": ("per_image", "AP50")}
+    return ", ".join(
+        f"{name} {percent(measured.figures[task][key])}"
+        for name, (task, key) in parts.items()
+        if task in measured.figures
+    )
+
+
+def slice_result(measured: Measured | None) -> str:
+    """The figures of a classifier in a few words."""
+    if measured is None:
+        return NOT_RUN
+    slices = measured.figures["slices"]
+    prefix = "sensitivity-"
+    classes = ", ".join(
+        f"{key.removeprefix(prefix)} {percent(value)}"
+        for key, value in slices.items()
+        if key.startswith(prefix)
+    )
+    return f"accuracy {percent(slices['accuracy'])}; sensitivity {classes}"
+
+
+def _measured(path: Path, entries: Sequence[Mapping[str, Any]]) -> Measured:
+    dataset = path.parent.name
+    figures = _read_json(path)
+    if not isinstance(figures, dict) or not {"slices", "bbox"} & figures.keys():
+        raise CTMaskNetError(
+            f"{path}: holds neither slice nor lesion figures; run the evaluation again"
+        )
+    counts = path.with_name("slices_metrics.json")
+    evaluations = [
+        entry
+        for entry in entries
+        if entry["kind"] == "evaluation"
+        and entry["status"] == "finished"
+        and dataset in (item["name"] for item in entry["datasets"]["test"])
+    ]
+    return Measured(
+        dataset,
+        figures,
+        _read_json(counts) if counts.is_file() else None,
+        evaluations[-1] if evaluations else None,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(
+            f"{path}: not readable as JSON ({error}); run the evaluation again"
+        ) from error
+
+
+def _short(dataset: Mapping[str, Any]) -> str:
+    published = LISTS.get(dataset.get("fingerprint"))
+    kind = f", the {published}" if published else ", phantoms" if dataset["phantoms"] else ""
+    return f"{dataset['name']} ({dataset['images']:,} slices{kind})"
+
+
+def _flat(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping):
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values

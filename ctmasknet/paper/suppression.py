@@ -1,0 +1,221 @@
+"""The paper's Figure 2: the same model's lesions at two thresholds of the RoI suppression."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from PIL import Image
+
+from ctmasknet.data.datasets import dataset_dicts, lesion_colors
+from ctmasknet.data.images import check_eight_bit, naming_file
+from ctmasknet.data.mapper import LesionMapper
+from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json
+from ctmasknet.lesion_list import lesions_of
+from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
+from ctmasknet.paper.figures import png_path, write_bytes
+from ctmasknet.visualize import draw_lesions
+
+
+def figure_2(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw Figure 2: (a) and (b) predictions at two NMS thresholds, (c) ground truth; a row a
+    slice.
+
+    Args:
+        args: ``config_file`` and ``opts`` of a detector (see
+            :func:`ctmasknet.engine.setup.setup_cfg`), ``dataset`` (registered name), ``output``
+            (PNG; the numbers stand beside it as JSON), ``image_id``, ``index`` (lists of ids, of
+            places in the data set; None) and ``seed`` (None), see :func:`choose`; ``nms`` (two IoU
+            thresholds, paper 0.25 and 0.75), ``score_threshold`` (paper 0.75), ``mask_threshold``
+            (probability, paper 0.5).
+
+    Returns:
+        ``thresholds`` and ``slices``: of each its ``image_id``, ``file_name``, the number of
+        ``ground_truth`` lesions and of ``predictions`` above the score at each threshold.
+
+    Raises:
+        CTMaskNetError: a classifier's configuration, bad thresholds, no such slice, and what
+            :func:`setup_cfg` and :func:`load_model` raise.
+    """
+    output = png_path(args.output)
+    for name in ("nms", "score_threshold", "mask_threshold"):
+        values = getattr(args, name) if name == "nms" else [getattr(args, name)]
+        if not all(0 <= value <= 1 for value in values):
+            raise CTMaskNetError(f"--{name.replace('_', '-')}: {values} is not within 0..1")
+    if is_classifier(read_cfg(args.config_file, args.opts)):
+        raise CTMaskNetError(
+            f"{args.config_file}: is a classifier; Figure 2 shows a detector, such as "
+            "configs/seg.yaml"
+        )
+    entries = choose(args.dataset, args.image_id, args.index, args.seed)
+    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
+    cfg = setup_cfg(argparse.Namespace(config_file=args.config_file, opts=[*args.opts, *test_set]))
+    model = load_model(cfg)
+    mapper = LesionMapper(cfg, is_train=False)
+    rows, told = [], []
+    for entry in entries:
+        item = mapper(dict(entry))
+        found = [detect(model, item, nms) for nms in args.nms]
+        page, counts = compare(
+            _slice_rgb(entry["file_name"]),
+            found,
+            entry["annotations"],
+            class_names=list(cfg.MODEL.LESION_CLASSES),
+            nms=args.nms,
+            score_threshold=args.score_threshold,
+            mask_threshold=args.mask_threshold,
+            title=f"{args.dataset}: image {entry['image_id']}",
+        )
+        rows.append(page)
+        told.append(
+            {
+                "image_id": entry["image_id"],
+                "file_name": entry["file_name"],
+                "ground_truth": len(entry["annotations"]),
+                "predictions": counts,
+            }
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(contact_sheet(rows, columns=1)).save(buffer, format="PNG")
+    write_bytes(output, buffer.getvalue())
+    numbers = {
+        "dataset": args.dataset,
+        "thresholds": {
+            "nms": list(args.nms),
+            "score": args.score_threshold,
+            "mask_probability": args.mask_threshold,
+        },
+        "slices": told,
+    }
+    write_json(output.with_suffix(".json"), numbers, 1)
+    return numbers
+
+
+def choose(
+    dataset: str,
+    image_ids: Sequence[str] | None = None,
+    indices: Sequence[int] | None = None,
+    seed: int | None = None,
+) -> list[dict[str, Any]]:
+    """Slices to draw: by id, by place in the data set, or at random among those with lesions.
+
+    Given none of these, the paper's choice: the slice with most lesions among those with every
+    class, and the one with most among those with the first class alone (where there are such).
+
+    Raises:
+        CTMaskNetError: more than one way given, no such slice, or no slice with a lesion.
+    """
+    entries = dataset_dicts(dataset)
+    names = MetadataCatalog.get(dataset).get("thing_classes")
+    if not names:
+        raise CTMaskNetError(
+            f"{dataset}: is not a lesion data set; give one of datasets/prepare_cncb_lesions.py"
+        )
+    if sum(given is not None for given in (image_ids, indices, seed)) > 1:
+        raise CTMaskNetError("give only one of --image-id, --index and --seed")
+    if image_ids is not None:
+        by_id = {str(entry["image_id"]): entry for entry in entries}
+        missing = [name for name in image_ids if name not in by_id]
+        if missing:
+            raise CTMaskNetError(f"--image-id: {dataset} has no image {missing[0]}")
+        return [by_id[name] for name in image_ids]
+    if indices is not None:
+        wrong = [index for index in indices if not 0 <= index < len(entries)]
+        if wrong:
+            raise CTMaskNetError(f"--index: {wrong[0]} is not within 0..{len(entries) - 1}")
+        return [entries[index] for index in indices]
+    labels = [{a["category_id"] for a in entry["annotations"]} for entry in entries]
+    if seed is not None:
+        with_lesions = [index for index, found in enumerate(labels) if found]
+        if with_lesions:
+            return [entries[int(np.random.default_rng(seed).choice(with_lesions))]]
+    chosen = []
+    for wanted in ({*range(len(names))}, {0}):
+        fitting = [entry for entry, found in zip(entries, labels, strict=True) if found == wanted]
+        best = max(fitting, key=lambda entry: len(entry["annotations"]), default=None)
+        if best is not None and all(best is not other for other in chosen):
+            chosen.append(best)
+    if not chosen:
+        raise CTMaskNetError(
+            f"{dataset}: no slice shows every class or the first alone; name one with --image-id"
+        )
+    return chosen
+
+
+def detect(model: torch.nn.Module, item: dict[str, Any], nms_iou: float) -> Instances:
+    """Detections of a Detectron2 detector at another threshold of its RoI suppression.
+
+    Args:
+        model: in evaluation mode; left as it was.
+        item: the model's input.
+        nms_iou: IoU above which the lower-scoring of two boxes of a class is dropped.
+    """
+    predictor = model.roi_heads.box_predictor
+    before = predictor.test_nms_thresh
+    predictor.test_nms_thresh = nms_iou
+    try:
+        with torch.no_grad():
+            return model([item])[0]["instances"]
+    finally:
+        predictor.test_nms_thresh = before
+
+
+def compare(
+    image_rgb: np.ndarray,
+    found: Sequence[Instances],
+    ground_truth: Sequence[dict[str, Any]],
+    *,
+    class_names: Sequence[str],
+    nms: Sequence[float],
+    score_threshold: float,
+    mask_threshold: float,
+    title: str,
+) -> tuple[np.ndarray, list[int]]:
+    """One row of the figure: a panel for each threshold, then ground truth.
+
+    Args:
+        image_rgb: (H, W, 3) uint8.
+        found: detections at each of the thresholds ``nms``.
+        ground_truth: annotations.
+        class_names: of the lesions.
+        nms, score_threshold, mask_threshold: what is told; the last two are applied here.
+        title: first line.
+
+    Returns:
+        (H', W', 3) uint8 RGB, and the number of detections drawn at each threshold.
+    """
+    size = image_rgb.shape[:2]
+    limits = {"score_threshold": score_threshold, "mask_threshold": mask_threshold}
+    panels, counts = [], []
+    for letter, iou, instances in zip("abcdefgh", nms, found, strict=False):
+        lesions = lesions_of(instances, *size, **limits)
+        counts.append(len(lesions))
+        # Scores over many overlapping boxes would hide the slice
+        picture = draw_lesions(image_rgb, lesions, class_names, labels=False)
+        panels.append(Panel(f"({letter}) RoI NMS {iou:g}: {len(lesions)} predictions", picture))
+    truth = lesions_of(ground_truth, *size)
+    picture = draw_lesions(image_rgb, truth, class_names, labels=False)
+    letter = chr(ord("a") + len(panels))
+    panels.append(Panel(f"({letter}) ground truth: {len(truth)} lesions", picture))
+    legend = [
+        Chunk(name, swatch=color)
+        for name, color in zip(class_names, lesion_colors(class_names), strict=True)
+    ]
+    legend.append(Chunk(f"score > {score_threshold:g}, mask probability > {mask_threshold:g}"))
+    return compose_page(panels, title=title, legend=legend), counts
+
+
+def _slice_rgb(file_name: str) -> np.ndarray:
+    check_eight_bit(file_name)
+    with naming_file(file_name):
+        return read_image(file_name, format="RGB")

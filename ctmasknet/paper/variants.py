@@ -1,0 +1,256 @@
+"""Every config with what sets its model apart, and how many parameters that model has."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+import ctmasknet
+from ctmasknet.authors_layout import Variant as AuthorsVariant
+from ctmasknet.authors_layout import authors_layout
+from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.engine.setup import read_cfg
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.paper.table import Table
+
+CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
+
+#: Headings of the tables, in order; the value says which configs belong below.
+PUBLISHED_SEG, PUBLISHED_CLS = "Segmentation, published variants", "Classifiers, published variants"
+LIGHT, DEMO = "For two CPU cores", "For make demo"
+HEADINGS = (PUBLISHED_SEG, PUBLISHED_CLS, LIGHT, DEMO)
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_MASK_HEAD = "roi_heads.mask_head."
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What two configs have to share for one to be a run of the other.
+
+    ``num_boxes`` (N), ``image_fc_dim`` (width of S) and ``trainable`` are None for a detector.
+    """
+
+    task: str
+    depth: int
+    out_features: tuple[str, ...]
+    fpn_channels: int
+    anchors: tuple[tuple[float, ...], ...]
+    lesion_classes: tuple[str, ...]
+    num_boxes: int | None
+    image_fc_dim: int | None
+    trainable: str | None
+
+    @property
+    def truncation(self) -> int:
+        """How many last stages of the ResNet are left out."""
+        return 5 - int(self.out_features[-1].removeprefix("res"))
+
+    @property
+    def mask_type(self) -> str:
+        found = [name for name, names in MASK_TYPES.items() if names == self.lesion_classes]
+        return found[0] if found else ", ".join(self.lesion_classes)
+
+
+def structure_of(cfg: Mapping[str, Any]) -> Structure:
+    """Read a configuration, or the mapping that a run's ``config.yaml`` holds.
+
+    Raises:
+        KeyError: it lacks one of the keys.
+    """
+    model = cfg["MODEL"]
+    classifier = model["META_ARCHITECTURE"] == "CTMaskNet"
+    anchors = model["ANCHOR_GENERATOR"]
+    return Structure(
+        task="classification" if classifier else "segmentation",
+        depth=model["RESNETS"]["DEPTH"],
+        out_features=tuple(model["RESNETS"]["OUT_FEATURES"]),
+        fpn_channels=model["FPN"]["OUT_CHANNELS"],
+        anchors=tuple(tuple(map(float, level)) for level in anchors["SIZES"]),
+        lesion_classes=tuple(model["LESION_CLASSES"]),
+        num_boxes=model["RANKED_BOXES"]["NUM"] if classifier else None,
+        image_fc_dim=model["IMAGE_HEAD"]["FC_DIM"] if classifier else None,
+        trainable=model["TRAINABLE"] if classifier else None,
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A config: ``name`` is its path below ``configs/`` without ``.yaml``."""
+
+    name: str
+    cfg: CfgNode
+    structure: Structure
+
+    @property
+    def config(self) -> str:
+        return f"configs/{self.name}.yaml"
+
+    @property
+    def heading(self) -> str:
+        if "/" in self.name:
+            return DEMO
+        if self.name.endswith("_light"):
+            return LIGHT
+        return PUBLISHED_CLS if self.structure.task == "classification" else PUBLISHED_SEG
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of a model: parameters, those of its mask head, those trained, and the whole state
+    dict (running statistics included)."""
+
+    parameters: int
+    mask_head: int
+    trainable: int
+    state_dict: int
+
+
+def variants(configs: Path = CONFIGS) -> list[Variant]:
+    """All configs that stand for a model, in the order of :data:`HEADINGS`, then by name.
+
+    ``configs/parts`` holds pieces of configs and is left out.
+
+    Raises:
+        CTMaskNetError: no config there, or a broken one.
+    """
+    files = [path for path in configs.rglob("*.yaml") if "parts" not in path.parts]
+    if not files:
+        raise CTMaskNetError(f"{configs}: no config here; run from a clone of the repository")
+    found = []
+    for path in files:
+        # Counting needs no device, and the same table has to come out everywhere
+        cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu"])
+        name = path.relative_to(configs).with_suffix("").as_posix()
+        found.append(Variant(name, cfg, structure_of(cfg)))
+    return sorted(
+        found,
+        key=lambda item: (
+            HEADINGS.index(item.heading),
+            -item.structure.depth if item.heading in HEADINGS[:2] else 0,
+            item.name,
+        ),
+    )
+
+
+def count(cfg: CfgNode) -> Counts:
+    """Build the model of ``cfg`` without memory for its numbers, and count them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    named = list(model.named_parameters())
+    return Counts(
+        parameters=sum(item.numel() for _, item in named),
+        mask_head=sum(item.numel() for name, item in named if name.startswith(_MASK_HEAD)),
+        trainable=sum(item.numel() for _, item in named if item.requires_grad),
+        state_dict=sum(item.numel() for item in model.state_dict().values()),
+    )
+
+
+@functools.lru_cache
+def authors_counts(structure: Structure, with_masks: bool) -> tuple[int, int]:
+    """Parameters and whole state dict of a published variant in the authors' layout.
+
+    That layout has rows for a background class that Detectron2's has not: 516 in the box predictor,
+    and 257 (lightweight: 129) in the mask predictor.
+    """
+    layout = authors_layout(
+        AuthorsVariant(
+            structure.depth,
+            structure.truncation,
+            len(structure.lesion_classes),
+            with_masks,
+            structure.task == "classification",
+        )
+    )
+    sizes = {name: torch.Size(slot.shape).numel() for name, slot in layout.items()}
+    learned = sum(size for name, size in sizes.items() if not name.endswith(_STATISTICS))
+    return learned, sum(sizes.values())
+
+
+def model_rows(found: list[Variant]) -> list[dict[str, Any]]:
+    """One record a variant, as the JSON of the model table has it; unknown and unfit values are
+    None."""
+    rows = []
+    for variant in found:
+        structure = variant.structure
+        classifier = structure.task == "classification"
+        numbers = count(variant.cfg)
+        theirs = (None, None)
+        if variant.heading in (PUBLISHED_SEG, PUBLISHED_CLS):
+            # Their classifiers have no mask head, ours keep it for overlays
+            theirs = authors_counts(structure, with_masks=not classifier)
+        rows.append(
+            {
+                "heading": variant.heading,
+                "config": variant.config,
+                "task": structure.task,
+                "backbone": f"ResNet-{structure.depth}",
+                "truncation": structure.truncation,
+                "mask_type": structure.mask_type,
+                "num_boxes": structure.num_boxes,
+                "image_fc_dim": structure.image_fc_dim,
+                "training_mode": structure.trainable,
+                **dataclasses.asdict(numbers),
+                "authors_parameters": theirs[0],
+                "authors_state_dict": theirs[1],
+            }
+        )
+    return rows
+
+
+_COLUMNS = {
+    "config": "config",
+    "backbone": "backbone",
+    "truncation": "truncation",
+    "mask_type": "masks",
+    "num_boxes": "N",
+    "image_fc_dim": "S width",
+    "training_mode": "trained",
+    "parameters": "parameters",
+    "mask_head": "of them mask head",
+    "trainable": "trainable",
+    "state_dict": "state dict",
+    "authors_parameters": "authors' parameters",
+    "authors_state_dict": "authors' state dict",
+}
+
+MODEL_NOTES = (
+    "Parameters are those of the Detectron2 model that the config builds; the state dict counts "
+    "running statistics too.",
+    "The authors' layout has a background class where Detectron2 has none: 516 more numbers in the "
+    "box predictor, 257 (ResNet-18 and -34: 129) more in the mask predictor. Their classifiers "
+    "have no mask head: their parameters are ours without the mask head plus 516.",
+    'N and S width: rows that the image head reads, and width of its layers. "trained" is '
+    "MODEL.TRAINABLE; a detector trains every parameter.",
+)
+
+
+def model_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """The model table, one part a heading."""
+    tables = []
+    for heading in HEADINGS:
+        cells = [[_cell(row, key) for key in _COLUMNS] for row in rows if row["heading"] == heading]
+        if cells:
+            tables.append(Table(heading, list(_COLUMNS.values()), cells))
+    tables[-1].notes.extend(MODEL_NOTES)
+    return tables
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if key == "training_mode" and value is None:
+        return "all"
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

@@ -1,0 +1,222 @@
+"""Tables from result folders with known figures: every cell is told, none is made up."""
+
+import json
+
+import pytest
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.paper import published
+from ctmasknet.paper.runs import find_runs
+from ctmasknet.paper.table import NOT_RUN, Table
+from ctmasknet.paper.tables import OURS, paper_tables, write_tables
+from ctmasknet.paper.zoo import write_zoo, zoo_tables
+
+CONFUSION = [[8, 2, 0], [2, 4, 0], [1, 0, 3]]
+TEST_LIST = next(key for key, name in published.LISTS.items() if "test list" in name)
+
+
+def tables_of(known, *folders):
+    return paper_tables(find_runs(folders, known), known)
+
+
+def ours(table, model):
+    found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return [row for row in found if row["model"] == model and row["source"] == OURS]
+
+
+def test_without_results_published_figures_stand_and_ours_are_not_run(known):
+    tables = tables_of(known)
+    rows = {tuple(row[:2]): row for row in tables["table2"].rows}
+    printed = rows["COVID-CT-Mask-Net (heads+BN)", "published (paper, Table 2)"]
+    assert printed[2:6] == ["90.80 (94.75)", "91.62 (87.08)", "91.10 (94.33)", "91.66"]
+    for mode in ("heads", "heads+BN", "full"):
+        assert rows[f"COVID-CT-Mask-Net ({mode})", OURS][2:] == [NOT_RUN] * 6
+    sizes = ours(tables["table1"], "COVID-CT-Mask-Net (heads+BN)")
+    assert [row["trainable parameters"] for row in sizes] == ["2,417,539"]
+    assert sizes[0]["training"] == sizes[0]["ratio test/train"] == NOT_RUN
+    assert ["COVNet", "published (paper, Table 3)", "90.00", "89.04", "30.00"] in [
+        row[:5] for row in tables["table3"].rows
+    ]
+
+
+def test_figures_land_in_the_row_of_their_mode(known, make_run, slices_figures, entry):
+    record = [entry(kind, "configs/cls.yaml") for kind in ("training", "evaluation")]
+    # The command line said cls.yaml, but this mode is cls_heads_bn's
+    folder = make_run(
+        *("a", "cls", slices_figures),
+        overrides=["MODEL.TRAINABLE", "heads_bn"],
+        confusion=CONFUSION,
+        record=record,
+    )
+    tables = tables_of(known, folder)
+    (row,) = ours(tables["table2"], "COVID-CT-Mask-Net (heads+BN)")
+    assert (row["COVID"], row["pneumonia"]) == ("61.50 (91.00)", "70.00 (undefined)")
+    assert (row["normal"], row["overall"]) == ("80.50 (60.25)", "71.25")
+    assert row["measured on"] == "covidx_ct_test: 20 slices of phantoms"
+    assert row["trained on"] == (
+        "covidx_ct_train (40 slices, phantoms); 300 iterations; seed 7; heads_bn"
+    )
+    assert ours(tables["table2"], "COVID-CT-Mask-Net (heads)")[0]["COVID"] == NOT_RUN
+    (row,) = ours(tables["table3"], "COVID-CT-Mask-Net (heads+BN)")
+    assert (row["COVID sensitivity"], row["overall"]) == ("61.50", "71.25")
+    assert row["COVID prevalence"] == "20.00", "4 of 20 slices"
+    (row,) = ours(tables["table1"], "COVID-CT-Mask-Net (heads+BN)")
+    assert (row["training"], row["validation"]) == ("40 (phantoms)", "12 (phantoms)")
+    assert (row["test"], row["ratio test/train"]) == ("20 (phantoms)", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"phantoms": False, "fingerprint": TEST_LIST}, "20 slices, the COVIDx-CT-1 test list"),
+        ({"phantoms": False, "fingerprint": "1"}, "20 slices, not a published list"),
+    ],
+)
+def test_a_row_says_what_it_was_measured_on(known, make_run, slices_figures, entry, changes, words):
+    evaluation = entry("evaluation", "configs/cls.yaml")
+    evaluation["datasets"]["test"][0] |= changes
+    folder = make_run("a", "cls", slices_figures, confusion=CONFUSION, record=[evaluation])
+    (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (heads)")
+    assert row["measured on"] == f"covidx_ct_test: {words}"
+
+
+def test_figures_made_while_training_are_no_results(known, make_run, slices_figures, entry):
+    record = [entry("training", "configs/cls.yaml")]
+    folder = make_run("a", "cls", slices_figures, "covidx_ct_val", record=record)
+    tables = tables_of(known, folder)
+    assert ours(tables["table2"], "COVID-CT-Mask-Net (heads)")[0]["overall"] == NOT_RUN
+    (row,) = ours(tables["table1"], "COVID-CT-Mask-Net (heads)")
+    assert (row["training"], row["test"]) == ("40 (phantoms)", NOT_RUN)
+    parts = zoo_tables(known, find_runs([folder], known))
+    zoo = {row[0]: row for table in parts for row in table.rows}
+    assert zoo["`cls`"][3].endswith("measured on not run") and zoo["`cls`"][6] == NOT_RUN
+
+
+def test_without_a_record_nothing_is_claimed(known, make_run, slices_figures):
+    folder = make_run("a", "cls_full", slices_figures, confusion=CONFUSION)
+    (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (full)")
+    assert row["measured on"] == "covidx_ct_test: 20 slices, origin not recorded"
+    assert row["trained on"] == "not recorded; full"
+
+
+def test_weights_from_elsewhere_are_not_this_trainings(known, make_run, slices_figures, entry):
+    record = [entry(kind, "configs/cls.yaml") for kind in ("training", "evaluation")]
+    record[1]["weights"] = "downloads/imported.pth"
+    folder = make_run("a", "cls", slices_figures, record=record)
+    (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (heads)")
+    assert row["trained on"] == "not recorded (weights imported.pth); heads"
+
+
+def test_lightweight_runs_stay_out_of_the_papers_rows(known, make_run, slices_figures, entry):
+    two = {k: v for k, v in slices_figures["slices"].items() if "pneumonia" not in k}
+    record = [entry(kind, "configs/demo/control.yaml") for kind in ("training", "evaluation")]
+    record[0] |= {"status": "stopped", "iterations": 30}
+    record[1]["weights"] = "output/cls_light/model_best.pth"
+    folder = make_run("a", "cls_light", {"slices": two}, record=record)
+    tables = tables_of(known, folder.parent)
+    assert ours(tables["table2"], "COVID-CT-Mask-Net (full)")[0]["COVID"] == NOT_RUN
+    (row,) = ours(tables["other_classifiers"], "demo/control")
+    assert (row["pneumonia"], row["COVID"]) == ("no such class", "61.50 (91.00)")
+    assert "30 iterations (stopped of 300)" in row["trained on"]
+
+
+def test_the_later_results_take_any_mode_of_the_model(known, make_run, slices_figures):
+    folder = make_run("a", "cls_r18_t1_merge", slices_figures)
+    (row,) = ours(tables_of(known, folder)["table2_later"], "ResNet-18, truncation 1")
+    assert row["overall"] == "71.25" and row["trained on"].endswith("heads")
+
+
+def test_detectors_are_compared_by_the_authors_ap(known, make_run):
+    figures = {
+        "bbox": {"AP50": 40.0},
+        "segm": {"AP50": 30.0},
+        "per_image": {"AP": 10.0, "AP50": 52.5, "AP75": None},
+    }
+    published_one = make_run("a", "seg_r50_merge", figures, "cncb_lesions_merge_val")
+    own = make_run(
+        "b", "seg_light", figures, "x_both_test", overrides=["MODEL.FPN.OUT_CHANNELS", 8]
+    )
+    tables = tables_of(known, published_one, own)
+    (row,) = ours(tables["lesions"], "ResNet-50, merged masks")
+    assert (row["AP50"], row["AP75"], row["AP"]) == ("52.50", "undefined", "10.00")
+    (row,) = ours(tables["other_detectors"], "own model (b)")
+    assert (row["box AP50"], row["mask AP50"]) == ("40.00", "30.00")
+
+
+def test_each_disagreement_is_told_once_with_both_numbers(known, tmp_path):
+    write_tables([], tmp_path / "out", "the command")
+    text = (tmp_path / "out" / "tables.md").read_text()
+    assert "Made by `the command`" in text
+    assert text.count("## Where the paper disagrees") == 1
+    for both in (("31.78M (Table 1)", "31,781,917"), ("2.25M (Table 1)", "S has 2,364,419")):
+        assert [text.count(number) for number in both] == [1, 1]
+    plain = json.loads((tmp_path / "out" / "tables.json").read_text())
+    assert plain["tables"]["table2"]["rows"][1]["COVID"] == NOT_RUN
+    assert (tmp_path / "out" / "table3.csv").read_text().startswith("model,source,COVID")
+
+
+def test_the_zoo_lists_every_variant_and_what_was_run(known, make_run, slices_figures, entry):
+    record = [entry(kind, "configs/demo/cls.yaml") for kind in ("training", "evaluation")]
+    record[1]["weights"] = "output/demo/cls/model_best.pth"
+    folder = make_run("a", "demo/cls", slices_figures, confusion=CONFUSION, record=record)
+    stray = make_run("b", "cls", slices_figures, overrides=["MODEL.RANKED_BOXES.NUM", 7])
+    tables = zoo_tables(known, find_runs([folder, stray], known))
+    rows = {row[0]: row for table in tables for row in table.rows}
+    assert {f"`{item.name}`" for item in known} < rows.keys()
+    assert rows["`seg`"][2:] == [
+        "`python tools/train_net.py --config-file configs/seg.yaml`",
+        *[NOT_RUN] * 4,
+    ]
+    run = rows["`demo/cls`"]
+    assert run[2].startswith("`python tools/train_net.py --config-file configs/demo/cls.yaml")
+    assert run[3].endswith("measured on covidx_ct_test: 20 slices of phantoms")
+    assert run[4:6] == ["Some CPU, 2 cores; 1.5 min", "7"]
+    assert run[6] == "accuracy 71.25; sensitivity normal 80.50, pneumonia 70.00, covid 61.50"
+    assert rows["own config"][3:6] == [
+        "trained on not recorded; measured on covidx_ct_test: unknown number of slices, "
+        "origin not recorded",
+        *["not recorded"] * 2,
+    ]
+
+
+def test_the_committed_zoo_has_every_config(known, repository, tmp_path):
+    write_zoo(tmp_path / "zoo.md", [], "the command")
+    fresh = (tmp_path / "zoo.md").read_text()
+    committed = (repository / "configs" / "MODEL_ZOO.md").read_text()
+    assert "Made by `python tools/model_table.py --zoo configs/MODEL_ZOO.md" in committed
+    for item in known:
+        assert f"[{item.config}]({item.name}.yaml)" in committed
+        assert f"[{item.config}]({item.name}.yaml)" in fresh
+
+
+def test_bad_results_are_one_clear_error_and_leave_nothing(
+    known, make_run, slices_figures, tmp_path
+):
+    output = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = make_run("a", "cls", slices_figures)
+    (broken / "inference" / "covidx_ct_test" / "results.json").write_text("{")
+    other = make_run("b", "cls", {"panoptic": {}})
+    strange = make_run("c", "cls", slices_figures)
+    (strange / "config.yaml").write_text("MODEL: {}")
+    record = make_run("d", "cls", slices_figures)
+    (record / "run.json").write_text('{"entries": [{"kind": "holiday"}]}')
+    for folder, words in (
+        (tmp_path / "none", "no such folder"),
+        (empty, "no results here or below"),
+        (broken, "results.json: not readable as JSON"),
+        (other, "neither slice nor lesion figures"),
+        (strange, "config.yaml: not a configuration"),
+        (record, "run.json: not a run's record"),
+    ):
+        with pytest.raises(CTMaskNetError, match=words):
+            find_runs([folder], known)
+    with pytest.raises(CTMaskNetError):
+        write_tables([make_run("e", "cls", slices_figures), broken], output, "")
+    assert not output.exists()
+
+
+def test_a_cell_cannot_break_its_table():
+    text = Table("T", ["a", "b"], [["x | y", "one\ntwo"]], ["note"]).markdown()
+    assert text == "## T\n\n| a | b |\n| --- | --- |\n| x \\| y | one two |\n\n- note\n"
