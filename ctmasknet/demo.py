@@ -9,18 +9,21 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
+from ctmasknet.engine.run_record import hardware
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
+from ctmasknet.files import atomic_write, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
 
-LESION_TEST_SET = "cncb_lesions_both_test"
+LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
 
 
@@ -48,15 +51,15 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
             [
                 *("datasets/prepare_phantom.py", "--output", str(raw)),
                 *("--seed", str(phantom_seed), "--side", "256"),
-                *("--lesion-patients", "60", "--lesion-slices", "6", "--slices", "6"),
-                *("--train-patients", "60", "--val-patients", "8", "--test-patients", "20"),
+                *("--lesion-patients", "72", "--lesion-slices", "5", "--slices", "3"),
+                *("--train-patients", "160", "--val-patients", "13", "--test-patients", "40"),
             ]
         ],
         "conversion": [
             [
                 *("datasets/prepare_cncb_lesions.py", "--source", str(raw / "cncb_lesions_raw")),
                 *("--output-root", str(prepared), "--min-area-px", "25", "--seed", str(seed)),
-                *("--split", "train:0.7,val:0.1,test:0.2"),
+                *("--split", "train:0.75,val:0.1,test:0.15"),
             ],
             [
                 *("datasets/prepare_covidx_ct.py", "--source", str(raw / "covidx_ct_raw")),
@@ -92,7 +95,8 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
     A folder left by an earlier demo is replaced.
 
     Returns:
-        what ``summary.json`` holds: AP in percent, everything else in 0..1, seconds a stage.
+        what ``summary.json`` holds: AP in percent, everything else in 0..1, seconds a stage, the
+        command and the hardware.
 
     Raises:
         CTMaskNetError: ``output`` holds something else, or a step ends with an error.
@@ -112,6 +116,8 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
                 )
         seconds[stage] = round(time.perf_counter() - start, 1)
     summary = summarize(output, seconds)
+    summary["command"] = f"make demo PHANTOM_SEED={phantom_seed} SEED={seed}"
+    summary["hardware"] = hardware("cuda" if torch.cuda.is_available() else "cpu")
     write_json(output / _MARK, summary, indent=1)
     print(_tables(summary, output))
     return summary
@@ -140,27 +146,67 @@ def summarize(output: Path, seconds: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.PathLike]) -> None:
+    """Replace what stands between the demo's marks in ``readme`` by a table of these summaries.
+
+    Raises:
+        CTMaskNetError: a summary is missing or none, or the marks are.
+    """
+    columns = []
+    for path in summaries:
+        try:
+            columns.append(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise CTMaskNetError(f"{path}: no summary of a demo ({error}); run make demo") from None
+    text = Path(readme).read_text(encoding="utf-8")
+    begin, end = (f"<!-- demo: {word} -->" for word in ("begin", "end"))
+    if text.find(begin) < 0 or text.find(end) < text.find(begin):
+        raise CTMaskNetError(f"{readme}: has no lines {begin} and {end}; put them where it goes")
+    rows = [_figures(column) for column in columns]
+    table = tabulate(
+        [[name, *(row[name] for row in rows)] for name in rows[0]],
+        headers=["held-out phantom patients", *(f"`{c['command']}`" for c in columns)],
+        tablefmt="pipe",
+        disable_numparse=True,
+    )
+    machine = columns[0]["hardware"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}"
+    note = (
+        f"Measured on: {where}. Made by `python tools/demo.py --readme` from `configs/demo/*.json`."
+    )
+    with atomic_write(readme) as stream:
+        stream.write(f"{text[: text.index(begin)]}{begin}\n{table}\n\n{note}\n")
+        stream.write(text[text.index(end) :])
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, str]:
+    lesions, slices = summary["lesions"], summary["slices"]
+    return {
+        "lesion box AP50 (%)": f"{lesions['box_ap50']:.1f}",
+        "lesion mask AP50 (%)": f"{lesions['segm_ap50']:.1f}",
+        "slices": str(slices["n"]),
+        "slice accuracy": f"{slices['accuracy']:.3f}",
+        **{f"sensitivity {name}": f"{x:.3f}" for name, x in slices["sensitivity"].items()},
+        "accuracy, detector with random weights": f"{summary['control']['accuracy']:.3f}",
+        "seconds in all": f"{sum(summary['seconds'].values()):.0f}",
+    }
+
+
 def _results(run: Path, dataset: str) -> dict[str, Any]:
     path = run / "inference" / dataset / "results.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _tables(summary: dict[str, Any], output: Path) -> str:
-    lesions, slices = summary["lesions"], summary["slices"]
-    control = summary["control"]["accuracy"]
-    measured = [
-        ["lesion box AP50 (%)", f"{lesions['box_ap50']:.1f}"],
-        ["lesion mask AP50 (%)", f"{lesions['segm_ap50']:.1f}"],
-        [f"slice accuracy, {slices['n']} slices", f"{slices['accuracy']:.3f}"],
-        *[[f"sensitivity {name}", f"{x:.3f}"] for name, x in slices["sensitivity"].items()],
-        ["slice accuracy, detector with random weights", f"{control:.3f}"],
-    ]
     timed = [[stage, f"{value:.1f}"] for stage, value in summary["seconds"].items()]
-    timed.append(["total", f"{sum(summary['seconds'].values()):.1f}"])
     return "\n".join(
         [
             "",
-            tabulate(measured, headers=["held-out phantom patients", ""], disable_numparse=True),
+            tabulate(
+                _figures(summary).items(),
+                headers=["held-out phantom patients", ""],
+                disable_numparse=True,
+            ),
             "",
             tabulate(timed, headers=["stage", "seconds"], disable_numparse=True),
             "",

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ctmasknet.demo import run_demo, stages, summarize
+from ctmasknet.demo import run_demo, stages, summarize, write_readme_table
 from ctmasknet.errors import CTMaskNetError
 
 
@@ -28,7 +28,7 @@ def test_summary_takes_figures_from_the_evaluations(tmp_path):
     slices = {"accuracy": 80.0, **{f"sensitivity-{k}": v for k, v in sensitivity.items()}}
     evaluation = "inference/covidx_ct_test"
     write(
-        tmp_path / "seg/inference/cncb_lesions_both_test/results.json",
+        tmp_path / "seg/inference/cncb_lesions_merge_test/results.json",
         {"bbox": {"AP50": 51.0}, "segm": {"AP50": 45.0}},
     )
     write(tmp_path / "cls" / evaluation / "results.json", {"slices": slices})
@@ -51,3 +51,35 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(CTMaskNetError, match="is not a demo's folder"):
         run_demo(tmp_path, 1, 1)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_readme_table_is_made_from_summaries(tmp_path):
+    summary = {
+        "lesions": {"box_ap50": 51.04, "segm_ap50": 45.0},
+        "slices": {"n": 30, "accuracy": 0.8, "sensitivity": {"normal": 0.9}},
+        "control": {"accuracy": 0.4},
+        "seconds": {"a": 1.5, "b": 2.0},
+        "command": "make demo PHANTOM_SEED=1 SEED=1",
+        "hardware": {"cpu": "abacus", "cores": 2, "device": "cpu"},
+    }
+    (tmp_path / "1.json").write_text(json.dumps(summary))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nafter\n")
+    for _ in range(2):
+        write_readme_table(readme, [tmp_path / "1.json"])
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- demo: begin -->\n|")
+    assert text.endswith("<!-- demo: end -->\nafter\n")
+    assert "old" not in text
+    cells = {
+        row.split("|")[1].strip(): row.split("|")[2].strip()
+        for row in text.split("\n")
+        if "|" in row
+    }
+    assert cells["lesion box AP50 (%)"] == "51.0"
+    assert cells["sensitivity normal"] == "0.900"
+    assert cells["seconds in all"] == "4"
+    assert "abacus, 2 cores" in text
+    readme.write_text("no marks")
+    with pytest.raises(CTMaskNetError, match="has no lines"):
+        write_readme_table(readme, [tmp_path / "1.json"])

@@ -35,6 +35,10 @@ class CTMaskNet(GeneralizedRCNN):
         self.image_head = image_head
         #: Also return the detector's ``Instances`` in evaluation, for overlays.
         self.return_instances = False
+        # What MODEL.BACKBONE.FREEZE_AT froze while the backbone was built.
+        self._frozen = frozenset(
+            name for name, value in self.named_parameters() if not value.requires_grad
+        )
         self.set_trainable(trainable)
         self.register_load_state_dict_post_hook(_drop_masks_without_weights)
         self.train(self.training)
@@ -49,7 +53,7 @@ class CTMaskNet(GeneralizedRCNN):
 
     def set_trainable(self, mode: str) -> list[str]:
         """Choose what is trained; returns the names of those parameters."""
-        names = set_trainable(self, mode)
+        names = set_trainable(self, mode, self._frozen)
         self._detector_learns = any(not name.startswith("image_head.") for name in names)
         return names
 

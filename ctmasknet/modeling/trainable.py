@@ -8,10 +8,13 @@
 
 In ``full``, the RPN and the mask head stay as they are: proposals reach the image head only through
 the choice of places, which has no gradient (the authors' own training leaves the RPN's gradients
-empty as well), and masks do not reach it at all. Running means and variances move in no mode.
+empty as well), and masks do not reach it at all. Stages that ``MODEL.BACKBONE.FREEZE_AT`` freezes
+are trained in no mode, as in any Detectron2 model. Running means and variances move in no mode.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,12 +26,13 @@ MODES = ("heads", "heads_bn", "heads_bn_no_shortcut", "full")
 _WITHOUT_GRADIENT = ("proposal_generator.", "roi_heads.mask_head.")
 
 
-def set_trainable(model: nn.Module, mode: str) -> list[str]:
+def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> list[str]:
     """Set ``requires_grad`` of every parameter of a classifier after ``mode``.
 
     Args:
         model: has an ``image_head`` beside the detector's parts.
         mode: one of :data:`MODES`.
+        frozen: names of parameters that no mode trains.
 
     Returns:
         names of the parameters that will be trained, in the model's order.
@@ -57,6 +61,7 @@ def set_trainable(model: nn.Module, mode: str) -> list[str]:
             wanted = not name.startswith(_WITHOUT_GRADIENT)
         else:
             wanted = name.startswith("image_head.") or (mode != "heads" and name in norms)
+        wanted = wanted and name not in frozen
         parameter.requires_grad_(wanted)
         if wanted:
             trained.append(name)

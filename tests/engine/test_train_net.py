@@ -65,7 +65,7 @@ def test_training_looks_at_the_validation_set_only(runs):
 
 
 def test_lesion_results(runs):
-    found = results(runs / "seg", "cncb_lesions_both_val")
+    found = results(runs / "seg", "cncb_lesions_merge_val")
     assert set(found) == {"bbox", "segm", "lesion_free", "per_image"}
     for task in ("bbox", "segm"):
         assert 0 <= found[task]["AP50"] <= 100
