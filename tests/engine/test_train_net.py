@@ -105,6 +105,23 @@ def test_classifier_started_from_the_detector(runs):
     )
 
 
+def test_resume_continues_where_training_stopped(repository, runs, prepared, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    run = runs / "cls"
+    before = torch.load(run / "model_final.pth", weights_only=True)
+    words = ["--config-file", "configs/cls_light.yaml", "--resume", *TINY, "OUTPUT_DIR", run]
+    more = ["SOLVER.MAX_ITER", 6, "MODEL.WEIGHTS", runs / "seg" / "model_best.pth"]
+    assert run_tool(repository, "tools/train_net.py", *words, *more) == 0
+    after = torch.load(run / "model_final.pth", weights_only=True)
+    assert (before["iteration"], after["iteration"]) == (3, 5)
+    log = (run / "log.txt").read_text()
+    assert "Starting training from iteration 4" in log
+    assert not torch.equal(
+        before["model"]["image_head.fc1.weight"], after["model"]["image_head.fc1.weight"]
+    )
+
+
 @pytest.fixture
 def tool(repository, prepared, monkeypatch, capsys):
     """Run train_net.py; returns its exit code and its error line."""
