@@ -45,14 +45,14 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         return [*command, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides]
 
     detector = ["MODEL.WEIGHTS", str(seg / "model_best.pth")]
-    pictures = ["--limit", "24", "--seed", str(seed)]
+    pictures = ["--limit", "18", "--seed", str(seed)]
     return {
         "phantoms": [
             [
                 *("datasets/prepare_phantom.py", "--output", str(raw)),
                 *("--seed", str(phantom_seed), "--side", "256"),
-                *("--lesion-patients", "72", "--lesion-slices", "5", "--slices", "3"),
-                *("--train-patients", "160", "--val-patients", "13", "--test-patients", "40"),
+                *("--lesion-patients", "72", "--lesion-slices", "5", "--slices", "4"),
+                *("--train-patients", "180", "--val-patients", "12", "--test-patients", "25"),
             ]
         ],
         "conversion": [

@@ -38,7 +38,7 @@ SLICE_TREE = "covidx_ct_raw"
 
 #: Version of the phantoms: part of the recipe, to be raised when the same arguments give other
 #: pictures.
-_VERSION = 2
+_VERSION = 1
 #: Patient numbers of the lesion set are 1 .. this, those of the slices lie above.
 _LAST_LESION_PATIENT = 10_000
 _CLASS_NAMES = ("Normal", "CP", "NCP")

@@ -97,7 +97,7 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
         x, y, z = _pick(rng, points, favour * near * (np.sign(points[:, 0]) == side) + 1e-9)
         reach = float(np.clip(rng.lognormal(np.log(13 + 17 * severity), 0.42), 7, 52))
         across = float(np.clip(rng.lognormal(np.log(9 + 9 * severity), 0.35), 6, 30))
-        dense = rng.random() < 0.3 + 0.6 * stage
+        dense = rng.random() < 0.2 + 0.6 * stage
         lesions.append(
             Lesion(
                 centre=(float(x), float(y), float(z)),
@@ -107,7 +107,7 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
                 depth_reach_mm=across if peripheral else 0.0,
                 ragged=float(rng.uniform(0.14, 0.30)),
                 soft=float(rng.uniform(0.28, 0.60)),
-                core=float(rng.uniform(0.25, 0.60)) if dense else NO_CORE,
+                core=float(rng.uniform(0.42, 0.75)) if dense else NO_CORE,
                 ggo_hu=float(np.clip(rng.normal(290 + 90 * stage, 60), 170, 460)),
                 lattice=float(rng.uniform(0.4, 1.0)) if rng.random() < 0.35 else 0.0,
             )
