@@ -1,14 +1,7 @@
 """A small prepared world: phantom data of both tasks, as the preparation tools leave it."""
 
-import runpy
-
 import pytest
-
-
-def run_tool(repository, tool, *words) -> int:
-    """Call a tool's ``main`` with these words; returns its exit code."""
-    main = runpy.run_path(str(repository / tool))["main"]
-    return main([str(word) for word in words])
+from running import run_tool
 
 
 @pytest.fixture(scope="session")

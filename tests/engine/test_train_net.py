@@ -5,8 +5,7 @@ import json
 
 import pytest
 import torch
-
-from tests.engine.conftest import run_tool
+from running import run_tool
 
 TINY = [
     *("MODEL.DEVICE", "cpu", "SEED", "7", "DATALOADER.NUM_WORKERS", "0"),
