@@ -9,8 +9,13 @@ Importing this package registers its parts with Detectron2. The way in:
 draws.
 """
 
-from ctmasknet import modeling
-from ctmasknet.config import add_ctmasknet_config
+import warnings
+
+# Importing Detectron2 calls torch.jit.script, which torch warns about: nothing a user can act on.
+warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+
+from ctmasknet import modeling  # noqa: E402
+from ctmasknet.config import add_ctmasknet_config  # noqa: E402
 
 __all__ = ["add_ctmasknet_config", "modeling"]
 __version__ = "0.1.0"

@@ -18,6 +18,7 @@ from ctmasknet.paper.suppression import choose, detect, figure_2
 OVERRIDES = [
     *("MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", "8", "INPUT.MIN_SIZE_TEST", "64"),
+    *("MODEL.LESION_CLASSES", "['ggo', 'consolidation']", "MODEL.ROI_HEADS.NUM_CLASSES", "2"),
 ]
 
 

@@ -111,8 +111,8 @@ def test_lightweight_runs_stay_out_of_the_papers_rows(known, make_run, slices_fi
     two = {k: v for k, v in slices_figures["slices"].items() if "pneumonia" not in k}
     record = [entry(kind, "configs/demo/control.yaml") for kind in ("training", "evaluation")]
     record[0] |= {"status": "stopped", "iterations": 30}
-    record[1]["weights"] = "output/cls_light/model_best.pth"
-    folder = make_run("a", "cls_light", {"slices": two}, record=record)
+    record[1]["weights"] = "output/demo/control/model_best.pth"
+    folder = make_run("a", "demo/control", {"slices": two}, record=record)
     tables = tables_of(known, folder.parent)
     assert ours(tables["table2"], "COVID-CT-Mask-Net (full)")[0]["COVID"] == NOT_RUN
     (row,) = ours(tables["other_classifiers"], "demo/control")
