@@ -65,3 +65,5 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.DETECTOR_LR_FACTOR = 1.0
     # Metric on DATASETS.VAL that chooses model_best.pth, as in metrics.json, such as "segm/AP50".
     cfg.SOLVER.BEST_METRIC = ""
+    # Evaluations without a better value of it after which training ends; 0: never.
+    cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
@@ -20,6 +21,12 @@ from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
 #: Key of the specification inside a checkpoint file.
 SPEC = "ctmasknet"
+#: Name of the checkpoint with the best metric so far.
+BEST = "model_best"
+#: Name of the checkpoint after the last iteration.
+FINAL = "model_final"
+#: File that names the checkpoint to resume from.
+_LAST = "last_checkpoint"
 
 #: Which configuration key holds what a specification's entry states.
 _KEYS = {
@@ -28,6 +35,10 @@ _KEYS = {
     "num_boxes": "MODEL.RANKED_BOXES.NUM",
     "image_classes": "MODEL.IMAGE_HEAD.CLASSES",
 }
+
+
+class UnreadableCheckpoint(CTMaskNetError):
+    """A checkpoint file that is missing or damaged."""
 
 
 def is_classifier(cfg: CfgNode) -> bool:
@@ -97,18 +108,69 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         self.complete = complete
 
     def save(self, name: str, **kwargs) -> None:
-        """Write ``<save_dir>/<name>.pth`` whole: under another name first, then renamed."""
-        super().save(f"{name}.part", **{SPEC: self.spec}, **kwargs)
+        """Write ``<save_dir>/<name>.pth`` whole: to a temporary file first, then renamed.
+
+        Raises:
+            CTMaskNetError: it cannot be written, for instance because the disk is full; earlier
+                checkpoints are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        content = {
+            "model": self.model.state_dict(),
+            SPEC: self.spec,
+            **{key: part.state_dict() for key, part in self.checkpointables.items()},
+            **kwargs,
+        }
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path, "wb") as stream:
+                torch.save(content, stream)
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as RuntimeError, its cause being lost on the way.
+            raise CTMaskNetError(
+                f"{path}: cannot be written ({_first_line(error)}); make room on the disk and "
+                "continue with --resume from the last checkpoint"
+            ) from error
+        # The best model so far is no place to resume from.
+        if name != BEST:
+            self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        # Called by save() once the file is written.
-        final = last_filename_basename.replace(".part.pth", ".pth")
-        folder = Path(self.save_dir)
-        os.replace(folder / last_filename_basename, folder / final)
-        # The best model so far is no place to resume from.
-        if final != "model_best.pth":
-            with atomic_write(folder / "last_checkpoint") as stream:
-                stream.write(final)
+        with atomic_write(Path(self.save_dir) / _LAST) as stream:
+            stream.write(last_filename_basename)
+
+    def forget_last_checkpoint(self) -> None:
+        """Let no later resume continue from what an earlier training left in the folder."""
+        if self.save_dir and self.save_to_disk:
+            (Path(self.save_dir) / _LAST).unlink(missing_ok=True)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the last checkpoint of ``save_dir`` with all training state, or else the weights of
+        ``path`` alone.
+
+        A last checkpoint that cannot be read is passed over for the latest before it.
+
+        Raises:
+            CTMaskNetError: see :meth:`load`; no checkpoint of the folder can be read.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        last = Path(self.get_checkpoint_file())
+        earlier = sorted(
+            (other for other in last.parent.glob("model_[0-9]*.pth") if other != last),
+            key=lambda other: other.name,
+            reverse=True,
+        )
+        for candidate in (last, *earlier):
+            try:
+                return self.load(str(candidate))
+            except UnreadableCheckpoint as error:
+                self.logger.warning("%s", error)
+        raise CTMaskNetError(
+            f"{last.parent}: none of its checkpoints can be read; start anew without --resume"
+        )
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """See Detectron2's.
@@ -118,7 +180,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 model.
         """
         if path and "://" not in path and not os.path.isfile(path):
-            raise CTMaskNetError(f"{path}: no such weights file; set MODEL.WEIGHTS to one that is")
+            raise UnreadableCheckpoint(
+                f"{path}: no such weights file; set MODEL.WEIGHTS to one that is"
+            )
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
@@ -139,9 +203,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             TypeError,
             pickle.PickleError,
         ) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CTMaskNetError(
-                f"{path}: not a readable checkpoint ({first}); get the file anew"
+            raise UnreadableCheckpoint(
+                f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
             ) from error
         finally:
             self._parsed_url_during_load = None
@@ -177,6 +240,10 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 "trained with"
             )
         return incompatible
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 #: Parts of a model that come and go as a whole; a weight belongs to the first that fits.

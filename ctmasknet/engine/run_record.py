@@ -75,7 +75,8 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
             raise
         _write(path, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
-    _write(path, [*entries[:-1], _ended(entry, start, "finished", cfg.SOLVER.MAX_ITER)])
+    done = metrics.iterations() or cfg.SOLVER.MAX_ITER
+    _write(path, [*entries[:-1], _ended(entry, start, "finished", done)])
 
 
 def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -255,19 +256,27 @@ def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) ->
 
 
 class _MetricsLog:
-    """What a training adds to Detectron2's ``metrics.json``, which earlier ones began."""
+    """``metrics.json``, which a training may begin anew or cut back when it resumes."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._begin = path.stat().st_size if path.is_file() else 0
+        self._before = self._stamp()
 
     def iterations(self) -> int | None:
-        """Iterations done by the last line added; None without one."""
+        """Iterations done by the last line; None when nothing was written since."""
+        if self._stamp() == self._before:
+            return None
         try:
-            added = self._path.read_bytes()[self._begin :].decode().splitlines()
-            return int(json.loads(added[-1])["iteration"]) + 1
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            return int(json.loads(lines[-1])["iteration"]) + 1
         except (OSError, ValueError, KeyError, IndexError):
             return None
+
+    def _stamp(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            status = self._path.stat()
+            return status.st_size, status.st_mtime_ns
+        return None
 
 
 def _cpu_model() -> str:

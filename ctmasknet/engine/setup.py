@@ -15,12 +15,12 @@ from torch import nn
 
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data.datasets import check_patients_disjoint, dataset_dicts, register_prepared
-from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
+from ctmasknet.engine.checkpoint import BEST, CTMaskNetCheckpointer, is_classifier, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_head import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.trainable import MODES
 
-BEST_CHECKPOINT = "model_best.pth"
+BEST_CHECKPOINT = f"{BEST}.pth"
 
 
 def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:

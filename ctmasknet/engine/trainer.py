@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import weakref
@@ -10,16 +11,31 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
+from ctmasknet.engine.periodic_checkpoint import PeriodicCheckpoint
+from ctmasknet.engine.random_states import RandomStates
+from ctmasknet.engine.train_data import build_train_loader
+from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
+from ctmasknet.engine.writers import MetricWriters
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import (
     ImageClassificationEvaluator,
@@ -28,6 +44,7 @@ from ctmasknet.evaluation import (
 )
 from ctmasknet.files import write_json
 
+_LOGGER = logging.getLogger(__name__)
 _OPTIMIZERS = {
     "ADAM": lambda parameters, cfg: torch.optim.Adam(
         parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
@@ -49,7 +66,13 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
 
 class Trainer(DefaultTrainer):
     """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.VAL`` and keeps the best checkpoint by
-    ``BEST_METRIC``."""
+    ``BEST_METRIC``.
+
+    A training that is killed at any moment and resumed ends as it would have without: everything
+    that the next iteration depends on is in the checkpoint, and what was written after it is
+    written again. For that, an iteration ends with evaluation, metrics and checkpoint in this
+    order.
+    """
 
     def __init__(self, cfg: CfgNode):
         # Detectron2 evaluates DATASETS.TEST while training; here the test set is not to be seen.
@@ -57,7 +80,68 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.DATASETS.TEST = cfg.DATASETS.VAL
         cfg.freeze()
-        super().__init__(cfg)
+        # Not DefaultTrainer's, which hands GPU numbers to DistributedDataParallel on a CPU too.
+        TrainerBase.__init__(self)
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        on_gpu = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **on_gpu)
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
+            model, loader, optimizer
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = CTMaskNetCheckpointer(
+            model, cfg.OUTPUT_DIR, spec=spec_of(cfg), trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See Detectron2's. Without a checkpoint to resume from, what an earlier training left in
+        the folder is not resumed later either."""
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self.checkpointer.forget_last_checkpoint()
+        super().resume_or_load(resume)
+        self._trainer.data_loader.batch_sampler.start = self.start_iter
+
+    def train(self) -> OrderedDict[str, Any] | None:
+        """See Detectron2's."""
+        if self.start_iter >= self.max_iter or self.is_stopping:
+            _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
+            return None
+        try:
+            return super().train()
+        except EarlyStop:
+            return None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this iteration is the last because of early stopping."""
+        return self._validation.state["stopped"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "data_seed": self._trainer.data_loader.dataset.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's training state.
+
+        Raises:
+            CTMaskNetError: it is that of another configuration.
+        """
+        try:
+            super().load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise CTMaskNetError(
+                f"{self.cfg.OUTPUT_DIR}: the last checkpoint's training state does not fit "
+                f"({error}); resume with the configuration it was begun with, or start anew "
+                "without --resume"
+            ) from error
+        if state["data_seed"] != self._trainer.data_loader.dataset.seed:
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, state["data_seed"])
+            )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -79,8 +163,9 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+    def build_train_loader(cls, cfg: CfgNode, seed: int | None = None) -> DataLoader:
+        """See :func:`ctmasknet.engine.train_data.build_train_loader`."""
+        return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -116,26 +201,35 @@ class Trainer(DefaultTrainer):
                 )
         return results
 
-    def build_hooks(self):
-        # The first place where a subclass can put its own checkpointer, before hooks hold on to it.
-        self.checkpointer = CTMaskNetCheckpointer(
-            self._trainer.model,
-            self.cfg.OUTPUT_DIR,
-            spec=spec_of(self.cfg),
-            trainer=weakref.proxy(self),
+    def build_hooks(self) -> list[HookBase | None]:
+        """In the order that an iteration ends in; see the class."""
+        cfg = self.cfg
+        random_states = RandomStates()
+        self._validation = Validation(
+            lambda: self.test(cfg, self.model),
+            cfg.TEST.EVAL_PERIOD,
+            self.checkpointer,
+            cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else "",
+            cfg.SOLVER.EARLY_STOPPING_PATIENCE,
         )
-        found = super().build_hooks()
-        metric = self.cfg.SOLVER.BEST_METRIC
-        if metric and self.cfg.DATASETS.TEST and comm.is_main_process():
-            best = hooks.BestCheckpointer(
-                self.cfg.TEST.EVAL_PERIOD,
-                self.checkpointer,
-                metric,
-                mode="min" if "loss" in metric else "max",
-            )
-            evaluation = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
-            found.insert(evaluation + 1, best)
-        return found
+        main = comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._validation,
+            MetricWriters(cfg.OUTPUT_DIR, self.build_writers) if main else None,
+            PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, random_states),
+            EndIfStopped(self._validation),
+            random_states,
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Terminal and TensorBoard; the JSON files are :class:`MetricWriters`' own."""
+        return [
+            CommonMetricPrinter(self.max_iter),
+            # Events of iterations that a resumed training does again are dropped by TensorBoard.
+            TensorboardXWriter(self.cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
+        ]
 
 
 def _lr_factor(cfg: CfgNode, parameter: str) -> float:

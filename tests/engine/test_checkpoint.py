@@ -1,4 +1,5 @@
 import os
+import resource
 import urllib.error
 
 import pytest
@@ -55,19 +56,32 @@ def test_no_part_file_stays_and_best_is_not_resumed_from(saved, tiny_cfg, tiny_m
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_failed_save_leaves_the_old_file(saved, tiny_cfg, tiny_model, monkeypatch):
+def test_full_disk_leaves_the_old_file_and_nothing_else(saved, tiny_cfg, tiny_model):
     before = saved.read_bytes()
-
-    def full_disk(data, stream):
-        stream.write(b"half a file")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        CTMaskNetCheckpointer(tiny_model, str(saved.parent), spec=spec_of(tiny_cfg)).save(
-            "model_final"
-        )
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(saved.parent), spec=spec_of(tiny_cfg))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(CTMaskNetError, match="cannot be written") as caught:
+            checkpointer.save("model_0000009")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(saved.with_name("model_0000009.pth")) in str(caught.value)
+    assert sorted(os.listdir(saved.parent)) == ["last_checkpoint", "model_final.pth"]
     assert saved.read_bytes() == before
+    assert checkpointer.get_checkpoint_file() == str(saved)
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(saved, tiny_cfg, tiny_model, caplog):
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(saved.parent), spec=spec_of(tiny_cfg))
+    for iteration in (1, 3):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = saved.with_name("model_0000003.pth")
+    last.write_bytes(last.read_bytes()[:1000])
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    saved.with_name("model_0000001.pth").write_bytes(b"")
+    with pytest.raises(CTMaskNetError, match="none of its checkpoints can be read"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,201 @@
+"""The training loader: endless shuffled batches whose order and augmentation depend on the seed and
+on the iteration alone.
+
+Detectron2's loader leaves both to the random state of its worker processes, so a resumed training
+goes on with other data. Here a *position* counts all images that a training draws, over all
+processes; the image at a position and its augmentation are functions of (seed, position). So a
+training can continue at any iteration, with any number of workers, and several processes see
+together what one would see.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ctmasknet.errors import CTMaskNetError
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class TrainingBatches(Sampler):
+    """Endless batches of (position, index) for this process.
+
+    Attributes:
+        start: the first batch to hand out; those before it are counted through without reading
+            images. Set it before iterating.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        groups: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """
+        Args:
+            sampler: endless indices of this process, every ``world_size``-th of the common order.
+            batch_size: images a batch of this process.
+            groups: a group of each image; a batch holds images of one group only. None: one group.
+            rank: number of this process.
+            world_size: number of processes.
+        """
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.groups = groups
+        self.rank = rank
+        self.world_size = world_size
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number, batch in enumerate(self._batches()):
+            if number >= self.start:
+                yield batch
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        filling: dict[int, list[tuple[int, int]]] = {}
+        for count, index in enumerate(self.sampler):
+            group = self.groups[index] if self.groups is not None else 0
+            batch = filling.setdefault(group, [])
+            batch.append((count * self.world_size + self.rank, index))
+            if len(batch) == self.batch_size:
+                yield batch
+                filling[group] = []
+
+
+class SeededMapping(Dataset):
+    """Dataset dicts mapped to model input, with random states that follow from (seed, position)."""
+
+    def __init__(self, dicts: Sequence[dict[str, Any]], mapper: Callable[[dict], dict], seed: int):
+        """
+        Args:
+            dicts: the dataset dicts.
+            mapper: may draw from ``numpy.random`` and ``random``.
+            seed: of the augmentation.
+        """
+        self.dicts = dicts
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dicts)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        position, index = item
+        drawn = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
+        # Without workers this is the training's own process, whose random states are not ours.
+        before = np.random.get_state(), random.getstate()
+        try:
+            np.random.seed(drawn)
+            random.seed(drawn)
+            return self.mapper(self.dicts[index])
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
+
+
+def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The dataset dicts a training draws from: those of ``DATASETS.TRAIN``, without the slices that
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out.
+
+    Raises:
+        CTMaskNetError: nothing is left.
+    """
+    try:
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except AssertionError as error:
+        raise CTMaskNetError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no slice to train on ({error}); "
+            "prepare the set again, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on "
+            "slices without lesions too"
+        ) from None
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    mapper: Callable[[dict], dict],
+    dicts: Sequence[dict[str, Any]] | None = None,
+    seed: int | None = None,
+) -> DataLoader:
+    """The loader of a training.
+
+    Args:
+        cfg: ``SOLVER.IMS_PER_BATCH`` over all processes, ``DATALOADER``.
+        mapper: dataset dict -> model input.
+        dicts: default :func:`training_dicts`.
+        seed: of order and augmentation; default ``SEED``, or where that is below zero one that is
+            drawn and shared by the processes. ``loader.dataset.seed`` tells it.
+
+    Returns:
+        endless loader; set ``loader.batch_sampler.start`` before iterating to begin later.
+
+    Raises:
+        CTMaskNetError: a batch that the processes cannot share alike, or an unknown sampler.
+    """
+    dicts = training_dicts(cfg) if dicts is None else dicts
+    world_size, rank = comm.get_world_size(), comm.get_rank()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise CTMaskNetError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
+            "cannot share alike; make it a multiple"
+        )
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+    batches = TrainingBatches(
+        _sampler(cfg, dicts, seed),
+        cfg.SOLVER.IMS_PER_BATCH // world_size,
+        _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        rank,
+        world_size,
+    )
+    _LOGGER.info(
+        "%d images to train on, batches of %d in each of %d process(es)",
+        len(dicts),
+        batches.batch_size,
+        world_size,
+    )
+    return DataLoader(
+        SeededMapping(DatasetFromList(list(dicts), copy=False), mapper, seed),
+        batch_sampler=batches,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        # Its own, so that starting the workers draws nothing from the training's random state.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]], seed: int) -> Sampler:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dicts), seed=seed)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise CTMaskNetError(
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; choose TrainingSampler or "
+        "RepeatFactorTrainingSampler"
+    )
+
+
+def _aspect_groups(dicts: Sequence[dict[str, Any]]) -> list[int] | None:
+    """Wide and tall images apart, where the dataset dicts state their sides."""
+    if not all("width" in entry and "height" in entry for entry in dicts):
+        return None
+    return [int(entry["width"] > entry["height"]) for entry in dicts]

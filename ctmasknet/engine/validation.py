@@ -1,0 +1,138 @@
+"""Evaluation while training runs: the best checkpoint, and stopping early."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.checkpoint import Checkpointer
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from ctmasknet.engine.checkpoint import BEST
+from ctmasknet.engine.random_states import random_state, set_random_state
+from ctmasknet.errors import CTMaskNetError
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class EarlyStop(BaseException):
+    """Ends the training loop in good order; not an error, and so not logged as one."""
+
+
+class Validation(HookBase):
+    """Evaluates every ``period`` iterations and after the last one, saves the best model so far and
+    ends a training that has stopped to improve.
+
+    Other than Detectron2's ``EvalHook`` and ``BestCheckpointer`` it keeps its state in the
+    checkpoint, evaluates the last iteration within that iteration, so that a training killed there
+    evaluates again, and leaves the random states as they were. It belongs before the hooks that
+    write metrics and checkpoints.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict[str, Any]],
+        period: int,
+        checkpointer: Checkpointer,
+        metric: str = "",
+        patience: int = 0,
+    ):
+        """
+        Args:
+            evaluate: results as Detectron2's evaluators give them; called in every process.
+            period: iterations from one evaluation to the next; 0: only after the last.
+            checkpointer: saves ``model_best``.
+            metric: its best value chooses the checkpoint, such as ``segm/AP50``; empty: no choice.
+                Names with "loss" are better when lower.
+            patience: evaluations without a better value after which training ends; 0: never.
+        """
+        self._evaluate = evaluate
+        self._period = period
+        self._checkpointer = checkpointer
+        self._metric = metric
+        self._patience = patience
+        #: Best value so far, the iteration it was seen at, evaluations since, whether that ended
+        #: the training.
+        self.state: dict[str, Any] = {
+            "best": None,
+            "best_iteration": None,
+            "since_best": 0,
+            "stopped": False,
+        }
+
+    def is_due(self) -> bool:
+        """Whether this iteration ends with an evaluation."""
+        done = self.trainer.iter + 1
+        return done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
+
+    def after_step(self) -> None:
+        if not self.is_due():
+            return
+        before = random_state()
+        results = self._evaluate() or {}
+        set_random_state(before)
+        comm.synchronize()
+        stop = False
+        if comm.is_main_process():
+            flat = {name: float(x) for name, x in flatten_results_dict(results).items()}
+            self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
+            if self._metric:
+                stop = self._choose(flat)
+        self.state["stopped"] = bool(comm.all_gather(stop)[0])
+
+    def _choose(self, results: dict[str, float]) -> bool:
+        """Save the model if it is the best; returns whether training should end."""
+        if self._metric not in results:
+            raise CTMaskNetError(
+                f"SOLVER.BEST_METRIC is {self._metric!r}, which the evaluation does not give; "
+                f"choose one of {', '.join(sorted(results)) or 'none: DATASETS.VAL is empty'}"
+            )
+        value, best = results[self._metric], self.state["best"]
+        lower = "loss" in self._metric
+        better = best is None or (value < best if lower else value > best)
+        if math.isfinite(value) and better:
+            self.state.update(best=value, best_iteration=self.trainer.iter, since_best=0)
+            self._checkpointer.save(BEST, iteration=self.trainer.iter)
+            _LOGGER.info(
+                "%s %.5f at iteration %d is the best so far (before: %s)",
+                self._metric,
+                value,
+                self.trainer.iter,
+                "none" if best is None else f"{best:.5f}",
+            )
+            return False
+        self.state["since_best"] += 1
+        _LOGGER.info(
+            "%s %.5f is not better than %s of iteration %s",
+            self._metric,
+            value,
+            "none" if best is None else f"{best:.5f}",
+            self.state["best_iteration"],
+        )
+        return 0 < self._patience <= self.state["since_best"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state.update(state)
+
+
+class EndIfStopped(HookBase):
+    """Ends the training once :class:`Validation` has decided so; belongs after the checkpoint."""
+
+    def __init__(self, validation: Validation):
+        self._validation = validation
+
+    def after_step(self) -> None:
+        if self._validation.state["stopped"]:
+            _LOGGER.info(
+                "Training ends early at iteration %d: no better value in %d evaluations",
+                self.trainer.iter,
+                self._validation.state["since_best"],
+            )
+            raise EarlyStop
