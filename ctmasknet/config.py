@@ -67,3 +67,5 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BEST_METRIC = ""
     # Evaluations without a better value of it after which training ends; 0: never.
     cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
+    # Iterations from one line in metrics.json, TensorBoard and terminal to the next.
+    cfg.SOLVER.LOG_PERIOD = 20

@@ -38,6 +38,13 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Remove the temporary files that a killed process left of :func:`atomic_write` in
+    ``folder``."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     with atomic_write(path) as stream:

@@ -110,6 +110,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs) -> None:
         """Write ``<save_dir>/<name>.pth`` whole: to a temporary file first, then renamed.
 
+        The best model so far (:data:`BEST`) is for use, not to resume from: it comes without the
+        training state.
+
         Raises:
             CTMaskNetError: it cannot be written, for instance because the disk is full; earlier
                 checkpoints are as they were.
@@ -117,12 +120,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         path = Path(self.save_dir) / f"{name}.pth"
-        content = {
-            "model": self.model.state_dict(),
-            SPEC: self.spec,
-            **{key: part.state_dict() for key, part in self.checkpointables.items()},
-            **kwargs,
-        }
+        content = {"model": self.model.state_dict(), SPEC: self.spec, **kwargs}
+        if name != BEST:
+            content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         self.logger.info("Saving checkpoint to %s", path)
         try:
             with atomic_write(path, "wb") as stream:
@@ -133,7 +133,6 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 f"{path}: cannot be written ({_first_line(error)}); make room on the disk and "
                 "continue with --resume from the last checkpoint"
             ) from error
-        # The best model so far is no place to resume from.
         if name != BEST:
             self.tag_last_checkpoint(path.name)
 

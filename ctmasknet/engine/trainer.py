@@ -42,7 +42,7 @@ from ctmasknet.evaluation import (
     LesionEvaluator,
     PerImageAPEvaluator,
 )
-from ctmasknet.files import write_json
+from ctmasknet.files import remove_unfinished, write_json
 
 _LOGGER = logging.getLogger(__name__)
 _OPTIMIZERS = {
@@ -103,6 +103,8 @@ class Trainer(DefaultTrainer):
         the folder is not resumed later either."""
         if not (resume and self.checkpointer.has_checkpoint()):
             self.checkpointer.forget_last_checkpoint()
+        if comm.is_main_process():
+            remove_unfinished(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         self._trainer.data_loader.batch_sampler.start = self.start_iter
 
@@ -217,7 +219,9 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._validation,
-            MetricWriters(cfg.OUTPUT_DIR, self.build_writers) if main else None,
+            MetricWriters(cfg.OUTPUT_DIR, self.build_writers, cfg.SOLVER.LOG_PERIOD)
+            if main
+            else None,
             PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, random_states),
             EndIfStopped(self._validation),
             random_states,

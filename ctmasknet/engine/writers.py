@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -47,12 +48,13 @@ class JSONLinesWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
-        lines: dict[int, dict[str, float]] = defaultdict(dict)
+        lines: dict[int, dict[str, float | None]] = defaultdict(dict)
         for name, (value, iteration) in (
             get_event_storage().latest_with_smoothing_hint(WINDOW).items()
         ):
             if iteration > self._last_write and self._choose(name):
-                lines[iteration][name] = value
+                # JSON has no NaN: an undefined figure becomes null.
+                lines[iteration][name] = value if math.isfinite(value) else None
         if not lines:
             return
         self._last_write = max(lines)
@@ -93,7 +95,7 @@ class MetricWriters(hooks.PeriodicWriter):
         self,
         folder: str | os.PathLike,
         build_others: Callable[[], list[EventWriter]],
-        period: int = 20,
+        period: int,
     ):
         """
         Args:

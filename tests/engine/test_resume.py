@@ -1,0 +1,79 @@
+"""A training that is killed again and again ends as one that never was."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from killing import KILLED, POINTS, train
+from test_train_net import TINY
+
+#: Iterations, and periods that do not fall together.
+SCHEDULE = [
+    *("SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3),
+    *("SOLVER.LOG_PERIOD", 2, "INPUT.RANDOM_FLIP", "horizontal"),
+]
+TASKS = {
+    "segmentation": ["configs/seg_light.yaml", "DATALOADER.NUM_WORKERS", 1],
+    "heads": ["configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"],
+    "heads_bn": [
+        *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads_bn"),
+        *("MODEL.BACKBONE.FREEZE_AT", 0),
+    ],
+    "full": ["configs/cls_light.yaml", "MODEL.TRAINABLE", "full"],
+}
+
+
+def same(a, b) -> bool:
+    """Whether two nested structures are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def without_timings(checkpoint):
+    """The checkpoint without what clocks say."""
+    if "trainer" not in checkpoint:
+        return checkpoint
+    writers = checkpoint["trainer"]["hooks"]["MetricWriters"]
+    writers["files"].pop("timings.json")
+    for name in ("time", "data_time", "rank_data_time", "eta_seconds"):
+        writers["scalars"].pop(name, None)
+    return checkpoint
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_training_ends_as_the_unbroken_one(task, repository, prepared, tmp_path):
+    config, *overrides = TASKS[task]
+
+    def command(folder, *flags):
+        return [
+            *("--config-file", config, *flags, *TINY, *SCHEDULE, *overrides),
+            *("MODEL.WEIGHTS", "", "OUTPUT_DIR", folder),
+        ]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    points = list(POINTS)
+    chance = random.Random(task)
+    chance.shuffle(points)
+    flags = []
+    for point in points:
+        kill = (point, chance.randint(1, 3 if point in ("step", "evaluation") else 2))
+        assert train(repository, prepared, command(broken, *flags), kill) == KILLED, kill
+        flags = ["--resume"]
+    assert train(repository, prepared, command(broken, *flags)) == 0
+    assert train(repository, prepared, command(whole)) == 0
+
+    for name in ("model_final.pth", "model_best.pth"):
+        ours, theirs = (
+            without_timings(torch.load(run / name, weights_only=True)) for run in (broken, whole)
+        )
+        for part in theirs:
+            assert same(ours[part], theirs[part]), f"{name}: {part}"
+    assert (broken / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    assert len((whole / "metrics.json").read_text().splitlines()) >= 5
+    assert not [path for path in Path(broken).iterdir() if path.suffix == ".tmp"]
