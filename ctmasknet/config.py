@@ -34,6 +34,12 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Round cell anchors to whole px as the published weights expect. Some then have no height.
     cfg.MODEL.ANCHOR_GENERATOR.ROUND = True
 
+    # How a predicted mask is pasted into the image, and how a lesion's mask is cut to a box in
+    # training: detectron2 | published (as the authors' torchvision 0.3 did, see
+    # ctmasknet.modeling.published_masks).
+    cfg.MODEL.ROI_MASK_HEAD.PASTE = "detectron2"
+    cfg.MODEL.ROI_MASK_HEAD.TARGETS = "detectron2"
+
     # --- ranked boxes: what the detector hands to the image head ---
     cfg.MODEL.RANKED_BOXES = CfgNode()
     # N: rows [score, dx, dy, dw, dh] an image.

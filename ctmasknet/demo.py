@@ -51,8 +51,8 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
             [
                 *("datasets/prepare_phantom.py", "--output", str(raw)),
                 *("--seed", str(phantom_seed), "--side", "256"),
-                *("--lesion-patients", "72", "--lesion-slices", "5", "--slices", "4"),
-                *("--train-patients", "180", "--val-patients", "12", "--test-patients", "25"),
+                *("--lesion-patients", "120", "--lesion-slices", "3", "--slices", "3"),
+                *("--train-patients", "240", "--val-patients", "16", "--test-patients", "40"),
             ]
         ],
         "conversion": [

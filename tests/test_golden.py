@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.layers import batched_nms
-from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import assign_boxes_to_levels
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ROIMasks
 from golden_state import build, golden_model, imported_model, read_image
-from torchvision.models.detection.roi_heads import paste_masks_in_image as paste_as_torchvision
 
 from ctmasknet.authors_layout import Variant, authors_layout, sizes_outermost
 from ctmasknet.legacy_pickle import read_checkpoint
+from ctmasknet.modeling.published_masks import PublishedBitMasks, PublishedROIMasks
 
 #: Scores closer than this tie: their order depends on rounding, also from one CPU to the next.
 TIE = 1e-6
@@ -106,23 +106,53 @@ def test_nms(ops, threshold):
 
 
 def test_mask_pasting(ops):
-    """The authors stretch a mask over its box rounded to whole px, torchvision still does.
-
-    Detectron2 (ours) pastes at the box's exact corners, which is finer: on masks shaped like
-    lesions the two disagree about the rim alone.
-    """
-    theirs = paste_as_torchvision(ops["paste_logits"], ops["paste_boxes"], (512, 512))[:, 0]
-    assert torch.equal(theirs[:, ::4, ::4], ops["paste_out"])
+    """`published` pastes as the authors did, `detectron2` at the box's exact corners, which is
+    finer: on masks shaped like lesions the two disagree about the rim alone."""
+    boxes = Boxes(ops["paste_boxes"])
+    logits = ops["paste_logits"][:, 0]
+    ours = PublishedROIMasks(logits.sigmoid()).to_bitmasks(boxes, 512, 512).tensor
+    assert ours.shape == (20, 512, 512)
+    theirs = ops["paste_out"]
+    # A sigmoid and its inverse cost a few units in the last place
+    clear = theirs.abs() > 1e-4
+    assert torch.equal(ours[:, ::4, ::4][clear], (theirs > 0)[clear])
+    assert (theirs == 0).any() and not ours[:, ::4, ::4][theirs == 0].any()
 
     across = torch.linspace(-1, 1, 28)
     blob = 4 * (0.7 - across[:, None] ** 2 - (across + 0.3 * across[:, None]) ** 2)
-    blobs = blob.expand(len(ops["paste_boxes"]), 1, 28, 28).contiguous()
-    boxes = ops["paste_boxes"]
-    ours = paste_masks_in_image(blobs[:, 0].sigmoid(), boxes, (512, 512), 0.5)
-    theirs = paste_as_torchvision(blobs, boxes, (512, 512))[:, 0] > 0
-    overlap = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))
-    side = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1)
+    blobs = PublishedROIMasks(blob.sigmoid().expand(20, 28, 28).contiguous())
+    published = blobs.to_bitmasks(boxes, 512, 512).tensor
+    finer = ROIMasks(blobs.tensor).to_bitmasks(boxes, 512, 512).tensor
+    overlap = (published & finer).sum((1, 2)) / (published | finer).sum((1, 2))
+    side = (boxes.tensor[:, 2:] - boxes.tensor[:, :2]).amin(dim=1)
     assert (overlap[side > 10] > 0.85).all() and (overlap[side > 100] > 0.97).all()
+
+
+def test_mask_targets_of_training(ops):
+    """`published` cuts are soft as the authors' were, `detectron2` cuts are 0 or 1."""
+    bits = np.unpackbits(ops["pm_masks"].numpy())
+    masks = torch.from_numpy(bits.reshape(3, 512, 512)).bool()[ops["pm_idx"]]
+    cut = PublishedBitMasks(masks)[torch.arange(216)].crop_and_resize(ops["roi_boxes"], 28)
+    torch.testing.assert_close(cut, ops["pm_out"], atol=1e-5, rtol=0)
+    assert ((cut > 0.1) & (cut < 0.9)).any()
+
+
+def test_normalisation_and_resize(ops, detectors):
+    """Normalisation is the authors'. Their resize floors the sides that ours rounds; slices of
+    512 px, which all published data are, pass both unchanged."""
+    image = ops["tr_in"]
+    inputs = [{"image": image * 255}]
+    normalised = detectors["r50"].preprocess_image(inputs).tensor[:, :, :600, :417]
+    scale = 512 / 417
+    floored = (int(600 * scale), int(417 * scale))
+    assert floored == tuple(ops["tr_size"])
+    resized = torch.nn.functional.interpolate(normalised, size=floored, mode="bilinear")
+    torch.testing.assert_close(resized[0, :, ::16, ::16], ops["tr_out"], atol=1e-5, rtol=0)
+    # tr_boxes and tr_mask_sum cannot be compared: the file does not hold what they came from.
+    resize = T.ResizeShortestEdge(512, 1024)
+    ours = resize.get_transform(np.zeros((600, 417), np.uint8))
+    assert (ours.new_h, ours.new_w) == (737, 512)
+    assert isinstance(resize.get_transform(np.zeros((512, 512), np.uint8)), T.ResizeTransform)
 
 
 # ---- whole models ----

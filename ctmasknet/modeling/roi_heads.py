@@ -14,6 +14,9 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.published_masks import WAYS, PublishedBitMasks, PublishedROIMasks
+
 #: Names of a row's numbers, in order.
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 
@@ -86,6 +89,8 @@ class RankedBoxROIHeads(StandardROIHeads):
         num_ranked_boxes: int,
         ranked_nms_thresh: float,
         ranked_score_thresh: float,
+        mask_paste: str = "detectron2",
+        mask_targets: str = "detectron2",
         **kwargs,
     ):
         """
@@ -93,8 +98,20 @@ class RankedBoxROIHeads(StandardROIHeads):
             num_ranked_boxes: N.
             ranked_nms_thresh: IoU of the non-maximum suppression before ranking.
             ranked_score_thresh: scores have to be above this; negative keeps all.
+            mask_paste: how predicted masks get into the image, see :mod:`.published_masks`.
+            mask_targets: how ground-truth masks are cut to boxes in training.
+
+        Raises:
+            CTMaskNetError: an unknown way of pasting or cutting masks.
         """
         super().__init__(**kwargs)
+        for key, way in (("PASTE", mask_paste), ("TARGETS", mask_targets)):
+            if way not in WAYS:
+                raise CTMaskNetError(
+                    f"MODEL.ROI_MASK_HEAD.{key} is {way!r}; choose one of {', '.join(WAYS)}"
+                )
+        self.mask_paste = mask_paste
+        self.mask_targets = mask_targets
         for pooler in (self.box_pooler, getattr(self, "mask_pooler", None)):
             if pooler is not None:
                 pooler.canonical_box_size = CANONICAL_BOX_PX
@@ -109,7 +126,20 @@ class RankedBoxROIHeads(StandardROIHeads):
             "num_ranked_boxes": cfg.MODEL.RANKED_BOXES.NUM,
             "ranked_nms_thresh": cfg.MODEL.RANKED_BOXES.NMS_THRESH,
             "ranked_score_thresh": cfg.MODEL.RANKED_BOXES.SCORE_THRESH,
+            "mask_paste": cfg.MODEL.ROI_MASK_HEAD.PASTE,
+            "mask_targets": cfg.MODEL.ROI_MASK_HEAD.TARGETS,
         }
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
+        if self.mask_on and self.training and self.mask_targets == "published":
+            for image in instances:
+                if image.has("gt_masks"):
+                    image.gt_masks = PublishedBitMasks(image.gt_masks.tensor)
+        result = super()._forward_mask(features, instances)
+        if self.mask_on and not self.training and self.mask_paste == "published":
+            for image in result:
+                image.pred_masks = PublishedROIMasks(image.pred_masks[:, 0])
+        return result
 
     def predict(
         self, features: dict[str, Tensor], proposals: list[Instances]
