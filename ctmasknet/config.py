@@ -49,6 +49,12 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Lowest score that counts; below zero keeps every box (paper section 3.2).
     cfg.MODEL.RANKED_BOXES.SCORE_THRESH = -0.01
 
+    # With only the image head trained, rows are computed once and kept: auto (where no augmentation
+    # changes them and all slices have one size) | on | off.
+    cfg.MODEL.RANKED_BOXES.CACHE = "auto"
+    # Folder of the kept rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
+    cfg.MODEL.RANKED_BOXES.CACHE_DIR = ""
+
     # --- image head S ---
     cfg.MODEL.IMAGE_HEAD = CfgNode()
     cfg.MODEL.IMAGE_HEAD.NAME = "RankedBoxImageHead"
@@ -75,3 +81,13 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
     # Iterations from one line in metrics.json, TensorBoard and terminal to the next.
     cfg.SOLVER.LOG_PERIOD = 20
+    # Training, checkpoints and evaluation in epochs, passes over the slices trained on; above 0
+    # they decide over MAX_ITER, CHECKPOINT_PERIOD and EVAL_PERIOD (see ctmasknet.engine.epochs).
+    cfg.SOLVER.MAX_EPOCHS = 0
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    cfg.TEST.EVAL_EPOCHS = 0
+    # With SOLVER.AMP.ENABLED, what layers compute in: float16 | bfloat16; "" for float16 on CUDA
+    # and bfloat16 on a CPU (see ctmasknet.engine.precision).
+    cfg.SOLVER.AMP.DTYPE = ""
+    # Evaluation while training also gives the losses on DATASETS.VAL, as validation/<loss>.
+    cfg.TEST.VALIDATION_LOSS = True

@@ -28,6 +28,11 @@ FINAL = "model_final"
 #: File that names the checkpoint to resume from.
 _LAST = "last_checkpoint"
 
+#: What torch raises at a damaged file.
+READ_ERRORS = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError),
+)
+
 #: Which configuration key holds what a specification's entry states.
 _KEYS = {
     "lesion_classes": "MODEL.LESION_CLASSES",
@@ -193,15 +198,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS to the local file, or start from random weights with "
                 'MODEL.WEIGHTS ""'
             ) from error
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            TypeError,
-            pickle.PickleError,
-        ) as error:
+        except READ_ERRORS as error:
             raise UnreadableCheckpoint(
                 f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
             ) from error

@@ -16,6 +16,8 @@ from torch import nn
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data.datasets import check_patients_disjoint, dataset_dicts, register_prepared
 from ctmasknet.engine.checkpoint import BEST, CTMaskNetCheckpointer, is_classifier, spec_of
+from ctmasknet.engine.epochs import resolve_epochs
+from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_head import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.trainable import MODES
@@ -96,6 +98,8 @@ def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
         if "MODEL.WEIGHTS" not in args.opts:
             cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)
     _take_classes(cfg, names)
+    if training:
+        resolve_epochs(cfg, len(training_dicts(cfg)), args.opts)
     _require_weights(cfg, args.config_file, training)
     cfg.freeze()
     return cfg

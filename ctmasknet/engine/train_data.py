@@ -131,6 +131,7 @@ def build_train_loader(
     mapper: Callable[[dict], dict],
     dicts: Sequence[dict[str, Any]] | None = None,
     seed: int | None = None,
+    num_workers: int | None = None,
 ) -> DataLoader:
     """The loader of a training.
 
@@ -140,6 +141,7 @@ def build_train_loader(
         dicts: default :func:`training_dicts`.
         seed: of order and augmentation; default ``SEED``, or where that is below zero one that is
             drawn and shared by the processes. ``loader.dataset.seed`` tells it.
+        num_workers: default ``DATALOADER.NUM_WORKERS``.
 
     Returns:
         endless loader; set ``loader.batch_sampler.start`` before iterating to begin later.
@@ -172,7 +174,7 @@ def build_train_loader(
     return DataLoader(
         SeededMapping(DatasetFromList(list(dicts), copy=False), mapper, seed),
         batch_sampler=batches,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
         collate_fn=trivial_batch_collator,
         # Its own, so that starting the workers draws nothing from the training's random state.
         generator=torch.Generator().manual_seed(seed),

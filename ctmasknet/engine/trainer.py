@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 import weakref
 from collections import OrderedDict
 from typing import Any
@@ -12,37 +10,30 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-    hooks,
-)
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
+from ctmasknet.engine.learning_curves import LearningCurves
+from ctmasknet.engine.memory import PeakMemory
 from ctmasknet.engine.periodic_checkpoint import PeriodicCheckpoint
+from ctmasknet.engine.precision import build_step_trainer
 from ctmasknet.engine.random_states import RandomStates
-from ctmasknet.engine.train_data import build_train_loader
+from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
+from ctmasknet.engine.testing import build_evaluator, evaluate
+from ctmasknet.engine.train_data import build_train_loader, training_dicts
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
+from ctmasknet.engine.validation_loss import detector_losses
 from ctmasknet.engine.writers import MetricWriters
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import (
-    ImageClassificationEvaluator,
-    LesionEvaluator,
-    PerImageAPEvaluator,
-)
-from ctmasknet.files import remove_unfinished, write_json
+from ctmasknet.files import remove_unfinished
 
 _LOGGER = logging.getLogger(__name__)
 _OPTIMIZERS = {
@@ -89,9 +80,9 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         on_gpu = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **on_gpu)
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
-            model, loader, optimizer
-        )
+        self._trainer = build_step_trainer(cfg, model, loader, optimizer)
+        #: Kept ranked rows by file name, when the training draws them instead of images.
+        self._rows: dict[str, Tensor] | None = None
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CTMaskNetCheckpointer(
             model, cfg.OUTPUT_DIR, spec=spec_of(cfg), trainer=weakref.proxy(self)
@@ -106,7 +97,43 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
+        if is_classifier(self.cfg):
+            self._keep_rows()
         self._trainer.data_loader.batch_sampler.start = self.start_iter
+
+    def _keep_rows(self) -> None:
+        """Draw ranked rows instead of images, where they cannot change."""
+        sets = {"training": training_dicts(self.cfg)}
+        sets |= {name: dataset_dicts(name) for name in self.cfg.DATASETS.VAL}
+        if not use_cache(self.cfg, [entry for dicts in sets.values() for entry in dicts]):
+            return
+        self._rows = {}
+        for name, dicts in sets.items():
+            self._rows.update(cached_rows(self.cfg, self.checkpointer.model, dicts, name))
+        seed = self._trainer.data_loader.dataset.seed
+        self._trainer.reset_data_loader(
+            lambda: build_train_loader(
+                self.cfg, RowMapper(self._rows), sets["training"], seed, num_workers=0
+            )
+        )
+
+    def validate(self) -> OrderedDict[str, Any]:
+        """Results on ``DATASETS.VAL``, with the losses there (``TEST.VALIDATION_LOSS``)."""
+        cfg, model = self.cfg, self.checkpointer.model
+        mapper = RowMapper(self._rows) if self._rows is not None else None
+        results = evaluate(
+            cfg,
+            model,
+            lambda name: self.build_test_loader(cfg, name, mapper),
+            lambda name: self.build_evaluator(cfg, name),
+        )
+        if cfg.TEST.VALIDATION_LOSS and cfg.DATASETS.VAL:
+            if not is_classifier(cfg):
+                results["validation"] = detector_losses(cfg, model)
+            elif "slices" in results:
+                results["validation"] = {"total_loss": results["slices"]["loss"]}
+        self._last_eval_results = results
+        return results
 
     def train(self) -> OrderedDict[str, Any] | None:
         """See Detectron2's."""
@@ -122,6 +149,11 @@ class Trainer(DefaultTrainer):
     def is_stopping(self) -> bool:
         """Whether this iteration is the last because of early stopping."""
         return self._validation.state["stopped"]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """``best`` (value of ``SOLVER.BEST_METRIC``) and ``best_iteration``, None before any."""
+        return {key: self._validation.state[key] for key in ("best", "best_iteration")}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "data_seed": self._trainer.data_loader.dataset.seed}
@@ -170,45 +202,35 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=seed)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, mapper: RowMapper | None = None):
+        """The loader of an evaluation; ``mapper`` gives kept rows instead of images."""
         return build_detection_test_loader(
             dataset_dicts(dataset_name),
-            mapper=build_mapper(cfg, is_train=False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            mapper=mapper or build_mapper(cfg, is_train=False),
+            num_workers=0 if mapper else cfg.DATALOADER.NUM_WORKERS,
             batch_size=cfg.TEST.IMS_PER_BATCH,
         )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        folder = inference_folder(cfg, dataset_name)
-        if is_classifier(cfg):
-            return ImageClassificationEvaluator(dataset_name, output_dir=folder)
-        coco = LesionEvaluator(
-            dataset_name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
-        )
-        if not cfg.MODEL.MASK_ON:
-            return coco
-        return DatasetEvaluators([coco, PerImageAPEvaluator(dataset_name)])
+        return build_evaluator(cfg, dataset_name)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``; ``results.json`` beside each data set's predictions holds
-        the figures."""
-        results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            per_dataset = results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
-            for name, figures in per_dataset.items():
-                write_json(
-                    os.path.join(inference_folder(cfg, name), "results.json"), _plain(figures), 1
-                )
-        return results
+    def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
+        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`."""
+        return evaluate(
+            cfg,
+            model,
+            lambda name: cls.build_test_loader(cfg, name),
+            lambda name: cls.build_evaluator(cfg, name),
+        )
 
     def build_hooks(self) -> list[HookBase | None]:
         """In the order that an iteration ends in; see the class."""
         cfg = self.cfg
         random_states = RandomStates()
         self._validation = Validation(
-            lambda: self.test(cfg, self.model),
+            self.validate,
             cfg.TEST.EVAL_PERIOD,
             self.checkpointer,
             cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else "",
@@ -219,10 +241,12 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._validation,
+            PeakMemory(cfg.MODEL.DEVICE, cfg.SOLVER.LOG_PERIOD),
             MetricWriters(cfg.OUTPUT_DIR, self.build_writers, cfg.SOLVER.LOG_PERIOD)
             if main
             else None,
             PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, random_states),
+            LearningCurves(cfg.OUTPUT_DIR) if main else None,
             EndIfStopped(self._validation),
             random_states,
         ]
@@ -239,17 +263,3 @@ class Trainer(DefaultTrainer):
 def _lr_factor(cfg: CfgNode, parameter: str) -> float:
     in_detector = is_classifier(cfg) and not parameter.startswith("image_head.")
     return cfg.SOLVER.DETECTOR_LR_FACTOR if in_detector else 1.0
-
-
-def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where evaluation writes what it has to say about a data set."""
-    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: an undefined figure becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ class CTMaskNet(GeneralizedRCNN):
         """
         Args:
             batched_inputs: B dicts with ``image`` (3, H, W), values 0..255, RGB; in training also
-                ``label`` (int); ``height`` and ``width`` (px) scale returned instances.
+                ``label`` (int); ``height`` and ``width`` (px) scale returned instances. Inputs with
+                ``ranked_rows`` (N, 5) need no image: the detector is not run.
 
         Returns:
             In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
@@ -81,7 +83,7 @@ class CTMaskNet(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         with torch.set_grad_enabled(self._detector_learns):
-            _, rows, _ = self._ranked_boxes(batched_inputs)
+            rows, _ = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows)
         labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)
         target = F.one_hot(labels, logits.shape[1]).to(torch.float32)
@@ -90,7 +92,7 @@ class CTMaskNet(GeneralizedRCNN):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See :meth:`forward`. No gradients are recorded."""
-        images, rows, detect = self._ranked_boxes(batched_inputs)
+        rows, detect = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows).float()
         scores = logits.sigmoid()
         results = [
@@ -103,13 +105,17 @@ class CTMaskNet(GeneralizedRCNN):
             for logit, score, row in zip(logits, scores, rows.float(), strict=True)
         ]
         if self.return_instances:
-            found = self._postprocess(detect(), batched_inputs, images.image_sizes)
-            for result, instances in zip(results, found, strict=True):
+            for result, instances in zip(results, detect(), strict=True):
                 result.update(instances)
         return results
 
-    def _ranked_boxes(self, batched_inputs):
-        """Images, rows (B, N, 5), and a function that finishes detections from the same pass."""
+    def _ranked_boxes(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]]]:
+        """Rows (B, N, 5), and a function that finishes detections from the same pass."""
+        if all("ranked_rows" in item for item in batched_inputs):
+            rows = torch.stack([item["ranked_rows"] for item in batched_inputs])
+            return rows.to(self.device), _no_detections
         images = self.preprocess_image(batched_inputs)
         features: dict[str, Tensor] = self.backbone(images.tensor)
         # Proposals are places, not values: nothing flows back through them in any mode.
@@ -117,7 +123,18 @@ class CTMaskNet(GeneralizedRCNN):
             proposals, _ = self.proposal_generator(images, features, None)
         predictions = self.roi_heads.predict(features, proposals)
         rows = self.roi_heads.rank(predictions, proposals)
-        return images, rows, lambda: self.roi_heads.detect(features, predictions, proposals)
+
+        def detect() -> list[dict[str, Any]]:
+            found = self.roi_heads.detect(features, predictions, proposals)
+            return self._postprocess(found, batched_inputs, images.image_sizes)
+
+        return rows, detect
+
+
+def _no_detections() -> list[dict[str, Any]]:
+    raise CTMaskNetError(
+        "return_instances: inputs with ranked_rows hold no image to detect lesions in; give images"
+    )
 
 
 def _labels(batched_inputs: list[dict[str, Any]], num_classes: int) -> list[int]:

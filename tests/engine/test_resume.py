@@ -8,6 +8,8 @@ import torch
 from killing import KILLED, POINTS, train
 from test_train_net import TINY
 
+from ctmasknet.engine.writers import is_timing
+
 #: Iterations, and periods that do not fall together.
 SCHEDULE = [
     *("SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3),
@@ -16,6 +18,10 @@ SCHEDULE = [
 TASKS = {
     "segmentation": ["configs/seg_light.yaml", "DATALOADER.NUM_WORKERS", 1],
     "heads": ["configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"],
+    "heads on kept rows": [
+        *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"),
+        *("INPUT.RANDOM_FLIP", "none", "MODEL.RANKED_BOXES.CACHE", "on"),
+    ],
     "heads_bn": [
         *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads_bn"),
         *("MODEL.BACKBONE.FREEZE_AT", 0),
@@ -41,8 +47,7 @@ def without_timings(checkpoint):
         return checkpoint
     writers = checkpoint["trainer"]["hooks"]["MetricWriters"]
     writers["files"].pop("timings.json")
-    for name in ("time", "data_time", "rank_data_time", "eta_seconds"):
-        writers["scalars"].pop(name, None)
+    writers["scalars"] = {k: v for k, v in writers["scalars"].items() if not is_timing(k)}
     return checkpoint
 
 

@@ -1,0 +1,88 @@
+"""Evaluation of a model on data sets, in training and after it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
+from detectron2.utils import comm
+from torch import nn
+
+from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.evaluation import (
+    ImageClassificationEvaluator,
+    LesionEvaluator,
+    PerImageAPEvaluator,
+)
+from ctmasknet.files import write_json
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where evaluation writes what it has to say about a data set."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """The evaluators of the task that ``cfg`` describes."""
+    folder = inference_folder(cfg, dataset_name)
+    if is_classifier(cfg):
+        return ImageClassificationEvaluator(dataset_name, output_dir=folder)
+    coco = LesionEvaluator(
+        dataset_name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+    )
+    if not cfg.MODEL.MASK_ON:
+        return coco
+    return DatasetEvaluators([coco, PerImageAPEvaluator(dataset_name)])
+
+
+def evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    build_loader: Callable[[str], Iterable],
+    evaluator_of: Callable[[str], DatasetEvaluator] | None = None,
+) -> OrderedDict[str, Any]:
+    """Evaluate on every data set of ``DATASETS.TEST``; every process has to call this.
+
+    ``results.json`` beside each data set's predictions holds the figures.
+
+    Args:
+        cfg: the configuration.
+        model: not wrapped for several processes, which may have unequal shares here.
+        build_loader: data set -> its loader.
+        evaluator_of: data set -> its evaluator; default :func:`build_evaluator`.
+
+    Returns:
+        on the main process what the evaluators say, by data set if there are several; on others
+        nothing.
+    """
+    results: OrderedDict[str, Any] = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        evaluator = evaluator_of(name) if evaluator_of else build_evaluator(cfg, name)
+        found = inference_on_dataset(model, build_loader(name), evaluator)
+        if not comm.is_main_process():
+            continue
+        results[name] = found
+        logging.getLogger(__name__).info("Results for %s in csv format:", name)
+        print_csv_format(found)
+        write_json(os.path.join(inference_folder(cfg, name), "results.json"), _plain(found), 1)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: an undefined figure becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

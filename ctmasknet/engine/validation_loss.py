@@ -1,0 +1,74 @@
+"""The detector's losses on slices it does not train on."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ctmasknet.data.mapper import LesionMapper
+
+
+@torch.no_grad()
+def detector_losses(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """Mean losses of a detector on ``DATASETS.VAL``, slice by slice.
+
+    Batch normalisation behaves as in evaluation. Anchors and proposals are sampled as in training,
+    for each slice by its own name, so that the same weights give the same numbers, whatever was
+    drawn before and however many processes share the work. Slices without lesions count if
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` lets training see them.
+
+    Args:
+        cfg: the configuration.
+        model: not wrapped for several processes; modes and random states are left as they were.
+
+    Returns:
+        each of the model's losses, and ``total_loss``; empty without any such slice.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.RANDOM_FLIP = "none"
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.VAL, filter_empty=False)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dicts = [entry for entry in dicts if entry["annotations"]]
+    if not dicts:
+        return {}
+    loader = build_detection_test_loader(
+        dicts, mapper=LesionMapper(cfg, True), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+    sums: dict[str, float] = {}
+    devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
+    with _losses_without_learning(model), EventStorage(), torch.random.fork_rng(devices):
+        for (item,) in loader:
+            torch.manual_seed(zlib.crc32(str(item["image_id"]).encode()))
+            for name, loss in model([item]).items():
+                sums[name] = sums.get(name, 0.0) + float(loss)
+    total: dict[str, float] = {}
+    for share in comm.all_gather(sums):
+        for name, value in share.items():
+            total[name] = total.get(name, 0.0) + value
+    means = {name: value / len(dicts) for name, value in total.items()}
+    return {**means, "total_loss": sum(means.values())}
+
+
+@contextlib.contextmanager
+def _losses_without_learning(model: nn.Module) -> Iterator[None]:
+    """The model returns losses, but batch normalisation keeps its statistics."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    for module in modes:
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
