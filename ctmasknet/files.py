@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -
     with atomic_write(path) as stream:
         json.dump(value, stream, indent=indent)
         stream.write("\n")
+
+
+def plain(value: Any) -> Any:
+    """``value`` for JSON, which has no NaN: what is not finite becomes null, at any depth."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _umask() -> int:

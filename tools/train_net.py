@@ -3,10 +3,11 @@
 
 import sys
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ctmasknet.engine.processes import launch
 from ctmasknet.engine.run_record import recorded
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer
@@ -17,25 +18,20 @@ def run(args):
     cfg = setup_cfg(args, training=not args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
-    with recorded(cfg, args):
+    with recorded(cfg, args) as record:
         if args.eval_only:
-            return Trainer.test(cfg, load_model(cfg))
+            record["metrics"] = Trainer.test(cfg, load_model(cfg))
+            return
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        record["metrics"] = trainer.train()
+        record |= trainer.best
 
 
 @command_line
 def main(argv=None):
     args = default_argument_parser().parse_args(argv)
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(run, args)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class PeriodicCheckpoint(HookBase):
         final = done == self.trainer.max_iter or self.trainer.is_stopping
         if not final and (self._period <= 0 or done % self._period):
             return
+        self.trainer.share_buffers()
         self._random_states.collect()
         name = FINAL if final else f"model_{self.trainer.iter:07d}"
         self._checkpointer.save(name, iteration=self.trainer.iter)

@@ -23,15 +23,17 @@ from typing import Any
 
 import detectron2
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 import ctmasknet
 from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.content import content_sha256
 from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import atomic_write, plain, write_json
 
 RUN_RECORD = "run.json"
 _FORMAT = 1
@@ -41,7 +43,7 @@ _PHANTOM_RECIPE = "phantom.json"
 
 
 @contextlib.contextmanager
-def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
+def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Keep a record of the training or evaluation inside the block in ``OUTPUT_DIR/run.json``.
 
     The entry is written when the block begins, with status ``running``, and completed when it ends:
@@ -54,9 +56,13 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
     Args:
         cfg: the run's configuration.
         args: from Detectron2's ``default_argument_parser``.
+
+    Yields:
+        a dict; what the block puts there stands in the completed entry, such as ``metrics``.
     """
+    found: dict[str, Any] = {}
     if not comm.is_main_process():
-        yield
+        yield found
         return
     path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
     metrics = _MetricsLog(Path(cfg.OUTPUT_DIR) / "metrics.json")
@@ -66,7 +72,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
     _write(path, entries)
     start = time.monotonic()
     try:
-        yield
+        yield found
     except BaseException as error:
         entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         iterations = metrics.iterations() if entry["kind"] == "training" else None
@@ -76,7 +82,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
         _write(path, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
     done = metrics.iterations() or cfg.SOLVER.MAX_ITER
-    _write(path, [*entries[:-1], _ended(entry, start, "finished", done)])
+    _write(path, [*entries[:-1], _ended({**entry, **plain(found)}, start, "finished", done)])
 
 
 def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         (list), ``command``, ``seed`` (-1: drawn anew each time), ``weights``, ``max_iter``,
         ``images_per_batch``, ``datasets`` ({"train", "val"} or {"test"}: lists of
         :func:`describe_dataset`), ``hardware``, ``versions``, ``git_commit`` (None outside of a
-        clone).
+        clone), ``config`` (all keys).
     """
     training = not args.eval_only
     splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
@@ -114,6 +120,7 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "git_commit": git_commit(),
+        "config": yaml.safe_load(cfg.dump()),
     }
 
 
@@ -122,8 +129,9 @@ def command_of(args: argparse.Namespace) -> str:
     words = ["python", "tools/train_net.py", "--config-file", args.config_file]
     words += ["--resume"] if getattr(args, "resume", False) else []
     words += ["--eval-only"] if args.eval_only else []
-    if getattr(args, "num_gpus", 1) != 1:
-        words += ["--num-gpus", str(args.num_gpus)]
+    for flag, usual in (("num_gpus", 1), ("num_machines", 1), ("machine_rank", 0)):
+        if getattr(args, flag, usual) != usual:
+            words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
     return shlex.join([*words, *(str(item) for item in args.opts)])
 
 
@@ -132,7 +140,8 @@ def describe_dataset(name: str) -> dict[str, Any]:
 
     Returns:
         ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
-        images), ``fingerprint`` (:func:`fingerprint`).
+        images), ``fingerprint`` (which slices, see :func:`fingerprint`) and ``content_sha256``
+        (what they show, and their labels or lesions).
 
     Raises:
         CTMaskNetError: no such data set.
@@ -145,6 +154,7 @@ def describe_dataset(name: str) -> dict[str, Any]:
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
         "phantoms": any((folder / _PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
         "fingerprint": fingerprint(dicts),
+        "content_sha256": content_sha256(dicts, ["label", "annotations"]),
     }
 
 
@@ -168,8 +178,8 @@ def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
-    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None)
-    and ``num_gpus``."""
+    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None),
+    ``num_gpus`` and ``processes`` (of the run, on all machines)."""
     with_gpu = device.startswith("cuda") and torch.cuda.is_available()
     try:
         cores = len(os.sched_getaffinity(0))
@@ -181,6 +191,7 @@ def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
         "cores": cores,
         "gpu": torch.cuda.get_device_name(0) if with_gpu else None,
         "num_gpus": num_gpus if with_gpu else 0,
+        "processes": comm.get_world_size(),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from ctmasknet.evaluation import (
     LesionEvaluator,
     PerImageAPEvaluator,
 )
-from ctmasknet.files import write_json
+from ctmasknet.files import plain, write_json
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
@@ -75,14 +74,5 @@ def evaluate(
         results[name] = found
         logging.getLogger(__name__).info("Results for %s in csv format:", name)
         print_csv_format(found)
-        write_json(os.path.join(inference_folder(cfg, name), "results.json"), _plain(found), 1)
+        write_json(os.path.join(inference_folder(cfg, name), "results.json"), plain(found), 1)
     return next(iter(results.values())) if len(results) == 1 else results
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: an undefined figure becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

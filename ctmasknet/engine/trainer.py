@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
@@ -83,6 +84,7 @@ class Trainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, model, loader, optimizer)
         #: Kept ranked rows by file name, when the training draws them instead of images.
         self._rows: dict[str, Tensor] | None = None
+        self._last_eval_results: OrderedDict[str, Any] | None = None
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CTMaskNetCheckpointer(
             model, cfg.OUTPUT_DIR, spec=spec_of(cfg), trainer=weakref.proxy(self)
@@ -117,9 +119,20 @@ class Trainer(DefaultTrainer):
             )
         )
 
+    def share_buffers(self) -> None:
+        """Give every process the running statistics of the main one, which a checkpoint holds.
+
+        Each process sees slices of its own, so between evaluations and checkpoints they drift
+        apart.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in self.checkpointer.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def validate(self) -> OrderedDict[str, Any]:
         """Results on ``DATASETS.VAL``, with the losses there (``TEST.VALIDATION_LOSS``)."""
         cfg, model = self.cfg, self.checkpointer.model
+        self.share_buffers()
         mapper = RowMapper(self._rows) if self._rows is not None else None
         results = evaluate(
             cfg,
@@ -136,14 +149,17 @@ class Trainer(DefaultTrainer):
         return results
 
     def train(self) -> OrderedDict[str, Any] | None:
-        """See Detectron2's."""
+        """See Detectron2's.
+
+        Returns:
+            the results of the last evaluation; None if this call trained nothing.
+        """
         if self.start_iter >= self.max_iter or self.is_stopping:
             _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
             return None
-        try:
-            return super().train()
-        except EarlyStop:
-            return None
+        with contextlib.suppress(EarlyStop):
+            super().train()
+        return self._last_eval_results
 
     @property
     def is_stopping(self) -> bool:

@@ -24,7 +24,10 @@ def arguments(**given):
 
 
 @pytest.fixture
-def cfg(tiny_cfg, tmp_path):
+def cfg(tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for entry in DICTS:
+        (tmp_path / entry["file_name"]).write_text(entry["file_name"])
     DatasetCatalog.register(NAME, lambda: DICTS)
     MetadataCatalog.get(NAME).set(image_root=str(tmp_path / "raw" / "images"))
     tiny_cfg.OUTPUT_DIR = str(tmp_path / "out")
@@ -43,10 +46,13 @@ def entries(cfg):
 
 
 def test_a_training_is_recorded_when_it_begins_and_when_it_ends(cfg):
-    with recorded(cfg, arguments()):
+    with recorded(cfg, arguments()) as record:
         (running,) = entries(cfg)
         assert running["status"] == "running" and "end" not in running
+        record["metrics"] = {"slices": {"accuracy": 90.0, "loss": float("nan")}}
     (done,) = entries(cfg)
+    assert done["metrics"] == {"slices": {"accuracy": 90.0, "loss": None}}
+    assert done["config"]["SOLVER"]["MAX_ITER"] == 50
     assert (done["kind"], done["status"], done["iterations"]) == ("training", "finished", 50)
     assert done["command"] == "python tools/train_net.py --config-file configs/cls.yaml SEED 3"
     assert done["seed"] == 3 and done["seconds"] >= 0 and done["overrides"] == ["SEED", "3"]
@@ -104,6 +110,14 @@ def test_phantoms_are_known_by_the_recipe_beside_them(cfg, tmp_path):
     (tmp_path / "raw" / "images").mkdir(parents=True)
     (tmp_path / "raw" / "phantom.json").write_text("{}")
     assert describe_dataset(NAME)["phantoms"] is True
+
+
+def test_the_content_hash_is_of_images_and_labels(cfg, tmp_path):
+    before = describe_dataset(NAME)
+    (tmp_path / "3.png").write_text("another picture")
+    after = describe_dataset(NAME)
+    assert after["content_sha256"] != before["content_sha256"]
+    assert after["fingerprint"] == before["fingerprint"]
 
 
 def test_a_fingerprint_is_of_the_slices_alone():

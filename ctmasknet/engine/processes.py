@@ -1,0 +1,118 @@
+"""A run in one process or in several, on GPUs or on a CPU.
+
+Processes are started here (``--num-gpus``, ``--num-machines``) or by torchrun. Detectron2's own
+``launch`` takes NCCL wherever the machine has a GPU, also for a run on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from ctmasknet.engine.setup import read_cfg
+from ctmasknet.errors import CTMaskNetError
+
+_TIMEOUT = datetime.timedelta(minutes=30)
+#: What torchrun tells each process.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Call ``run(args)`` in every process of the run.
+
+    On a GPU the processes talk through NCCL, on the CPU through gloo. ``--num-gpus`` counts the
+    processes of a machine, on the CPU too. Each CPU process gets its share of the cores unless
+    ``OMP_NUM_THREADS`` says otherwise.
+
+    Args:
+        run: importable by name, for it is called in new processes.
+        args: from Detectron2's ``default_argument_parser``.
+
+    Raises:
+        CTMaskNetError: what any process raised; more processes than GPUs; torchrun and
+            ``--num-gpus`` at once.
+    """
+    on_gpu = read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cuda")
+    asked = args.num_gpus * args.num_machines
+    if all(name in os.environ for name in _TORCHRUN):
+        if asked > 1:
+            raise CTMaskNetError(
+                "--num-gpus, --num-machines: torchrun has started the processes already; "
+                "leave them out"
+            )
+        rank, world, local, per_machine = (int(os.environ[name]) for name in _TORCHRUN)
+        _join(run, args, "env://", rank, world, local, per_machine, on_gpu)
+        return
+    if asked <= 1:
+        run(args)
+        return
+    if on_gpu and args.num_gpus > torch.cuda.device_count():
+        raise CTMaskNetError(
+            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}; ask for "
+            "no more, or set MODEL.DEVICE cpu"
+        )
+    url = args.dist_url
+    if url == "auto":
+        if args.num_machines > 1:
+            raise CTMaskNetError(
+                "--dist-url auto: machines have to agree on it; give tcp://HOST:PORT of the first"
+            )
+        url = f"tcp://127.0.0.1:{_free_port()}"
+    problems = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.start_processes(
+            _worker,
+            args=(run, args, url, asked, on_gpu, problems),
+            nprocs=args.num_gpus,
+            start_method="spawn",
+        )
+    except mp.ProcessExitedException:
+        if problems.empty():
+            raise
+        raise CTMaskNetError(problems.get()) from None
+
+
+def _worker(local: int, run, args, url: str, world: int, on_gpu: bool, problems) -> None:
+    """One of the processes that :func:`launch` starts on this machine."""
+    rank = args.machine_rank * args.num_gpus + local
+    try:
+        _join(run, args, url, rank, world, local, args.num_gpus, on_gpu)
+    except CTMaskNetError as error:
+        problems.put(str(error))
+        # The exit code makes the others end, who may be waiting for this one.
+        sys.exit(2)
+
+
+def _join(
+    run, args, url: str, rank: int, world: int, local: int, per_machine: int, on_gpu: bool
+) -> None:
+    if on_gpu:
+        torch.cuda.set_device(local)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // per_machine))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=url,
+        rank=rank,
+        world_size=world,
+        timeout=_TIMEOUT,
+    )
+    comm.create_local_process_group(per_machine)
+    comm.synchronize()
+    run(args)
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,149 @@
+"""Several processes on the CPU, started by the tool itself and by torchrun, against one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from running import run_tool
+from test_train_net import TINY
+
+from ctmasknet.engine.processes import launch
+from ctmasknet.errors import CTMaskNetError
+
+TOOL = "tools/train_net.py"
+
+
+@pytest.fixture(scope="module")
+def world(repository, prepared, tmp_path_factory):
+    """Environment and folder; beside the phantoms, slice sets of 5 and of 2."""
+    root = tmp_path_factory.mktemp("processes")
+    sets = root / "sets"
+    sets.mkdir()
+    for name in ("cncb_lesions", "covidx_ct"):
+        (sets / name).symlink_to(prepared / name)
+    document = json.loads((prepared / "covidx_ct" / "slices" / "test.json").read_text())
+    images = (prepared / "covidx_ct" / "slices" / document["info"]["image_root"]).resolve()
+    document["info"]["image_root"] = str(images)
+    for name, count in (("five", 5), ("two", 2)):
+        (sets / name / "slices").mkdir(parents=True)
+        part = {**document, "slices": document["slices"][:count]}
+        (sets / name / "slices" / "test.json").write_text(json.dumps(part))
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(sets),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(repository),
+    }
+    return environment, root
+
+
+def run(repository, world, *words, starter=()):
+    """Run a tool in new processes; returns its exit code and last line on stderr."""
+    done = subprocess.run(
+        [sys.executable, *starter, *map(str, words)],
+        cwd=repository,
+        env=world[0],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+@pytest.fixture
+def in_this_process(repository, world, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", world[0]["DETECTRON2_DATASETS"])
+    monkeypatch.chdir(repository)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda *words: run_tool(repository, TOOL, *words)
+    torch.set_num_threads(threads)
+
+
+def test_two_processes_learn_what_one_does(repository, world, in_this_process):
+    words = [
+        *("--config-file", "configs/cls_light.yaml", *TINY, "INPUT.RANDOM_FLIP", "horizontal"),
+        *("SOLVER.BASE_LR", 1e-5, "SOLVER.MAX_ITER", 5, "SOLVER.IMS_PER_BATCH", 4),
+        *("MODEL.WEIGHTS", "", "OUTPUT_DIR"),
+    ]
+    assert in_this_process(*words, world[1] / "one") == 0
+    two = [TOOL, "--num-gpus", 2, "--dist-url", "auto", *words, world[1] / "two"]
+    assert run(repository, world, *two)[0] == 0
+    one, two = (
+        torch.load(world[1] / name / "model_final.pth", weights_only=True)
+        for name in ("one", "two")
+    )
+    for name, value in one["model"].items():
+        assert (value - two["model"][name]).abs().max() < 1e-5, name
+    states = two["trainer"]["hooks"]["RandomStates"]["processes"]
+    assert len(states) == 2
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])
+    record = json.loads((world[1] / "two" / "run.json").read_text())["entries"][-1]
+    assert record["hardware"]["processes"] == 2 and "--num-gpus 2" in record["command"]
+
+
+def test_three_processes_evaluate_what_one_does(repository, world, in_this_process):
+    """Five slices do not divide by three; of two slices a process gets none."""
+    words = [
+        *("--config-file", "configs/cls_light.yaml", "--eval-only", *TINY),
+        *("DATASETS.TEST", "('five_test', 'two_test')"),
+        *("MODEL.WEIGHTS", world[1] / "one" / "model_final.pth", "OUTPUT_DIR"),
+    ]
+    assert in_this_process(*words, world[1] / "alone") == 0
+    three = [TOOL, "--num-gpus", 3, "--dist-url", "auto", *words, world[1] / "three"]
+    assert run(repository, world, *three)[0] == 0
+    for name, count in (("five_test", 5), ("two_test", 2)):
+        for file in ("predictions.csv", "results.json", "slices_metrics.json"):
+            alone, three = (
+                (world[1] / run / "inference" / name / file).read_text()
+                for run in ("alone", "three")
+            )
+            assert alone == three
+        table = (world[1] / "three" / "inference" / name / "predictions.csv").read_text()
+        assert len(table.splitlines()) == 1 + count
+
+
+def test_torchrun_evaluates_lesions_alike(repository, world, in_this_process):
+    words = ["--config-file", "configs/seg_light.yaml", *TINY, "SOLVER.MAX_ITER", 1]
+    words += ["MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "OUTPUT_DIR"]
+    assert in_this_process(*words, world[1] / "seg") == 0
+    words[2:2] = ["--eval-only"]
+    words[words.index("MODEL.WEIGHTS") + 1] = world[1] / "seg" / "model_final.pth"
+    assert in_this_process(*words, world[1] / "seg_alone") == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    assert run(repository, world, TOOL, *words, world[1] / "seg_3", starter=torchrun)[0] == 0
+    alone, three = (
+        json.loads((world[1] / run / path).read_text())
+        for run in ("seg_alone", "seg_3")
+        for path in ["inference/cncb_lesions_merge_val/results.json"]
+    )
+    assert alone == three
+    assert alone["lesion_free"]["slices"] is not None
+
+
+def test_an_error_in_a_process_is_one_line(repository, world):
+    words = [TOOL, "--num-gpus", 2, "--dist-url", "auto", "--config-file", "configs/cls_light.yaml"]
+    words += [*TINY, "MODEL.WEIGHTS", "none.pth", "OUTPUT_DIR", world[1] / "none"]
+    code, line = run(repository, world, *words)
+    assert code == 2
+    assert line.startswith("error: none.pth: no such weights file")
+
+
+class Arguments:
+    config_file, opts = "configs/cls_light.yaml", ["MODEL.DEVICE", "cpu"]
+    num_gpus, num_machines, machine_rank, dist_url = 2, 2, 0, "auto"
+
+
+@pytest.mark.parametrize(
+    ("torchrun", "message"),
+    [(True, "torchrun has started the processes already"), (False, "machines have to agree on it")],
+)
+def test_contradicting_options(repository, monkeypatch, torchrun, message):
+    monkeypatch.chdir(repository)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if torchrun else ():
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(CTMaskNetError, match=message):
+        launch(print, Arguments)

@@ -1,0 +1,145 @@
+"""Training on kept rows is training on images, and no kept row is ever stale."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from running import run_tool
+from test_train_net import TINY
+
+from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
+from ctmasknet.errors import CTMaskNetError
+
+
+@pytest.fixture
+def dicts(tmp_path):
+    chance = np.random.default_rng(0)
+    entries = []
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(chance.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+        entries.append({"file_name": str(path), "label": number, "body_box": [0, 0, 32, 32]})
+    return entries
+
+
+@pytest.fixture
+def cfg(tiny_cfg, tmp_path):
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "out")
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 64
+    tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    return tiny_cfg
+
+
+def test_rows_are_the_models_and_are_read_again(cfg, dicts, tiny_model, monkeypatch):
+    tiny_model.train()
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    assert tiny_model.training
+    image = torch.from_numpy(np.array(Image.open(dicts[1]["file_name"]))).expand(3, -1, -1).float()
+    want = tiny_model.eval()([{"image": image}])[0]["ranked_boxes"]
+    torch.testing.assert_close(rows[dicts[1]["file_name"]], want, atol=1e-6, rtol=0)
+    monkeypatch.setattr(tiny_model, "inference", None)  # whoever computes anew fails
+    again = cached_rows(cfg, tiny_model, dicts, "some")
+    assert all(torch.equal(rows[name], again[name]) for name in rows)
+
+
+def test_damaged_file_is_made_anew(cfg, dicts, tiny_model, tmp_path):
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    (file,) = (tmp_path / "out" / "ranked_boxes").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    again = cached_rows(cfg, tiny_model, dicts, "some")
+    assert all(torch.equal(rows[name], again[name]) for name in rows)
+    assert len(file.read_bytes()) == len(whole)
+
+
+def test_whatever_rows_depend_on_changes_the_key(cfg, dicts, tiny_model):
+    keys = [cache_key(cfg, tiny_model, dicts)]
+
+    def changed():
+        keys.append(cache_key(cfg, tiny_model, dicts))
+        return len(set(keys)) == len(keys)
+
+    with torch.no_grad():
+        tiny_model.roi_heads.box_predictor.bbox_pred.bias[0] += 1
+    assert changed()
+    tiny_model.backbone.bottom_up.stem.conv1.norm.running_mean[0] += 1
+    assert changed()
+    cfg.MODEL.RANKED_BOXES.NMS_THRESH = 0.5
+    assert changed()
+    cfg.INPUT.MIN_SIZE_TEST = 96
+    assert changed()
+    with open(dicts[2]["file_name"], "ab") as stream:
+        stream.write(b"\0")
+    assert changed()
+    cfg.INPUT.CROP_TO_BODY = True
+    assert changed()
+    dicts[0]["body_box"] = [0, 0, 16, 16]
+    assert changed()
+
+
+def test_what_rows_do_not_depend_on_leaves_the_key(cfg, dicts, tiny_model):
+    before = cache_key(cfg, tiny_model, dicts)
+    with torch.no_grad():
+        tiny_model.image_head.fc1.weight += 1
+    cfg.SOLVER.BASE_LR = 1.0
+    cfg.MODEL.WEIGHTS = "else.pth"
+    dicts[0]["label"] = 2
+    assert cache_key(cfg, tiny_model, dicts) == before
+
+
+def test_when_rows_may_be_kept(cfg, dicts, tmp_path):
+    assert use_cache(cfg, dicts)
+    cfg.MODEL.RANKED_BOXES.CACHE = "off"
+    assert not use_cache(cfg, dicts)
+    cfg.MODEL.RANKED_BOXES.CACHE = "auto"
+    Image.new("L", (64, 96)).save(dicts[1]["file_name"])
+    assert "slices differ in size" in why_not(cfg, dicts)
+    assert not use_cache(cfg, dicts)
+    cfg.MODEL.RANKED_BOXES.CACHE = "on"
+    assert use_cache(cfg, dicts)
+    for key, value in (("MODEL.TRAINABLE", "full"), ("INPUT.RANDOM_FLIP", "horizontal")):
+        other = cfg.clone()
+        other.merge_from_list([key, value])
+        with pytest.raises(CTMaskNetError, match=f"CACHE is 'on' but {key} is {value}"):
+            use_cache(other, dicts)
+    cfg.MODEL.RANKED_BOXES.CACHE = "yes"
+    with pytest.raises(CTMaskNetError, match="choose one of auto, on, off"):
+        use_cache(cfg, dicts)
+
+
+def test_rows_have_no_detections(cfg):
+    model = build_model(cfg).eval()
+    model.return_instances = True
+    with pytest.raises(CTMaskNetError, match="ranked_rows hold no image"):
+        model([{"ranked_rows": torch.zeros(16, 5)}])
+
+
+def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    for mode in ("off", "auto"):
+        words = [
+            *("--config-file", "configs/cls_light.yaml", *TINY, "MODEL.TRAINABLE", "heads"),
+            *("MODEL.RANKED_BOXES.CACHE", mode, "MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 12),
+            *("TEST.EVAL_PERIOD", 6, "SOLVER.LOG_PERIOD", 3, "OUTPUT_DIR", tmp_path / mode),
+        ]
+        assert run_tool(repository, "tools/train_net.py", *words) == 0
+    assert len(list((tmp_path / "auto" / "ranked_boxes").iterdir())) == 2
+    assert not (tmp_path / "off" / "ranked_boxes").exists()
+    off, auto = (
+        torch.load(tmp_path / mode / "model_final.pth", weights_only=True)["model"]
+        for mode in ("off", "auto")
+    )
+    for name, value in off.items():
+        assert (value - auto[name]).abs().max() < 1e-6, name
+    lines = [
+        [json.loads(line) for line in (tmp_path / mode / "metrics.json").read_text().splitlines()]
+        for mode in ("off", "auto")
+    ]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=1e-5) if value is not None else None)

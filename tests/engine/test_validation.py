@@ -1,0 +1,140 @@
+"""Validation losses, the best model, early stopping, learning curves."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from running import run_tool
+from test_train_net import TINY
+
+from ctmasknet.data.datasets import register_prepared
+from ctmasknet.engine.learning_curves import draw_curves, read_metrics
+from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
+from ctmasknet.engine.validation_loss import detector_losses
+from ctmasknet.errors import CTMaskNetError
+
+
+class Saved(list):
+    def save(self, name, iteration):
+        self.append((name, iteration))
+
+
+def follow(values, *, metric="slices/accuracy", patience=0, period=1):
+    """Iterations at which the best model was saved, and the one that ended the training."""
+    saved, given = Saved(), iter(values)
+    section, name = metric.split("/")
+    hook = Validation(lambda: {section: {name: next(given)}}, period, saved, metric, patience)
+    end = EndIfStopped(hook)
+    hook.trainer = end.trainer = SimpleNamespace(max_iter=period * len(values))
+    with EventStorage() as hook.trainer.storage:
+        for iteration in range(hook.trainer.max_iter):
+            hook.trainer.iter = iteration
+            try:
+                hook.after_step()
+                end.after_step()
+            except EarlyStop:
+                return [at for _, at in saved], iteration
+    return [at for _, at in saved], None
+
+
+def test_the_best_model_is_saved():
+    assert follow([50, 60, 55, 60, 61]) == ([0, 1, 4], None)
+    assert follow([0.5, 0.6, 0.4], metric="validation/total_loss") == ([0, 2], None)
+    assert follow([float("nan"), 10, float("nan")], period=3) == ([5], None)
+
+
+def test_patience():
+    assert follow([50, 60, 55, 58, 70], patience=2) == ([0, 1], 3)
+    assert follow([50, 60, 55, 61, 60, 60], patience=2) == ([0, 1, 3], 5)
+
+
+def test_unknown_metric():
+    hook = Validation(lambda: {"slices": {"accuracy": 1.0}}, 1, Saved(), "slices/AP50")
+    hook.trainer = SimpleNamespace(iter=0, max_iter=1)
+    with (
+        EventStorage() as hook.trainer.storage,
+        pytest.raises(
+            CTMaskNetError,
+            match=r"'slices/AP50', which the evaluation does not give; choose one of",
+        ),
+    ):
+        hook.after_step()
+
+
+@pytest.fixture
+def detector(repository, prepared, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    register_prepared()
+    cfg = read_cfg(str(repository / "configs" / "seg_light.yaml"), list(TINY))
+    cfg.MODEL.LESION_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES = ["lesion"], 1
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    torch.manual_seed(0)
+    return cfg, build_model(cfg)
+
+
+def test_validation_losses_repeat_and_leave_everything_alone(detector):
+    cfg, model = detector
+    model.train()
+    model.roi_heads.box_head.eval()  # a part that someone keeps in evaluation mode
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(1)
+    want = torch.rand(1)
+    torch.manual_seed(1)
+    losses = detector_losses(cfg, model)
+    assert torch.rand(1) == want
+    assert model.training and not model.roi_heads.box_head.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    torch.manual_seed(2)
+    assert detector_losses(cfg, model) == losses
+    parts = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    assert losses.keys() == parts | {"total_loss"}
+    assert losses["total_loss"] == pytest.approx(sum(losses[name] for name in parts))
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[0] += 1
+    assert detector_losses(cfg, model)["loss_cls"] != losses["loss_cls"]
+
+
+@pytest.mark.parametrize("config", ["seg_light", "cls_light"])
+def test_a_run_stops_early_chooses_by_loss_and_draws(
+    repository, prepared, tmp_path, monkeypatch, config
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    words = [
+        *("--config-file", f"configs/{config}.yaml", *TINY, "MODEL.WEIGHTS", ""),
+        *("SOLVER.BASE_LR", 1e-30, "SOLVER.BEST_METRIC", "validation/total_loss"),
+        *("SOLVER.EARLY_STOPPING_PATIENCE", 2, "TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 20),
+        *("SOLVER.LOG_PERIOD", 2, "OUTPUT_DIR", tmp_path),
+    ]
+    if config == "seg_light":
+        words += ["MODEL.RESNETS.NORM", "FrozenBN"]  # nothing at all changes
+    assert run_tool(repository, "tools/train_net.py", *words) == 0
+    curves = read_metrics(tmp_path / "metrics.json")
+    assert curves["validation/total_loss"][0] == [2, 4, 6]
+    assert len(set(curves["validation/total_loss"][1])) == 1
+    record = json.loads((tmp_path / "run.json").read_text())["entries"][-1]
+    assert (record["iterations"], record["best_iteration"]) == (6, 1)
+    assert Image.open(tmp_path / "learning_curves.png").size == (900, 900)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 5
+    timings = (tmp_path / "timings.json").read_text()
+    assert "max_memory_mb" in timings and "max_memory_mb" not in str(curves)
+    assert "Peak memory: " in (tmp_path / "log.txt").read_text()
+    # A run that has stopped stays so
+    words[2:2] = ["--resume"]
+    assert run_tool(repository, "tools/train_net.py", *words) == 0
+    assert read_metrics(tmp_path / "metrics.json") == curves
+
+
+def test_curves_of_bad_files(tmp_path):
+    file = tmp_path / "metrics.json"
+    for content, message in (("{", "not a run's metrics"), ("", "holds no metrics yet")):
+        file.write_text(content)
+        with pytest.raises(CTMaskNetError, match=message):
+            draw_curves(file, tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
