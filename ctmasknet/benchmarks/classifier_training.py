@@ -1,0 +1,173 @@
+"""What training the classifier costs: kept rows against images, and batch norms without waste."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import nn
+
+from ctmasknet.benchmarks.timing import circumstances, interleaved
+from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.engine.memory import peak_memory_mb
+from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
+from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.train_data import build_train_loader
+from ctmasknet.engine.trainer import Trainer
+
+#: The paper's training: epochs and slices.
+_EPOCHS, _SLICES = 50, 3000
+
+
+def heads_cache(config_file: str, slices: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A ``heads`` training on kept rows against one on images.
+
+    Steps of both are timed on a few noise slices of 512 px; 50 epochs of 3,000 slices are computed
+    from them, not run.
+
+    Args:
+        config_file: of a classifier.
+        slices: noise slices that the steps draw from.
+        repeats: steps of each kind that are timed.
+        seed: of weights and noise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = _cfg(config_file, "heads", "OUTPUT_DIR", folder)
+        dicts = _noise_slices(Path(folder), slices, seed)
+        model = _model(cfg, seed)
+        begin = time.perf_counter()
+        rows = cached_rows(cfg, model, dicts, "noise")
+        build = (time.perf_counter() - begin) / len(dicts)
+        mappers = {"images": SliceMapper(cfg, True), "kept rows": RowMapper(rows)}
+        ways = {
+            name: _stepper(cfg, model, iter(build_train_loader(cfg, mapper, dicts, seed)))
+            for name, mapper in mappers.items()
+        }
+        steps = interleaved(ways, repeats)
+    per_epoch = _SLICES / cfg.SOLVER.IMS_PER_BATCH
+    seconds = {
+        name: _EPOCHS * per_epoch * found["median_s"] + (name == "kept rows") * build * _SLICES
+        for name, found in steps.items()
+    }
+    return {
+        "what": f"heads, {_EPOCHS} epochs of {_SLICES} slices, computed from the steps timed",
+        "config_file": config_file,
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "steps": steps,
+        "build_s_per_slice": build,
+        "extrapolated_s": seconds,
+        "ratio": seconds["images"] / seconds["kept rows"],
+        "circumstances": circumstances(cfg.MODEL.DEVICE),
+    }
+
+
+def heads_bn(config_file: str, batch: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A ``heads_bn`` step against the same with a gradient for every weight.
+
+    Time is measured in this process, steps in turn; peak memory in a process for each.
+
+    Args:
+        config_file: of a classifier.
+        batch: slices a step.
+        repeats: steps of each kind that are timed.
+        seed: of weights and noise.
+    """
+    ways = {
+        name: _heads_bn_stepper(config_file, batch, seed, naive)
+        for name, naive in (("naive", True), ("heads_bn", False))
+    }
+    steps = interleaved(ways, repeats)
+    memory = {}
+    for name in ways:
+        words = [config_file, str(batch), str(seed), name]
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, *words], capture_output=True, text=True, check=True
+        )
+        memory[name] = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "what": f"heads_bn step of {batch} slice(s) of 512 px",
+        "config_file": config_file,
+        "steps": steps,
+        "peak_memory_mb": memory,
+        "ratio": steps["naive"]["median_s"] / steps["heads_bn"]["median_s"],
+        "memory_ratio": memory["naive"] / memory["heads_bn"],
+        "circumstances": circumstances(_cfg(config_file, "heads_bn").MODEL.DEVICE),
+    }
+
+
+def _heads_bn_stepper(config_file: str, batch: int, seed: int, naive: bool):
+    cfg = _cfg(config_file, "heads_bn")
+    model = _model(cfg, seed)
+    optimizer = Trainer.build_optimizer(cfg, model)  # over what heads_bn updates, in both
+    if naive:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        model._detector_learns = True
+    chance = np.random.default_rng(seed)
+    inputs = [
+        {
+            "image": torch.from_numpy(chance.integers(0, 256, (3, 512, 512), dtype=np.uint8)),
+            "label": number % 3,
+        }
+        for number in range(batch)
+    ]
+
+    def step() -> None:
+        model.zero_grad()
+        model(inputs)["loss_image"].backward()
+        optimizer.step()
+
+    return step
+
+
+def _stepper(cfg: CfgNode, model: nn.Module, batches):
+    optimizer = Trainer.build_optimizer(cfg, model)
+
+    def step() -> None:
+        loss = model.train()(next(batches))["loss_image"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _cfg(config_file: str, mode: str, *overrides: str) -> CfgNode:
+    words = ["MODEL.WEIGHTS", "", "MODEL.TRAINABLE", mode, "DATALOADER.NUM_WORKERS", "0"]
+    return read_cfg(config_file, [*words, *overrides])
+
+
+def _model(cfg: CfgNode, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(cfg).train()
+
+
+def _noise_slices(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    chance = np.random.default_rng(seed)
+    dicts = []
+    for number in range(count):
+        path = folder / f"{number}.png"
+        Image.fromarray(chance.integers(0, 256, (512, 512), dtype=np.uint8)).save(path)
+        dicts.append({"file_name": str(path), "label": number % 3})
+    return dicts
+
+
+def _print_peak_memory(config_file: str, batch: str, seed: str, name: str) -> None:
+    step = _heads_bn_stepper(config_file, int(batch), int(seed), name == "naive")
+    step()
+    step()
+    print(json.dumps(peak_memory_mb(_cfg(config_file, "heads_bn").MODEL.DEVICE)))
+
+
+if __name__ == "__main__":
+    _print_peak_memory(*sys.argv[1:])
