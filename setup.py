@@ -16,6 +16,7 @@ setup(
         "opencv-python-headless",
         "pillow",
         "pycocotools",
+        "scikit-learn",
         "scipy",
         "tabulate",
         "tqdm",

@@ -23,6 +23,7 @@ from tabulate import tabulate
 
 from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.pooling import POOLED_LEVELS, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.files import write_json
 
@@ -122,7 +123,11 @@ class ImageClassificationEvaluator(DatasetEvaluator):
 
     Results on the main process (``{}`` on others), in percent but for the loss::
 
-        {"slices": {"accuracy", "sensitivity-<class>", "precision-<class>", ..., "loss"}}
+        {"slices": {"accuracy", "sensitivity-<class>", "precision-<class>", ..., "loss"},
+         "scans": {"accuracy", ...}, "patients": {"accuracy", ...}}
+
+    Scans and patients are there when slices tell theirs; their scores are the mean of their slices'
+    (:mod:`ctmasknet.evaluation.pooling` has more, and tells when a label is not clear).
 
     Slices without a label are written to ``predictions.csv`` and left out of every metric.
     """
@@ -242,7 +247,33 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                 },
                 indent=2,
             )
-        return OrderedDict(slices=metrics)
+        return OrderedDict(slices=metrics, **self._pooled_metrics(rows))
+
+    def _pooled_metrics(
+        self, rows: Sequence[SlicePrediction]
+    ) -> OrderedDict[str, OrderedDict[str, float]]:
+        """Metrics of scans and patients with a label; a level without any is left out."""
+        found = OrderedDict()
+        for level in POOLED_LEVELS:
+            pooled = pool_slices(rows, level, ScorePooling("mean"))
+            mixed = [item.patient for item in pooled if item.mixed]
+            if mixed:
+                self._logger.warning(
+                    "%d %s have slices of unlike label (patient %s first) and are not judged.",
+                    *(len(mixed), level, mixed[0]),
+                )
+            pooled = [item for item in pooled if item.label is not None]
+            if not pooled:
+                continue
+            confusion = confusion_matrix(
+                [item.label for item in pooled],
+                [item.pred for item in pooled],
+                len(self._class_names),
+            )
+            found[level] = classification_metrics(confusion, self._class_names)
+            accuracy = found[level]["accuracy"]
+            self._logger.info("%d %s; accuracy %.2f %%", len(pooled), level, accuracy)
+        return found
 
     def _in_order(self, shares: Sequence[dict[str, SlicePrediction]]) -> list[SlicePrediction]:
         """Rows of all processes, each file once, in the data set's order (else rank by rank)."""

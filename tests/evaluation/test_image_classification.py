@@ -174,6 +174,43 @@ def test_classes_that_do_not_fit_are_one_clear_error():
         ImageClassificationEvaluator().process([item(1, 3)], [output(0)])
 
 
+def test_scans_and_patients_stand_beside_slices():
+    def shown(name, patient, scan, label, logits):
+        values = torch.tensor(logits)
+        return (
+            {"file_name": name, "patient": patient, "scan": scan, "label": label},
+            {"logits": values, "scores": values.sigmoid(), "pred_class": int(values.argmax())},
+        )
+
+    batch = [
+        # Two doubtful slices of the first scan are outvoted by one sure one
+        shown("a.png", "p", "1", 2, [0.5, -9.0, 0.0]),
+        shown("b.png", "p", "1", 2, [0.5, -9.0, 0.0]),
+        shown("c.png", "p", "1", 2, [-9.0, -9.0, 9.0]),
+        shown("d.png", "p", "2", 2, [0.5, -9.0, 0.0]),
+        # Another patient's scan of the same number; one slice without label
+        shown("e.png", "q", "1", 0, [2.0, -9.0, -9.0]),
+        shown("f.png", "q", "1", None, [2.0, -9.0, -9.0]),
+        # Nothing is known of this one, and two labels are known of that one
+        shown("g.png", "", "", 1, [-9.0, 2.0, -9.0]),
+        shown("h.png", "r", "1", 1, [-9.0, 2.0, -9.0]),
+        shown("i.png", "r", "2", 2, [-9.0, 2.0, -9.0]),
+    ]
+    evaluator = ImageClassificationEvaluator()
+    evaluator.process(*zip(*batch, strict=True))
+    results = evaluator.evaluate()
+    assert list(results) == ["slices", "scans", "patients"]
+    assert results["slices"]["accuracy"] == 50.0 and "loss" in results["slices"]
+    assert results["scans"]["accuracy"] == 60.0
+    assert results["scans"]["sensitivity-covid"] == pytest.approx(100 / 3)
+    assert results["patients"]["accuracy"] == 100.0
+    assert math.isnan(results["patients"]["sensitivity-pneumonia"])
+
+    evaluator.reset()
+    evaluator.process(*zip(batch[6], strict=True))
+    assert list(evaluator.evaluate()) == ["slices"]
+
+
 def test_nothing_processed_gives_no_result(tmp_path):
     assert ImageClassificationEvaluator(output_dir=tmp_path / "out").evaluate() == {}
     assert not (tmp_path / "out").exists()

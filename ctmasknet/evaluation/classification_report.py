@@ -1,0 +1,229 @@
+"""Slices, scans and patients side by side: every metric with its interval, curves, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.calibration import BINS, calibration_pairs, reliability_curve
+from ctmasknet.evaluation.curves import curve_points
+from ctmasknet.evaluation.image_classification import confusion_matrix
+from ctmasknet.evaluation.pooling import (
+    POOLED_LEVELS,
+    check_apart,
+    check_rows,
+    normal_index,
+    pool_slices,
+)
+from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.evaluation.resampled_metrics import (
+    calibration_metrics,
+    level_metrics,
+    patients_behind,
+    threshold_metrics,
+)
+from ctmasknet.evaluation.uncertainty import Interval, bootstrap_intervals
+from ctmasknet.evaluation.units import Units, pooled_units, slice_units
+from ctmasknet.evaluation.validation_fit import PoolingChoice, ValidationFit
+
+FORMAT = "ctmasknet classification report 1"
+
+UNITS = {
+    "percent": "accuracy, sensitivity, precision, specificity, f1, npv",
+    "0..1": "auroc, average_precision, ece, scores, thresholds, rates of curves",
+    "nats": "loss (binary cross-entropy against the one-hot label, mean over classes)",
+}
+
+
+def classification_report(
+    rows: Sequence[SlicePrediction],
+    class_names: Sequence[str],
+    *,
+    fit: ValidationFit | None = None,
+    validation: Sequence[SlicePrediction] = (),
+    choice: PoolingChoice | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    source: str = "predictions",
+) -> dict[str, Any]:
+    """Everything that is to be said of a classifier's predictions, as plain JSON values.
+
+    Without ``fit`` there is no learned pooling, temperature or operating point: the test set is no
+    place to choose them.
+
+    Args:
+        rows: predictions of the test set.
+        class_names: C names in the order of the logits.
+        fit: what :func:`fit_on_validation` made of validation predictions; its pooling is used.
+        validation: the rows it was made of, to refuse patients that are in both.
+        choice: the pooling, when there is no ``fit``; default mean.
+        n_boot: bootstrap resamples of patients.
+        seed: of the bootstrap.
+        confidence: of the intervals.
+        source: names the rows in messages.
+
+    Returns:
+        ``{"format", "class_names", "units", "settings", "levels": {"slices", "scans",
+        "patients"}, "poolings": {pooling: {"scans": metrics, "patients": metrics}}}``. A level's
+        keys are at :func:`_level`; it is None when no slice tells its scan (patient). Undefined
+        figures are None.
+
+    Raises:
+        CTMaskNetError: rows that cannot be used, see :func:`check_rows` and :func:`check_apart`.
+    """
+    check_rows(rows, source)
+    check_apart(rows, validation)
+    if fit is not None and list(fit.class_names) != list(class_names):
+        raise CTMaskNetError(
+            f"{source}: classes {', '.join(class_names)}, but validation has "
+            f"{', '.join(fit.class_names)}; give predictions of one model"
+        )
+    choice = fit.choice if fit is not None else choice or PoolingChoice()
+    poolings = choice.poolings(class_names, fit and fit.learned)
+    if choice.name not in poolings:
+        raise CTMaskNetError(
+            "the learned pooling is fitted on validation predictions; give them, or choose "
+            "another pooling"
+        )
+    slices = slice_units(rows)
+    if not len(slices):
+        raise CTMaskNetError(f"{source}: no slice has a label; nothing can be measured")
+
+    def intervals(units: Units, statistic: Callable, behind: dict[str, int]) -> dict[str, Interval]:
+        return bootstrap_intervals(
+            statistic,
+            units.num_patients,
+            n_boot=n_boot,
+            seed=seed,
+            confidence=confidence,
+            patients_behind=behind,
+            gaps=("ece", *(f"ece-{name}" for name in class_names)),
+        )
+
+    levels: dict[str, Any] = {"slices": _level("slices", slices, class_names, fit, intervals)}
+    compared: dict[str, dict[str, Any]] = {name: {} for name in poolings}
+    for level in POOLED_LEVELS:
+        levels[level] = None
+        for name, pooling in poolings.items():
+            units = pooled_units(pool_slices(rows, level, pooling))
+            if not len(units):
+                continue
+            if name == choice.name:
+                levels[level] = _level(level, units, class_names, fit, intervals)
+                compared[name][level] = levels[level]["metrics"]
+            else:
+                compared[name][level] = _metrics(units, class_names, intervals)
+    normal = normal_index(class_names, choice.normal_class)
+    return {
+        "format": FORMAT,
+        "class_names": list(class_names),
+        "units": UNITS,
+        "settings": {
+            "pooling": choice.name,
+            "top_k": choice.top_k,
+            "normal_class": None if normal is None else class_names[normal],
+            "n_boot": n_boot,
+            "seed": seed,
+            "confidence": confidence,
+            "interval": "bootstrap over patients: BCa, basic for ece; levels widened to t",
+            "bins": BINS,
+            "stated_sensitivity": None if fit is None else fit.sensitivity,
+            "why_no_learned_pooling": "no validation" if fit is None else fit.why_not_learned,
+            "validation": None if fit is None else dict(fit.counts),
+        },
+        "levels": levels,
+        "poolings": compared,
+    }
+
+
+def _level(
+    level: str,
+    units: Units,
+    class_names: Sequence[str],
+    fit: ValidationFit | None,
+    intervals: Callable,
+) -> dict[str, Any]:
+    """One level.
+
+    Returns:
+        ``n``, ``n_per_class``, ``n_patients``, ``left_out`` (see :mod:`.units`),
+        ``confusion_matrix`` (rows the truth), ``metrics`` ({name: interval}), ``curves``
+        ({class: :func:`curve_points`}), ``reliability`` ({"top_label" or class: bins}),
+        ``calibrated`` (None without validation, else ``temperature``, ``metrics``,
+        ``reliability``) and ``operating_points`` (None without validation, else {class:
+        ``threshold``, ``validation``, ``test``}, each of the last two {``sensitivity``,
+        ``specificity``, ``precision``, ``npv``}, on test with interval).
+    """
+    truth = [units.labels == index for index in range(len(class_names))]
+    found = {
+        "n": len(units),
+        "n_per_class": {name: int(t.sum()) for name, t in zip(class_names, truth, strict=True)},
+        "n_patients": units.num_patients,
+        "left_out": units.left_out,
+        "confusion_matrix": confusion_matrix(units.labels, units.preds, len(class_names)).tolist(),
+        "metrics": _metrics(units, class_names, intervals),
+        "curves": {
+            name: curve_points(truth[index], units.scores[:, index])
+            for index, name in enumerate(class_names)
+        },
+        "reliability": _reliability(units, class_names),
+        "calibrated": None,
+        "operating_points": None,
+    }
+    if fit is None or level not in fit.thresholds:
+        return found
+    tempered = units.tempered(fit.temperatures[level].value)
+    found["calibrated"] = {
+        "temperature": fit.temperatures[level].to_json(),
+        "metrics": _plain(
+            intervals(tempered, lambda w: calibration_metrics(tempered, class_names, w), {})
+        ),
+        "reliability": _reliability(tempered, class_names),
+    }
+    thresholds = fit.thresholds[level]
+    reached = intervals(
+        units,
+        lambda w: threshold_metrics(units, thresholds, class_names, w),
+        patients_behind(units, class_names, thresholds),
+    )
+    metrics = ("sensitivity", "specificity", "precision", "npv")
+    found["operating_points"] = {
+        class_names[index]: {
+            "threshold": threshold,
+            "validation": {
+                metric: _known(fit.reached[level][f"{metric}-{class_names[index]}"])
+                for metric in metrics
+            },
+            "test": {
+                metric: reached[f"{metric}-{class_names[index]}"].to_json() for metric in metrics
+            },
+        }
+        for index, threshold in thresholds.items()
+    }
+    return found
+
+
+def _metrics(units: Units, class_names: Sequence[str], intervals: Callable) -> dict[str, Any]:
+    return _plain(
+        intervals(
+            units,
+            lambda weights: level_metrics(units, class_names, weights),
+            patients_behind(units, class_names),
+        )
+    )
+
+
+def _reliability(units: Units, class_names: Sequence[str]) -> dict[str, Any]:
+    pairs = calibration_pairs(units, class_names)
+    return {name: reliability_curve(*pair) for name, pair in pairs.items()}
+
+
+def _plain(intervals: dict[str, Interval]) -> dict[str, Any]:
+    return {name: interval.to_json() for name, interval in intervals.items()}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

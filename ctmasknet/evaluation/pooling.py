@@ -1,0 +1,197 @@
+"""From slices to scans and patients: mean, max and top-k mean of the class scores.
+
+Shapes: n slices of one scan or patient, C classes. A score is the sigmoid of a logit.
+
+A lesion does not reach every slice, so a patient with COVID has normal-looking slices as a rule.
+``mean`` takes them as votes. ``max`` and ``top_k_mean`` look at the slices with the most evidence:
+a class scores as in its best slice (its k best slices), but *normal* as in its worst, because a
+patient is normal only as far as the least normal slice is. Without a class for normal every class
+takes its best slices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import SlicePrediction
+
+#: Fixed poolings; ``learned`` (:mod:`ctmasknet.evaluation.learned_pooling`) is the fourth.
+SCORE_POOLINGS = ("mean", "max", "top_k_mean")
+
+#: Levels that slices are pooled to, and the fields of a row that name one of them.
+POOLED_LEVELS = OrderedDict(scans=("patient", "scan"), patients=("patient",))
+
+#: Slices that ``top_k_mean`` and the features of ``learned`` look at.
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class ScorePooling:
+    """A fixed pooling: (n, C) logits of one scan or patient to (C,) scores in 0..1.
+
+    Args:
+        name: one of :data:`SCORE_POOLINGS`.
+        normal: index of the class for normal, None when there is none.
+        top_k: slices that ``top_k_mean`` takes; all where there are fewer.
+    """
+
+    name: str
+    normal: int | None = None
+    top_k: int = TOP_K
+
+    def __post_init__(self):
+        if self.name not in SCORE_POOLINGS:
+            raise CTMaskNetError(
+                f"pooling {self.name!r} is unknown; choose one of {', '.join(SCORE_POOLINGS)}"
+            )
+        if self.top_k < 1:
+            raise CTMaskNetError(f"top-k is {self.top_k}; take at least one slice")
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        scores = expit(np.asarray(logits, dtype=np.float64))
+        if self.name == "mean":
+            return scores.mean(axis=0)
+        count = 1 if self.name == "max" else min(self.top_k, len(scores))
+        ordered = np.sort(scores, axis=0)
+        pooled = ordered[-count:].mean(axis=0)
+        if self.normal is not None:
+            pooled[self.normal] = ordered[:count, self.normal].mean()
+        return pooled
+
+
+@dataclass(frozen=True)
+class PooledPrediction:
+    """What is said of one scan or patient.
+
+    ``scan`` is empty for a patient; ``label`` is None when unknown or ``mixed`` (slices of unlike
+    label); ``scores`` holds C floats in 0..1 and ``pred`` is the highest of them; ``slices`` counts
+    what was pooled.
+    """
+
+    patient: str
+    scan: str
+    label: int | None
+    mixed: bool
+    pred: int
+    scores: tuple[float, ...]
+    slices: int
+
+
+def normal_index(class_names: Sequence[str], normal_class: str | None = None) -> int | None:
+    """Index of the class for normal: ``normal_class``, else the class called normal, else None.
+
+    Raises:
+        CTMaskNetError: ``normal_class`` is no class.
+    """
+    if normal_class is None:
+        return class_names.index(IMAGE_CLASSES[0]) if IMAGE_CLASSES[0] in class_names else None
+    if normal_class not in class_names:
+        raise CTMaskNetError(
+            f"normal class {normal_class!r} is not a class of the predictions; choose one of "
+            f"{', '.join(class_names)}"
+        )
+    return class_names.index(normal_class)
+
+
+def group_slices(
+    rows: Sequence[SlicePrediction], level: str
+) -> OrderedDict[tuple[str, ...], list[SlicePrediction]]:
+    """Slices by scan or patient, in the order of their first slice.
+
+    A scan is known by patient and scan together. Slices that do not name theirs are left out.
+
+    Args:
+        rows: predictions of slices.
+        level: ``"scans"`` or ``"patients"``.
+    """
+    fields = POOLED_LEVELS[level]
+    groups: OrderedDict[tuple[str, ...], list[SlicePrediction]] = OrderedDict()
+    for row in rows:
+        key = tuple(getattr(row, field) for field in fields)
+        if all(key):
+            groups.setdefault(key, []).append(row)
+    return groups
+
+
+def pool_slices(
+    rows: Sequence[SlicePrediction],
+    level: str,
+    pooling: Callable[[np.ndarray], np.ndarray],
+) -> list[PooledPrediction]:
+    """Pool slices to scans or patients.
+
+    Every slice of a scan or patient is pooled, with or without label; a patient's scans weigh by
+    their slices. The label is the one that all labelled slices share. Where they disagree (a scan
+    before the illness and one during it, say) there is no one truth: the label is None and
+    ``mixed`` is True.
+
+    Args:
+        rows: predictions of slices; those without a patient (scan) are left out.
+        level: ``"scans"`` or ``"patients"``.
+        pooling: (n, C) logits to (C,) scores, such as :class:`ScorePooling`.
+    """
+    pooled = []
+    for (patient, *scan), group in group_slices(rows, level).items():
+        labels = {row.label for row in group} - {None}
+        scores = pooling(np.array([row.logits for row in group], dtype=np.float64))
+        pooled.append(
+            PooledPrediction(
+                patient=patient,
+                scan="".join(scan),
+                label=next(iter(labels)) if len(labels) == 1 else None,
+                mixed=len(labels) > 1,
+                pred=int(np.argmax(scores)),
+                scores=tuple(float(score) for score in scores),
+                slices=len(group),
+            )
+        )
+    return pooled
+
+
+def check_rows(rows: Sequence[SlicePrediction], source: str) -> None:
+    """Refuse what no statistic can be made of.
+
+    Args:
+        rows: predictions of slices.
+        source: the file they are from, for the message.
+
+    Raises:
+        CTMaskNetError: no row, a file twice, or a logit that is not a number.
+    """
+    if not rows:
+        raise CTMaskNetError(f"{source}: no predictions in it; evaluate a data set that has slices")
+    seen: set[str] = set()
+    for row in rows:
+        if row.file in seen:
+            raise CTMaskNetError(f"{source}: {row.file} is in it twice; keep one line a slice")
+        seen.add(row.file)
+        if not np.isfinite(row.logits).all():
+            raise CTMaskNetError(
+                f"{source}: {row.file} has a logit that is no finite number; the model has "
+                "diverged, train it anew"
+            )
+
+
+def check_apart(test: Sequence[SlicePrediction], validation: Sequence[SlicePrediction]) -> None:
+    """Refuse a validation set that shares a patient or a slice with the test set.
+
+    Raises:
+        CTMaskNetError: names one of them.
+    """
+    for field in ("patient", "file"):
+        shared = {getattr(row, field) for row in test} & {getattr(row, field) for row in validation}
+        shared.discard("")
+        if shared:
+            examples = ", ".join(itertools.islice(sorted(shared), 3))
+            raise CTMaskNetError(
+                f"{len(shared)} {field}s are both in the validation and the test predictions "
+                f"({examples}); what is fitted on validation has to be tried on other patients"
+            )

@@ -1,0 +1,208 @@
+"""What is fitted on validation predictions, and kept with the model: temperature, thresholds and
+the learned pooling."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.calibration import Temperature, fit_temperature
+from ctmasknet.evaluation.curves import threshold_for_sensitivity
+from ctmasknet.evaluation.learned_pooling import (
+    LearnedPooling,
+    fit_learned_pooling,
+    pool_out_of_fold,
+)
+from ctmasknet.evaluation.pooling import (
+    POOLED_LEVELS,
+    SCORE_POOLINGS,
+    TOP_K,
+    ScorePooling,
+    check_rows,
+    normal_index,
+    pool_slices,
+)
+from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.evaluation.resampled_metrics import threshold_metrics
+from ctmasknet.evaluation.units import Units, pooled_units, slice_units
+from ctmasknet.files import write_json
+
+#: All poolings by name.
+POOLINGS = (*SCORE_POOLINGS, "learned")
+
+_FORMAT = "ctmasknet calibration 1"
+
+
+@dataclass(frozen=True)
+class PoolingChoice:
+    """Which pooling scans and patients are judged by.
+
+    Attributes:
+        name: one of :data:`POOLINGS`; ``learned`` needs validation predictions.
+        top_k: slices of ``top_k_mean`` and of the learned pooling's features.
+        normal_class: class for normal; default: the one called normal, if there is one.
+    """
+
+    name: str = "mean"
+    top_k: int = TOP_K
+    normal_class: str | None = None
+
+    def __post_init__(self):
+        if self.name not in POOLINGS:
+            raise CTMaskNetError(
+                f"pooling {self.name!r} is unknown; choose one of {', '.join(POOLINGS)}"
+            )
+        if self.top_k < 1:
+            raise CTMaskNetError(f"top-k is {self.top_k}; take at least one slice")
+
+    def poolings(
+        self, class_names: Sequence[str], learned: LearnedPooling | None = None
+    ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """All poolings that there are, by name; without ``learned``, the fixed ones."""
+        normal = normal_index(class_names, self.normal_class)
+        found: dict[str, Callable] = {
+            name: ScorePooling(name, normal, self.top_k) for name in SCORE_POOLINGS
+        }
+        return found if learned is None else found | {"learned": learned}
+
+
+@dataclass(frozen=True)
+class ValidationFit:
+    """Everything fitted on validation.
+
+    Attributes:
+        class_names: C names.
+        choice: the pooling.
+        sensitivity: the stated one, 0..1, that each threshold reaches on validation.
+        temperatures: by level (``slices``, ``scans``, ``patients``).
+        thresholds: by level, by class index; a class that validation lacks has none.
+        reached: by level, ``sensitivity-<class>`` and others on validation, in percent.
+        learned: the learned pooling, None where it cannot be fitted.
+        why_not_learned: the reason for None.
+        seed: of the folds.
+        counts: labelled units by level.
+    """
+
+    class_names: tuple[str, ...]
+    choice: PoolingChoice
+    sensitivity: float
+    temperatures: dict[str, Temperature]
+    thresholds: dict[str, dict[int, float]]
+    reached: dict[str, dict[str, float]]
+    learned: LearnedPooling | None
+    why_not_learned: str
+    seed: int
+    counts: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """What prediction needs: the form stored with a checkpoint."""
+        names = self.class_names
+        return {
+            "format": _FORMAT,
+            "class_names": list(names),
+            "pooling": {
+                "name": self.choice.name,
+                "top_k": self.choice.top_k,
+                "normal_class": _name(names, normal_index(names, self.choice.normal_class)),
+                "learned": None if self.learned is None else self.learned.to_json(),
+            },
+            "temperatures": {k: v.to_json() for k, v in self.temperatures.items()},
+            "stated_sensitivity": self.sensitivity,
+            "thresholds": {
+                level: {names[index]: value for index, value in by_class.items()}
+                for level, by_class in self.thresholds.items()
+            },
+            "seed": self.seed,
+        }
+
+
+def fit_on_validation(
+    rows: Sequence[SlicePrediction],
+    class_names: Sequence[str],
+    *,
+    choice: PoolingChoice | None = None,
+    sensitivity: float = 0.95,
+    seed: int = 0,
+    source: str = "validation predictions",
+) -> ValidationFit:
+    """Fit temperature, thresholds and learned pooling.
+
+    Scans and patients get a temperature and thresholds of their own, on scores pooled by
+    ``choice``; for the learned pooling these are out of fold.
+
+    Args:
+        rows: validation predictions.
+        class_names: C names in the order of the logits.
+        choice: the pooling; default mean.
+        sensitivity: what each class' threshold shall reach, 0..1.
+        seed: of the folds of the learned pooling.
+        source: names the rows in messages.
+
+    Raises:
+        CTMaskNetError: bad rows, no label, or a chosen learned pooling that cannot be fitted.
+    """
+    choice = choice or PoolingChoice()
+    check_rows(rows, source)
+    options = {"top_k": choice.top_k, "seed": seed}
+    learned, why_not = None, ""
+    try:
+        learned = fit_learned_pooling(rows, class_names, **options)
+    except CTMaskNetError as error:
+        if choice.name == "learned":
+            raise CTMaskNetError(f"{source}: {error}") from error
+        why_not = str(error)
+    levels = {"slices": slice_units(rows)}
+    for level in POOLED_LEVELS:
+        if choice.name == "learned":
+            pooled = pool_out_of_fold(rows, class_names, level, **options)
+        else:
+            pooled = pool_slices(rows, level, choice.poolings(class_names)[choice.name])
+        levels[level] = pooled_units(pooled)
+    if not len(levels["slices"]):
+        raise CTMaskNetError(f"{source}: no slice has a label; give labelled predictions")
+    levels = {level: units for level, units in levels.items() if len(units)}
+    thresholds = {
+        level: {
+            int(index): threshold_for_sensitivity(
+                units.labels == index, units.scores[:, index], sensitivity
+            )
+            for index in np.unique(units.labels)
+        }
+        for level, units in levels.items()
+    }
+    return ValidationFit(
+        class_names=tuple(class_names),
+        choice=choice,
+        sensitivity=sensitivity,
+        temperatures={level: fit_temperature(units) for level, units in levels.items()},
+        thresholds=thresholds,
+        reached={
+            level: _point(units, thresholds[level], class_names) for level, units in levels.items()
+        },
+        learned=learned,
+        why_not_learned=why_not,
+        seed=seed,
+        counts={level: len(units) for level, units in levels.items()},
+    )
+
+
+def save_validation_fit(path: str | os.PathLike, fit: ValidationFit) -> None:
+    """Write :meth:`ValidationFit.to_json`, whole or not at all."""
+    write_json(path, fit.to_json(), indent=1)
+
+
+def _point(
+    units: Units, thresholds: dict[int, float], class_names: Sequence[str]
+) -> dict[str, float]:
+    weights = np.ones((1, units.num_patients))
+    found = threshold_metrics(units, thresholds, class_names, weights)
+    return {name: float(values[0]) for name, values in found.items()}
+
+
+def _name(class_names: Sequence[str], index: int | None) -> str | None:
+    return None if index is None else class_names[index]

@@ -1,0 +1,173 @@
+"""Every metric of a resample against scikit-learn on the slices written out."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.calibration import calibration_pairs, expected_calibration_error
+from ctmasknet.evaluation.curves import (
+    curve_points,
+    threshold_for_sensitivity,
+    weighted_areas,
+)
+from ctmasknet.evaluation.resampled_metrics import (
+    level_metrics,
+    patients_behind,
+    threshold_metrics,
+)
+from ctmasknet.evaluation.units import Units, slice_units
+
+CLASSES = ["normal", "pneumonia", "covid"]
+
+
+@pytest.fixture(scope="module")
+def units(simulated_rows):
+    return slice_units(simulated_rows(20, seed=5, shift=1.0))
+
+
+def written_out(units, weights):
+    """The units of one resample, each as often as its patient was drawn."""
+    index = np.repeat(np.arange(len(units)), weights[units.patients])
+    kept = (units.labels, units.preds, units.logits, units.patients)
+    return Units(*(array[index] for array in kept), units.num_patients, {})
+
+
+def by_scikit_learn(units):
+    labels, preds, scores = units.labels, units.preds, units.scores
+    precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(
+        labels, preds, labels=[0, 1, 2]
+    )
+    found = {
+        "accuracy": 100 * sk.accuracy_score(labels, preds),
+        "sensitivity-macro": 100 * sk.balanced_accuracy_score(labels, preds),
+        "f1-macro": 100 * sk.f1_score(labels, preds, average="macro"),
+        "precision-macro": 100 * sk.precision_score(labels, preds, average="macro"),
+        "loss": np.mean([sk.log_loss(labels == c, scores[:, c], labels=[0, 1]) for c in range(3)]),
+    }
+    for c, name in enumerate(CLASSES):
+        truth = labels == c
+        found[f"sensitivity-{name}"] = 100 * sensitivity[c]
+        found[f"precision-{name}"] = 100 * precision[c]
+        found[f"f1-{name}"] = 100 * f1[c]
+        found[f"specificity-{name}"] = 100 * sk.recall_score(~truth, preds != c)
+        found[f"auroc-{name}"] = sk.roc_auc_score(truth, scores[:, c])
+        found[f"average_precision-{name}"] = sk.average_precision_score(truth, scores[:, c])
+    for metric in ("specificity", "auroc", "average_precision"):
+        found[f"{metric}-macro"] = np.mean([found[f"{metric}-{name}"] for name in CLASSES])
+    for name, pair in calibration_pairs(units, CLASSES).items():
+        found["ece" if name == "top_label" else f"ece-{name}"] = expected_calibration_error(*pair)
+    return found
+
+
+def test_all_metrics_of_all_resamples_at_once(units):
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(units.num_patients, [1 / units.num_patients] * units.num_patients, 5)
+    weights = np.concatenate([np.ones((1, units.num_patients), dtype=int), draws])
+    found = level_metrics(units, CLASSES, weights)
+    for number, drawn in enumerate(weights):
+        expected = by_scikit_learn(written_out(units, drawn))
+        assert {name: values[number] for name, values in found.items()} == pytest.approx(expected)
+
+
+def test_areas_with_tied_scores_and_in_several_portions(monkeypatch):
+    rng = np.random.default_rng(1)
+    truth, scores = rng.random(60) < 0.4, rng.integers(0, 6, 60).astype(float)
+    patients, weights = rng.integers(0, 12, 60), rng.integers(0, 3, (9, 12))
+    monkeypatch.setattr("ctmasknet.evaluation.curves._CHUNK", 150)
+    roc, average = weighted_areas(truth, scores, patients, weights)
+    for number, drawn in enumerate(weights):
+        sample = {"sample_weight": drawn[patients]}
+        assert roc[number] == pytest.approx(sk.roc_auc_score(truth, scores, **sample))
+        assert average[number] == pytest.approx(sk.average_precision_score(truth, scores, **sample))
+
+
+def test_areas_without_a_class_are_nan():
+    scores, patients = np.array([0.1, 0.2]), np.array([0, 1])
+    weights = np.array([[1, 1], [2, 0], [0, 2]])
+    roc, average = weighted_areas(np.array([True, False]), scores, patients, weights)
+    assert np.isnan(roc).tolist() == [False, True, True]
+    assert np.isnan(average).tolist() == [False, False, True]
+    roc, average = weighted_areas(np.zeros(0, bool), np.zeros(0), np.zeros(0, int), weights)
+    assert np.isnan(roc).all() and np.isnan(average).all()
+
+
+def test_curve_points_are_scikit_learns_and_keep_the_area():
+    rng = np.random.default_rng(2)
+    truth = rng.random(3000) < 0.3
+    scores = rng.normal(truth * 1.0)
+    points = curve_points(truth, scores)
+    roc, pr = points["roc"], points["precision_recall"]
+    assert roc["thresholds"][0] is None and pr["thresholds"][-1] is None
+    for curve in (roc, pr):
+        assert 150 <= len(curve["thresholds"]) <= 202
+        assert len({len(values) for values in curve.values()}) == 1
+    x, y = roc["false_positive_rate"], roc["true_positive_rate"]
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    assert sk.auc(x, y) == pytest.approx(sk.roc_auc_score(truth, scores), abs=0.002)
+    threshold, index = roc["thresholds"][50], 50
+    assert y[index] == pytest.approx((scores[truth] >= threshold).mean())
+    assert x[index] == pytest.approx((scores[~truth] >= threshold).mean())
+    assert pr["precision"][50] == pytest.approx(truth[scores >= pr["thresholds"][50]].mean())
+    assert sk.auc(pr["recall"], pr["precision"]) == pytest.approx(
+        sk.average_precision_score(truth, scores), abs=0.005
+    )
+    assert curve_points(np.ones(3, bool), np.arange(3.0)) is None
+
+
+@pytest.mark.parametrize("sensitivity", [0.05, 0.5, 0.95, 1.0])
+def test_threshold_is_the_first_of_the_roc_curve_that_is_sensitive_enough(sensitivity):
+    rng = np.random.default_rng(3)
+    truth = np.arange(100) < 20
+    scores = rng.normal(truth * 1.0).round(1)
+    _, rates, thresholds = sk.roc_curve(truth, scores, drop_intermediate=False)
+    expected = thresholds[np.argmax(rates >= sensitivity)]
+    assert threshold_for_sensitivity(truth, scores, sensitivity) == expected
+
+
+def test_thresholds_that_cannot_be():
+    with pytest.raises(CTMaskNetError, match="stated sensitivity is 95"):
+        threshold_for_sensitivity(np.ones(2, bool), np.ones(2), 95)
+    with pytest.raises(CTMaskNetError, match="no unit of the class"):
+        threshold_for_sensitivity(np.zeros(2, bool), np.ones(2), 0.9)
+
+
+def test_metrics_at_a_threshold(units):
+    thresholds = {2: 0.5, 0: 0.2}
+    found = threshold_metrics(units, thresholds, CLASSES, np.ones((1, units.num_patients)))
+    for index, threshold in thresholds.items():
+        truth, called = units.labels == index, units.scores[:, index] >= threshold
+        (tn, fp), (fn, tp) = sk.confusion_matrix(truth, called)
+        expected = {
+            "sensitivity": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "precision": tp / (tp + fp),
+            "npv": tn / (tn + fn),
+        }
+        for metric, share in expected.items():
+            assert found[f"{metric}-{CLASSES[index]}"][0] == pytest.approx(100 * share)
+    assert len(found) == 8
+
+
+def test_patients_behind_a_share():
+    # Patient 0 has a normal and a covid slice, patient 1 two normal ones, patient 2 pneumonia
+    units = Units(
+        labels=np.array([0, 2, 0, 0, 1]),
+        preds=np.array([0, 2, 0, 2, 2]),
+        logits=np.array([[0.0, 0, 9], [9, 0, 9], [9, 0, -9], [9, 0, 9], [9, 0, -9]]),
+        patients=np.array([0, 0, 1, 1, 2]),
+        num_patients=3,
+        left_out={},
+    )
+    assert patients_behind(units, CLASSES) == {
+        "accuracy": 3,
+        **{"sensitivity-normal": 2, "specificity-normal": 2, "precision-normal": 2},
+        **{"sensitivity-pneumonia": 1, "specificity-pneumonia": 2, "precision-pneumonia": 0},
+        **{"sensitivity-covid": 1, "specificity-covid": 3, "precision-covid": 3},
+    }
+    assert patients_behind(units, CLASSES, {2: 0.5}) == {
+        "sensitivity-covid": 1,
+        "specificity-covid": 3,
+        "precision-covid": 2,
+        "npv-covid": 2,
+    }

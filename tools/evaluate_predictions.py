@@ -1,0 +1,59 @@
+"""Judge a classifier by its predictions.csv: slices, scans and patients, with intervals.
+
+    F=output/cls/inference
+    python tools/evaluate_predictions.py --predictions $F/covidx_ct_test/predictions.csv \\
+        --validation $F/covidx_ct_val/predictions.csv --output output/cls/report
+
+Writes report.json, and from validation calibration.json (temperature, thresholds) and pooling.json
+(the learned pooling). Without --validation nothing is fitted. --checkpoint stores calibration.json
+in the classifier's checkpoint as well.
+"""
+
+import argparse
+import sys
+
+from ctmasknet.engine.stored_calibration import store_calibration
+from ctmasknet.errors import command_line
+from ctmasknet.evaluation.pooling import TOP_K
+from ctmasknet.evaluation.report_text import evaluate_predictions, report_text
+from ctmasknet.evaluation.validation_fit import POOLINGS, PoolingChoice
+
+
+@command_line
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--predictions", required=True, help="predictions.csv of the test set")
+    parser.add_argument("--validation", help="predictions.csv of the validation set")
+    parser.add_argument("--output", required=True, help="folder for report.json")
+    parser.add_argument("--checkpoint", help="of the classifier: keep the calibration in it")
+    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="default: mean")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help=f"slices, default: {TOP_K}")
+    parser.add_argument("--normal-class", help="default: the class called normal, if any")
+    parser.add_argument(
+        "--sensitivity", type=float, default=0.95, help="of the operating points, default: 0.95"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.checkpoint and not args.validation:
+        parser.error("--checkpoint keeps what is fitted on validation: give --validation FILE")
+    report, fit = evaluate_predictions(
+        args.predictions,
+        args.output,
+        validation=args.validation,
+        choice=PoolingChoice(args.pooling, args.top_k, args.normal_class),
+        sensitivity=args.sensitivity,
+        n_boot=args.resamples,
+        seed=args.seed,
+    )
+    print(report_text(report))
+    if args.checkpoint:
+        store_calibration(args.checkpoint, fit.to_json())
+        print(f"calibration stored in {args.checkpoint}")
+    print(f"report.json in {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
