@@ -1,4 +1,6 @@
-"""Evaluators: slice classes, lesions by COCO, lesions by the authors' per-image AP."""
+"""Evaluators: slice classes, lesions by COCO, lesions by the authors' per-image AP.
+
+From predictions to scans, patients and intervals: :mod:`.classification_report`."""
 
 from ctmasknet.evaluation.image_classification import (
     ImageClassificationEvaluator,
@@ -9,6 +11,7 @@ from ctmasknet.evaluation.image_classification import (
 )
 from ctmasknet.evaluation.lesions import LesionEvaluator, lesion_free_metrics
 from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, PerImageAPEvaluator, per_image_ap
+from ctmasknet.evaluation.pooling import PooledPrediction, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import (
     SlicePrediction,
     read_predictions_csv,
@@ -20,6 +23,8 @@ __all__ = [
     "ImageClassificationEvaluator",
     "LesionEvaluator",
     "PerImageAPEvaluator",
+    "PooledPrediction",
+    "ScorePooling",
     "SlicePrediction",
     "bce_loss",
     "classification_metrics",
@@ -27,6 +32,7 @@ __all__ = [
     "confusion_table",
     "lesion_free_metrics",
     "per_image_ap",
+    "pool_slices",
     "read_predictions_csv",
     "write_predictions_csv",
 ]
