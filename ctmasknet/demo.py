@@ -86,6 +86,22 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
                 *(*pictures, "OUTPUT_DIR", str(cls)),
             ],
         ],
+        "tables and figures": [
+            [
+                *("tools/paper_tables.py", "--results", str(seg), str(cls)),
+                *("--output", str(output / "paper")),
+            ],
+            [
+                *("tools/paper_figures.py", "figure1", "--dataset", "cncb_lesions_both_train"),
+                *("--output", str(output / "paper" / "figure1.png")),
+            ],
+            [
+                *("tools/paper_figures.py", "figure2", "--dataset", LESION_TEST_SET),
+                *("--config-file", "configs/demo/seg.yaml", "--seed", str(seed)),
+                *("--output", str(output / "paper" / "figure2.png")),
+                *("--opts", "OUTPUT_DIR", str(seg)),
+            ],
+        ],
     }
 
 
@@ -210,7 +226,7 @@ def _tables(summary: dict[str, Any], output: Path) -> str:
             "",
             tabulate(timed, headers=["stage", "seconds"], disable_numparse=True),
             "",
-            f"pictures: {output / 'overlays'}",
+            f"pictures: {output / 'overlays'}, {output / 'paper'}",
             f"figures:  {output / _MARK}",
         ]
     )
