@@ -182,16 +182,15 @@ class Trainer(DefaultTrainer):
         """
         try:
             super().load_state_dict(state)
+            seed = state["data_seed"]
         except (ValueError, KeyError) as error:
             raise CTMaskNetError(
                 f"{self.cfg.OUTPUT_DIR}: the last checkpoint's training state does not fit "
                 f"({error}); resume with the configuration it was begun with, or start anew "
                 "without --resume"
             ) from error
-        if state["data_seed"] != self._trainer.data_loader.dataset.seed:
-            self._trainer.reset_data_loader(
-                lambda: self.build_train_loader(self.cfg, state["data_seed"])
-            )
+        if seed != self._trainer.data_loader.dataset.seed:
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, seed))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -223,3 +223,27 @@ def test_two_classes_come_from_the_data_set(repository, prepared, tmp_path, monk
     names = set(results(tmp_path / "run", "two_test")["slices"])
     assert {"sensitivity-normal", "sensitivity-covid"} <= names
     assert "sensitivity-pneumonia" not in names
+
+
+def test_without_a_seed_a_resumed_training_keeps_the_order_it_drew(
+    repository, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    words = ["--config-file", "configs/cls_light.yaml", *TINY, "SEED", -1, "MODEL.WEIGHTS", ""]
+    words += ["DATASETS.VAL", "()", "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER"]
+    seeds = []
+    for flags, last in (([], 1), (["--resume"], 2)):
+        assert run_tool(repository, "tools/train_net.py", *flags, *words, last) == 0
+        final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+        assert final["iteration"] == last - 1
+        seeds.append(final["trainer"]["data_seed"])
+    assert seeds[0] == seeds[1] >= 0
+
+
+def test_resuming_with_another_configuration_is_refused(tool, runs):
+    words = ["--config-file", "configs/cls_light.yaml", "--resume", *TINY, "OUTPUT_DIR"]
+    words += [runs / "cls", "SOLVER.MAX_ITER", 9, "MODEL.TRAINABLE", "heads", "MODEL.WEIGHTS", ""]
+    code, line = tool(*words)
+    assert code == 2
+    assert "the last checkpoint's training state does not fit" in line
