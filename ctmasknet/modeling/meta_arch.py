@@ -121,6 +121,8 @@ class CTMaskNet(GeneralizedRCNN):
         # Proposals are places, not values: nothing flows back through them in any mode.
         with torch.no_grad():
             proposals, _ = self.proposal_generator(images, features, None)
+        if torch.is_grad_enabled():
+            proposals = self.roi_heads.keep_ranked(features, proposals)
         predictions = self.roi_heads.predict(features, proposals)
         rows = self.roi_heads.rank(predictions, proposals)
 

@@ -165,28 +165,51 @@ class RankedBoxROIHeads(StandardROIHeads):
         Returns:
             (B, N, 5) rows [score, dx, dy, dw, dh], best score first.
         """
-        # Proposals are constants here, and which boxes are chosen is not differentiable.
-        with torch.no_grad():
-            boxes = self.box_predictor.predict_boxes(predictions, proposals)
         probabilities = self.box_predictor.predict_probs(predictions, proposals)
         deltas = predictions[1].split([len(image) for image in proposals])
+        chosen = self._select(predictions, proposals)
         rows = []
-        for image, decoded, probability, delta in zip(
-            proposals, boxes, probabilities, deltas, strict=True
+        for probability, delta, (proposal, label) in zip(
+            probabilities, deltas, chosen, strict=True
         ):
-            scores = probability[:, :-1]
-            proposal, label = select_ranked(
+            encoded = delta.unflatten(1, (-1, 4))[proposal, label]
+            found = torch.cat([probability[proposal, label].unsqueeze(1), encoded], dim=1)
+            rows.append(stretch_rows(found, self.num_ranked_boxes))
+        return torch.stack(rows)
+
+    @torch.no_grad()
+    def keep_ranked(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        """The proposals that become rows, in their order.
+
+        :meth:`predict` and :meth:`rank` give the same rows for them as for all: what outranks or
+        suppresses a box becomes a row itself. No other proposal has a gradient, so training saves
+        the way back through the rest, which is most of them.
+        """
+        chosen = self._select(self.predict(features, proposals), proposals)
+        return [
+            image[proposal.unique()] for image, (proposal, _) in zip(proposals, chosen, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _select(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """:func:`select_ranked` of every image; which boxes are chosen is not differentiable."""
+        boxes = self.box_predictor.predict_boxes(predictions, proposals)
+        probabilities = self.box_predictor.predict_probs(predictions, proposals)
+        return [
+            select_ranked(
                 decoded.unflatten(1, (-1, 4)),
-                scores,
+                probability[:, :-1],
                 image.image_size,
                 num=self.num_ranked_boxes,
                 score_thresh=self.ranked_score_thresh,
                 nms_thresh=self.ranked_nms_thresh,
             )
-            encoded = delta.unflatten(1, (-1, 4))[proposal, label]
-            found = torch.cat([scores[proposal, label].unsqueeze(1), encoded], dim=1)
-            rows.append(stretch_rows(found, self.num_ranked_boxes))
-        return torch.stack(rows)
+            for image, decoded, probability in zip(proposals, boxes, probabilities, strict=True)
+        ]
 
     def detect(
         self,

@@ -109,3 +109,24 @@ class TestRankedBoxROIHeads:
         # Rows 0..7 repeat one class, 8..15 the other; every delta counts once a row.
         assert deltas.grad.tolist() == [[8.0] * 8]
         assert logits.grad.abs().sum() > 0
+
+    def test_kept_proposals_give_the_rows_and_gradients_of_all(self, heads):
+        generator = torch.Generator().manual_seed(4)
+        corners = torch.rand(2, 90, 2, generator=generator) * 40
+        sides = 4 + torch.rand(2, 90, 2, generator=generator) * 20
+        boxes = torch.cat([corners, corners + sides], dim=2)
+        proposals = [*(self.proposals(*image.tolist()) for image in boxes), self.proposals()]
+        level = torch.randn(3, 32, 8, 8, generator=generator)
+        parameters = [*heads.box_head.parameters(), *heads.box_predictor.parameters()]
+        found = []
+        for keep in (False, True):
+            features = {"p3": level.clone().requires_grad_(True)}
+            used = heads.keep_ranked(features, proposals) if keep else proposals
+            rows = heads.rank(heads.predict(features, used), used)
+            rows.square().sum().backward()
+            found.append([rows, features["p3"].grad, *(p.grad for p in parameters)])
+            heads.zero_grad()
+        assert [len(image) for image in used][2] == 0
+        assert all(0 < len(image) <= 16 for image in used[:2])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
