@@ -50,7 +50,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKED_BOXES.SCORE_THRESH = -0.01
 
     # With only the image head trained, rows are computed once and kept: auto (where no augmentation
-    # changes them and all slices have one size) | on | off.
+    # changes them and all slices have one size) | on | off (in a file, with quotes).
     cfg.MODEL.RANKED_BOXES.CACHE = "auto"
     # Folder of the kept rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
     cfg.MODEL.RANKED_BOXES.CACHE_DIR = ""
