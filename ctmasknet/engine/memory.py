@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
-import sys
+from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase
@@ -17,9 +18,12 @@ def peak_memory_mb(device: str) -> float:
     """Most memory held so far, MB (10^6 bytes): by tensors on CUDA, by the process on a CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[1]) * 1024 / 1e6
+    except (OSError, TypeError):
+        # Not on Linux. There, this figure would also count the process that started this one.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 class PeakMemory(HookBase):
