@@ -12,7 +12,7 @@ from ctmasknet.engine.writers import is_timing
 
 #: Iterations, and periods that do not fall together.
 SCHEDULE = [
-    *("SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3),
+    *("SOLVER.MAX_ITER", 13, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3),
     *("SOLVER.LOG_PERIOD", 2, "INPUT.RANDOM_FLIP", "horizontal"),
 ]
 TASKS = {
@@ -65,9 +65,13 @@ def test_killed_training_ends_as_the_unbroken_one(task, repository, prepared, tm
     points = list(POINTS)
     chance = random.Random(task)
     chance.shuffle(points)
+    kills = [
+        (point, chance.randint(1, 3 if point in ("step", "evaluation") else 2)) for point in points
+    ]
+    # The last one late, so that a best metric has been found by then.
+    kills.append(("step", 6))
     flags = []
-    for point in points:
-        kill = (point, chance.randint(1, 3 if point in ("step", "evaluation") else 2))
+    for kill in kills:
         assert train(repository, prepared, command(broken, *flags), kill) == KILLED, kill
         flags = ["--resume"]
     assert train(repository, prepared, command(broken, *flags)) == 0
