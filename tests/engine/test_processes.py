@@ -85,6 +85,24 @@ def test_two_processes_learn_what_one_does(repository, world, in_this_process):
     assert record["hardware"]["processes"] == 2 and "--num-gpus 2" in record["command"]
 
 
+def test_two_processes_keep_the_rows_that_one_does(repository, world, in_this_process):
+    words = [
+        *("--config-file", "configs/cls_light.yaml", *TINY, "MODEL.TRAINABLE", "heads"),
+        *("SOLVER.MAX_ITER", 1, "MODEL.RANKED_BOXES.CACHE", "on", "MODEL.WEIGHTS", ""),
+    ]
+    assert in_this_process(*words, "OUTPUT_DIR", world[1] / "rows_1") == 0
+    two = [TOOL, "--num-gpus", 2, "--dist-url", "auto", *words, "OUTPUT_DIR", world[1] / "rows_2"]
+    assert run(repository, world, *two)[0] == 0
+    one, two = (
+        sorted((world[1] / name / "ranked_boxes").iterdir()) for name in ("rows_1", "rows_2")
+    )
+    assert [path.name for path in one] == [path.name for path in two]
+    assert len(one) == 2
+    for ours, theirs in zip(one, two, strict=True):
+        rows = torch.load(ours, weights_only=True)
+        assert torch.equal(rows, torch.load(theirs, weights_only=True))
+
+
 def test_three_processes_evaluate_what_one_does(repository, world, in_this_process):
     """Five slices do not divide by three; of two slices a process gets none."""
     words = [
