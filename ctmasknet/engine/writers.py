@@ -21,10 +21,8 @@ from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 METRICS = "metrics.json"
 TIMINGS = "timings.json"
-#: Scalars that no two runs share.
-_OF_THE_MACHINE = (
-    *("time", "data_time", "rank_data_time", "eta_seconds", "max_memory_mb", "total_time_s"),
-)
+#: Scalars that no two runs share, beside those named for their unit.
+_OF_THE_MACHINE = ("time", "data_time", "rank_data_time")
 #: Iterations over which the writers smooth.
 WINDOW = 20
 
