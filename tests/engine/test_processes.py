@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -40,16 +41,24 @@ def world(repository, prepared, tmp_path_factory):
     return environment, root
 
 
+def free_port():
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def run(repository, world, *words, starter=()):
     """Run a tool in new processes; returns its exit code and last line on stderr."""
     done = subprocess.run(
-        [sys.executable, *starter, *map(str, words)],
+        [sys.executable, *map(str, starter), *map(str, words)],
         cwd=repository,
         env=world[0],
         capture_output=True,
         text=True,
         timeout=180,
     )
+    print(done.stderr)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
@@ -131,7 +140,9 @@ def test_torchrun_evaluates_lesions_alike(repository, world, in_this_process):
     words[2:2] = ["--eval-only"]
     words[words.index("MODEL.WEIGHTS") + 1] = world[1] / "seg" / "model_final.pth"
     assert in_this_process(*words, world[1] / "seg_alone") == 0
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    # By address, for --standalone asks the name service for this machine's own name.
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "3"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
     assert run(repository, world, TOOL, *words, world[1] / "seg_3", starter=torchrun)[0] == 0
     alone, three = (
         json.loads((world[1] / run / path).read_text())
