@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ctmasknet.data.classes import IMAGE_CLASSES, MASK_TYPES
+from ctmasknet.data.window import Window
 
 
 def add_ctmasknet_config(cfg: CfgNode) -> None:
@@ -22,6 +23,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.VAL = ()
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
+    # The window through which HU become grey levels 0..255, for files that state HU (DICOM, NIfTI);
+    # 8-bit images pass unchanged (see ctmasknet.data.window). In HU.
+    cfg.INPUT.WINDOW_CENTER_HU = Window.center_hu
+    cfg.INPUT.WINDOW_WIDTH_HU = Window.width_hu
     # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch,
     # which changes features near the padded border; 1 makes every result independent of its
     # neighbours.

@@ -130,11 +130,24 @@ class SliceMapper:
             CTMaskNetError: missing, unreadable or truncated image; more than 8 bits a pixel; a crop
                 asked for without a body box, or with one that lies outside the image.
         """
-        output = copy.deepcopy(dataset_dict)
-        file_name = output["file_name"]
+        file_name = dataset_dict["file_name"]
         check_eight_bit(file_name)
         with naming_file(file_name):
             image = read_image(file_name, format="RGB")
+        return self.map_pixels(dataset_dict, image)
+
+    def map_pixels(self, dataset_dict: dict[str, Any], pixels: np.ndarray) -> dict[str, Any]:
+        """The same for a slice that is in memory.
+
+        Args:
+            dataset_dict: stays as it is.
+            pixels: (h, w) grey or (h, w, 3) RGB, uint8.
+
+        Raises:
+            CTMaskNetError: as for a crop in :meth:`__call__`.
+        """
+        output = copy.deepcopy(dataset_dict)
+        image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         if self.crop_to_body:
             x0, y0, x1, y1 = output["crop_box"] = _checked_box(output, *image.shape[:2])
             image = image[y0:y1, x0:x1]

@@ -37,6 +37,8 @@ READ_ERRORS = (
 _KEYS = {
     "lesion_classes": "MODEL.LESION_CLASSES",
     "anchors_rounded": "MODEL.ANCHOR_GENERATOR.ROUND",
+    "window_center_hu": "INPUT.WINDOW_CENTER_HU",
+    "window_width_hu": "INPUT.WINDOW_WIDTH_HU",
     "num_boxes": "MODEL.RANKED_BOXES.NUM",
     "image_classes": "MODEL.IMAGE_HEAD.CLASSES",
 }
@@ -60,6 +62,8 @@ def spec_of(cfg: CfgNode) -> dict[str, Any]:
         "mask_type": mask_types[0] if mask_types else "custom",
         "lesion_classes": lesions,
         "anchors_rounded": bool(cfg.MODEL.ANCHOR_GENERATOR.ROUND),
+        "window_center_hu": float(cfg.INPUT.WINDOW_CENTER_HU),
+        "window_width_hu": float(cfg.INPUT.WINDOW_WIDTH_HU),
     }
     if is_classifier(cfg):
         spec["num_boxes"] = cfg.MODEL.RANKED_BOXES.NUM

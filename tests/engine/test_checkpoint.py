@@ -29,6 +29,8 @@ def test_file_carries_what_it_is_for(saved):
         "mask_type": "both",
         "lesion_classes": ["ggo", "consolidation"],
         "anchors_rounded": True,
+        "window_center_hu": -600.0,
+        "window_width_hu": 1500.0,
         "num_boxes": 16,
         "row_features": ["score", "dx", "dy", "dw", "dh"],
         "image_classes": ["normal", "pneumonia", "covid"],
