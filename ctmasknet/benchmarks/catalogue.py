@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
+from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
 
@@ -50,5 +51,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         "training of heads_bn against a gradient for every weight",
         heads_bn,
         {"config_file": _CLASSIFIER, "batch": (2, "slices a step")},
+    ),
+    "coco-evaluation": Benchmark(
+        "COCO evaluation by faster-coco-eval against pycocotools",
+        coco_evaluation,
+        {"slices": (650, "slices"), "detections": (100, "detections of each slice")},
     ),
 }
