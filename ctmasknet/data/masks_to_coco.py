@@ -26,6 +26,7 @@ from ctmasknet.data.label_masks import (
     mask_type_classes,
     read_image,
     read_mask,
+    values_present,
 )
 from ctmasknet.data.lesion_files import LesionPair
 from ctmasknet.data.runs import components
@@ -128,7 +129,7 @@ def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
         target = how.copies / file
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(how.orientation.upright(image)).save(target)
-    present = {how.labels[value] for value in np.unique(mask).tolist()}
+    present = {how.labels[value] for value in values_present(mask)}
     return ConvertedSlice(
         pair=pair,
         file=file,

@@ -25,6 +25,7 @@ def components(inside: np.ndarray, min_area_px: int) -> Iterator[tuple[list[int]
         box [x, y, w, h] px, from the first row and column to one past the last; area, px; RLE
         (``size`` and ``counts``, bytes). By place: top, left, height, width.
     """
+    inside = np.ascontiguousarray(inside)
     height, width = inside.shape
     left, top, w, h = cv2.boundingRect(inside)
     if not w:
