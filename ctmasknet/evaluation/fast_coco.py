@@ -63,7 +63,8 @@ def fast_coco_eval(
     known, found = (
         COCO({**truth.dataset, "annotations": annotations}) for annotations in (lesions, detections)
     )
-    evaluation = FastCOCOeval(known, found, task)
+    # Masks of one slice and class are too few for its threads to pay
+    evaluation = FastCOCOeval(known, found, task, rle_iou_max_workers=1)
     evaluation.params.maxDets = list(max_dets)
     if image_ids is not None:
         evaluation.params.imgIds = list(image_ids)
