@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
+from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
+from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
 
@@ -50,5 +52,24 @@ BENCHMARKS: dict[str, Benchmark] = {
         "training of heads_bn against a gradient for every weight",
         heads_bn,
         {"config_file": _CLASSIFIER, "batch": (2, "slices a step")},
+    ),
+    "coco-evaluation": Benchmark(
+        "COCO evaluation by faster-coco-eval against pycocotools",
+        coco_evaluation,
+        {"slices": (650, "slices"), "detections": (100, "detections of each slice")},
+    ),
+    "mask-conversion": Benchmark(
+        "masks to COCO annotations against scikit-image and pycocotools",
+        mask_conversion,
+        {"patients": (8, "phantom patients")},
+    ),
+    "mask-conversion-processes": Benchmark(
+        "image and mask files to COCO annotations in several processes",
+        mask_conversion_processes,
+        {
+            "patients": (8, "phantom patients"),
+            "rounds": (10, "times that their slices are converted"),
+            "most": (2, "processes"),
+        },
     ),
 }
