@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import mmap
+import os
 import re
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -28,11 +30,15 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from ctmasknet.data.ct_scan import UnsuitableFile, check_claimed_size, decoding
+from ctmasknet.data.ct_scan import (
+    CHUNK_BYTES,
+    UnsuitableFile,
+    check_claimed_size,
+    decoding,
+    max_expanded_bytes,
+)
 from ctmasknet.errors import CTMaskNetError
 
-#: Most bytes a deflated data set may inflate to.
-MAX_INFLATED_BYTES = 2**28
 
 #: A file's meta group lies within its first bytes.
 _META_BYTES = 2**16
@@ -151,24 +157,38 @@ def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:
 def _opened(file: str) -> Iterator[BinaryIO]:
     """The file, or the data set that a deflated file inflates to, as a stream whose reads end with
     it."""
-    with open(file, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(file, "rb"))
+        mapped = stack.enter_context(_mapped(stream))
         begin = _deflated_begin(file, mapped)
-        if begin is None:
-            yield mapped
-            return
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = inflater.decompress(mapped[begin:], MAX_INFLATED_BYTES)
-        if inflater.unconsumed_tail:
-            raise CTMaskNetError(
-                f"{file}: inflates to more than {MAX_INFLATED_BYTES >> 20} MiB; store it "
-                "uncompressed"
-            )
-        yield io.BytesIO(inflated)
+        if begin is not None:
+            stream.seek(begin)
+            inflated = stack.enter_context(tempfile.TemporaryFile())
+            _inflate(file, stream, inflated)
+            mapped = stack.enter_context(_mapped(inflated))
+        yield mapped
+
+
+def _mapped(stream: BinaryIO) -> mmap.mmap:
+    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _inflate(file: str, source: BinaryIO, target: BinaryIO) -> None:
+    """Inflate piece by piece, and no further than a CT can expand. pydicom alone would inflate all
+    of it into memory."""
+    left = max_expanded_bytes(os.path.getsize(file))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    while (piece := inflater.unconsumed_tail or source.read(CHUNK_BYTES)) and not inflater.eof:
+        inflated = inflater.decompress(piece, CHUNK_BYTES)
+        target.write(inflated)
+        left -= len(inflated)
+        if left < 0:
+            raise CTMaskNetError(f"{file}: inflates further than any CT does; the file is damaged")
+    target.flush()
 
 
 def _deflated_begin(file: str, mapped: mmap.mmap) -> int | None:
-    """Where a deflated data set begins; None for any other file. pydicom alone would inflate it
-    without a limit."""
+    """Where a deflated data set begins; None for any other file."""
     uid = DeflatedExplicitVRLittleEndian.encode()
     if mapped.find(uid, 0, _META_BYTES) < 0:
         return None
