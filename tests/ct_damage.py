@@ -34,8 +34,8 @@ from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 
 faulthandler.enable()
-kilobytes = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
-limit = kilobytes * 1024 + {limit}
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + {limit}
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sys.stdin.read().splitlines():
     print(json.dumps({{"file": path}}), flush=True)

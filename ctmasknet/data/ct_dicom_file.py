@@ -39,7 +39,6 @@ from ctmasknet.data.ct_scan import (
 )
 from ctmasknet.errors import CTMaskNetError
 
-
 #: A file's meta group lies within its first bytes.
 _META_BYTES = 2**16
 #: What is read of a header; everything else is passed over.
@@ -116,6 +115,8 @@ def read_header(file: str) -> Dataset:
         order = "little" if header.file_meta.TransferSyntaxUID.is_little_endian else "big"
         tag = [int.from_bytes(stream.read(2), order) for _ in range(2)]
         modality = header.get("Modality") or "no modality"
+        compressed = header.file_meta.TransferSyntaxUID.is_compressed
+        fragments = _count_fragments(stream) if compressed and tag[0] == 0x7FE0 else 0
     if tag != [0x7FE0, 0x0010]:
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
@@ -124,7 +125,12 @@ def read_header(file: str) -> Dataset:
         pixel_bytes = int(header.get("BitsAllocated") or 0) // 8
     check_claimed_size(file, (*size, frames))
     needed = size[0] * size[1] * frames * pixel_bytes
-    if not header.file_meta.TransferSyntaxUID.is_compressed and left < needed:
+    if compressed and fragments < frames:
+        raise CTMaskNetError(
+            f"{file}: truncated, holds {fragments} whole fragments for {frames} compressed frames; "
+            "restore the file"
+        )
+    if not compressed and left < needed:
         raise CTMaskNetError(
             f"{file}: truncated, holds {left} of {needed} bytes of pixels; restore the file"
         )
@@ -208,6 +214,20 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _count_fragments(stream: BinaryIO) -> int:
+    """How many whole fragments of compressed frames follow a pixel data tag; 0 when one of them, or
+    the offset table before them, reaches beyond the end of the file."""
+    stream.seek(8, io.SEEK_CUR)  # VR and length
+    count = -1  # the offset table comes first
+    while len(head := stream.read(8)) == 8:
+        group, element, length = struct.unpack("<HHI", head)
+        if (group, element) != (0xFFFE, 0xE000):  # the end, or damage that ends them
+            break
+        stream.seek(length, io.SEEK_CUR)  # raises beyond the end
+        count += 1
+    return max(0, count)
 
 
 def _check_codestream(file: str, stream: BinaryIO, frame: int) -> None:
