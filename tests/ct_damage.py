@@ -268,8 +268,8 @@ def faults(found: dict[str, dict], sound: dict[str, dict]) -> list[str]:
         peak = max(peak, value["bytes"])
         if reason is not None and not (reason.startswith(path) and "\n" not in reason):
             problems.append(f"{name}: no clear line: {reason}")
-        way, _, source = name[5:].removeprefix("_").partition("_")
-        if way == "truncated" and reason is None and value["sums"] != whole[source]:
+        _, *ways, source = name.split("_")
+        if ways == ["truncated"] and reason is None and value["sums"] != whole[source]:
             problems.append(f"{name}: truncated, yet read as another picture")
     return problems
 
