@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctmasknet.benchmarks.classifier_inference import inference
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
 from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
 from ctmasknet.benchmarks.growth import draw_growth, growth
@@ -48,6 +49,15 @@ class Benchmark:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "inference": Benchmark(
+        "the classifier against stock Detectron2, torchvision and the machine's limit",
+        inference,
+        {
+            "config_file": _CLASSIFIER,
+            "side": (512, "of the noise slices, px"),
+            "batch": (1, "slices a call"),
+        },
+    ),
     "heads-cache": Benchmark(
         "training of heads on kept rows against images",
         heads_cache,
