@@ -28,6 +28,7 @@ from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.window import Window
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.setup import read_cfg
+from ctmasknet.modeling.inference import inference_model
 
 #: Axis -> its values. All others are as in _BASE meanwhile; 0 slices a volume: pictures.
 AXES: dict[str, tuple[int, ...]] = {
@@ -92,9 +93,9 @@ def draw_growth(result: Mapping[str, Any], path: str | os.PathLike) -> None:
             strict=True,
         ):
             plot.plot(values, [point[key] for point in points], "o-", color="tab:blue")
-            plot.set_ylim(bottom=0)
+            plot.set_ylim(0, 1.1 * max(point[key] for point in points))
             plot.grid(alpha=0.3)
-            if column is plots.T[0]:
+            if axis == next(iter(axes)):
                 plot.set_ylabel(label)
         column[1].set_xlabel(axis + (" (px)" if axis == "image side" else ""))
         column[1].set_xticks(values)
@@ -141,7 +142,7 @@ def _measure_here(
     words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.RANKED_BOXES.NUM", point["N"]]
     cfg = read_cfg(config_file, [*words, "INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", side])
     torch.manual_seed(seed)
-    model = build_model(cfg).eval()
+    model = inference_model(cfg, build_model(cfg).eval())
     mapper = SliceMapper(cfg, False)
     chance = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
