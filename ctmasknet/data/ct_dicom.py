@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from ctmasknet.data.ct_dicom_file import read_frame, read_header
 from ctmasknet.data.ct_dicom_frames import Frame, check_is_ct, frames_of
 from ctmasknet.data.ct_orientation import Upright, upright
-from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, decoding, outside_to_air
+from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, decoding, mark_outside
 from ctmasknet.data.natural import natural_key
 
 #: Positions closer than this are one position, mm (or than this share of the usual step).
@@ -46,7 +46,7 @@ class DicomSource:
         padding = None
         if self.padding is not None:
             padding = (stored >= self.padding[0]) & (stored <= self.padding[1])
-        return self.turn.plane(outside_to_air(hu, padding).T)
+        return self.turn.plane(mark_outside(hu, padding).T)
 
 
 def read_dicom_file(file: str, name: str) -> list[CTSlice]:

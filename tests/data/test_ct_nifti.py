@@ -9,7 +9,7 @@ from ct_samples import AFFINE, ORIENTATIONS, nifti
 
 from ctmasknet.data import ct_nifti_file
 from ctmasknet.data.ct_io import read_scans
-from ctmasknet.data.ct_scan import AIR_HU
+from ctmasknet.data.ct_scan import OUTSIDE_HU
 from ctmasknet.errors import CTMaskNetError
 
 HU = ct_samples.volume()
@@ -53,13 +53,13 @@ def test_types_and_scaling(tmp_path, dtype):
     np.testing.assert_array_equal(scan.slices[2].hu(), (HU[2] + 1024) // 2 * 2 - 1024)
 
 
-def test_what_was_not_measured_is_air(tmp_path):
+def test_what_was_not_measured_is_outside(tmp_path):
     hu = HU.astype(np.float32)
     hu[:, :2, 4:20] = np.nan
     hu[:, 2, 4:20] = -3024
-    scan = read_back(nifti(hu, dtype="<f4"), tmp_path / "a.nii")
-    assert (scan.slices[0].hu()[:3, 4:20] == AIR_HU).all()
-    np.testing.assert_array_equal(scan.slices[0].hu()[3:], HU[0, 3:])
+    found = read_back(nifti(hu, dtype="<f4"), tmp_path / "a.nii").slices[0].hu()
+    assert (found[:2, 4:20] == OUTSIDE_HU).all()
+    np.testing.assert_array_equal(found[2:], hu[0, 2:])
 
 
 def test_units_and_qform(tmp_path):
