@@ -163,11 +163,11 @@ def _reason(file: str, error: CTMaskNetError) -> str:
 
 
 def _distinct(scans: list[CTScan]) -> list[CTScan]:
-    """Volumes that share a name get their path as name."""
+    """Volumes that share their name with another scan get their path as name."""
     count = Counter((scan.patient, scan.scan) for scan in scans)
     return [
-        _renamed(scan, scan.slices[0].name.rpartition("#")[0])
-        if count[scan.patient, scan.scan] > 1
+        _renamed(scan, scan.slices[0].file)
+        if count[scan.patient, scan.scan] > 1 and scan.slices[0].frame is not None
         else scan
         for scan in scans
     ]
