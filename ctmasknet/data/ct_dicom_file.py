@@ -215,7 +215,7 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
 
 
 def _count_fragments(stream: BinaryIO, end: int) -> int:
-    """How many whole fragments of compressed frames follow a pixel data tag, before byte ``end``."""
+    """How many whole fragments of compressed frames lie between a pixel data tag and ``end``."""
     stream.seek(8, io.SEEK_CUR)  # VR and length
     count = -1  # the offset table comes first
     while len(head := stream.read(8)) == 8:
