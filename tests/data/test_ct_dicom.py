@@ -295,6 +295,18 @@ def test_a_truncated_stream_is_refused_from_its_header(tmp_path, share):
         read_scans([path])
 
 
+def test_damaged_runs_end_in_one_line(tmp_path):
+    data = dicom(HU[0])
+    data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    whole = bytearray(save(data, tmp_path / "a.dcm").read_bytes())
+    first_run = whole.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # after the segments' header
+    whole[first_run] = 127 if whole[first_run] != 127 else 5
+    (tmp_path / "a.dcm").write_bytes(whole)
+    (scan,) = read_scans([tmp_path / "a.dcm"])
+    with pytest.raises(CTMaskNetError, match=r"a\.dcm: damaged or unreadable"):
+        scan.slices[0].hu()
+
+
 def test_frames_that_are_not_there_are_noticed(tmp_path):
     data = ct_samples.enhanced(HU)
     data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
