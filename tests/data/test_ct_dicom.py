@@ -300,7 +300,7 @@ def test_damaged_runs_end_in_one_line(tmp_path):
     data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
     whole = bytearray(save(data, tmp_path / "a.dcm").read_bytes())
     first_run = whole.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # after the segments' header
-    whole[first_run] = 127 if whole[first_run] != 127 else 5
+    whole[first_run] = 129  # the next byte 128 times: beyond the end of the segment
     (tmp_path / "a.dcm").write_bytes(whole)
     (scan,) = read_scans([tmp_path / "a.dcm"])
     with pytest.raises(CTMaskNetError, match=r"a\.dcm: damaged or unreadable"):
