@@ -126,6 +126,7 @@ def attribution_page(
             Chunk(f"for {name} (solid)", swatch=FOR),
             Chunk(f"against {name} (dashed)", swatch=AGAINST),
             Chunk(f"by {method}"),
+            Chunk("label: weight, lesion class, its score"),
             Chunk(CAVEAT, bold=True),
         ],
     )
@@ -140,7 +141,7 @@ def heaviest(weights: np.ndarray, most: int) -> np.ndarray:
 def _sum_chunks(found: BoxAttribution, weights: np.ndarray, target: int, name: str) -> list[Chunk]:
     """``logit of covid +2.31 = without boxes -0.42 + boxes for +3.10 ...`` in words that wrap."""
     rest = float(found.rest[target])
-    together = "boxes only together" if found.complete is None else "missed by integration"
+    together = "of no box alone" if found.complete is None else "missed by integration"
     return [
         Chunk(f"logit of {name} {float(found.logits[target]):+.2f}:", bold=True),
         Chunk(f"without boxes {float(found.without_boxes[target]):+.2f},"),
