@@ -118,6 +118,9 @@ class LesionEvaluator(COCOEvaluator):
             for prediction in unique
             if not self._coco_api.getAnnIds(imgIds=[prediction["image_id"]])
         ]
+        if img_ids is None and len(unique) < len(self._coco_api.imgs):
+            # Lesions of a slice that could not be read were not missed.
+            img_ids = [prediction["image_id"] for prediction in unique]
         super()._eval_predictions(unique, img_ids=img_ids)
         metrics = lesion_free_metrics(lesion_free, self._false_positive_score)
         _LOGGER.info("Slices without lesions:\n%s", create_small_table(metrics))
