@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # the preparation tools start without Detectron2
 MODES = ("error", "skip")
 #: The report's usual name.
 REPORT = "bad_slices.json"
+#: Name of all slices that a set is prepared from, in messages and reports about bad ones.
+SOURCE = "source"
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -145,7 +145,17 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
                 "a palette"
             )
         values = colours[..., 0]
-    values = values.astype(np.int32) // stretch
+    return check_known_values(path, values.astype(np.int32) // stretch, labels)
+
+
+def check_known_values(
+    path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str]
+) -> np.ndarray:
+    """``values`` (H, W) of the mask ``path``, if ``labels`` names every one of them.
+
+    Raises:
+        CTMaskNetError: it does not; the message has values and labels.
+    """
     unknown = sorted(set(np.unique(values).tolist()) - set(labels))
     if unknown:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
