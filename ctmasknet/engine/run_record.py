@@ -98,6 +98,7 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     training = not args.eval_only
     splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
     splits = splits if training else {"test": cfg.DATASETS.TEST}
+    skip_bad = cfg.DATALOADER.BAD_SLICES == "skip"
     return {
         "kind": "training" if training else "evaluation",
         "status": "running",
@@ -110,7 +111,8 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         "max_iter": cfg.SOLVER.MAX_ITER,
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "datasets": {
-            split: [describe_dataset(name) for name in names] for split, names in splits.items()
+            split: [describe_dataset(name, skip_bad) for name in names]
+            for split, names in splits.items()
         },
         "hardware": hardware(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1)),
         "versions": {
@@ -135,8 +137,12 @@ def command_of(args: argparse.Namespace) -> str:
     return shlex.join([*words, *(str(item) for item in args.opts)])
 
 
-def describe_dataset(name: str) -> dict[str, Any]:
+def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:
     """A data set in a record.
+
+    Args:
+        name: of the data set.
+        skip_bad: an image that cannot be read is no error.
 
     Returns:
         ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
@@ -144,7 +150,7 @@ def describe_dataset(name: str) -> dict[str, Any]:
         (what they show, and their labels or lesions).
 
     Raises:
-        CTMaskNetError: no such data set.
+        CTMaskNetError: no such data set; an image that cannot be read.
     """
     dicts = dataset_dicts(name)
     root = Path(MetadataCatalog.get(name).get("image_root") or os.devnull)
@@ -154,7 +160,9 @@ def describe_dataset(name: str) -> dict[str, Any]:
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
         "phantoms": any((folder / _PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
         "fingerprint": fingerprint(dicts),
-        "content_sha256": content_sha256(dicts, ["label", "annotations"]),
+        "content_sha256": content_sha256(
+            dicts, ["label", "annotations"], allow_unreadable=skip_bad
+        ),
     }
 
 
