@@ -1,8 +1,8 @@
 """``run.json``: what was run, on which data and hardware, so that a figure can be traced.
 
 The file stands in ``OUTPUT_DIR`` and holds ``{"format": 1, "entries": [...]}``, one entry for every
-training and evaluation (see :func:`recorded`). It is for reading afterwards only: no run depends on
-it.
+training and evaluation (see :func:`recorded`), or the one of a prediction. It is for reading
+afterwards only: no run depends on it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ctmasknet.files import atomic_write, plain, write_json
 
 RUN_RECORD = "run.json"
 _FORMAT = 1
+_KINDS = ("training", "evaluation", "prediction")
 _ROOT = Path(ctmasknet.__file__).resolve().parent.parent
 #: Beside phantoms stands the recipe they were made by (see datasets/README.md).
 _PHANTOM_RECIPE = "phantom.json"
@@ -69,7 +70,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
     before = path.read_text(encoding="utf-8") if path.is_file() else None
     entry = new_entry(cfg, args)
     entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
-    _write(path, entries)
+    write_record(path.parent, entries)
     start = time.monotonic()
     try:
         yield found
@@ -79,10 +80,11 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
         if iterations is None:
             _restore(path, before)
             raise
-        _write(path, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
+        write_record(path.parent, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
     done = metrics.iterations() or cfg.SOLVER.MAX_ITER
-    _write(path, [*entries[:-1], _ended({**entry, **plain(found)}, start, "finished", done)])
+    ended = _ended({**entry, **plain(found)}, start, "finished", done)
+    write_record(path.parent, [*entries[:-1], ended])
 
 
 def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "kind": "training" if training else "evaluation",
         "status": "running",
-        "start": _now(),
+        "start": now(),
         "config_file": args.config_file,
         "overrides": [str(item) for item in args.opts],
         "command": command_of(args),
@@ -112,7 +114,15 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         "datasets": {
             split: [describe_dataset(name) for name in names] for split, names in splits.items()
         },
-        "hardware": hardware(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1)),
+        **surroundings(cfg, getattr(args, "num_gpus", 1)),
+    }
+
+
+def surroundings(cfg: CfgNode, num_gpus: int = 1) -> dict[str, Any]:
+    """What a run of any kind ran on and with: ``hardware``, ``versions``, ``git_commit`` and
+    ``config`` (all keys)."""
+    return {
+        "hardware": hardware(cfg.MODEL.DEVICE, num_gpus),
         "versions": {
             "ctmasknet": ctmasknet.__version__,
             "detectron2": detectron2.__version__,
@@ -223,7 +233,7 @@ def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         entries = document["entries"]
-        if not all(entry["kind"] in ("training", "evaluation") for entry in entries):
+        if not all(entry["kind"] in _KINDS for entry in entries):
             raise ValueError("an entry of another kind")
     except FileNotFoundError:
         return []
@@ -248,8 +258,9 @@ def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any
     ]
 
 
-def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    write_json(path, {"format": _FORMAT, "entries": entries}, 1)
+def write_record(folder: str | os.PathLike, entries: list[dict[str, Any]]) -> None:
+    """Write ``<folder>/run.json`` with these entries, whole or not at all."""
+    write_json(Path(folder) / RUN_RECORD, {"format": _FORMAT, "entries": entries}, 1)
 
 
 def _restore(path: Path, before: str | None) -> None:
@@ -263,7 +274,7 @@ def _restore(path: Path, before: str | None) -> None:
 def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) -> dict[str, Any]:
     done = {"iterations": iterations} if entry["kind"] == "training" else {}
     seconds = round(time.monotonic() - start, 1)
-    return {**entry, "status": status, "end": _now(), "seconds": seconds, **done}
+    return {**entry, "status": status, "end": now(), "seconds": seconds, **done}
 
 
 class _MetricsLog:
@@ -298,5 +309,6 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _now() -> str:
+def now() -> str:
+    """ISO time of this second, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +37,8 @@ class CTMaskNet(GeneralizedRCNN):
         self.image_head = image_head
         #: Also return the detector's ``Instances`` in evaluation, for overlays.
         self.return_instances = False
+        #: Also return the ranked boxes in px, as ``Instances``.
+        self.return_ranked_instances = False
         # What MODEL.BACKBONE.FREEZE_AT froze while the backbone was built.
         self._frozen = frozenset(
             name for name, value in self.named_parameters() if not value.requires_grad
@@ -74,8 +77,10 @@ class CTMaskNet(GeneralizedRCNN):
         Returns:
             In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
             one-hot label, mean over classes and batch. In evaluation B dicts: ``logits`` (C,),
-            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5), and
-            ``instances`` when ``return_instances`` is set.
+            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5);
+            ``instances`` when ``return_instances`` is set; ``ranked_instances`` (the n <= N boxes
+            behind the rows, best first, px of ``height`` and ``width``) when
+            ``return_ranked_instances`` is.
 
         Raises:
             CTMaskNetError: in training, an input has no label or one outside 0..C-1.
@@ -83,7 +88,7 @@ class CTMaskNet(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         with torch.set_grad_enabled(self._detector_learns):
-            rows, _ = self._ranked_boxes(batched_inputs)
+            rows, *_ = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows)
         labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)
         target = F.one_hot(labels, logits.shape[1]).to(torch.float32)
@@ -92,7 +97,7 @@ class CTMaskNet(GeneralizedRCNN):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See :meth:`forward`. No gradients are recorded."""
-        rows, detect = self._ranked_boxes(batched_inputs)
+        rows, detect, boxes = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows).float()
         scores = logits.sigmoid()
         results = [
@@ -107,15 +112,19 @@ class CTMaskNet(GeneralizedRCNN):
         if self.return_instances:
             for result, instances in zip(results, detect(), strict=True):
                 result.update(instances)
+        if self.return_ranked_instances:
+            for result, instances in zip(results, boxes(), strict=True):
+                result["ranked_instances"] = instances
         return results
 
     def _ranked_boxes(
         self, batched_inputs: list[dict[str, Any]]
-    ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]]]:
-        """Rows (B, N, 5), and a function that finishes detections from the same pass."""
+    ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]], Callable[[], list[Instances]]]:
+        """Rows (B, N, 5), and from the same pass two functions: one finishes detections, the other
+        gives the rows' boxes in px."""
         if all("ranked_rows" in item for item in batched_inputs):
             rows = torch.stack([item["ranked_rows"] for item in batched_inputs])
-            return rows.to(self.device), _no_detections
+            return rows.to(self.device), _no_detections, _no_detections
         images = self.preprocess_image(batched_inputs)
         features: dict[str, Tensor] = self.backbone(images.tensor)
         # Proposals are places, not values: nothing flows back through them in any mode.
@@ -130,12 +139,27 @@ class CTMaskNet(GeneralizedRCNN):
             found = self.roi_heads.detect(features, predictions, proposals)
             return self._postprocess(found, batched_inputs, images.image_sizes)
 
-        return rows, detect
+        def boxes() -> list[Instances]:
+            ranked = self.roi_heads.ranked_instances(predictions, proposals)
+            return [_scaled(*pair) for pair in zip(ranked, batched_inputs, strict=True)]
+
+        return rows, detect, boxes
 
 
-def _no_detections() -> list[dict[str, Any]]:
+def _scaled(instances: Instances, item: dict[str, Any]) -> Instances:
+    """Boxes from px of the model's input to px of ``item``'s ``height`` and ``width``."""
+    height, width = instances.image_size
+    target = (item.get("height", height), item.get("width", width))
+    scaled = Instances(target, **instances.get_fields())
+    scaled.pred_boxes = scaled.pred_boxes.clone()
+    scaled.pred_boxes.scale(target[1] / width, target[0] / height)
+    return scaled
+
+
+def _no_detections():
     raise CTMaskNetError(
-        "return_instances: inputs with ranked_rows hold no image to detect lesions in; give images"
+        "return_instances, return_ranked_instances: inputs with ranked_rows hold no "
+        "image to find boxes in; give images"
     )
 
 

@@ -178,6 +178,30 @@ class RankedBoxROIHeads(StandardROIHeads):
         return torch.stack(rows)
 
     @torch.no_grad()
+    def ranked_instances(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        """The boxes behind the rows of :meth:`rank`, decoded.
+
+        Returns:
+            for each image n <= N, best first: ``pred_boxes`` (clipped, px of the model's input),
+            ``scores`` and ``pred_classes``. Row i is of box ``floor(i * n / N)``.
+        """
+        boxes = self.box_predictor.predict_boxes(predictions, proposals)
+        probabilities = self.box_predictor.predict_probs(predictions, proposals)
+        found = []
+        for decoded, probability, image, (proposal, label) in zip(
+            boxes, probabilities, proposals, self._select(predictions, proposals), strict=True
+        ):
+            ranked = Instances(image.image_size)
+            ranked.pred_boxes = Boxes(decoded.unflatten(1, (-1, 4))[proposal, label])
+            ranked.pred_boxes.clip(image.image_size)
+            ranked.scores = probability[proposal, label]
+            ranked.pred_classes = label
+            found.append(ranked)
+        return found
+
+    @torch.no_grad()
     def keep_ranked(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> list[Instances]:

@@ -1,0 +1,156 @@
+"""A tiny classifier with its checkpoint, and scans of every kind that state what they are."""
+
+import argparse
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
+
+SIDE = 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same sums in every process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def save_model(cfg, folder, name):
+    """Random weights of ``cfg``: its YAML and its checkpoint."""
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    # Scores that differ from box to box and lesions that fill part of their box
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight, std=0.5)
+    CTMaskNetCheckpointer(model, str(folder), spec=spec_of(cfg)).save(name)
+    config = folder / f"{name}.yaml"
+    cfg.MODEL.WEIGHTS = ""
+    config.write_text(cfg.dump())
+    return SimpleNamespace(config=config, weights=folder / f"{name}.pth", cfg=cfg)
+
+
+@pytest.fixture
+def small_cfg(tiny_cfg):
+    tiny_cfg.merge_from_list(
+        [
+            *("INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 2),
+            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2, "TEST.DETECTIONS_PER_IMAGE", 6),
+        ]
+    )
+    return tiny_cfg
+
+
+@pytest.fixture
+def classifier(small_cfg, tmp_path):
+    return save_model(small_cfg, tmp_path, "cls")
+
+
+@pytest.fixture
+def detector(small_cfg, tmp_path):
+    small_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    return save_model(small_cfg, tmp_path, "seg")
+
+
+def hu_volume(seed, slices, side=SIDE):
+    """(slices, rows, columns) int16 HU: body, lungs and blobs, feet first."""
+    chance = np.random.default_rng(seed)
+    volume = np.full((slices, side, side), -1000, dtype=np.int16)
+    volume[:, 8:-8, 4:-4] = 40
+    volume[:, 16:-16, 10:-10] = -850
+    for plane in volume:
+        for _ in range(4):
+            row, column = chance.integers(16, side - 24, 2)
+            plane[row : row + 8, column : column + 8] = chance.integers(-600, 60)
+    return volume
+
+
+def write_series(folder, volume, patient="P1", flip=False, thickness=2.5):
+    """One DICOM series, a file a slice. ``flip``: stored with columns running to the right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uids = [generate_uid(entropy_srcs=[patient, str(folder.name), word]) for word in "abc"]
+    for number, plane in enumerate(volume):
+        header = pydicom.Dataset()
+        header.file_meta = FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
+        instance = generate_uid(entropy_srcs=[uids[0], str(number)])
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = instance
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = uids
+        header.PatientID, header.PatientName, header.Modality = patient, patient, "CT"
+        header.PatientBirthDate = header.PatientSex = header.StudyID = header.AccessionNumber = ""
+        header.StudyDate, header.StudyTime, header.ReferringPhysicianName = "20200301", "120000", ""
+        header.SeriesNumber, header.InstanceNumber = 1, number + 1
+        header.Rows, header.Columns = plane.shape
+        header.PixelSpacing, header.SliceThickness = [0.7, 0.8], thickness
+        left = -1 if flip else 1
+        header.ImageOrientationPatient = [left, 0, 0, 0, 1, 0]
+        header.ImagePositionPatient = [-20 * left, -30, 100 + thickness * number]
+        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+        header.BitsAllocated = header.BitsStored = 16
+        header.HighBit, header.PixelRepresentation = 15, 1
+        header.RescaleSlope, header.RescaleIntercept = 1, -24
+        header.PixelData = (plane + 24).astype("<i2").tobytes()
+        header.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def write_pictures(folder, seed, names):
+    """8-bit pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = np.random.default_rng(seed)
+    for name in names:
+        picture = chance.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A folder: a DICOM series, a NIfTI volume stored its own way, pictures of two patients."""
+    root = tmp_path / "scans"
+    write_series(root / "a_dicom", hu_volume(1, 4))
+    # Stored (slice, column to the right, row to the front)
+    stored = hu_volume(2, 5).transpose(0, 2, 1)[:, ::-1, ::-1]
+    affine = np.array([[0, 0.8, 0, -20], [0, 0, 0.7, -30], [3.0, 0, 0, 50], [0, 0, 0, 1]])
+    (root / "b_nifti").mkdir()
+    nibabel.save(nibabel.Nifti1Image(stored, affine), root / "b_nifti" / "ct.nii.gz")
+    names = [f"NCP_{n}_1_{s:04d}.png" for n in (7, 8) for s in range(3)]
+    write_pictures(root / "c_pictures", 3, names)
+    return root
+
+
+def arguments(model, inputs, output, **given):
+    """What tools/predict.py hands on."""
+    values = {
+        "config_file": str(model.config),
+        "opts": ["MODEL.WEIGHTS", str(model.weights)],
+        "input": [str(path) for path in inputs],
+        "output": str(output),
+        "lesions": False,
+        "masks": [],
+        "overlays": False,
+        "score_threshold": 0.5,
+        "pooling": None,
+        "top_k": None,
+        "batch_size": None,
+        "bad": "error",
+        "max_bad_share": 0.05,
+        "resume": False,
+        "overwrite": False,
+        "num_gpus": 1,
+        "words": [],
+    }
+    assert given.keys() <= values.keys()
+    return argparse.Namespace(**(values | given))
