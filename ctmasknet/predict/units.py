@@ -100,9 +100,8 @@ def _listed(folder: str) -> tuple[list[str], list[str]]:
             f"{folder}: cannot be listed ({error.strerror}); check its permissions"
         ) from error
     paths = [(os.path.join(folder, name), is_folder) for name, is_folder in found]
-    return [p for p, is_folder in paths if not is_folder], [
-        p for p, is_folder in paths if is_folder
-    ]
+    files = [path for path, is_folder in paths if not is_folder]
+    return files, [path for path, is_folder in paths if is_folder]
 
 
 def _add(digest, path: str) -> None:
