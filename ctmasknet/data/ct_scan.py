@@ -7,7 +7,10 @@ head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,6 +18,9 @@ import numpy as np
 
 from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
+
+#: Told of (file, reason).
+Report = Callable[[str, str], None]
 
 #: Longest side of a slice, px; nothing larger is decoded.
 MAX_SIDE_PX = 4096
@@ -27,6 +33,11 @@ AIR_HU = -1000.0
 #: Scanners and converters write -2000, -3024 and the like where nothing was measured. Nothing is
 #: less dense than air; the room below is for noise and for the undershoot of resampling.
 LOWEST_HU = -1500.0
+
+
+class UnsuitableFile(CTMaskNetError):
+    """A sound file that is no axial CT in HU. Refused when named; left out of a folder, with the
+    reason among the scan's problems."""
 
 
 class SliceSource(Protocol):
@@ -70,7 +81,7 @@ class CTSlice:
         """(H, W) float32 HU, upright. Outside the measured circle: :data:`AIR_HU`.
 
         Raises:
-            CTMaskNetError: a damaged file, or a picture, which states no HU.
+            CTMaskNetError: a damaged file, or an 8-bit picture, which states no HU.
         """
         return self.source.read_hu(self.frame)
 
@@ -116,13 +127,16 @@ class CTScan:
 def outside_to_air(hu: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
     """Give :data:`AIR_HU` to what lies outside the measured circle.
 
+    Marked pixels whose HU are those of air already stay, so that a volume is the same in a format
+    that cannot mark them.
+
     Args:
         hu: (H, W) float32, changed in place.
         padding: (H, W) bool, pixels that the file itself marks.
     """
     outside = ~(hu >= LOWEST_HU)  # NaN too
     if padding is not None:
-        outside |= padding
+        outside |= padding & (hu > AIR_HU)
     hu[outside] = AIR_HU
     return hu
 
@@ -153,5 +167,26 @@ def check_claimed_size(file: str, shape: Sequence[int]) -> None:
         )
 
 
-#: Told of (file, reason).
-Report = Callable[[str, str], None]
+@contextlib.contextmanager
+def decoding(file: str | os.PathLike) -> Iterator[None]:
+    """The boundary around a decoder: whatever it raises on broken bytes becomes one line that names
+    ``file``; its warnings are dropped.
+
+    Catches every Exception on purpose. Pillow, pydicom with its plugins and nibabel let through
+    what their parsers stumble on (struct, zlib, index, key, attribute, recursion, memory, ...); the
+    list has no end and changes with their versions. Keep blocks small: the decoder's call alone.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CTMaskNetError:
+        raise
+    except FileNotFoundError:
+        raise CTMaskNetError(f"{file}: no such file") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)[:200]
+        raise CTMaskNetError(
+            f"{file}: damaged or unreadable ({reason}); restore the file or leave it out"
+        ) from None
