@@ -41,13 +41,20 @@ class Pooler:
         """(n, C) logits of one scan or patient, n >= 1, to (C,) scores."""
         return self.pool(np.asarray(logits, dtype=np.float64))
 
-    def calibrated(self, level: str, scores: np.ndarray) -> np.ndarray | None:
-        """(C,) scores at the level's temperature T: sigmoid(logit(score) / T); None without T."""
+    def calibrated(self, level: str, values: np.ndarray) -> np.ndarray | None:
+        """Scores at the level's temperature T: sigmoid(log-odds / T); None without T.
+
+        Args:
+            level: ``slices``, ``scans`` or ``patients``.
+            values: (C,) logits of a slice; pooled scores of a scan or patient.
+        """
         temperature = self.temperatures.get(level)
         if temperature is None:
             return None
-        clipped = np.clip(np.asarray(scores, np.float64), SMALLEST_SCORE, 1 - SMALLEST_SCORE)
-        return expit(logit(clipped) / temperature)
+        log_odds = np.asarray(values, dtype=np.float64)
+        if level != "slices":
+            log_odds = logit(np.clip(log_odds, SMALLEST_SCORE, 1 - SMALLEST_SCORE))
+        return expit(log_odds / temperature)
 
 
 def build_pooler(

@@ -306,14 +306,14 @@ class CTPredictor:
                 for lesion in lesions[: self.top_boxes]
             )
             return PredictedSlice(source, None, None, None, None, best, lesions)
-        scores = output["scores"].cpu().numpy()
+        logits = output["logits"].cpu().numpy()
         return PredictedSlice(
             source=source,
             pred_class=output["pred_class"],
-            logits=output["logits"].cpu().numpy(),
-            scores=scores,
+            logits=logits,
+            scores=output["scores"].cpu().numpy(),
             ranked_boxes=output["ranked_boxes"].cpu().numpy(),
             top_boxes=found_boxes(output["ranked_instances"], self.top_boxes),
             lesions=lesions,
-            calibrated_scores=self.pooler.calibrated("slices", scores) if self.pooler else None,
+            calibrated_scores=self.pooler.calibrated("slices", logits) if self.pooler else None,
         )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctmasknet.data.natural import natural_key
 from ctmasknet.errors import CTMaskNetError
 
 #: A folder with more files is cut. Their headers are held at once: a few MB.
@@ -24,14 +25,24 @@ _VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Unit:
-    """Paths that are read together, and how many files (volumes counted by slices) they hold."""
+    """Paths that are read together.
+
+    Attributes:
+        paths: files and folders.
+        weight: how many files they hold, volumes counted by slices.
+        named: given as inputs, not cut out of one: it is an error when nothing is in them.
+    """
 
     paths: tuple[str, ...]
     weight: int
+    named: bool = True
 
 
 def list_units(inputs: Sequence[str | os.PathLike]) -> tuple[list[Unit], str]:
-    """Cut files and folders into units, in the order given, folders sorted by name.
+    """Cut files and folders into units, in the order given, folders in natural order.
+
+    As in :func:`ctmasknet.data.ct_io.read_scans`, names that begin with a dot are passed over in
+    folders.
 
     Returns:
         the units, and a SHA-256 over every file's path as given, size and time of change.
@@ -48,8 +59,7 @@ def list_units(inputs: Sequence[str | os.PathLike]) -> tuple[list[Unit], str]:
     loose: list[str] = []
     for given in map(os.fspath, inputs):
         if os.path.isdir(given):
-            weight = _walk(given, digest)
-            units += _cut(given, weight)
+            units += _units_of(_listed(given, digest, set()), named=True)
         elif os.path.isfile(given):
             _add(digest, given)
             if _is_volume(given):
@@ -64,41 +74,60 @@ def list_units(inputs: Sequence[str | os.PathLike]) -> tuple[list[Unit], str]:
     return units, digest.hexdigest()
 
 
-def _cut(folder: str, weight: int) -> list[Unit]:
-    if weight <= UNIT_FILES:
-        return [Unit((folder,), weight)] if weight else []
-    files, folders = _listed(folder)
-    volumes = [path for path in files if _is_volume(path)]
-    others = [path for path in files if not _is_volume(path)]
-    units = [Unit((path,), _VOLUME_FILES) for path in volumes]
+@dataclass
+class _Folder:
+    """A folder as listed. ``files`` is None where it need not be cut: a name costs memory."""
+
+    path: str
+    weight: int
+    files: list[str] | None
+    folders: list[_Folder]
+
+
+def _units_of(folder: _Folder, named: bool) -> list[Unit]:
+    if folder.files is None:
+        return [Unit((folder.path,), folder.weight, named)] if folder.weight or named else []
+    volumes = [path for path in folder.files if _is_volume(path)]
+    others = [path for path in folder.files if not _is_volume(path)]
+    if not volumes and not folder.folders:
+        return [Unit((folder.path,), folder.weight, named)]
+    units = [Unit((path,), _VOLUME_FILES, False) for path in volumes]
     if others:
-        whole = not volumes and not folders
-        units.append(Unit((folder,) if whole else tuple(others), len(others)))
-    for path in folders:
-        units += _cut(path, _walk(path))
+        units.append(Unit(tuple(others), len(others), False))
+    for inner in folder.folders:
+        units += _units_of(inner, False)
     return units
 
 
-def _walk(folder: str, digest=None) -> int:
-    """The weight of everything below a folder; its files go into ``digest``."""
-    files, folders = _listed(folder)
-    weight = 0
-    for path in files:
-        weight += _VOLUME_FILES if _is_volume(path) else 1
-        if digest is not None:
-            _add(digest, path)
-    return weight + sum(_walk(path, digest) for path in folders)
+def _listed(path: str, digest, visited: set[tuple[int, int]]) -> _Folder:
+    """List a folder to its depth; every file goes into ``digest``."""
+    files, folders = _entries(path, visited)
+    for file in files:
+        _add(digest, file)
+    inner = [_listed(folder, digest, visited) for folder in folders]
+    weight = sum(_VOLUME_FILES if _is_volume(file) else 1 for file in files)
+    weight += sum(folder.weight for folder in inner)
+    if weight <= UNIT_FILES:
+        return _Folder(path, weight, None, [])
+    return _Folder(path, weight, files, inner)
 
 
-def _listed(folder: str) -> tuple[list[str], list[str]]:
-    """Paths of the files and of the folders in a folder, each sorted."""
+def _entries(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """Paths of the files and of the folders in a folder, each in natural order; none of a folder
+    that links lead to again."""
     try:
+        status = os.stat(folder)
+        place = (status.st_dev, status.st_ino)
+        if place in visited:
+            return [], []
+        visited.add(place)
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries)
+            found = [(entry.name, entry.is_dir()) for entry in entries]
     except OSError as error:
         raise CTMaskNetError(
             f"{folder}: cannot be listed ({error.strerror}); check its permissions"
         ) from error
+    found = sorted((item for item in found if item[0][0] != "."), key=lambda x: natural_key(x[0]))
     paths = [(os.path.join(folder, name), is_folder) for name, is_folder in found]
     files = [path for path, is_folder in paths if not is_folder]
     return files, [path for path, is_folder in paths if is_folder]

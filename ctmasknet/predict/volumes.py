@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from ctmasknet.data.ct_io import CTScan
-from ctmasknet.data.ct_orientation import Upright, upright
+from ctmasknet.data.ct_orientation import Upright
 from ctmasknet.data.label_masks import LABEL_NAMES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
@@ -101,6 +101,8 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
             f"{scan.slices[0].file}: no label volume can be made of {scan.scan}, because it states "
             "no even geometry; leave out --masks nifti"
         )
+    image.header.extensions.clear()
+    image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"ctmasknet lesions"
     with atomic_write(path, "wb") as stream:
@@ -115,7 +117,7 @@ def _is_nifti1(image) -> bool:
 def _as_source(labels: Sequence[np.ndarray], scan: CTScan, source) -> np.ndarray:
     """(i, j, k) in the voxel order of the file; slices that are not there are 0."""
     shape = source.shape[:3]
-    turn = upright(source.affine, shape, scan.slices[0].file)
+    turn = scan.slices[0].source.volume.turn
     volume = np.zeros(shape, dtype=np.uint8)
     along_slices = np.moveaxis(volume, turn.axes[2], 0)
     for one, label in zip(scan.slices, labels, strict=True):

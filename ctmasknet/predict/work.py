@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import re
 import sys
 import time
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 import ctmasknet
 from ctmasknet.data.bad_slices import BadSlice
-from ctmasknet.data.ct_io import CTScan, read_scans
+from ctmasknet.data.ct_files import kind_of
+from ctmasknet.data.ct_io import CTScan, UnsuitableFile, read_scans
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.predict.ahead import ahead
@@ -60,6 +62,38 @@ class Drawing:
 def is_shared(unit: Unit, units: int, world: int) -> bool:
     """Whether a unit's pieces are dealt out to all processes, and not the whole unit to one."""
     return world > 1 and (unit.weight > UNIT_FILES or units < _UNITS_A_PROCESS * world)
+
+
+def read_unit(unit: Unit, *, skip_bad: bool) -> tuple[list[CTScan], list[tuple[str, str]]]:
+    """The scans of a unit, and (file, reason) of what was skipped.
+
+    Raises:
+        CTMaskNetError: without ``skip_bad``, the first bad file.
+    """
+    bad: list[tuple[str, str]] = []
+    paths = unit.paths
+    if not unit.named:
+        paths = tuple(path for path in paths if os.path.isdir(path) or _may_be_ct(path))
+
+    def note(file: str, reason: str) -> None:
+        if not unit.named and os.path.isdir(file):
+            return  # a folder of notes, say, among folders of scans
+        if not skip_bad:
+            raise CTMaskNetError(f"{file}: {reason}")
+        bad.append((file, reason))
+
+    return (read_scans(paths, on_bad=note) if paths else []), bad
+
+
+def _may_be_ct(path: str) -> bool:
+    """Whether a file found in a folder is of a kind that is read; damaged ones are."""
+    try:
+        kind_of(path)
+    except UnsuitableFile:
+        return False
+    except CTMaskNetError:
+        return True
+    return True
 
 
 class Worker:
@@ -112,13 +146,8 @@ class Worker:
         )
 
         def read(number: int) -> tuple[int, list[CTScan], list[tuple[str, str]]]:
-            bad: list[tuple[str, str]] = []
-
-            def note(file: str, reason: str) -> None:
-                bad.append((file, reason.removeprefix(f"{file}: ")))
-
-            report = note if self.skip_bad else None
-            return number, read_scans(units[number].paths, on_bad=report), bad
+            scans, bad = read_unit(units[number], skip_bad=self.skip_bad)
+            return number, scans, bad
 
         for number, scans, bad in ahead(read, mine, threads=1, limit=1):
             with writing(self.output):

@@ -1,6 +1,7 @@
 """A tiny classifier with its checkpoint, and scans of every kind that state what they are."""
 
-import argparse
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel
@@ -12,8 +13,10 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from running import run_tool
 
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
+from ctmasknet.engine.setup import read_cfg
 
 SIDE = 64
 
@@ -27,13 +30,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def save_model(cfg, folder, name):
-    """Random weights of ``cfg``: its YAML and its checkpoint."""
-    torch.manual_seed(3)
+def save_model(cfg, folder, name, detector=None):
+    """Random weights of ``cfg``: its YAML and its checkpoint. A classifier has its detector's."""
+    torch.manual_seed(2)
     model = build_model(cfg)
-    # Scores that differ from box to box and lesions that fill part of their box
-    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
-    torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight, std=0.5)
+    if detector is not None:
+        torch.nn.init.normal_(model.image_head.fc1.weight, std=0.5)
+        weights = torch.load(detector.weights, weights_only=True)["model"]
+        assert not model.load_state_dict(weights, strict=False).unexpected_keys
+    else:
+        heads = model.roi_heads
+        # Both classes at scores that differ from box to box, and masks that fill part of a box
+        torch.nn.init.normal_(heads.box_head.fc1.weight, std=0.1)
+        torch.nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.3)
+        torch.nn.init.zeros_(heads.box_predictor.cls_score.weight[-1])
+        torch.nn.init.normal_(heads.mask_head.predictor.weight, std=3.0)
     CTMaskNetCheckpointer(model, str(folder), spec=spec_of(cfg)).save(name)
     config = folder / f"{name}.yaml"
     cfg.MODEL.WEIGHTS = ""
@@ -41,26 +52,34 @@ def save_model(cfg, folder, name):
     return SimpleNamespace(config=config, weights=folder / f"{name}.pth", cfg=cfg)
 
 
-@pytest.fixture
-def small_cfg(tiny_cfg):
-    tiny_cfg.merge_from_list(
-        [
-            *("INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 2),
-            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2, "TEST.DETECTIONS_PER_IMAGE", 6),
-        ]
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.LESION_CLASSES", ["ggo", "consolidation"]),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.FPN.OUT_CHANNELS", 16),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.RPN.POST_NMS_TOPK_TEST", 40),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[8, 16, 24]], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2),
+    *("INPUT.MIN_SIZE_TEST", SIDE, "TEST.DETECTIONS_PER_IMAGE", 6, "DATALOADER.NUM_WORKERS", 2),
+]
+
+
+@pytest.fixture(scope="session")
+def detector(repository, tmp_path_factory):
+    cfg = read_cfg(str(repository / "configs" / "seg_light.yaml"), SMALL)
+    return save_model(cfg, tmp_path_factory.mktemp("model"), "seg")
+
+
+@pytest.fixture(scope="session")
+def classifier(repository, detector, tmp_path_factory):
+    cfg = read_cfg(
+        str(repository / "configs" / "cls_light.yaml"), [*SMALL, "MODEL.RANKED_BOXES.NUM", 16]
     )
-    return tiny_cfg
+    return save_model(cfg, tmp_path_factory.mktemp("model"), "cls", detector)
 
 
 @pytest.fixture
-def classifier(small_cfg, tmp_path):
-    return save_model(small_cfg, tmp_path, "cls")
-
-
-@pytest.fixture
-def detector(small_cfg, tmp_path):
-    small_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    return save_model(small_cfg, tmp_path, "seg")
+def own_classifier(classifier, tmp_path):
+    """A copy whose weights file may be changed."""
+    weights = Path(shutil.copy(classifier.weights, tmp_path / "own.pth"))
+    return SimpleNamespace(config=classifier.config, weights=weights, cfg=classifier.cfg)
 
 
 def hu_volume(seed, slices, side=SIDE):
@@ -116,10 +135,8 @@ def write_pictures(folder, seed, names):
     return folder
 
 
-@pytest.fixture
-def scans(tmp_path):
+def write_scans(root):
     """A folder: a DICOM series, a NIfTI volume stored its own way, pictures of two patients."""
-    root = tmp_path / "scans"
     write_series(root / "a_dicom", hu_volume(1, 4))
     # Stored (slice, column to the right, row to the front)
     stored = hu_volume(2, 5).transpose(0, 2, 1)[:, ::-1, ::-1]
@@ -131,26 +148,50 @@ def scans(tmp_path):
     return root
 
 
-def arguments(model, inputs, output, **given):
-    """What tools/predict.py hands on."""
-    values = {
-        "config_file": str(model.config),
-        "opts": ["MODEL.WEIGHTS", str(model.weights)],
-        "input": [str(path) for path in inputs],
-        "output": str(output),
-        "lesions": False,
-        "masks": [],
-        "overlays": False,
-        "score_threshold": 0.5,
-        "pooling": None,
-        "top_k": None,
-        "batch_size": None,
-        "bad": "error",
-        "max_bad_share": 0.05,
-        "resume": False,
-        "overwrite": False,
-        "num_gpus": 1,
-        "words": [],
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory):
+    """See :func:`write_scans`; not to be changed."""
+    return write_scans(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture
+def own_scans(tmp_path):
+    """The same, to be changed."""
+    return write_scans(tmp_path / "scans")
+
+
+@pytest.fixture
+def tool(repository, capsys):
+    """Run tools/predict.py; returns its exit code and its last line on stderr."""
+
+    def call(*words):
+        code = run_tool(repository, "tools/predict.py", *words)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        return code, lines[-1] if lines else ""
+
+    return call
+
+
+def words(model, inputs, output, *flags):
+    """A command line: flags of the tool, then overrides."""
+    flags, overrides = (
+        (list(flags), [])
+        if "--" not in flags
+        else (
+            list(flags[: flags.index("--")]),
+            list(flags[flags.index("--") + 1 :]),
+        )
+    )
+    return [
+        *("--config-file", model.config, "--input", *inputs, *flags, "--output", output),
+        *("MODEL.WEIGHTS", model.weights, *overrides),
+    ]
+
+
+def files_of(folder):
+    """Name -> bytes of all files below a folder, but for those that tell the time."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("run.json", "prediction.json")
     }
-    assert given.keys() <= values.keys()
-    return argparse.Namespace(**(values | given))
