@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import mmap
+import os
 import re
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -28,11 +30,14 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from ctmasknet.data.ct_scan import UnsuitableFile, check_claimed_size, decoding
+from ctmasknet.data.ct_scan import (
+    CHUNK_BYTES,
+    UnsuitableFile,
+    check_claimed_size,
+    decoding,
+    max_expanded_bytes,
+)
 from ctmasknet.errors import CTMaskNetError
-
-#: Most bytes a deflated data set may inflate to.
-MAX_INFLATED_BYTES = 2**28
 
 #: A file's meta group lies within its first bytes.
 _META_BYTES = 2**16
@@ -110,6 +115,8 @@ def read_header(file: str) -> Dataset:
         order = "little" if header.file_meta.TransferSyntaxUID.is_little_endian else "big"
         tag = [int.from_bytes(stream.read(2), order) for _ in range(2)]
         modality = header.get("Modality") or "no modality"
+        compressed = header.file_meta.TransferSyntaxUID.is_compressed
+        fragments = _count_fragments(stream) if compressed and tag[0] == 0x7FE0 else 0
     if tag != [0x7FE0, 0x0010]:
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
@@ -118,7 +125,12 @@ def read_header(file: str) -> Dataset:
         pixel_bytes = int(header.get("BitsAllocated") or 0) // 8
     check_claimed_size(file, (*size, frames))
     needed = size[0] * size[1] * frames * pixel_bytes
-    if not header.file_meta.TransferSyntaxUID.is_compressed and left < needed:
+    if compressed and fragments < frames:
+        raise CTMaskNetError(
+            f"{file}: truncated, holds {fragments} whole fragments for {frames} compressed frames; "
+            "restore the file"
+        )
+    if not compressed and left < needed:
         raise CTMaskNetError(
             f"{file}: truncated, holds {left} of {needed} bytes of pixels; restore the file"
         )
@@ -151,24 +163,38 @@ def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:
 def _opened(file: str) -> Iterator[BinaryIO]:
     """The file, or the data set that a deflated file inflates to, as a stream whose reads end with
     it."""
-    with open(file, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(file, "rb"))
+        mapped = stack.enter_context(_mapped(stream))
         begin = _deflated_begin(file, mapped)
-        if begin is None:
-            yield mapped
-            return
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = inflater.decompress(mapped[begin:], MAX_INFLATED_BYTES)
-        if inflater.unconsumed_tail:
-            raise CTMaskNetError(
-                f"{file}: inflates to more than {MAX_INFLATED_BYTES >> 20} MiB; store it "
-                "uncompressed"
-            )
-        yield io.BytesIO(inflated)
+        if begin is not None:
+            stream.seek(begin)
+            inflated = stack.enter_context(tempfile.TemporaryFile())
+            _inflate(file, stream, inflated)
+            mapped = stack.enter_context(_mapped(inflated))
+        yield mapped
+
+
+def _mapped(stream: BinaryIO) -> mmap.mmap:
+    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _inflate(file: str, source: BinaryIO, target: BinaryIO) -> None:
+    """Inflate piece by piece, and no further than a CT can expand. pydicom alone would inflate all
+    of it into memory."""
+    left = max_expanded_bytes(os.path.getsize(file))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    while (piece := inflater.unconsumed_tail or source.read(CHUNK_BYTES)) and not inflater.eof:
+        inflated = inflater.decompress(piece, CHUNK_BYTES)
+        target.write(inflated)
+        left -= len(inflated)
+        if left < 0:
+            raise CTMaskNetError(f"{file}: inflates further than any CT does; the file is damaged")
+    target.flush()
 
 
 def _deflated_begin(file: str, mapped: mmap.mmap) -> int | None:
-    """Where a deflated data set begins; None for any other file. pydicom alone would inflate it
-    without a limit."""
+    """Where a deflated data set begins; None for any other file."""
     uid = DeflatedExplicitVRLittleEndian.encode()
     if mapped.find(uid, 0, _META_BYTES) < 0:
         return None
@@ -188,6 +214,20 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _count_fragments(stream: BinaryIO) -> int:
+    """How many whole fragments of compressed frames follow a pixel data tag; 0 when one of them, or
+    the offset table before them, reaches beyond the end of the file."""
+    stream.seek(8, io.SEEK_CUR)  # VR and length
+    count = -1  # the offset table comes first
+    while len(head := stream.read(8)) == 8:
+        group, element, length = struct.unpack("<HHI", head)
+        if (group, element) != (0xFFFE, 0xE000):  # the end, or damage that ends them
+            break
+        stream.seek(length, io.SEEK_CUR)  # raises beyond the end
+        count += 1
+    return max(0, count)
 
 
 def _check_codestream(file: str, stream: BinaryIO, frame: int) -> None:

@@ -1,8 +1,9 @@
 """NIfTI volumes as scans.
 
 NIfTI has no place to say that values are HU. They are taken as HU after slope and intercept, unless
-they cannot be: HU of a chest hold air and lung, so a volume in which nothing lies below
-:data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1 or CT with its offset lost.
+they cannot be: a slice of the chest holds air and lung. A volume without a slice of which
+:data:`AIR_SHARE` lies below :data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
+another modality, or CT that has lost its offset.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
 from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, outside_to_air
 
-#: A volume in HU has values below this.
-AIR_SEEN_HU = -200.0
-#: ... and none beyond this, metal and padding values included.
+#: A volume in HU has a slice with this share of its values below this.
+AIR_SEEN_HU, AIR_SHARE = -200.0, 0.01
+#: ... and no value beyond this, metal and padding values included.
 _BEYOND_HU = 1e5
 
 
@@ -73,7 +74,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
 
 def _check_hu(volume: NiftiVolume) -> None:
     """Looks at slices, the middle one first, until one holds air."""
-    count = volume.turn.shape[2]
+    columns, rows, count = volume.turn.shape
     lowest, highest = np.inf, -np.inf
     for index in (count // 2, *range(count)):
         values = volume.values(index)
@@ -82,10 +83,10 @@ def _check_hu(volume: NiftiVolume) -> None:
             lowest, highest = min(lowest, values.min()), max(highest, values.max())
         if max(-lowest, highest) > _BEYOND_HU and np.isfinite(lowest):
             break
-        if lowest < AIR_SEEN_HU:
+        if (values < AIR_SEEN_HU).sum() >= AIR_SHARE * rows * columns:
             return
     found = f"{lowest:g} to {highest:g}" if np.isfinite(lowest) else "no number at all"
     raise UnsuitableFile(
-        f"{volume.file}: values are {found}, so they are not HU (air is -1000); give the CT volume "
-        "in HU"
+        f"{volume.file}: its values, {found}, are not HU of a chest (air is -1000); give the CT "
+        "volume in HU"
     )

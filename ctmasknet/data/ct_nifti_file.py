@@ -20,16 +20,18 @@ from nibabel import Nifti1Header, Nifti2Header
 from nibabel.orientations import io_orientation
 
 from ctmasknet.data.ct_orientation import Upright, upright
-from ctmasknet.data.ct_scan import UnsuitableFile, check_claimed_size, decoding
+from ctmasknet.data.ct_scan import (
+    CHUNK_BYTES,
+    MAX_EXPANSION,
+    UnsuitableFile,
+    check_claimed_size,
+    decoding,
+    max_expanded_bytes,
+)
 from ctmasknet.errors import CTMaskNetError
-
-#: Compressed files may expand this much whatever their size, bytes; beyond it by this factor only.
-FREE_BYTES = 2**26
-MAX_EXPANSION = 200
 
 _HEADER_BYTES = 540
 _MAX_OFFSET = 2**26
-_CHUNK_BYTES = 2**22
 _BLOCK_BYTES = 2**26
 _TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
@@ -99,8 +101,8 @@ def read_volume(file: str, max_expansion: float = MAX_EXPANSION) -> NiftiVolume:
 
     Args:
         file: ``.nii`` or ``.nii.gz``; told apart by content.
-        max_expansion: above :data:`FREE_BYTES`, how many times larger than the compressed file the
-            volume may be. Label masks compress far better than CT.
+        max_expansion: see :func:`ctmasknet.data.ct_scan.max_expanded_bytes`. Label masks compress
+            far better than CT.
 
     Raises:
         UnsuitableFile: 4D, colour, complex, a header without its image, no stated orientation,
@@ -190,7 +192,7 @@ def _check_length(
             f"{file}: truncated, holds {max(0, size - offset)} of {needed} bytes of voxels; "
             "restore the file"
         )
-    if compressed and needed > max(FREE_BYTES, max_expansion * size):
+    if compressed and needed > max_expanded_bytes(size, max_expansion):
         raise CTMaskNetError(
             f"{file}: claims to expand {needed / size:.0f}-fold to {needed >> 20} MiB, as no CT "
             "does; the file is damaged"
@@ -238,21 +240,21 @@ def _expanded(volume: NiftiVolume, stream: IO[bytes]) -> IO[bytes]:
     target = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the layout)
     with gzip.GzipFile(fileobj=stream) as source:
         _skip(source, volume.offset)
-        while left and (chunk := source.read(min(left, _CHUNK_BYTES))):
+        while left and (chunk := source.read(min(left, CHUNK_BYTES))):
             target.write(chunk)
             left -= len(chunk)
         if left:
             raise CTMaskNetError(
                 f"{volume.file}: truncated, {left} bytes of voxels are missing; restore the file"
             )
-        if len(source.read(_CHUNK_BYTES)) == _CHUNK_BYTES:
+        if len(source.read(CHUNK_BYTES)) == CHUNK_BYTES:
             raise CTMaskNetError(f"{volume.file}: holds far more than its header says; damaged")
     target.flush()
     return target
 
 
 def _skip(source: IO[bytes], count: int) -> None:
-    while count and (chunk := source.read(min(count, _CHUNK_BYTES))):
+    while count and (chunk := source.read(min(count, CHUNK_BYTES))):
         count -= len(chunk)
 
 

@@ -27,6 +27,12 @@ MAX_SIDE_PX = 4096
 #: Most voxels one file may claim: 8,192 slices of 512 x 512.
 MAX_VOXELS = 2**31
 
+#: Compressed files may expand to this many bytes, or this many times; CT compresses about 2-fold,
+#: padded and masked CT some 20-fold.
+FREE_BYTES, MAX_EXPANSION = 2**26, 200
+#: How much is expanded at a time.
+CHUNK_BYTES = 2**22
+
 #: HU given to pixels outside the patient's circle: those that equal DICOM's padding value, those
 #: below :data:`LOWEST_HU`, and NaN.
 AIR_HU = -1000.0
@@ -165,6 +171,11 @@ def check_claimed_size(file: str, shape: Sequence[int]) -> None:
         raise CTMaskNetError(
             f"{file}: its header claims {size} voxels, more than the {MAX_VOXELS} that are read"
         )
+
+
+def max_expanded_bytes(size: int, max_expansion: float = MAX_EXPANSION) -> int:
+    """What a compressed file of ``size`` bytes may expand to; more is a bomb or damage."""
+    return int(max(FREE_BYTES, max_expansion * size))
 
 
 @contextlib.contextmanager
