@@ -103,7 +103,10 @@ def write_dicom_seg(
     pixels = np.zeros((_frame_count(images), *planes[0].shape), dtype=np.uint8)
     for place, (one, plane) in enumerate(zip(scan.slices, planes, strict=True)):
         pixels[place if one.frame is None else one.frame] = plane
-    uids = [generate_uid(entropy_srcs=[identity, scan.scan, what]) for what in ("series", "image")]
+    series_uid, image_uid, dimensions_uid = (
+        generate_uid(entropy_srcs=[identity, scan.patient, scan.scan, what])
+        for what in ("series", "image", "dimensions")
+    )
     coded = highdicom.sr.CodedConcept
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="ctmasknet", version=software[:64], family=coded(*_AI_FAMILY)
@@ -129,9 +132,9 @@ def write_dicom_seg(
                 pixel_array=pixels,
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=descriptions,
-                series_instance_uid=uids[0],
+                series_instance_uid=series_uid,
                 series_number=9000,
-                sop_instance_uid=uids[1],
+                sop_instance_uid=image_uid,
                 instance_number=1,
                 manufacturer="ctmasknet",
                 manufacturer_model_name="ctmasknet",
@@ -148,8 +151,13 @@ def write_dicom_seg(
             f"{scan.slices[0].file}: no DICOM segmentation can refer to this series "
             f"({' '.join(str(error).split())}); leave out --masks dicom-seg"
         ) from error
+    # highdicom takes these from the clock and by chance; a run that is continued gives them anew
     segmentation.InstanceCreationDate = created.strftime("%Y%m%d")
     segmentation.InstanceCreationTime = created.strftime("%H%M%S")
+    for equipment in segmentation.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = created.strftime("%Y%m%d%H%M%S")
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions_uid
     with atomic_write(path, "wb") as stream:
         segmentation.save_as(stream)
 

@@ -48,18 +48,28 @@ def list_units(inputs: Sequence[str | os.PathLike]) -> tuple[list[Unit], str]:
         the units, and a SHA-256 over every file's path as given, size and time of change.
 
     Raises:
-        CTMaskNetError: no input, one that does not exist or cannot be listed, or one that lies in
-            another.
+        CTMaskNetError: no input, one that does not exist or cannot be listed, one that lies in
+            another, or a link that leads to a folder of another unit.
     """
     if not inputs:
         raise CTMaskNetError("no input: give files or folders of CT slices")
     _check_apart(inputs)
     digest = hashlib.sha256()
+    visited: set[tuple[int, int]] = set()
     units: list[Unit] = []
     loose: list[str] = []
     for given in map(os.fspath, inputs):
         if os.path.isdir(given):
-            units += _units_of(_listed(given, digest, set()), named=True)
+            before, links = set(visited), {}
+            folder = _listed(given, digest, visited, links)
+            for link, place in links.items():
+                # Within one unit a folder is read once, however often links lead to it
+                if folder.files is not None or place in before:
+                    raise CTMaskNetError(
+                        f"{link}: leads to a folder that is among the inputs already; remove the "
+                        "link, so that no slice is predicted twice"
+                    )
+            units += _units_of(folder, named=True)
         elif os.path.isfile(given):
             _add(digest, given)
             if _is_volume(given):
@@ -99,12 +109,15 @@ def _units_of(folder: _Folder, named: bool) -> list[Unit]:
     return units
 
 
-def _listed(path: str, digest, visited: set[tuple[int, int]]) -> _Folder:
-    """List a folder to its depth; every file goes into ``digest``."""
-    files, folders = _entries(path, visited)
+def _listed(
+    path: str, digest, visited: set[tuple[int, int]], links: dict[str, tuple[int, int]]
+) -> _Folder:
+    """List a folder to its depth; every file goes into ``digest``, paths of folders that were
+    visited before into ``links``."""
+    files, folders = _entries(path, visited, links)
     for file in files:
         _add(digest, file)
-    inner = [_listed(folder, digest, visited) for folder in folders]
+    inner = [_listed(folder, digest, visited, links) for folder in folders]
     weight = sum(_VOLUME_FILES if _is_volume(file) else 1 for file in files)
     weight += sum(folder.weight for folder in inner)
     if weight <= UNIT_FILES:
@@ -112,13 +125,16 @@ def _listed(path: str, digest, visited: set[tuple[int, int]]) -> _Folder:
     return _Folder(path, weight, files, inner)
 
 
-def _entries(folder: str, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+def _entries(
+    folder: str, visited: set[tuple[int, int]], links: dict[str, tuple[int, int]]
+) -> tuple[list[str], list[str]]:
     """Paths of the files and of the folders in a folder, each in natural order; none of a folder
-    that links lead to again."""
+    that was visited before."""
     try:
         status = os.stat(folder)
         place = (status.st_dev, status.st_ino)
         if place in visited:
+            links[folder] = place
             return [], []
         visited.add(place)
         with os.scandir(folder) as entries:
