@@ -37,7 +37,7 @@ class CTMaskNet(GeneralizedRCNN):
         self.image_head = image_head
         #: Also return the detector's ``Instances`` in evaluation, for overlays.
         self.return_instances = False
-        #: Also return the ranked boxes in px, as ``Instances``.
+        #: Also return the boxes behind the rows in evaluation, decoded, for attributions.
         self.return_ranked_instances = False
         # What MODEL.BACKBONE.FREEZE_AT froze while the backbone was built.
         self._frozen = frozenset(
@@ -77,10 +77,11 @@ class CTMaskNet(GeneralizedRCNN):
         Returns:
             In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
             one-hot label, mean over classes and batch. In evaluation B dicts: ``logits`` (C,),
-            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5);
-            ``instances`` when ``return_instances`` is set; ``ranked_instances`` (the n <= N boxes
-            behind the rows, best first, px of ``height`` and ``width``) when
-            ``return_ranked_instances`` is.
+            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5),
+            ``instances`` when ``return_instances`` is set, and ``ranked_instances`` when
+            ``return_ranked_instances`` is: the n <= N boxes of the rows, best first
+            (``pred_boxes`` px of ``height`` x ``width``, ``scores``, ``pred_classes``); row i is
+            box ``stretched_places(n, N)[i]``.
 
         Raises:
             CTMaskNetError: in training, an input has no label or one outside 0..C-1.
@@ -88,7 +89,7 @@ class CTMaskNet(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         with torch.set_grad_enabled(self._detector_learns):
-            rows, *_ = self._ranked_boxes(batched_inputs)
+            rows, _ = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows)
         labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)
         target = F.one_hot(labels, logits.shape[1]).to(torch.float32)
@@ -97,7 +98,7 @@ class CTMaskNet(GeneralizedRCNN):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See :meth:`forward`. No gradients are recorded."""
-        rows, detect, boxes = self._ranked_boxes(batched_inputs)
+        rows, extras = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows).float()
         scores = logits.sigmoid()
         results = [
@@ -109,22 +110,18 @@ class CTMaskNet(GeneralizedRCNN):
             }
             for logit, score, row in zip(logits, scores, rows.float(), strict=True)
         ]
-        if self.return_instances:
-            for result, instances in zip(results, detect(), strict=True):
-                result.update(instances)
-        if self.return_ranked_instances:
-            for result, instances in zip(results, boxes(), strict=True):
-                result["ranked_instances"] = instances
+        if self.return_instances or self.return_ranked_instances:
+            for result, extra in zip(results, extras(), strict=True):
+                result.update(extra)
         return results
 
     def _ranked_boxes(
         self, batched_inputs: list[dict[str, Any]]
-    ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]], Callable[[], list[Instances]]]:
-        """Rows (B, N, 5), and from the same pass two functions: one finishes detections, the other
-        gives the rows' boxes in px."""
+    ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]]]:
+        """Rows (B, N, 5), and a function that makes what else was asked for from the same pass."""
         if all("ranked_rows" in item for item in batched_inputs):
             rows = torch.stack([item["ranked_rows"] for item in batched_inputs])
-            return rows.to(self.device), _no_detections, _no_detections
+            return rows.to(self.device), _no_boxes
         images = self.preprocess_image(batched_inputs)
         features: dict[str, Tensor] = self.backbone(images.tensor)
         # Proposals are places, not values: nothing flows back through them in any mode.
@@ -135,31 +132,34 @@ class CTMaskNet(GeneralizedRCNN):
         predictions = self.roi_heads.predict(features, proposals)
         rows = self.roi_heads.rank(predictions, proposals)
 
-        def detect() -> list[dict[str, Any]]:
-            found = self.roi_heads.detect(features, predictions, proposals)
-            return self._postprocess(found, batched_inputs, images.image_sizes)
+        def extras() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = [{} for _ in batched_inputs]
+            if self.return_instances:
+                detections = self.roi_heads.detect(features, predictions, proposals)
+                found = self._postprocess(detections, batched_inputs, images.image_sizes)
+            if self.return_ranked_instances:
+                ranked = self.roi_heads.ranked_instances(predictions, proposals)
+                for extra, item, boxes in zip(found, batched_inputs, ranked, strict=True):
+                    extra["ranked_instances"] = _scaled(boxes, item)
+            return found
 
-        def boxes() -> list[Instances]:
-            ranked = self.roi_heads.ranked_instances(predictions, proposals)
-            return [_scaled(*pair) for pair in zip(ranked, batched_inputs, strict=True)]
-
-        return rows, detect, boxes
-
-
-def _scaled(instances: Instances, item: dict[str, Any]) -> Instances:
-    """Boxes from px of the model's input to px of ``item``'s ``height`` and ``width``."""
-    height, width = instances.image_size
-    target = (item.get("height", height), item.get("width", width))
-    scaled = Instances(target, **instances.get_fields())
-    scaled.pred_boxes = scaled.pred_boxes.clone()
-    scaled.pred_boxes.scale(target[1] / width, target[0] / height)
-    return scaled
+        return rows, extras
 
 
-def _no_detections():
+def _scaled(boxes: Instances, item: dict[str, Any]) -> Instances:
+    """Boxes in px of the input's ``height`` x ``width``. Unlike Detectron2's postprocessing this
+    drops none: rows are known by their number."""
+    height, width = boxes.image_size
+    size = (item.get("height", height), item.get("width", width))
+    boxes = Instances(size, **boxes.get_fields())
+    boxes.pred_boxes.scale(size[1] / width, size[0] / height)
+    boxes.pred_boxes.clip(size)
+    return boxes
+
+
+def _no_boxes() -> list[dict[str, Any]]:
     raise CTMaskNetError(
-        "return_instances, return_ranked_instances: inputs with ranked_rows hold no "
-        "image to find boxes in; give images"
+        "return_instances: inputs with ranked_rows hold no image to find boxes in; give images"
     )
 
 
