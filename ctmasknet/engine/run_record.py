@@ -13,32 +13,26 @@ import datetime
 import hashlib
 import json
 import os
-import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import detectron2
-import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-import ctmasknet
 from ctmasknet.data.classes import parse_lesion_name
 from ctmasknet.data.content import content_sha256
 from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.engine.surroundings import surroundings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain, write_json
 
 RUN_RECORD = "run.json"
 _FORMAT = 1
 _KINDS = ("training", "evaluation", "prediction")
-_ROOT = Path(ctmasknet.__file__).resolve().parent.parent
 #: Beside phantoms stands the recipe they were made by (see datasets/README.md).
 _PHANTOM_RECIPE = "phantom.json"
 
@@ -118,22 +112,6 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def surroundings(cfg: CfgNode, num_gpus: int = 1) -> dict[str, Any]:
-    """What a run of any kind ran on and with: ``hardware``, ``versions``, ``git_commit`` and
-    ``config`` (all keys)."""
-    return {
-        "hardware": hardware(cfg.MODEL.DEVICE, num_gpus),
-        "versions": {
-            "ctmasknet": ctmasknet.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
-        "git_commit": git_commit(),
-        "config": yaml.safe_load(cfg.dump()),
-    }
-
-
 def command_of(args: argparse.Namespace) -> str:
     """The command line that gives these arguments to ``tools/train_net.py``."""
     words = ["python", "tools/train_net.py", "--config-file", args.config_file]
@@ -185,42 +163,6 @@ def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
             return None
         names.append(f"{parsed.patient}_{parsed.slice}")
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
-    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None),
-    ``num_gpus`` and ``processes`` (of the run, on all machines)."""
-    with_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    return {
-        "device": device,
-        "cpu": _cpu_model(),
-        "cores": cores,
-        "gpu": torch.cuda.get_device_name(0) if with_gpu else None,
-        "num_gpus": num_gpus if with_gpu else 0,
-        "processes": comm.get_world_size(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the clone that runs, with ``-dirty`` after local changes; None elsewhere."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(_ROOT), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
-
-    try:
-        # An installed copy may lie inside a clone of something else.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT:
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -299,14 +241,6 @@ class _MetricsLog:
             status = self._path.stat()
             return status.st_size, status.st_mtime_ns
         return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()
 
 
 def now() -> str:

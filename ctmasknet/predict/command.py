@@ -17,8 +17,9 @@ from detectron2.utils.logger import setup_logger
 
 from ctmasknet.data.bad_slices import REPORT, BadSlices
 from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.run_record import now, surroundings, write_record
+from ctmasknet.engine.run_record import now, write_record
 from ctmasknet.engine.stored_calibration import CALIBRATION
+from ctmasknet.engine.surroundings import surroundings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.manifest import (

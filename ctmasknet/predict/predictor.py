@@ -9,10 +9,8 @@ for scan in predictor(["/data/scans"]):
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,24 +27,13 @@ from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model
 from ctmasknet.engine.stored_calibration import CALIBRATION
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.predict.ahead import ahead
 from ctmasknet.predict.pooled import Pooler, build_pooler
 from ctmasknet.predict.results import FoundBox, PredictedScan, PredictedSlice, found_boxes
 from ctmasknet.predict.setup import prediction_cfg
+from ctmasknet.predict.stream import Loaded, batches, load_groups
 
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A slice on its way: the model's input and the grey pixels it was made of."""
-
-    source: CTSlice
-    key: Any
-    item: dict[str, Any] | None
-    pixels: np.ndarray | None
-    error: CTMaskNetError | None = None
 
 
 class CTPredictor:
@@ -223,27 +210,15 @@ class CTPredictor:
             the group's first part, and an iterator over (result, grey pixels (H, W) or (H, W, 3)
             uint8) of its slices, which has to be used up before the next group.
         """
-        entries = (
-            (number, group, source)
-            for number, (group, slices) in enumerate(groups)
-            for source in slices
+        loaded = load_groups(
+            groups,
+            self._read,
+            threads=self.num_workers,
+            # Two batches wait while one is computed
+            limit=2 * self.batch_size + max(1, self.num_workers),
+            skip_bad=skip_bad,
         )
-
-        def load(entry: tuple[int, Any, CTSlice]) -> _Loaded:
-            number, group, source = entry
-            try:
-                pixels = source.pixels(self.window)
-                item = self._mapper.map_pixels({"file_name": source.name}, pixels)
-            except CTMaskNetError as error:
-                if not skip_bad:
-                    raise
-                return _Loaded(source, (number, group), None, None, error)
-            return _Loaded(source, (number, group), item, pixels)
-
-        # Two batches wait while one is computed
-        limit = 2 * self.batch_size + max(1, self.num_workers)
-        loaded = ahead(load, entries, threads=self.num_workers, limit=limit)
-        for (_, group), members in itertools.groupby(loaded, key=lambda one: one.key):
+        for group, members in loaded:
             yield group, self._results(members)
 
     def pooled(
@@ -268,29 +243,22 @@ class CTPredictor:
             skipped=tuple(skipped),
         )
 
-    def _results(
-        self, members: Iterable[_Loaded]
-    ) -> Iterator[tuple[PredictedSlice | BadSlice, np.ndarray | None]]:
-        """Batches of one size within one group, results in the order of the slices."""
-        batch: list[_Loaded] = []
-        for one in members:
-            if one.error is not None:
-                yield from self._predict(batch)
-                batch = []
-                yield BadSlice.from_error(one.source.name, one.error), None
-                continue
-            if batch and batch[0].item["image"].shape != one.item["image"].shape:
-                yield from self._predict(batch)
-                batch = []
-            batch.append(one)
-            if len(batch) == self.batch_size:
-                yield from self._predict(batch)
-                batch = []
-        yield from self._predict(batch)
+    def _read(self, source: CTSlice) -> tuple[dict[str, Any], np.ndarray]:
+        """The model's input, and the grey pixels it is made of."""
+        pixels = source.pixels(self.window)
+        return self._mapper.map_pixels({"file_name": source.name}, pixels), pixels
 
-    def _predict(self, batch: Sequence[_Loaded]) -> Iterator[tuple[PredictedSlice, np.ndarray]]:
-        if not batch:
-            return
+    def _results(
+        self, members: Iterable[Loaded]
+    ) -> Iterator[tuple[PredictedSlice | BadSlice, np.ndarray | None]]:
+        """In the order of the slices."""
+        for batch in batches(members, self.batch_size):
+            if isinstance(batch, BadSlice):
+                yield batch, None
+            else:
+                yield from self._predict(batch)
+
+    def _predict(self, batch: Sequence[Loaded]) -> Iterator[tuple[PredictedSlice, np.ndarray]]:
         with torch.no_grad():
             outputs = self.model([one.item for one in batch])
         for one, output in zip(batch, outputs, strict=True):

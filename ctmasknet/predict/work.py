@@ -23,12 +23,12 @@ from ctmasknet.data.ct_files import kind_of
 from ctmasknet.data.ct_io import CTScan, UnsuitableFile, read_scans
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
-from ctmasknet.predict.ahead import ahead
 from ctmasknet.predict.dicom_seg import write_dicom_seg
 from ctmasknet.predict.manifest import writing
 from ctmasknet.predict.parts import Parts, Piece, pieces_of, slices_of
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.results import PredictedSlice, slice_record
+from ctmasknet.predict.stream import ahead
 from ctmasknet.predict.units import UNIT_FILES, Unit
 from ctmasknet.predict.volumes import label_slice, mask_values, write_nifti
 from ctmasknet.visualize import SliceCall, side_by_side

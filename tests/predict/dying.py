@@ -55,11 +55,10 @@ def _predict(repository, words, kill, log, environment):
         count("renamed")
 
     def counted_predict(self, batch):
-        if batch:
-            count("batch")
-            if log is not None:
-                with open(log, "a", encoding="utf-8") as stream:
-                    stream.writelines(f"{one.source.name}\n" for one in batch)
+        count("batch")
+        if log is not None:
+            with open(log, "a", encoding="utf-8") as stream:
+                stream.writelines(f"{one.source.name}\n" for one in batch)
         return predict(self, batch)
 
     os.replace, CTPredictor._predict = counted_replace, counted_predict

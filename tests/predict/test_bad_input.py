@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from conftest import files_of, words
+from small_world import files_of, words
 
 
 def refused(tool, message, *command):

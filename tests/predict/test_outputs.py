@@ -8,12 +8,12 @@ import numpy as np
 import pandas
 import pydicom
 import pytest
-from conftest import files_of, hu_volume, words, write_scans, write_series
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from running import run_tool
 from scipy.special import expit, logit
+from small_world import files_of, hu_volume, words, write_scans, write_series
 
 from ctmasknet.engine.run_record import read_record
 from ctmasknet.engine.stored_calibration import store_calibration

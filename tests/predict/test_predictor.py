@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import hu_volume, write_series
 from scipy.special import expit, logit
+from small_world import hu_volume, write_series
 
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.mapper import SliceMapper
@@ -16,8 +16,8 @@ from ctmasknet.evaluation.learned_pooling import fit_learned_pooling
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.predict import CTPredictor
-from ctmasknet.predict.ahead import ahead
 from ctmasknet.predict.pooled import build_pooler
+from ctmasknet.predict.stream import ahead
 
 CLASSES = ("normal", "pneumonia", "covid")
 

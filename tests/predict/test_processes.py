@@ -3,8 +3,8 @@
 import socket
 
 import pytest
-from conftest import files_of, words
 from dying import start_prediction
+from small_world import files_of, words
 
 from ctmasknet.predict.units import UNIT_FILES, Unit
 from ctmasknet.predict.work import is_shared

@@ -4,8 +4,8 @@ import json
 import random
 
 import pydicom
-from conftest import files_of, words
 from dying import KILLED, POINTS, start_prediction
+from small_world import files_of, words
 
 FLAGS = ["--masks", "nifti", "dicom-seg", "--score-threshold", 0.6, "--batch-size", 2]
 

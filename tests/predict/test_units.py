@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import hu_volume, write_pictures, write_series
+from small_world import hu_volume, write_pictures, write_series
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import units
