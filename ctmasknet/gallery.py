@@ -110,7 +110,7 @@ def draw_gallery(
     for number, entry in enumerate(tqdm(entries, desc="overlays", unit="slice"), start=1):
         item, found = predict(entry) if predict else (entry, {})
         picture = side_by_side(
-            _read_rgb(entry["file_name"], item.get("crop_box")),
+            read_rgb(entry["file_name"], item.get("crop_box")),
             entry.get("annotations"),
             found.get("instances"),
             class_names=lesion_classes,
@@ -239,7 +239,7 @@ def _title(entry: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else "/".join(Path(entry["file_name"]).parts[-2:])
 
 
-def _read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
+def read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
     """The slice as the model saw it before the resize, (H, W, 3) uint8."""
     check_eight_bit(file_name)
     with naming_file(file_name):

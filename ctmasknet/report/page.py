@@ -1,0 +1,436 @@
+"""From a folder to the page: everything is gathered here and the template only sets it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+import ctmasknet
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.pooling import normal_index
+from ctmasknet.files import atomic_write
+from ctmasknet.report import figures, wording
+from ctmasknet.report.origin import report_facts, run_facts
+from ctmasknet.report.pictures import SlicePictures, lesion_painter
+from ctmasknet.report.slice_gallery import PER_PATIENT, choose_slices
+from ctmasknet.report.source import ReportSource, read_source
+from ctmasknet.report.thresholds import threshold_data
+from ctmasknet.report.units_table import UnitsTable, units_table
+
+_FIGURE_TILES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
+_POOLING_METRICS = _FIGURE_TILES
+_OPERATING_METRICS = ("sensitivity", "specificity", "precision", "npv")
+_OVERLAYS = "overlays"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What goes into a report besides the folder's figures.
+
+    Attributes:
+        dataset, evaluation: see :func:`read_source`.
+        images: folder that the slices' names are relative to.
+        pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
+            ``overlays`` of a prediction folder is used without being named.
+        gallery: slices shown at most.
+        config_file: configuration of the model that draws lesions; "" draws none.
+        opts: its ``KEY VALUE`` overrides.
+    """
+
+    dataset: str | None = None
+    evaluation: str | os.PathLike | None = None
+    images: str | os.PathLike | None = None
+    pictures: Sequence[str | os.PathLike] = ()
+    gallery: int = 24
+    config_file: str = ""
+    opts: Sequence[str] = ()
+
+
+def write_report(
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    options: ReportOptions | None = None,
+) -> Path:
+    """Write the report of an evaluation or prediction folder as one HTML file.
+
+    Args:
+        folder: see :func:`read_source`.
+        output: the file; written whole or not at all.
+        options: what else goes into it.
+
+    Returns:
+        The file.
+
+    Raises:
+        CTMaskNetError: see :func:`read_source`, :class:`SlicePictures` and :func:`lesion_painter`;
+            an output that cannot be written.
+    """
+    options = options or ReportOptions()
+    source = read_source(folder, dataset=options.dataset, evaluation=options.evaluation)
+    output = Path(output)
+    # Tried before a model is loaded
+    _check_writable(output)
+    made = [*options.pictures]
+    if (source.folder / _OVERLAYS).is_dir():
+        made.append(source.folder / _OVERLAYS)
+    painter = None
+    if options.config_file:
+        painter = lesion_painter(
+            options.config_file, options.opts, source.folder, source.class_names
+        )
+    pictures = SlicePictures(
+        [row.file for row in source.rows],
+        dataset=source.dataset,
+        images=options.images,
+        folders=made,
+        painter=painter,
+    )
+    page = render(source, pictures, options.gallery)
+    try:
+        with atomic_write(output) as stream:
+            stream.write(page)
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+    return output
+
+
+def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
+    """The page as text.
+
+    Args:
+        source: the figures.
+        pictures: finds or draws pictures.
+        gallery: slices shown at most.
+    """
+    assets = resources.files("ctmasknet.report") / "assets"
+    script, style = (
+        (assets / f"report.{kind}").read_text(encoding="utf-8").strip() for kind in ("js", "css")
+    )
+    shown = _gallery(source, pictures, gallery)
+    thresholds = threshold_data(source.rows, source.pooled, source.class_names, source.evaluation)
+    table = units_table(source)
+    levels = {
+        name: level
+        for name, level in (source.evaluation["levels"] if source.evaluation else {}).items()
+        if level is not None
+    }
+    first_level = "patients" if "patients" in thresholds["levels"] else "slices"
+    normal = normal_index(source.class_names)
+    values = {
+        "title": f"Slice classifier: {source.dataset or source.folder.resolve().name}",
+        "about": _about(source),
+        "phantoms": wording.shows_phantoms(source),
+        "script": script,
+        "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "style": style,
+        "sections": _sections(source, table, shown),
+        "class_names": source.class_names,
+        "level_names": wording.LEVEL_NAMES,
+        "pooling": wording.pooling_text(source),
+        "pooling_name": source.pooling_name,
+        "evaluation": source.evaluation,
+        "levels": levels,
+        "first_level": first_level,
+        # The last class is the one most often asked for (covid); never normal
+        "first_class": max(i for i in range(len(source.class_names)) if i != normal or i == 0),
+        "threshold_data": thresholds,
+        "thresholds": thresholds["thresholds"],
+        "threshold_levels": list(thresholds["levels"]),
+        "first_threshold": thresholds["thresholds"].index(0.5),
+        "threshold_rows": _threshold_rows(source),
+        "table": table,
+        "table_name": "Patients" if table.kind == "patients" else "Slices",
+        "table_columns": _columns(source, table),
+        "table_caption": _table_caption(source, table),
+        "predictions_name": source.predictions.name,
+        "gallery": shown,
+        "per_patient": PER_PATIENT,
+        "seen": _first_pictures(shown, table),
+        "limits": wording.limits(source),
+        "facts": report_facts(source),
+        "runs": [run_facts(entry) for entry in source.entries],
+        "record": json.dumps(source.record, indent=1, ensure_ascii=False) if source.record else "",
+        "version": ctmasknet.__version__,
+        **(_measured(source, levels, first_level) if source.evaluation else _unmeasured(source)),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(values).lstrip()
+
+
+def _measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) -> dict[str, Any]:
+    """What only an evaluation has."""
+    evaluation = source.evaluation
+    settings = evaluation["settings"]
+    first = levels[first_level]
+    tiles = [
+        _tile(f"{wording.LEVEL_NAMES[name]}", str(level["n"])) for name, level in levels.items()
+    ]
+    for metric in _FIGURE_TILES:
+        figure = wording.cell(metric, first["metrics"][metric])
+        tiles.append(_tile(f"{_metric_name(metric)}, {first_level}", figure.value, figure.interval))
+    points = [
+        {
+            "level": name,
+            "name": label,
+            "threshold": f"{point['threshold']:.4f}",
+            "cells": [wording.cell(metric, point["test"][metric]) for metric in _OPERATING_METRICS],
+        }
+        for name, level in levels.items()
+        for label, point in (level["operating_points"] or {}).items()
+    ]
+    stated = settings["stated_sensitivity"]
+    return {
+        "tiles": tiles,
+        "confidence": f"{100 * settings['confidence']:g} %",
+        "headline": wording.metric_rows(levels, wording.HEADLINE),
+        "all_metrics": wording.metric_rows(levels),
+        "poolings": [
+            {
+                "pooling": name,
+                "level": level,
+                "cells": [wording.cell(metric, found[metric]) for metric in _POOLING_METRICS],
+            }
+            for name, by_level in evaluation["poolings"].items()
+            for level, found in by_level.items()
+        ],
+        "pooling_metrics": [_metric_name(metric) for metric in _POOLING_METRICS],
+        "details": {
+            name: _detail(name, level, source.class_names) for name, level in levels.items()
+        },
+        "operating_points": points,
+        "operating_metrics": [wording.METRIC_NAMES[name] for name in _OPERATING_METRICS],
+        "stated_sensitivity": "" if stated is None else f"{100 * stated:g} %",
+    }
+
+
+def _unmeasured(source: ReportSource) -> dict[str, Any]:
+    """What there is to show without labels."""
+    units = {"slices": source.rows, **source.pooled}
+    units = {level: found for level, found in units.items() if found}
+    counts = {level: Counter(item.pred for item in found) for level, found in units.items()}
+    scores = np.array([row.scores for row in source.rows], dtype=np.float64)
+    rows = [
+        {
+            "name": name,
+            "counts": [counts[level][index] for level in units],
+            "median": f"{np.median(scores[:, index]):.3f}",
+            "highest": f"{scores[:, index].max():.3f}",
+        }
+        for index, name in enumerate(source.class_names)
+    ]
+    return {
+        "tiles": [
+            _tile(wording.LEVEL_NAMES[level], str(len(found))) for level, found in units.items()
+        ],
+        "calls": {"levels": list(units), "rows": rows},
+        "operating_points": [],
+    }
+
+
+def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """One level's sentence, confusion matrix and curves."""
+    counts = ", ".join(f"{count} {label}" for label, count in level["n_per_class"].items())
+    ece = wording.cell("ece", level["metrics"]["ece"])
+    areas = "; ".join(
+        f"{label} {wording.figure_text('auroc', level['metrics'][f'auroc-{label}']['value'])}"
+        for label in class_names
+    )
+    precisions = "; ".join(
+        f"{label} "
+        + wording.figure_text("auroc", level["metrics"][f"average_precision-{label}"]["value"])
+        for label in class_names
+    )
+    calibrated = ""
+    if level["calibrated"]:
+        temperature = level["calibrated"]["temperature"]["value"]
+        after = wording.cell("ece", level["calibrated"]["metrics"]["ece"])
+        calibrated = (
+            f" With the temperature {temperature:.3f} fitted on validation: {after.value}"
+            + (f" ({after.interval})." if after.interval else ".")
+        )
+    error = f"ECE {ece.value}" + (f" ({ece.interval})." if ece.interval else ".")
+    return {
+        "sentence": f"{level['n']} {name} of {level['n_patients']} patients: {counts}.",
+        "confusion": [
+            _confusion_line(label, line, index)
+            for index, (label, line) in enumerate(
+                zip(class_names, level["confusion_matrix"], strict=True)
+            )
+        ],
+        "figures": [
+            {
+                "svg": figures.roc_figure(level, class_names, f"roc-{name}"),
+                "alt": f"ROC curves of {name}. Areas: {areas}.",
+                "caption": "ROC curves, each class against the rest, with their areas. The "
+                "straight line is chance.",
+            },
+            {
+                "svg": figures.precision_recall_figure(level, class_names, f"pr-{name}"),
+                "alt": f"Precision-recall curves of {name}. Average precision: {precisions}.",
+                "caption": "Precision-recall curves with average precision. Precision depends on "
+                "how common a class is here.",
+            },
+            {
+                "svg": figures.reliability_figure(level, class_names, f"reliability-{name}"),
+                "alt": f"Reliability diagram of {name}. {error}{calibrated}",
+                "caption": f"Reliability: a perfect model lies on the line, below it scores "
+                f"promise too much. {error}{calibrated}",
+            },
+        ],
+    }
+
+
+def _confusion_line(label: str, counts: Sequence[int], index: int) -> dict[str, Any]:
+    whole = sum(counts)
+    return {
+        "name": label,
+        "cells": [
+            {
+                "count": count,
+                "share": wording.figure_text("accuracy", 100 * count / whole if whole else None),
+                "hit": place == index,
+                # Four strengths of colour
+                "tint": int(np.ceil(4 * count / whole)) if whole else 0,
+            }
+            for place, count in enumerate(counts)
+        ],
+    }
+
+
+def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:
+    groups = []
+    number = 0
+    for chosen in choose_slices(source, count):
+        items = []
+        for row in chosen.rows:
+            number += 1
+            truth = None if row.label is None else source.class_names[row.label]
+            pred = source.class_names[row.pred]
+            items.append(
+                {
+                    "anchor": f"slice-{number}",
+                    "row": row,
+                    "truth": truth,
+                    "pred": pred,
+                    "verdict": "" if truth is None else "right" if truth == pred else "wrong",
+                    "scores": list(zip(source.class_names, row.scores, strict=True)),
+                    "pictures": pictures.of(row),
+                }
+            )
+        groups.append(
+            {
+                "heading": chosen.heading,
+                "rule": chosen.rule,
+                "found": chosen.found,
+                "slices": items,
+            }
+        )
+    return groups
+
+
+def _first_pictures(groups: Sequence[Mapping[str, Any]], table: UnitsTable) -> dict[str, str]:
+    """Name in the table -> anchor of its first slice in the gallery."""
+    first: dict[str, str] = {}
+    for group in groups:
+        for item in group["slices"]:
+            row = item["row"]
+            name = row.patient if table.kind == "patients" else row.file
+            if name:
+                first.setdefault(name, item["anchor"])
+    return first
+
+
+def _sections(source, table: UnitsTable, gallery) -> list[tuple[str, str]]:
+    found = [("summary", "At a glance")]
+    if source.evaluation:
+        found.append(("detail", "Confusions, curves, calibration"))
+    found.append(("threshold", "Move the threshold"))
+    found.append(("patients", "Patients" if table.kind == "patients" else "Slices"))
+    if gallery:
+        found.append(("gallery", "Slices to look at"))
+    return [*found, ("limits", "Limits"), ("origin", "Where the figures are from")]
+
+
+def _threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
+    if source.evaluation is None:
+        return [("called", "Called"), ("not-called", "Not called")]
+    return [
+        *((metric, wording.METRIC_NAMES[metric]) for metric in _OPERATING_METRICS),
+        ("tp", "Has the class, called (true positive)"),
+        ("fn", "Has the class, not called (false negative)"),
+        ("fp", "Has it not, called (false positive)"),
+        ("tn", "Has it not, not called (true negative)"),
+    ]
+
+
+def _columns(source: ReportSource, table: UnitsTable) -> list[dict[str, Any]]:
+    columns = [("Patient" if table.kind == "patients" else "Slice", False)]
+    if table.kind == "patients":
+        columns += [("Scans", True), ("Slices", True)]
+    if source.evaluation:
+        columns.append(("True class", False))
+    columns.append(("Called", False))
+    if source.evaluation:
+        columns.append(("Verdict", False))
+    columns += [(f"Score {name}", True) for name in source.class_names]
+    return [{"name": name, "number": number} for name, number in columns]
+
+
+def _table_caption(source: ReportSource, table: UnitsTable) -> str:
+    order = "Errors first, the most confident at the top. " if source.evaluation else ""
+    scores = (
+        f"Scores pooled by {source.pooling_name}. "
+        if table.kind == "patients"
+        else "Scores are sigmoids; they need not sum to 1. "
+    )
+    return f"{order}{scores}A heading's button sorts."
+
+
+def _about(source: ReportSource) -> str:
+    patients = len(source.pooled["patients"])
+    counted = f"{len(source.rows)} slices" + (f" of {patients} patients" if patients else "")
+    dates = [entry["end"][:10] for entry in source.entries if isinstance(entry.get("end"), str)]
+    when = f", run ended {dates[-1]}" if dates else ""
+    return f"Predictions for {counted}; classes {', '.join(source.class_names)}{when}."
+
+
+def _tile(name: str, value: str, note: str = "") -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _metric_name(metric: str) -> str:
+    base, _, of = metric.partition("-")
+    return wording.METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+    if output.is_dir():
+        raise CTMaskNetError(f"{output}: is a folder; name a file with --output")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise CTMaskNetError(f"{output}: no permission to write there; choose another --output")
+
+
+def _cannot_write(output: Path, error: OSError) -> CTMaskNetError:
+    reason = error.strerror or str(error)
+    return CTMaskNetError(f"{output}: cannot be written ({reason}); choose another --output")

@@ -1,0 +1,243 @@
+"""Pictures of slices as data URIs: the slice, lesions that a model finds, pictures made before."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.images import IMAGE_SUFFIXES, naming_file
+from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.engine.setup import BEST_CHECKPOINT, setup_cfg
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.gallery import CONTACT_SHEET, build_predictor, read_rgb
+from ctmasknet.visualize import draw_lesions
+
+#: Longer side (px) of a slice, and of a picture from a folder, which may hold panels and text.
+SLICE_PX, PAGE_PX = 384, 900
+_QUALITY = 72
+_SCORE_THRESHOLD = 0.75
+#: Scores of the model that draws may differ by so much from those reported (half precision, GPU).
+_SAME_SCORE = 0.1
+
+#: A reported slice -> the (H, W, 3) uint8 RGB picture of what a model finds in it.
+Painter = Callable[[SlicePrediction, Mapping[str, Any]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page: ``uri`` is a data URI, ``width`` and ``height`` px."""
+
+    caption: str
+    alt: str
+    uri: str
+    width: int
+    height: int
+
+
+class SlicePictures:
+    """All pictures there are of a reported slice.
+
+    Args:
+        files: names of all reported slices.
+        dataset: name of the data set, whose prepared json tells where slices lie; None without.
+        images: folder that names in the predictions are relative to.
+        folders: pictures made before, see :func:`index_pictures`.
+        painter: draws lesions, see :func:`lesion_painter`; None draws none.
+
+    Raises:
+        CTMaskNetError: a folder that does not exist or tells nothing.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[str],
+        *,
+        dataset: str | None = None,
+        images: str | os.PathLike | None = None,
+        folders: Iterable[str | os.PathLike] = (),
+        painter: Painter | None = None,
+    ):
+        self._stems = Counter(_stem(file) for file in files)
+        self._entries = _entries_of(dataset)
+        self._images = None if images is None else Path(images)
+        if self._images is not None and not self._images.is_dir():
+            raise CTMaskNetError(f"{images}: no such folder; correct --images")
+        self._made = [index_pictures(folder) for folder in folders]
+        self._painter = painter
+
+    def of(self, row: SlicePrediction) -> list[Picture]:
+        """The slice as it is, with lesions, and pictures from folders; none where no file is found.
+
+        Raises:
+            CTMaskNetError: an image that is there but cannot be read.
+        """
+        pictures = []
+        entry = self._entry(row.file)
+        if entry is not None:
+            pixels = read_rgb(entry["file_name"], None)
+            pictures.append(encode(pixels, "slice", f"CT slice {row.file}"))
+            if self._painter:
+                drawn = self._painter(row, entry)
+                alt = f"CT slice {row.file} with the lesions the model finds"
+                caption = f"lesions found, score > {_SCORE_THRESHOLD:g}"
+                pictures.append(encode(drawn, caption, alt))
+        for made in self._made:
+            stem = _stem(row.file)
+            by_stem = made.get(stem, []) if self._stems[stem] == 1 else []
+            for caption, path in made.get(row.file) or by_stem:
+                with naming_file(path), Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                pictures.append(encode(pixels, caption, f"{caption} of {row.file}", PAGE_PX))
+        return pictures
+
+    def _entry(self, file: str) -> Mapping[str, Any] | None:
+        """The slice's dataset dict, or one with its file alone; None when there is no file."""
+        entry = self._entries.get(file)
+        if entry is not None and os.path.isfile(entry["file_name"]):
+            return entry
+        for path in ([self._images / file] if self._images else []) + [Path(file)]:
+            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+                return {"file_name": str(path)}
+        return None
+
+
+def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]]]:
+    """Pictures in a folder by the slice they show.
+
+    A ``.jsonl`` file there (of ``tools/explain.py`` or ``tools/predict.py``) tells: lines with
+    ``file`` and ``picture``. Otherwise a picture belongs to the slice whose stem it has, after the
+    number in front where all are numbered as by ``tools/visualize.py`` (``001_110_104.png`` shows
+    ``110_104``). A stem that several pictures or slices have tells nothing.
+
+    Returns:
+        name or stem of a slice -> (caption, file) of each picture.
+
+    Raises:
+        CTMaskNetError: no such folder, no picture in it, or a broken line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CTMaskNetError(f"{folder}: no such folder; correct --pictures")
+    told: dict[str, list[tuple[str, Path]]] = {}
+    for listing in sorted(folder.glob("*.jsonl")):
+        caption = "attribution" if "attribution" in listing.stem else "overlay"
+        for number, line in enumerate(_lines(listing), start=1):
+            try:
+                item = json.loads(line)
+                file, picture = str(item["file"]), item.get("picture")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CTMaskNetError(
+                    f"{listing}, line {number}: names no slice ({type(error).__name__}); "
+                    "write the folder anew"
+                ) from None
+            if picture and (folder / picture).is_file():
+                told.setdefault(file, []).append((caption, folder / picture))
+    if told:
+        return told
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.name != CONTACT_SHEET
+    ]
+    if not paths:
+        raise CTMaskNetError(f"{folder}: no picture in this folder; correct --pictures")
+    numbers = [f"{number:03d}_" for number in range(1, len(paths) + 1)]
+    numbered = all(map(str.startswith, [path.name for path in paths], numbers))
+    for path, number in zip(paths, numbers, strict=True):
+        stem = path.stem.removeprefix(number) if numbered else path.stem
+        told.setdefault(stem, []).append((folder.name, path))
+    return {stem: pictures for stem, pictures in told.items() if len(pictures) == 1}
+
+
+def lesion_painter(
+    config_file: str, opts: Sequence[str], run: str | os.PathLike, class_names: Sequence[str]
+) -> Painter:
+    """Load the model and return what draws its lesions.
+
+    Args:
+        config_file: of a classifier or a detector.
+        opts: ``KEY VALUE`` overrides.
+        run: folder whose ``model_best.pth`` is used unless ``opts`` name weights or OUTPUT_DIR.
+        class_names: of the predictions; a classifier has to have the same.
+
+    Raises:
+        CTMaskNetError: see :func:`setup_cfg` and :func:`load_model`; other classes. The painter
+            raises it for a slice that the model scores otherwise than reported.
+    """
+    opts = list(opts)
+    named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
+    if not named and (Path(run) / BEST_CHECKPOINT).is_file():
+        opts += ["OUTPUT_DIR", str(run)]
+    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=opts))
+    if is_classifier(cfg) and list(cfg.MODEL.IMAGE_HEAD.CLASSES) != list(class_names):
+        raise CTMaskNetError(
+            f"{config_file}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
+            f"predictions have {', '.join(class_names)}; give the model that made them"
+        )
+    predict = build_predictor(cfg)
+    lesion_classes = list(cfg.MODEL.LESION_CLASSES)
+
+    def paint(row: SlicePrediction, entry: Mapping[str, Any]) -> np.ndarray:
+        item, found = predict(dict(entry))
+        if "scores" in found:
+            gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
+            if gap > _SAME_SCORE:
+                raise CTMaskNetError(
+                    f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
+                    f"(by {gap:.2f}); give the weights that made them"
+                )
+        pixels = read_rgb(item["file_name"], item.get("crop_box"))
+        return draw_lesions(
+            pixels, found["instances"], lesion_classes, score_threshold=_SCORE_THRESHOLD
+        )
+
+    return paint
+
+
+def encode(pixels: np.ndarray, caption: str, alt: str, longer_side_px: int = SLICE_PX) -> Picture:
+    """A (H, W, 3) uint8 RGB array as WebP inside a data URI, reduced to ``longer_side_px``."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((longer_side_px, longer_side_px), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, format="WEBP", quality=_QUALITY, method=4)
+    coded = base64.b64encode(stream.getvalue()).decode("ascii")
+    return Picture(caption, alt, f"data:image/webp;base64,{coded}", image.width, image.height)
+
+
+def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:
+    """Dataset dicts by the name that predictions have for them; none where it is not prepared."""
+    if dataset is None:
+        return {}
+    try:
+        entries = dataset_dicts(dataset)
+    except CTMaskNetError:
+        return {}
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        name = entry.get("image_id")
+        found[name if isinstance(name, str) else entry["file_name"]] = entry
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CTMaskNetError(f"{path}: cannot be read ({error}); write the folder anew") from error
+
+
+def _stem(file: str) -> str:
+    return Path(file).stem
