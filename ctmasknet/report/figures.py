@@ -35,7 +35,7 @@ def roc_figure(level: Mapping[str, Any], class_names: Sequence[str], key: str) -
         key: sets the names inside this picture apart from those of others on the page.
     """
     figure, axes = _square("false positive rate (1 - specificity)", "sensitivity")
-    axes.plot([0, 1], [0, 1], color=_GRID, linewidth=0.8)
+    axes.plot([0, 1], [0, 1], color=_INK, alpha=0.45, linewidth=0.8)
     for index, name in enumerate(class_names):
         curves = level["curves"][name]
         if curves:
@@ -55,7 +55,7 @@ def precision_recall_figure(level: Mapping[str, Any], class_names: Sequence[str]
             style = _line(index, name, level["metrics"][f"average_precision-{name}"])
             # Recall falls along the points; a step holds the precision of its higher recall
             axes.plot(x, y, drawstyle="steps-post", **style)
-    return _to_svg(figure, axes, key, legend="lower left")
+    return _to_svg(figure, axes, key)
 
 
 def reliability_figure(level: Mapping[str, Any], class_names: Sequence[str], key: str) -> str:
@@ -63,7 +63,7 @@ def reliability_figure(level: Mapping[str, Any], class_names: Sequence[str], key
     the temperature, calibration errors in the legend, as SVG; dots grow with the units in their
     bin. Arguments as :func:`roc_figure`."""
     figure, axes = _square("score of the called class", "share that is right")
-    axes.plot([0, 1], [0, 1], color=_GRID, linewidth=0.8)
+    axes.plot([0, 1], [0, 1], color=_INK, alpha=0.45, linewidth=0.8)
     shown = [("as scored, ECE", level)]
     if level["calibrated"]:
         shown.append(("with temperature, ECE", level["calibrated"]))
@@ -74,7 +74,7 @@ def reliability_figure(level: Mapping[str, Any], class_names: Sequence[str], key
         axes.plot(x, y, **style)
         sizes = [8 + 90 * point["n"] / level["n"] for point in bins]
         axes.scatter(x, y, s=sizes, color=style["color"], zorder=3, clip_on=False)
-    return _to_svg(figure, axes, key, legend="upper left")
+    return _to_svg(figure, axes, key)
 
 
 def _square(x_label: str, y_label: str) -> tuple[Figure, Any]:
@@ -107,10 +107,10 @@ def _line(index: int, name: str, area: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _to_svg(figure: Figure, axes: Any, key: str, legend: str = "lower right") -> str:
+def _to_svg(figure: Figure, axes: Any, key: str) -> str:
     """An ``<svg>`` element that scales, without style sheet, outside names or needless digits."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=legend, fontsize=8, frameon=False, labelcolor=_INK, handlelength=2.6)
+        axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=_INK, handlelength=2.6)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

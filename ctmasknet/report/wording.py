@@ -47,12 +47,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One line of a table of metrics: ``cells`` one for each level; ``starts`` a group of lines."""
+    """One line of a table of metrics: of which class, and a cell for each level."""
 
-    name: str
     of: str
     cells: list[Cell]
-    starts: bool
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """The lines of one metric."""
+
+    name: str
+    rows: list[MetricRow]
 
 
 def figure_text(metric: str, value: float | None) -> str:
@@ -71,10 +77,10 @@ def cell(metric: str, interval: Mapping[str, Any]) -> Cell:
     return Cell(value, f"{low}–{high}")
 
 
-def metric_rows(
+def metric_groups(
     levels: Mapping[str, Mapping[str, Any]], bases: Sequence[str] | None = None
-) -> list[MetricRow]:
-    """Lines of metrics with the levels side by side.
+) -> list[MetricGroup]:
+    """Metrics with the levels side by side.
 
     Args:
         levels: those that there are, of :func:`classification_report`.
@@ -82,18 +88,17 @@ def metric_rows(
             class stands in the full table alone.
     """
     names = list(levels["slices"]["metrics"])
-    rows: list[MetricRow] = []
-    for base in bases or dict.fromkeys(name.split("-")[0] for name in names):
-        first = True
+    groups = []
+    for base in bases or dict.fromkeys(name.partition("-")[0] for name in names):
+        rows = []
         for name in names:
             metric, _, of = name.partition("-")
             if metric != base or (bases and base == "ece" and of):
                 continue
             cells = [cell(name, level["metrics"][name]) for level in levels.values()]
-            of = "mean of classes" if of == "macro" else of
-            rows.append(MetricRow(METRIC_NAMES.get(metric, metric), of, cells, first))
-            first = False
-    return rows
+            rows.append(MetricRow("mean of classes" if of == "macro" else of or "all", cells))
+        groups.append(MetricGroup(METRIC_NAMES[base], rows))
+    return groups
 
 
 def pooling_text(source: ReportSource) -> str:
