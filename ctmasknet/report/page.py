@@ -27,8 +27,6 @@ from ctmasknet.report.source import ReportSource, read_source
 from ctmasknet.report.thresholds import threshold_data
 from ctmasknet.report.units_table import UnitsTable, units_table
 
-_OVERLAYS = "overlays"
-
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -38,7 +36,7 @@ class ReportOptions:
         dataset, evaluation: see :func:`read_source`.
         images: folder that the slices' names are relative to.
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
-            ``overlays`` of a prediction folder is used without being named.
+            a prediction folder's own are used without being named.
         gallery: slices shown at most.
         config_file: configuration of the model that draws lesions; "" draws none.
         opts: its ``KEY VALUE`` overrides.
@@ -78,8 +76,8 @@ def write_report(
     # Tried before a model is loaded
     _check_writable(output)
     made = [*options.pictures]
-    if (source.folder / _OVERLAYS).is_dir():
-        made.append(source.folder / _OVERLAYS)
+    if source.listing is not None:
+        made.append(source.listing.parent)
     painter = None
     if options.config_file:
         painter = lesion_painter(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,17 +22,28 @@ from ctmasknet.engine.setup import BEST_CHECKPOINT, setup_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.gallery import CONTACT_SHEET, build_predictor, read_rgb
+from ctmasknet.lesion_list import lesions_of
+from ctmasknet.report.json_lines import json_lines
 from ctmasknet.visualize import draw_lesions
 
 #: Longer side (px) of a slice, and of a picture from a folder, which may hold panels and text.
 SLICE_PX, PAGE_PX = 384, 900
 _QUALITY = 72
-_SCORE_THRESHOLD = 0.75
+#: Lesions drawn of a slice. An error often comes of lesions that score low, so none is left out
+#: for its score, as other pictures do.
+_MOST_LESIONS = 5
 #: Scores of the model that draws may differ by so much from those reported (half precision, GPU).
 _SAME_SCORE = 0.1
 
-#: A reported slice -> the (H, W, 3) uint8 RGB picture of what a model finds in it.
-Painter = Callable[[SlicePrediction, Mapping[str, Any]], np.ndarray]
+#: Keys of a line that name a picture, and its caption.
+_PICTURE_KEYS = {
+    "picture": "box weights: input to the decision, not its cause",
+    "overlay": "lesions",
+}
+
+#: A reported slice and its dataset dict -> the (H, W, 3) uint8 RGB picture of what a model finds in
+#: it, and a caption.
+Painter = Callable[[SlicePrediction, Mapping[str, Any]], tuple[np.ndarray, str]]
 
 
 @dataclass(frozen=True)
@@ -90,10 +100,8 @@ class SlicePictures:
             pixels = read_rgb(entry["file_name"], None)
             pictures.append(encode(pixels, "slice", f"CT slice {row.file}"))
             if self._painter:
-                drawn = self._painter(row, entry)
-                alt = f"CT slice {row.file} with the lesions the model finds"
-                caption = f"lesions found, score > {_SCORE_THRESHOLD:g}"
-                pictures.append(encode(drawn, caption, alt))
+                drawn, caption = self._painter(row, entry)
+                pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
         for made in self._made:
             stem = _stem(row.file)
             by_stem = made.get(stem, []) if self._stems[stem] == 1 else []
@@ -117,10 +125,11 @@ class SlicePictures:
 def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]]]:
     """Pictures in a folder by the slice they show.
 
-    A ``.jsonl`` file there (of ``tools/explain.py`` or ``tools/predict.py``) tells: lines with
-    ``file`` and ``picture``. Otherwise a picture belongs to the slice whose stem it has, after the
-    number in front where all are numbered as by ``tools/visualize.py`` (``001_110_104.png`` shows
-    ``110_104``). A stem that several pictures or slices have tells nothing.
+    A ``.jsonl`` file there tells: lines with ``file`` and ``picture`` (``tools/explain.py``) or
+    ``overlay`` (``tools/predict.py``), relative to the folder. Otherwise a picture belongs to the
+    slice whose stem it has, after the number in front where all are numbered as by
+    ``tools/visualize.py`` (``001_110_104.png`` shows ``110_104``). A stem that several pictures or
+    slices have tells nothing.
 
     Returns:
         name or stem of a slice -> (caption, file) of each picture.
@@ -132,20 +141,14 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
     if not folder.is_dir():
         raise CTMaskNetError(f"{folder}: no such folder; correct --pictures")
     told: dict[str, list[tuple[str, Path]]] = {}
-    for listing in sorted(folder.glob("*.jsonl")):
-        caption = "attribution" if "attribution" in listing.stem else "overlay"
-        for number, line in enumerate(_lines(listing), start=1):
-            try:
-                item = json.loads(line)
-                file, picture = str(item["file"]), item.get("picture")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CTMaskNetError(
-                    f"{listing}, line {number}: names no slice ({type(error).__name__}); "
-                    "write the folder anew"
-                ) from None
-            if picture and (folder / picture).is_file():
-                told.setdefault(file, []).append((caption, folder / picture))
-    if told:
+    listings = sorted(folder.glob("*.jsonl"))
+    for listing in listings:
+        for item in json_lines(listing):
+            for key, caption in _PICTURE_KEYS.items():
+                path = folder / str(item.get(key, ""))
+                if "file" in item and path.is_file():
+                    told.setdefault(str(item["file"]), []).append((caption, path))
+    if listings:
         return told
     paths = [
         path
@@ -190,7 +193,7 @@ def lesion_painter(
     predict = build_predictor(cfg)
     lesion_classes = list(cfg.MODEL.LESION_CLASSES)
 
-    def paint(row: SlicePrediction, entry: Mapping[str, Any]) -> np.ndarray:
+    def paint(row: SlicePrediction, entry: Mapping[str, Any]) -> tuple[np.ndarray, str]:
         item, found = predict(dict(entry))
         if "scores" in found:
             gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
@@ -200,9 +203,13 @@ def lesion_painter(
                     f"(by {gap:.2f}); give the weights that made them"
                 )
         pixels = read_rgb(item["file_name"], item.get("crop_box"))
-        return draw_lesions(
-            pixels, found["instances"], lesion_classes, score_threshold=_SCORE_THRESHOLD
-        )
+        lesions = lesions_of(found["instances"], *pixels.shape[:2])
+        best = sorted(lesions, key=lambda lesion: -lesion.score)[:_MOST_LESIONS]
+        caption = "no lesion found"
+        if best:
+            caption = f"{len(best)} best of {len(lesions)} lesions, highest score"
+            caption = f"{caption} {best[0].score:.2f}"
+        return draw_lesions(pixels, best, lesion_classes), caption
 
     return paint
 
@@ -230,13 +237,6 @@ def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:
         name = entry.get("image_id")
         found[name if isinstance(name, str) else entry["file_name"]] = entry
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CTMaskNetError(f"{path}: cannot be read ({error}); write the folder anew") from error
 
 
 def _stem(file: str) -> str:

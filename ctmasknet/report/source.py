@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ctmasknet.engine.run_record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
@@ -26,8 +24,10 @@ from ctmasknet.evaluation.pooling import (
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.units import slice_units
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.report.json_lines import json_lines
 
 _PREDICTIONS = "predictions.csv"
+_LISTING = "predictions.jsonl"
 _EVALUATION = "report.json"
 _LEARNED = "pooling.json"
 
@@ -44,6 +44,7 @@ class ReportSource:
         rows: predictions of slices, one or more.
         class_names: C names in the order of the logits.
         evaluation: see :func:`classification_report`; None when no slice has a label.
+        listing: ``predictions.jsonl`` of a prediction folder, None without.
         pooling_name: how slices become scans and patients.
         pooled: scans and patients, labelled or not, by level.
         record: ``run.json`` as it is, None without one.
@@ -57,6 +58,7 @@ class ReportSource:
     rows: Sequence[SlicePrediction]
     class_names: Sequence[str]
     evaluation: dict[str, Any] | None
+    listing: Path | None
     pooling_name: str
     pooled: dict[str, list[PooledPrediction]]
     record: Any
@@ -104,11 +106,19 @@ def read_source(
             learned = load_learned_pooling(found.with_name(_LEARNED), class_names)
     elif any(row.label is not None for row in rows):
         report = classification_report(rows, class_names, source=str(path))
-    choice = PoolingChoice()
-    if report is not None:
-        settings = report["settings"]
-        choice = PoolingChoice(settings["pooling"], settings["top_k"], settings["normal_class"])
-    pooling: Callable[[np.ndarray], np.ndarray] = choice.poolings(class_names, learned)[choice.name]
+    listing = path.with_name(_LISTING)
+    listing = listing if listing.is_file() else None
+    if report is None and listing is not None:
+        pooling_name, pooled = _read_pooled(listing, class_names)
+    else:
+        settings = report["settings"] if report else {}
+        choice = PoolingChoice(
+            settings.get("pooling", PoolingChoice.name),
+            settings.get("top_k", PoolingChoice.top_k),
+            settings.get("normal_class"),
+        )
+        pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
+        pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
     return ReportSource(
         folder=folder,
         predictions=path,
@@ -117,8 +127,9 @@ def read_source(
         rows=rows,
         class_names=class_names,
         evaluation=report,
-        pooling_name=choice.name,
-        pooled={level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS},
+        listing=listing,
+        pooling_name=pooling_name,
+        pooled=pooled,
         record=record,
         entries=entries,
     )
@@ -217,6 +228,38 @@ def _check_same(
             "tools/evaluate_predictions.py again, or name the right one with --evaluation or "
             "--dataset"
         )
+
+
+def _read_pooled(
+    path: Path, class_names: Sequence[str]
+) -> tuple[str, dict[str, list[PooledPrediction]]]:
+    """What ``tools/predict.py`` says of scans and patients, and the pooling it names: that may be
+    one fitted with the checkpoint, so it is not made again here."""
+    pooled: dict[str, list[PooledPrediction]] = {level: [] for level in POOLED_LEVELS}
+    name = PoolingChoice.name
+    for item in json_lines(path):
+        level = f"{item.get('level')}s"
+        # A scan of which no slice could be read has no class
+        if level not in pooled or "pred" not in item:
+            continue
+        try:
+            name = item["pooling"]
+            pooled[level].append(
+                PooledPrediction(
+                    patient=item["patient"],
+                    scan=item.get("scan", ""),
+                    label=None,
+                    mixed=False,
+                    pred=class_names.index(item["pred"]),
+                    scores=tuple(float(item["scores"][label]) for label in class_names),
+                    slices=int(item["slices"]),
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CTMaskNetError(
+                f"{path}: a {item['level']} without {error}; predict again"
+            ) from error
+    return name, pooled
 
 
 def _read_record(folder: Path) -> tuple[Any, list[dict[str, Any]]]:

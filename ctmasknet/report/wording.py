@@ -103,8 +103,9 @@ def metric_groups(
 
 def pooling_text(source: ReportSource) -> str:
     """How slices become scans and patients, as a clause."""
-    top_k = source.evaluation["settings"]["top_k"] if source.evaluation else ""
-    return POOLING_TEXTS[source.pooling_name].format(top_k=top_k)
+    top_k = source.evaluation["settings"]["top_k"] if source.evaluation else "k"
+    # A prediction folder writes "top_k_mean (k = 5)"
+    return POOLING_TEXTS[source.pooling_name.split(" ")[0]].format(top_k=top_k)
 
 
 def shows_phantoms(source: ReportSource) -> bool:
