@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from ctmasknet.engine.run_record import hardware
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import replace_between_marks, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
@@ -174,10 +174,6 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
             columns.append(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise CTMaskNetError(f"{path}: no summary of a demo ({error}); run make demo") from None
-    text = Path(readme).read_text(encoding="utf-8")
-    begin, end = (f"<!-- demo: {word} -->" for word in ("begin", "end"))
-    if text.find(begin) < 0 or text.find(end) < text.find(begin):
-        raise CTMaskNetError(f"{readme}: has no lines {begin} and {end}; put them where it goes")
     rows = [_figures(column) for column in columns]
     table = tabulate(
         [[name, *(row[name] for row in rows)] for name in rows[0]],
@@ -190,9 +186,7 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     note = (
         f"Measured on: {where}. Made by `python tools/demo.py --readme` from `configs/demo/*.json`."
     )
-    with atomic_write(readme) as stream:
-        stream.write(f"{text[: text.index(begin)]}{begin}\n{table}\n\n{note}\n")
-        stream.write(text[text.index(end) :])
+    replace_between_marks(readme, "demo", f"{table}\n\n{note}")
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.pooling import BagROIPooler
 from ctmasknet.modeling.published_masks import WAYS, PublishedBitMasks, PublishedROIMasks
 
 #: Names of a row's numbers, in order.
@@ -112,6 +113,7 @@ class RankedBoxROIHeads(StandardROIHeads):
                 )
         self.mask_paste = mask_paste
         self.mask_targets = mask_targets
+        self.box_pooler = BagROIPooler.of(self.box_pooler)
         for pooler in (self.box_pooler, getattr(self, "mask_pooler", None)):
             if pooler is not None:
                 pooler.canonical_box_size = CANONICAL_BOX_PX
