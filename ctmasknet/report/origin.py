@@ -35,7 +35,6 @@ def run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
 
     A record of any shape is taken: what is not there is left out.
     """
-    kind = str(entry.get("kind", "run")).capitalize()
     facts = []
     for key, name in (
         ("command", "Command"),
@@ -57,10 +56,12 @@ def run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
             known = [f"{k} {v}" for k, v in entry[key].items() if v is not None]
             facts.append((name, ", ".join(known)))
     sets = entry.get("datasets")
-    for split, described in sets.items() if isinstance(sets, dict) else ():
-        for item in described:
-            facts.append((f"Data, {split}", _dataset(item)))
-    return {"name": kind, "facts": facts}
+    sets = sets if isinstance(sets, dict) else {}
+    for split, described in sets.items():
+        facts += [(f"Data, {split}", _dataset(item)) for item in described]
+    name = str(entry.get("kind", "run")).capitalize()
+    used = [str(item.get("name")) for split in ("train", "test") for item in sets.get(split, ())]
+    return {"name": f"{name}: {', '.join(used)}" if used else name, "facts": facts}
 
 
 def _dataset(item: Mapping[str, Any]) -> str:

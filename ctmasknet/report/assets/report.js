@@ -195,6 +195,6 @@
     }
     byId("filter-status").textContent = `${shown()} of ${rows.length} shown`;
   }
-  byId("filter-form").addEventListener("input", filter);
+  for (const kind of ["input", "change"]) byId("filter-form").addEventListener(kind, filter);
   byId("filter-form").addEventListener("submit", (event) => event.preventDefault());
 })();

@@ -1,0 +1,174 @@
+"""Slices chosen for the page and the pictures of them."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation import SlicePrediction
+from ctmasknet.report import pictures
+from ctmasknet.report.pictures import SlicePictures, encode, index_pictures, lesion_painter
+from ctmasknet.report.slice_gallery import choose_slices
+from ctmasknet.report.source import read_source
+
+
+def row(file, patient="1", label=0, pred=0, scores=(0.5, 0.2, 0.1)):
+    return SlicePrediction(file, patient, patient, label, pred, (0.0, 0.0, 0.0), scores)
+
+
+@pytest.fixture
+def source(unlabelled_folder):
+    """A source whose rows and evaluation a test sets."""
+    return read_source(unlabelled_folder)
+
+
+def test_worst_errors_come_first_and_not_more_than_two_of_a_patient(source):
+    rows = [
+        row("right", scores=(0.99, 0.0, 0.0)),
+        row("a", "1", 1, 0, (0.9, 0.3, 0.0)),
+        row("b", "1", 1, 0, (0.9, 0.1, 0.0)),
+        row("c", "1", 2, 0, (0.9, 0.0, 0.2)),
+        row("d", "2", 2, 1, (0.0, 0.5, 0.4)),
+        row("unlabelled", "3", None, 1, (0.0, 0.9, 0.0)),
+    ]
+    (chosen,) = choose_slices(replace(source, rows=rows, evaluation={}), 10)
+    assert [item.file for item in chosen.rows] == ["b", "c", "d"]
+    assert chosen.found == 4
+    (chosen,) = choose_slices(replace(source, rows=rows, evaluation={}), 1)
+    assert [item.file for item in chosen.rows] == ["b"]
+
+
+def test_without_labels_uncertain_and_high_scoring_slices_are_chosen(source):
+    rows = [
+        row("sure", "1", None, 0, (0.9, 0.0, 0.1)),
+        row("torn", "2", None, 0, (0.5, 0.5, 0.0)),
+        row("ill", "3", None, 2, (0.0, 0.3, 0.9)),
+        row("lungs", "4", None, 1, (0.0, 0.8, 0.3)),
+    ]
+    groups = choose_slices(replace(source, rows=rows), 4)
+    assert [[item.file for item in group.rows] for group in groups] == [
+        ["torn", "lungs"],
+        ["lungs"],
+        ["ill"],
+    ]
+
+
+def decoded(picture) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2])))
+
+
+def test_pictures_are_reduced_and_keep_their_shape():
+    picture = encode(np.full((800, 400, 3), 90, dtype=np.uint8), "slice", "alt")
+    assert picture.uri.startswith("data:image/webp;base64,")
+    assert decoded(picture).size == (picture.width, picture.height) == (192, 384)
+    small = encode(np.full((64, 64, 3), 90, dtype=np.uint8), "slice", "alt")
+    assert (small.width, small.height) == (64, 64)
+
+
+def grey(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((32, 32), level, dtype=np.uint8)).save(path)
+
+
+def test_a_picture_goes_to_the_slice_it_shows_or_to_none(tmp_path):
+    grey(tmp_path / "drawn" / "001_110_104.png", 10)
+    grey(tmp_path / "drawn" / "002_7.png", 20)
+    grey(tmp_path / "drawn" / "contact_sheet.png", 30)
+    files = ["x/110_104.jpg", "a/7.png", "b/7.png", "104.png"]
+    found = SlicePictures(files, folders=[tmp_path / "drawn"])
+    (picture,) = found.of(row("x/110_104.jpg"))
+    assert decoded(picture).getpixel((5, 5)) == (10, 10, 10)
+    # Two slices are called 7, and 104 is the end of another slice's name
+    assert [found.of(row(file)) for file in files[1:]] == [[], [], []]
+
+
+def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
+    grey(tmp_path / "pictures" / "001_7.png", 40)
+    grey(tmp_path / "overlays" / "s" / "0001.png", 50)
+    lines = [
+        {"file": "a/7.png", "picture": "pictures/001_7.png"},
+        {"file": "v.nii.gz#0000", "overlay": "overlays/s/0001.png"},
+        {"level": "patient", "patient": "1"},
+        {"file": "gone.png", "picture": "pictures/gone.png"},
+    ]
+    listing = tmp_path / "attributions.jsonl"
+    listing.write_text("\n".join(map(json.dumps, lines)))
+    found = SlicePictures(["a/7.png", "b/7.png", "v.nii.gz#0000"], folders=[tmp_path])
+    (picture,) = found.of(row("a/7.png"))
+    assert picture.caption == "box weights: input to the decision, not its cause"
+    assert decoded(picture).getpixel((5, 5)) == (40, 40, 40)
+    assert found.of(row("b/7.png")) == []
+    assert len(found.of(row("v.nii.gz#0000"))) == 1
+    listing.write_text("[]\n")
+    with pytest.raises(CTMaskNetError, match=r"attributions\.jsonl: cannot be read"):
+        index_pictures(tmp_path)
+
+
+def test_an_unreadable_slice_is_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(CTMaskNetError, match=r"broken\.png: unreadable"):
+        SlicePictures(["broken.png"], images=tmp_path).of(row("broken.png"))
+
+
+@pytest.fixture
+def model_file(tiny_cfg, tiny_model, tmp_path):
+    """A checkpoint, and a configuration beside it."""
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(tmp_path), spec=spec_of(tiny_cfg))
+    checkpointer.save("model_best")
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    return tmp_path
+
+
+def test_lesions_are_drawn_by_the_model_that_made_the_predictions(
+    model_file, tiny_model, monkeypatch
+):
+    grey(model_file / "s.png", 100)
+    options = [str(model_file / "tiny.yaml"), [], model_file]
+    paint = lesion_painter(*options, IMAGE_CLASSES)
+    image = torch.full((3, 512, 512), 100.0)
+    scores = tiny_model.eval()([{"image": image, "height": 32, "width": 32}])[0]["scores"]
+    predicted = row("s.png", scores=tuple(scores.tolist()))
+    pixels, caption = paint(predicted, {"file_name": str(model_file / "s.png")})
+    assert pixels.shape[2] == 3 and pixels.shape[0] == pixels.shape[1] >= 512
+    assert caption == "no lesion found" or " lesions, highest score 0." in caption
+    with pytest.raises(CTMaskNetError, match="scores it otherwise than the predictions"):
+        other = tuple((scores + 0.3).tolist())
+        paint(replace(predicted, scores=other), {"file_name": str(model_file / "s.png")})
+    with pytest.raises(CTMaskNetError, match="classes normal, pneumonia, covid, but"):
+        lesion_painter(*options, ["normal", "covid"])
+
+
+def test_the_best_lesions_are_drawn_whatever_they_score(model_file, monkeypatch, detect_eight):
+    grey(model_file / "s.png", 100)
+    monkeypatch.setattr(pictures, "build_predictor", lambda cfg: detect_eight)
+    paint = lesion_painter(str(model_file / "tiny.yaml"), [], model_file, IMAGE_CLASSES)
+    drawn = []
+    monkeypatch.setattr(
+        pictures, "draw_lesions", lambda pixels, lesions, names: drawn.extend(lesions) or pixels
+    )
+    _, caption = paint(row("s.png"), {"file_name": str(model_file / "s.png")})
+    assert [lesion.score for lesion in drawn] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
+    assert caption == "5 best of 8 lesions, highest score 0.40"
+
+
+@pytest.fixture
+def detect_eight():
+    """A stand-in for a model: eight boxes on every slice, of scores 0.05, 0.1 .. 0.4."""
+    from detectron2.structures import Boxes, Instances
+
+    def predict(entry):
+        instances = Instances((32, 32))
+        instances.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20]] * 8))
+        instances.scores = torch.arange(1, 9) * 0.05
+        instances.pred_classes = torch.zeros(8, dtype=torch.int64)
+        return entry, {"instances": instances}
+
+    return predict
