@@ -19,8 +19,9 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write
 from ctmasknet.report import wording
+from ctmasknet.report.evidence import evidence_painter
 from ctmasknet.report.origin import report_facts, run_facts
-from ctmasknet.report.pictures import SlicePictures, lesion_painter
+from ctmasknet.report.pictures import SlicePictures
 from ctmasknet.report.sections import THRESHOLD_METRICS, measured, unmeasured
 from ctmasknet.report.slice_gallery import PER_PATIENT, choose_slices
 from ctmasknet.report.source import ReportSource, read_source
@@ -67,7 +68,7 @@ def write_report(
         The file.
 
     Raises:
-        CTMaskNetError: see :func:`read_source`, :class:`SlicePictures` and :func:`lesion_painter`;
+        CTMaskNetError: see :func:`read_source`, :class:`SlicePictures`, :func:`evidence_painter`;
             an output that cannot be written.
     """
     options = options or ReportOptions()
@@ -80,7 +81,7 @@ def write_report(
         made.append(source.listing.parent)
     painter = None
     if options.config_file:
-        painter = lesion_painter(
+        painter = evidence_painter(
             options.config_file, options.opts, source.folder, source.class_names
         )
     pictures = SlicePictures(

@@ -1,13 +1,12 @@
-"""Pictures of slices as data URIs: the slice, lesions that a model finds, pictures made before."""
+"""Pictures of slices as data URIs: the slice, what a painter draws on it, pictures made before."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,14 @@ from PIL import Image
 
 from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.data.images import IMAGE_SUFFIXES, naming_file
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import BEST_CHECKPOINT, setup_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.gallery import CONTACT_SHEET, build_predictor, read_rgb
-from ctmasknet.lesion_list import lesions_of
+from ctmasknet.gallery import CONTACT_SHEET, read_rgb
 from ctmasknet.report.json_lines import json_lines
-from ctmasknet.visualize import draw_lesions
 
 #: Longer side (px) of a slice, and of a picture from a folder, which may hold panels and text.
 SLICE_PX, PAGE_PX = 384, 900
 _QUALITY = 72
-#: Lesions drawn of a slice. An error often comes of lesions that score low, so none is left out
-#: for its score, as other pictures do.
-_MOST_LESIONS = 5
-#: Scores of the model that draws may differ by so much from those reported (half precision, GPU).
-_SAME_SCORE = 0.1
 
 #: Keys of a line that name a picture, and its caption.
 _PICTURE_KEYS = {
@@ -41,9 +31,8 @@ _PICTURE_KEYS = {
     "overlay": "lesions",
 }
 
-#: A reported slice and its dataset dict -> the (H, W, 3) uint8 RGB picture of what a model finds in
-#: it, and a caption.
-Painter = Callable[[SlicePrediction, Mapping[str, Any]], tuple[np.ndarray, str]]
+#: A reported slice and its dataset dict -> (H, W, 3) uint8 RGB pictures with captions.
+Painter = Callable[[SlicePrediction, Mapping[str, Any]], list[tuple[np.ndarray, str]]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ class SlicePictures:
         dataset: name of the data set, whose prepared json tells where slices lie; None without.
         images: folder that names in the predictions are relative to.
         folders: pictures made before, see :func:`index_pictures`.
-        painter: draws lesions, see :func:`lesion_painter`; None draws none.
+        painter: draws evidence, see :mod:`.evidence`; None draws none.
 
     Raises:
         CTMaskNetError: a folder that does not exist or tells nothing.
@@ -100,8 +89,8 @@ class SlicePictures:
             pixels = read_rgb(entry["file_name"], None)
             pictures.append(encode(pixels, "slice", f"CT slice {row.file}"))
             if self._painter:
-                drawn, caption = self._painter(row, entry)
-                pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
+                for drawn, caption in self._painter(row, entry):
+                    pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
         for made in self._made:
             stem = _stem(row.file)
             by_stem = made.get(stem, []) if self._stems[stem] == 1 else []
@@ -163,55 +152,6 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
         stem = path.stem.removeprefix(number) if numbered else path.stem
         told.setdefault(stem, []).append((folder.name, path))
     return {stem: pictures for stem, pictures in told.items() if len(pictures) == 1}
-
-
-def lesion_painter(
-    config_file: str, opts: Sequence[str], run: str | os.PathLike, class_names: Sequence[str]
-) -> Painter:
-    """Load the model and return what draws its lesions.
-
-    Args:
-        config_file: of a classifier or a detector.
-        opts: ``KEY VALUE`` overrides.
-        run: folder whose ``model_best.pth`` is used unless ``opts`` name weights or OUTPUT_DIR.
-        class_names: of the predictions; a classifier has to have the same.
-
-    Raises:
-        CTMaskNetError: see :func:`setup_cfg` and :func:`load_model`; other classes. The painter
-            raises it for a slice that the model scores otherwise than reported.
-    """
-    opts = list(opts)
-    named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
-    if not named and (Path(run) / BEST_CHECKPOINT).is_file():
-        opts += ["OUTPUT_DIR", str(run)]
-    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=opts))
-    if is_classifier(cfg) and list(cfg.MODEL.IMAGE_HEAD.CLASSES) != list(class_names):
-        raise CTMaskNetError(
-            f"{config_file}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
-            f"predictions have {', '.join(class_names)}; give the model that made them"
-        )
-    predict = build_predictor(cfg)
-    lesion_classes = list(cfg.MODEL.LESION_CLASSES)
-
-    def paint(row: SlicePrediction, entry: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-        item, found = predict(dict(entry))
-        if "scores" in found:
-            gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
-            if gap > _SAME_SCORE:
-                raise CTMaskNetError(
-                    f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
-                    f"(by {gap:.2f}); give the weights that made them"
-                )
-        pixels = read_rgb(item["file_name"], item.get("crop_box"))
-        lesions = lesions_of(found["instances"], *pixels.shape[:2])
-        best = sorted(lesions, key=lambda lesion: -lesion.score)[:_MOST_LESIONS]
-        caption = "no lesion found"
-        if best:
-            caption = f"{len(best)} best of {len(lesions)} lesions, highest score"
-            caption = f"{caption} {best[0].score:.2f}"
-        return draw_lesions(pixels, best, lesion_classes), caption
-
-    return paint
 
 
 def encode(pixels: np.ndarray, caption: str, alt: str, longer_side_px: int = SLICE_PX) -> Picture:

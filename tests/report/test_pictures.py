@@ -5,17 +5,21 @@ import io
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import SlicePrediction
-from ctmasknet.report import pictures
-from ctmasknet.report.pictures import SlicePictures, encode, index_pictures, lesion_painter
+from ctmasknet.gallery import read_rgb
+from ctmasknet.report import evidence
+from ctmasknet.report.evidence import evidence_painter
+from ctmasknet.report.pictures import SlicePictures, encode, index_pictures
 from ctmasknet.report.slice_gallery import choose_slices
 from ctmasknet.report.source import read_source
 
@@ -127,48 +131,37 @@ def model_file(tiny_cfg, tiny_model, tmp_path):
     return tmp_path
 
 
-def test_lesions_are_drawn_by_the_model_that_made_the_predictions(
-    model_file, tiny_model, monkeypatch
-):
+def test_evidence_is_drawn_by_the_model_that_made_the_predictions(model_file, tiny_model):
     grey(model_file / "s.png", 100)
+    entry = {"file_name": str(model_file / "s.png")}
     options = [str(model_file / "tiny.yaml"), [], model_file]
-    paint = lesion_painter(*options, IMAGE_CLASSES)
+    paint = evidence_painter(*options, IMAGE_CLASSES)
     image = torch.full((3, 512, 512), 100.0)
     scores = tiny_model.eval()([{"image": image, "height": 32, "width": 32}])[0]["scores"]
-    predicted = row("s.png", scores=tuple(scores.tolist()))
-    pixels, caption = paint(predicted, {"file_name": str(model_file / "s.png")})
-    assert pixels.shape[2] == 3 and pixels.shape[0] == pixels.shape[1] >= 512
-    assert caption == "no lesion found" or " lesions, highest score 0." in caption
+    predicted = row("s.png", pred=2, scores=tuple(scores.tolist()))
+    (lesions, found), (weights, moved) = paint(predicted, entry)
+    assert lesions.shape == weights.shape and lesions.shape[0] >= 512
+    assert found == "no lesion found" or " lesions, highest score 0." in found
+    assert moved.startswith("boxes that moved covid most")
+    assert moved.endswith("input to the decision, not cause")
+    # The boxes are on the picture, in the colours of their direction
+    assert np.any(weights != cv2.resize(read_rgb(entry["file_name"], None), weights.shape[1::-1]))
     with pytest.raises(CTMaskNetError, match="scores it otherwise than the predictions"):
-        other = tuple((scores + 0.3).tolist())
-        paint(replace(predicted, scores=other), {"file_name": str(model_file / "s.png")})
+        paint(replace(predicted, scores=tuple((scores + 0.3).tolist())), entry)
     with pytest.raises(CTMaskNetError, match="classes normal, pneumonia, covid, but"):
-        lesion_painter(*options, ["normal", "covid"])
+        evidence_painter(*options, ["normal", "covid"])
 
 
-def test_the_best_lesions_are_drawn_whatever_they_score(model_file, monkeypatch, detect_eight):
-    grey(model_file / "s.png", 100)
-    monkeypatch.setattr(pictures, "build_predictor", lambda cfg: detect_eight)
-    paint = lesion_painter(str(model_file / "tiny.yaml"), [], model_file, IMAGE_CLASSES)
+def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
+    instances = Instances((32, 32))
+    instances.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20]] * 8))
+    instances.scores = torch.arange(1, 9) * 0.05
+    instances.pred_classes = torch.zeros(8, dtype=torch.int64)
     drawn = []
     monkeypatch.setattr(
-        pictures, "draw_lesions", lambda pixels, lesions, names: drawn.extend(lesions) or pixels
+        evidence, "draw_lesions", lambda pixels, lesions, names: drawn.extend(lesions) or pixels
     )
-    _, caption = paint(row("s.png"), {"file_name": str(model_file / "s.png")})
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    _, caption = evidence._lesions(pixels, {"instances": instances}, ["lesion"])
     assert [lesion.score for lesion in drawn] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
     assert caption == "5 best of 8 lesions, highest score 0.40"
-
-
-@pytest.fixture
-def detect_eight():
-    """A stand-in for a model: eight boxes on every slice, of scores 0.05, 0.1 .. 0.4."""
-    from detectron2.structures import Boxes, Instances
-
-    def predict(entry):
-        instances = Instances((32, 32))
-        instances.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20]] * 8))
-        instances.scores = torch.arange(1, 9) * 0.05
-        instances.pred_classes = torch.zeros(8, dtype=torch.int64)
-        return entry, {"instances": instances}
-
-    return predict
