@@ -90,7 +90,8 @@ def _lesions(
     caption = "no lesion found"
     if best:
         caption = f"{len(best)} best of {len(lesions)} lesions, highest score {best[0].score:.2f}"
-    return draw_lesions(pixels, best, lesion_classes), caption
+    # On a picture of this size labels would hide what they name
+    return draw_lesions(pixels, best, lesion_classes, labels=False), caption
 
 
 def _box_weights(
@@ -103,7 +104,7 @@ def _box_weights(
     ranked = found["ranked_instances"]
     weights = attribute(head, found["ranked_boxes"], len(ranked)).weights[:, target].cpu().numpy()
     boxes = ranked.pred_boxes.tensor.cpu().numpy()
-    caption = f"boxes that moved {class_names[target]} most (solid for, dashed against): {CAVEAT}"
+    caption = f"boxes that moved {class_names[target]} most, solid for, dashed against; {CAVEAT}"
     if not len(heaviest(weights, _MOST)):
         caption = f"no box moved {class_names[target]}"
     return draw_box_weights(pixels, boxes, weights, most=_MOST), caption

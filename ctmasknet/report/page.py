@@ -194,6 +194,8 @@ def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[
                 "heading": chosen.heading,
                 "rule": chosen.rule,
                 "found": chosen.found,
+                # Three pictures beside each other take the width of the page
+                "wide": any(len(item["pictures"]) > 2 for item in items),
                 "slices": items,
             }
         )

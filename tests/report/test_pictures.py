@@ -159,7 +159,7 @@ def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
     instances.pred_classes = torch.zeros(8, dtype=torch.int64)
     drawn = []
     monkeypatch.setattr(
-        evidence, "draw_lesions", lambda pixels, lesions, names: drawn.extend(lesions) or pixels
+        evidence, "draw_lesions", lambda pixels, lesions, *_, **__: drawn.extend(lesions) or pixels
     )
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     _, caption = evidence._lesions(pixels, {"instances": instances}, ["lesion"])
