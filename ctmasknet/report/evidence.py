@@ -18,9 +18,9 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
-from ctmasknet.gallery import read_rgb
 from ctmasknet.lesion_list import lesions_of
 from ctmasknet.report.pictures import Painter
+from ctmasknet.report.slice_files import FoundSlice
 from ctmasknet.visualize import draw_lesions
 
 #: Lesions and box weights drawn of a slice. An error often comes of lesions that score low, so none
@@ -63,11 +63,20 @@ def evidence_painter(
     mapper = (SliceMapper if classifies else LesionMapper)(cfg, is_train=False)
     lesion_classes = list(cfg.MODEL.LESION_CLASSES)
 
-    def paint(row: SlicePrediction, entry: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
-        item = mapper(dict(entry))
+    def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
+        if classifies:
+            item = mapper.map_pixels(dict(slice_.entry), slice_.pixels)
+        elif slice_.is_picture:
+            item = mapper(dict(slice_.entry))
+        else:
+            raise CTMaskNetError(
+                f"{row.file}: a detector's configuration draws on pictures alone; give the "
+                "classifier that made the predictions"
+            )
         with torch.no_grad():
             found = model([item])[0]
-        pixels = read_rgb(item["file_name"], item.get("crop_box"))
+        x0, y0, x1, y1 = item.get("crop_box") or (0, 0, *slice_.pixels.shape[1::-1])
+        pixels = np.ascontiguousarray(slice_.pixels[y0:y1, x0:x1])
         drawn = [_lesions(pixels, found, lesion_classes)]
         if classifies:
             gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()

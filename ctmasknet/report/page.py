@@ -23,6 +23,7 @@ from ctmasknet.report.evidence import evidence_painter
 from ctmasknet.report.origin import report_facts, run_facts
 from ctmasknet.report.pictures import SlicePictures
 from ctmasknet.report.sections import THRESHOLD_METRICS, measured, unmeasured
+from ctmasknet.report.slice_files import SliceFiles, recorded_window
 from ctmasknet.report.slice_gallery import PER_PATIENT, choose_slices
 from ctmasknet.report.source import ReportSource, read_source
 from ctmasknet.report.thresholds import threshold_data
@@ -79,6 +80,7 @@ def write_report(
     made = [*options.pictures]
     if source.listing is not None:
         made.append(source.listing.parent)
+    files = SliceFiles(source.dataset, options.images, recorded_window(source.entries))
     painter = None
     if options.config_file:
         painter = evidence_painter(
@@ -86,8 +88,7 @@ def write_report(
         )
     pictures = SlicePictures(
         [row.file for row in source.rows],
-        dataset=source.dataset,
-        images=options.images,
+        files,
         folders=made,
         painter=painter,
     )

@@ -6,20 +6,19 @@ import base64
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.data.images import IMAGE_SUFFIXES, naming_file
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.gallery import CONTACT_SHEET, read_rgb
+from ctmasknet.gallery import CONTACT_SHEET
 from ctmasknet.report.json_lines import json_lines
+from ctmasknet.report.slice_files import FoundSlice, SliceFiles
 
 #: Longer side (px) of a slice, and of a picture from a folder, which may hold panels and text.
 SLICE_PX, PAGE_PX = 384, 900
@@ -31,8 +30,8 @@ _PICTURE_KEYS = {
     "overlay": "lesions",
 }
 
-#: A reported slice and its dataset dict -> (H, W, 3) uint8 RGB pictures with captions.
-Painter = Callable[[SlicePrediction, Mapping[str, Any]], list[tuple[np.ndarray, str]]]
+#: A reported slice and what was found of it -> (H, W, 3) uint8 RGB pictures with captions.
+Painter = Callable[[SlicePrediction, FoundSlice], list[tuple[np.ndarray, str]]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ class SlicePictures:
     """All pictures there are of a reported slice.
 
     Args:
-        files: names of all reported slices.
-        dataset: name of the data set, whose prepared json tells where slices lie; None without.
-        images: folder that names in the predictions are relative to.
+        names: of all reported slices.
+        files: finds them.
         folders: pictures made before, see :func:`index_pictures`.
         painter: draws evidence, see :mod:`.evidence`; None draws none.
 
@@ -62,35 +60,30 @@ class SlicePictures:
 
     def __init__(
         self,
-        files: Iterable[str],
+        names: Iterable[str],
+        files: SliceFiles,
         *,
-        dataset: str | None = None,
-        images: str | os.PathLike | None = None,
         folders: Iterable[str | os.PathLike] = (),
         painter: Painter | None = None,
     ):
-        self._stems = Counter(_stem(file) for file in files)
-        self._entries = _entries_of(dataset)
-        self._images = None if images is None else Path(images)
-        if self._images is not None and not self._images.is_dir():
-            raise CTMaskNetError(f"{images}: no such folder; correct --images")
+        self._stems = Counter(_stem(name) for name in names)
+        self._files = files
         self._made = [index_pictures(folder) for folder in folders]
         self._painter = painter
 
     def of(self, row: SlicePrediction) -> list[Picture]:
-        """The slice as it is, with lesions, and pictures from folders; none where no file is found.
+        """The slice as it is, the evidence in it, and pictures from folders; none where no file is
+        found.
 
         Raises:
-            CTMaskNetError: an image that is there but cannot be read.
+            CTMaskNetError: a file that is there but cannot be read.
         """
         pictures = []
-        entry = self._entry(row.file)
-        if entry is not None:
-            pixels = read_rgb(entry["file_name"], None)
-            pictures.append(encode(pixels, "slice", f"CT slice {row.file}"))
-            if self._painter:
-                for drawn, caption in self._painter(row, entry):
-                    pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
+        found = self._files.find(row.file)
+        if found is not None:
+            pictures.append(encode(found.pixels, "slice", f"CT slice {row.file}"))
+            for drawn, caption in self._painter(row, found) if self._painter else ():
+                pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
         for made in self._made:
             stem = _stem(row.file)
             by_stem = made.get(stem, []) if self._stems[stem] == 1 else []
@@ -99,16 +92,6 @@ class SlicePictures:
                     pixels = np.asarray(image.convert("RGB"))
                 pictures.append(encode(pixels, caption, f"{caption} of {row.file}", PAGE_PX))
         return pictures
-
-    def _entry(self, file: str) -> Mapping[str, Any] | None:
-        """The slice's dataset dict, or one with its file alone; None when there is no file."""
-        entry = self._entries.get(file)
-        if entry is not None and os.path.isfile(entry["file_name"]):
-            return entry
-        for path in ([self._images / file] if self._images else []) + [Path(file)]:
-            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-                return {"file_name": str(path)}
-        return None
 
 
 def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]]]:
@@ -162,21 +145,6 @@ def encode(pixels: np.ndarray, caption: str, alt: str, longer_side_px: int = SLI
     image.save(stream, format="WEBP", quality=_QUALITY, method=4)
     coded = base64.b64encode(stream.getvalue()).decode("ascii")
     return Picture(caption, alt, f"data:image/webp;base64,{coded}", image.width, image.height)
-
-
-def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:
-    """Dataset dicts by the name that predictions have for them; none where it is not prepared."""
-    if dataset is None:
-        return {}
-    try:
-        entries = dataset_dicts(dataset)
-    except CTMaskNetError:
-        return {}
-    found: dict[str, Mapping[str, Any]] = {}
-    for entry in entries:
-        name = entry.get("image_id")
-        found[name if isinstance(name, str) else entry["file_name"]] = entry
-    return found
 
 
 def _stem(file: str) -> str:

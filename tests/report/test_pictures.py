@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -13,13 +14,14 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.data.ct_io import read_scans
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import SlicePrediction
-from ctmasknet.gallery import read_rgb
 from ctmasknet.report import evidence
 from ctmasknet.report.evidence import evidence_painter
 from ctmasknet.report.pictures import SlicePictures, encode, index_pictures
+from ctmasknet.report.slice_files import SliceFiles, recorded_window
 from ctmasknet.report.slice_gallery import choose_slices
 from ctmasknet.report.source import read_source
 
@@ -87,7 +89,7 @@ def test_a_picture_goes_to_the_slice_it_shows_or_to_none(tmp_path):
     grey(tmp_path / "drawn" / "002_7.png", 20)
     grey(tmp_path / "drawn" / "contact_sheet.png", 30)
     files = ["x/110_104.jpg", "a/7.png", "b/7.png", "104.png"]
-    found = SlicePictures(files, folders=[tmp_path / "drawn"])
+    found = SlicePictures(files, SliceFiles(), folders=[tmp_path / "drawn"])
     (picture,) = found.of(row("x/110_104.jpg"))
     assert decoded(picture).getpixel((5, 5)) == (10, 10, 10)
     # Two slices are called 7, and 104 is the end of another slice's name
@@ -105,7 +107,7 @@ def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
     ]
     listing = tmp_path / "attributions.jsonl"
     listing.write_text("\n".join(map(json.dumps, lines)))
-    found = SlicePictures(["a/7.png", "b/7.png", "v.nii.gz#0000"], folders=[tmp_path])
+    found = SlicePictures(["a/7.png", "b/7.png"], SliceFiles(), folders=[tmp_path])
     (picture,) = found.of(row("a/7.png"))
     assert picture.caption == "box weights: input to the decision, not its cause"
     assert decoded(picture).getpixel((5, 5)) == (40, 40, 40)
@@ -116,10 +118,25 @@ def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
         index_pictures(tmp_path)
 
 
+def test_slices_of_a_volume_are_seen_through_the_window_of_the_run(tmp_path):
+    volume = np.zeros((8, 6, 3), dtype=np.int16)
+    volume[:, :, 1] = -600
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-2.0, -2, 5, 1])), tmp_path / "v.nii.gz")
+    entries = [{"config": {"INPUT": {"WINDOW_CENTER_HU": -600, "WINDOW_WIDTH_HU": 1000}}}, {}]
+    files = SliceFiles(images=tmp_path, window=recorded_window(entries))
+    names = [one.name for one in read_scans([tmp_path / "v.nii.gz"])[0].slices]
+    levels = {name: files.find(name).pixels for name in names}
+    assert [level.shape for level in levels.values()] == [(6, 8, 3)] * 3
+    assert [int(level.max()) for level in levels.values()] == [255, 128, 255]
+    # The name may be relative to --images
+    assert files.find("v.nii.gz#0001").pixels.max() == 128
+    assert files.find("v.nii.gz#0003") is None and files.find("absent.nii.gz#0000") is None
+
+
 def test_an_unreadable_slice_is_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(CTMaskNetError, match=r"broken\.png: unreadable"):
-        SlicePictures(["broken.png"], images=tmp_path).of(row("broken.png"))
+        SliceFiles(images=tmp_path).find("broken.png")
 
 
 @pytest.fixture
@@ -133,21 +150,21 @@ def model_file(tiny_cfg, tiny_model, tmp_path):
 
 def test_evidence_is_drawn_by_the_model_that_made_the_predictions(model_file, tiny_model):
     grey(model_file / "s.png", 100)
-    entry = {"file_name": str(model_file / "s.png")}
+    found_slice = SliceFiles().find(str(model_file / "s.png"))
     options = [str(model_file / "tiny.yaml"), [], model_file]
     paint = evidence_painter(*options, IMAGE_CLASSES)
     image = torch.full((3, 512, 512), 100.0)
     scores = tiny_model.eval()([{"image": image, "height": 32, "width": 32}])[0]["scores"]
     predicted = row("s.png", pred=2, scores=tuple(scores.tolist()))
-    (lesions, found), (weights, moved) = paint(predicted, entry)
+    (lesions, found), (weights, moved) = paint(predicted, found_slice)
     assert lesions.shape == weights.shape and lesions.shape[0] >= 512
     assert found == "no lesion found" or " lesions, highest score 0." in found
     assert moved.startswith("boxes that moved covid most")
     assert moved.endswith("input to the decision, not cause")
     # The boxes are on the picture, in the colours of their direction
-    assert np.any(weights != cv2.resize(read_rgb(entry["file_name"], None), weights.shape[1::-1]))
+    assert np.any(weights != cv2.resize(found_slice.pixels, weights.shape[1::-1]))
     with pytest.raises(CTMaskNetError, match="scores it otherwise than the predictions"):
-        paint(replace(predicted, scores=tuple((scores + 0.3).tolist())), entry)
+        paint(replace(predicted, scores=tuple((scores + 0.3).tolist())), found_slice)
     with pytest.raises(CTMaskNetError, match="classes normal, pneumonia, covid, but"):
         evidence_painter(*options, ["normal", "covid"])
 
