@@ -78,7 +78,7 @@ def find_unreadable(paths: Iterable[str | os.PathLike], workers: int = 1) -> dic
         file -> what is wrong with it, for the damaged ones only.
     """
     paths = [os.fspath(path) for path in paths]
-    problems = _in_processes(_problem_of, paths, workers, "verify")
+    problems = in_processes(_problem_of, paths, workers, "verify")
     return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
@@ -102,7 +102,7 @@ def write_in_grey_window(
     table = window_table(window)
     for folder in {Path(target).parent for target in copies.values()}:
         folder.mkdir(parents=True, exist_ok=True)
-    problems = _in_processes(
+    problems = in_processes(
         functools.partial(_copy_in_window, table=table),
         list(copies.items()),
         workers,
@@ -148,7 +148,7 @@ def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> str
     return None
 
 
-def _in_processes(function: Callable, items: list, workers: int, title: str) -> list:
+def in_processes(function: Callable, items: list, workers: int, title: str) -> list:
     """``[function(item) for item in items]`` with a progress bar (shown on a terminal only), in
     order."""
     bar = functools.partial(tqdm, total=len(items), desc=title, unit="image", disable=None)
