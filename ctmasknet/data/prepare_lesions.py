@@ -26,6 +26,7 @@ from ctmasknet.data.masks_to_coco import (
     coco_document,
     convert_slices,
 )
+from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
 from ctmasknet.data.splits import SPLITS, split_patients
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
@@ -48,6 +49,7 @@ def prepare_lesions(
     shares: Mapping[str, float] | None = None,
     lists: Mapping[str, str | os.PathLike] | None = None,
     seed: int = 0,
+    patient_ids: str | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
@@ -67,6 +69,8 @@ def prepare_lesions(
             proportion.
         lists: list file of each split; exactly one of ``shares`` and ``lists`` is given.
         seed: of the split by shares.
+        patient_ids: name of the numbering of the patients; see
+            :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
         workers: number of processes.
         progress: show a progress bar.
 
@@ -80,6 +84,8 @@ def prepare_lesions(
         raise CTMaskNetError("split: give either shares or list files")
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
+    published = CNCB_LESIONS if rule.by_cncb_name else None
+    patient_ids = numbering_of(images, patient_ids, published)
     pairs = find_pairs(images, masks, rule)
     keys_of = split_by_lists(pairs, lists, rule) if lists else None
     image_root = _image_root(images, output, how)
@@ -102,6 +108,7 @@ def prepare_lesions(
         made_by = {
             "labels": {str(value): name for value, name in sorted(how.labels.items())},
             "image_root": image_root,
+            "patient_ids": patient_ids,
             "seed": seed if shares else None,
             "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
             "orientation": asdict(how.orientation),

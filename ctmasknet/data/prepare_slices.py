@@ -16,6 +16,7 @@ from ctmasknet.data.covidx_ct import (
     read_slice_lists,
     resolve_images,
 )
+from ctmasknet.data.patient_ids import COVIDX_CT, numbering_of
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.slice_sets import sample_per_class, write_slice_set
 from ctmasknet.errors import CTMaskNetError
@@ -34,6 +35,7 @@ def prepare_slices(
     sample: Mapping[str, int] | None = None,
     per_class: int | None = None,
     seed: int = 0,
+    patient_ids: str | None = None,
     grey_window: tuple[int, int] | None = None,
     verify: bool = False,
     workers: int = 1,
@@ -56,6 +58,8 @@ def prepare_slices(
         sample: split -> number of slices a class to draw; an error when a class has fewer.
         per_class: largest number of slices a class in every split without a ``sample`` of its own.
         seed: of the split and the samples.
+        patient_ids: name of the numbering of the patients; see
+            :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
         grey_window, verify, workers: as for :func:`~ctmasknet.data.slice_sets.write_slice_set`.
 
     Returns:
@@ -87,6 +91,7 @@ def prepare_slices(
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
+    published = None if class_folders or patient_pattern else COVIDX_CT
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     return write_slice_set(
         root,
@@ -96,6 +101,7 @@ def prepare_slices(
         images,
         description=description,
         seed=seed,
+        patient_ids=numbering_of(images, patient_ids, published),
         grey_window=grey_window,
         verify=verify,
         workers=workers,

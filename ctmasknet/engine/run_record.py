@@ -32,14 +32,13 @@ import ctmasknet
 from ctmasknet.data.classes import parse_lesion_name
 from ctmasknet.data.content import content_sha256
 from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.patient_ids import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain, write_json
 
 RUN_RECORD = "run.json"
 _FORMAT = 1
 _ROOT = Path(ctmasknet.__file__).resolve().parent.parent
-#: Beside phantoms stands the recipe they were made by (see datasets/README.md).
-_PHANTOM_RECIPE = "phantom.json"
 
 
 @contextlib.contextmanager
@@ -152,7 +151,7 @@ def describe_dataset(name: str) -> dict[str, Any]:
         "name": name,
         "images": len(dicts),
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
-        "phantoms": any((folder / _PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
+        "phantoms": any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
         "fingerprint": fingerprint(dicts),
         "content_sha256": content_sha256(dicts, ["label", "annotations"]),
     }
