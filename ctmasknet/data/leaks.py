@@ -142,7 +142,8 @@ def overlap_lines(found: Iterable[Overlap]) -> list[str]:
     lines = []
     for first, second, shared, comparable in found:
         if not comparable:
-            said = f"not compared (ids: {first.numbering} and {second.numbering})"
+            ids = " and ".join(part.numbering or "not stated" for part in (first, second))
+            said = f"not compared (ids: {ids})"
         elif shared:
             said = f"{len(shared)} shared: {first_few(shared)}"
         else:
