@@ -26,6 +26,7 @@ from detectron2.utils import comm
 from ctmasknet.data.classes import parse_lesion_name
 from ctmasknet.data.content import content_sha256
 from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.patient_ids import PHANTOM_RECIPE
 from ctmasknet.engine.surroundings import surroundings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain, write_json
@@ -33,8 +34,6 @@ from ctmasknet.files import atomic_write, plain, write_json
 RUN_RECORD = "run.json"
 _FORMAT = 1
 _KINDS = ("training", "evaluation", "prediction")
-#: Beside phantoms stands the recipe they were made by (see datasets/README.md).
-_PHANTOM_RECIPE = "phantom.json"
 
 
 @contextlib.contextmanager
@@ -146,7 +145,7 @@ def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:
         "name": name,
         "images": len(dicts),
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
-        "phantoms": any((folder / _PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
+        "phantoms": any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
         "fingerprint": fingerprint(dicts),
         "content_sha256": content_sha256(
             dicts, ["label", "annotations"], allow_unreadable=skip_bad
