@@ -188,8 +188,8 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
     """
     one_folder = images.resolve() == masks.resolve()
     image_suffixes = tuple(s for s in IMAGE_SUFFIXES if not one_folder or s not in MASK_SUFFIXES)
-    image_of = _by_key(images, image_suffixes, rule)
-    mask_of = _by_key(masks, MASK_SUFFIXES, rule)
+    image_of = files_by_key(images, image_suffixes, rule)
+    mask_of = files_by_key(masks, MASK_SUFFIXES, rule)
     if not image_of and not mask_of:
         raise CTMaskNetError(
             f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
@@ -271,7 +271,7 @@ def split_by_lists(
     return result
 
 
-def _by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
+def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
     """Relative path of each slice's file ; linked folders count, hidden ones do not."""
     found: dict[str, str] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
