@@ -21,6 +21,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
     # DATASETS.TEST is only looked at with --eval-only.
     cfg.DATASETS.VAL = ()
+    # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
+    # trained on him (a classifier's: its detector's too): refuse | warn. Only ids of one numbering
+    # can be compared (datasets/README.md, "Leaks").
+    cfg.DATASETS.SHARED_PATIENTS = "refuse"
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
     # The window through which HU become grey levels 0..255, for files that state HU (DICOM, NIfTI);
@@ -37,6 +41,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # which changes features near the padded border; 1 makes every result independent of its
     # neighbours.
     cfg.TEST.IMS_PER_BATCH = 1
+    # COCO's figures by faster-coco-eval, which agree with pycocotools': auto (where it is
+    # installed) | on | off (in a file, with quotes).
+    cfg.TEST.COCO_FAST = "auto"
 
     # --- detector ---
     # Names of the detector's classes, in category order. The tools take them from the training set;

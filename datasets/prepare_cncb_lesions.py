@@ -84,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
     )
     p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of the CNCB lesion set for its names, "
+        "else none)",
+    )
+    p.add_argument(
         "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
     )
     p.add_argument(
@@ -162,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         shares=None if lists else parse_shares(args.split or "train:0.8,val:0.2"),
         lists=lists or None,
         seed=args.seed,
+        patient_ids=args.patient_ids,
         workers=args.workers,
         volumes=VolumeConversion(
             window=parse_window(args.window) if args.window else Window(),

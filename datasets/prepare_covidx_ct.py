@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
     )
     p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of COVIDx-CT for its names, else none)",
+    )
+    p.add_argument(
         "--sample",
         action="append",
         default=[],
@@ -128,6 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         sample=parse_counts(args.sample, "--sample"),
         per_class=args.per_class,
         seed=args.seed,
+        patient_ids=args.patient_ids,
         grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
         verify=args.verify,
         workers=args.workers,

@@ -18,7 +18,7 @@ from ctmasknet.data.natural import natural_key
 _SAME_MM, _SAME_SHARE = 0.01, 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DicomSource:
     """Reads one frame of one DICOM file.
 

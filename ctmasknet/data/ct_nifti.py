@@ -81,7 +81,7 @@ def _check_hu(volume: NiftiVolume) -> None:
         values = values[np.isfinite(values)]
         if values.size:
             lowest, highest = min(lowest, values.min()), max(highest, values.max())
-        if max(-lowest, highest) > _BEYOND_HU and np.isfinite(lowest):
+        if max(-lowest, highest) > _BEYOND_HU:
             break
         if (values < AIR_SEEN_HU).sum() >= AIR_SHARE * rows * columns:
             return

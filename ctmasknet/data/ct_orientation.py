@@ -22,7 +22,7 @@ AXIAL_TOLERANCE_DEGREES = 10.0
 _UPRIGHT = axcodes2ornt(("L", "P", "S"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Upright:
     """How to turn one stored grid.
 

@@ -17,7 +17,6 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
@@ -30,8 +29,10 @@ from ctmasknet.data.label_masks import (
     mask_type_classes,
     read_image,
     read_mask,
+    values_present,
 )
 from ctmasknet.data.lesion_files import LesionPair
+from ctmasknet.data.runs import components
 from ctmasknet.errors import CTMaskNetError
 
 #: Components of this area or less are dropped (reference).
@@ -60,25 +61,13 @@ def mask_instances(
         ``segmentation`` (compressed RLE, ``counts`` as str).
     """
     instances = []
-    canvas = np.zeros(mask.shape, np.uint8, order="F")
     for category_id, (_, values) in enumerate(classes, 1):
-        inside = np.isin(mask, list(values)).astype(np.uint8)
-        _, label, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
-        found = [
-            (y, x, h, w, area, component)
-            for component, (x, y, w, h, area) in enumerate(stats.tolist())
-            if component > 0 and area > min_area_px
-        ]
-        for y, x, h, w, area, component in sorted(found):
-            # One canvas for all components: only the box is written and wiped.
-            box = (slice(y, y + h), slice(x, x + w))
-            canvas[box] = label[box] == component
-            code = rle.encode(canvas)
-            canvas[box] = 0
+        inside = mask == values[0] if len(values) == 1 else np.isin(mask, list(values))
+        for box, area, code in components(inside.view(np.uint8), min_area_px):
             instances.append(
                 {
                     "category_id": category_id,
-                    "bbox": [x, y, w, h],
+                    "bbox": box,
                     "area": area,
                     "iscrowd": 0,
                     "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
@@ -133,7 +122,7 @@ def lesions_of(
 ) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]]]:
     """Names of the lesion labels present in a mask (H, W), and its annotations of each mask
     type."""
-    present = {how.labels[value] for value in np.unique(mask).tolist()}
+    present = {how.labels[value] for value in values_present(mask)}
     lesions = tuple(name for name in LESION_LABELS if name in present)
     return lesions, {
         mask_type: mask_instances(mask, mask_type_classes(mask_type, how.labels), how.min_area_px)

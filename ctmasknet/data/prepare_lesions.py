@@ -23,6 +23,7 @@ from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.lesion_sources import LesionSource, PictureSource, VolumeSource
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, coco_document
+from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
 from ctmasknet.data.splits import SPLITS, split_patients
 from ctmasknet.data.volume_pairs import VolumeConversion
 from ctmasknet.data.volumes import volume_files
@@ -47,6 +48,7 @@ def prepare_lesions(
     shares: Mapping[str, float] | None = None,
     lists: Mapping[str, str | os.PathLike] | None = None,
     seed: int = 0,
+    patient_ids: str | None = None,
     workers: int = 1,
     progress: bool = True,
     volumes: VolumeConversion | None = None,
@@ -71,6 +73,8 @@ def prepare_lesions(
             proportion.
         lists: list file of each split; exactly one of ``shares`` and ``lists`` is given.
         seed: of the split by shares.
+        patient_ids: name of the numbering of the patients; see
+            :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
         workers: number of processes.
         progress: show a progress bar.
         volumes: what is particular to volumes; its ``skip_bad`` is set here.
@@ -88,6 +92,8 @@ def prepare_lesions(
         raise CTMaskNetError("split: give either shares or list files")
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
+    published = CNCB_LESIONS if rule.by_cncb_name else None
+    patient_ids = numbering_of(images, patient_ids, published)
     bad = bad or BadSlices({})
     window = None
     if any(volume_files(images)):
@@ -123,6 +129,7 @@ def prepare_lesions(
         made_by = {
             "labels": {str(value): name for value, name in sorted(how.labels.items())},
             "image_root": image_root,
+            "patient_ids": patient_ids,
             "seed": seed if shares else None,
             "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
             "orientation": asdict(how.orientation),

@@ -18,6 +18,7 @@ from ctmasknet.data.covidx_ct import (
     read_slice_lists,
     resolve_images,
 )
+from ctmasknet.data.patient_ids import COVIDX_CT, numbering_of
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.slice_sets import sample_per_class, write_slice_set
 from ctmasknet.data.slice_volumes import (
@@ -43,6 +44,7 @@ def prepare_slices(
     sample: Mapping[str, int] | None = None,
     per_class: int | None = None,
     seed: int = 0,
+    patient_ids: str | None = None,
     grey_window: tuple[int, int] | None = None,
     verify: bool = False,
     workers: int = 1,
@@ -78,6 +80,8 @@ def prepare_slices(
         bad: what to do with slices and volumes that cannot be used; default: the first one is an
             error. Where they are skipped, every image is decoded, and ``bad_slices.json`` beside
             the set lists them.
+        patient_ids: name of the numbering of the patients; see
+            :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
         grey_window, verify, workers: as for :func:`~ctmasknet.data.slice_sets.write_slice_set`.
 
     Returns:
@@ -132,6 +136,7 @@ def prepare_slices(
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
+    published = None if class_folders or patient_pattern else COVIDX_CT
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     return write_slice_set(
         root,
@@ -141,6 +146,7 @@ def prepare_slices(
         images,
         description=description,
         seed=seed,
+        patient_ids=numbering_of(images, patient_ids, published),
         grey_window=grey_window,
         verify=verify,
         workers=workers,

@@ -62,6 +62,18 @@ def image_root(
     return os.path.abspath(given if given is not None else home / stated)
 
 
+def patients(json_file: str) -> set[str]:
+    """The patients of a prepared set of either kind.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken.
+    """
+    document = _read(json_file, _checked)
+    if "slices" in document:
+        return {item["patient"] for item in document["slices"]}
+    return set(document["patients"].values())
+
+
 def load_lesions(name: str, json_file: str, root: str) -> list[dict[str, Any]]:
     """Detectron2's dataset dicts of a COCO file plus the ``patient`` of each image.
 
@@ -120,6 +132,11 @@ def _read(json_file: str, check) -> dict[str, Any]:
     document = check(json_file, document)
     _parsed[json_file] = now, document
     return document
+
+
+def _checked(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    check = _checked_slices if "slices" in document else _lesion_header
+    return check(json_file, document)
 
 
 def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:

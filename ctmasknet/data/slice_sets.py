@@ -107,6 +107,7 @@ def write_slice_set(
     *,
     description: str,
     seed: int,
+    patient_ids: str | None = None,
     grey_window: tuple[int, int] | None = None,
     verify: bool = False,
     workers: int = 1,
@@ -123,6 +124,7 @@ def write_slice_set(
         image_root: where the images are. They stay there unless ``grey_window`` is given.
         description: one line for the json.
         seed: recorded in the json.
+        patient_ids: name of the numbering of the patients, recorded in the json.
         grey_window: (low, high) 8-bit grey levels: contrast-stretched PNG copies go to
             ``root/name/image`` (:func:`~ctmasknet.data.images.write_in_grey_window`), and the json
             names these.
@@ -155,6 +157,7 @@ def write_slice_set(
     info = {
         "description": description,
         "image_root": _COPIES if volumes or grey_window else _relative_inside(image_root, target),
+        "patient_ids": patient_ids,
         "seed": seed,
         "grey_window": list(grey_window) if grey_window else None,
         "window_hu": [window.center_hu, window.width_hu] if volumes else None,

@@ -38,7 +38,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if is_classifier(cfg):
         return ImageClassificationEvaluator(dataset_name, output_dir=folder)
     coco = LesionEvaluator(
-        dataset_name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+        dataset_name,
+        output_dir=folder,
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        fast=cfg.TEST.COCO_FAST,
     )
     if not cfg.MODEL.MASK_ON:
         return coco

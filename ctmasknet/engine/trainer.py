@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import weakref
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ctmasknet.data.bad_slices import REPORT, BadSlices, Guarded, ReadableBatches
-from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.datasets import dataset_dicts, known_sets
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.engine.bad_slices import EndIfTooManyBad, GatherBadSlices, finish_bad_slices
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
@@ -33,6 +34,7 @@ from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import TRAINING, build_train_loader, training_dicts
+from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
 from ctmasknet.engine.validation_loss import detector_losses
 from ctmasknet.engine.writers import MetricWriters
@@ -71,6 +73,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         # Detectron2 evaluates DATASETS.TEST while training; here the test set is not to be seen.
+        held_out = known_sets([*cfg.DATASETS.VAL, *cfg.DATASETS.TEST])
         cfg = cfg.clone()
         cfg.defrost()
         cfg.DATASETS.TEST = cfg.DATASETS.VAL
@@ -93,8 +96,16 @@ class Trainer(DefaultTrainer):
         self._rows: dict[str, Tensor] | None = None
         self._last_eval_results: OrderedDict[str, Any] | None = None
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        spec = spec_of(cfg)
         self.checkpointer = CTMaskNetCheckpointer(
-            model, cfg.OUTPUT_DIR, spec=spec_of(cfg), trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            spec=spec,
+            trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"]),
+            check_trained_on=functools.partial(
+                check_trained_on, names=held_out, on_shared=cfg.DATASETS.SHARED_PATIENTS
+            ),
+            trainer=weakref.proxy(self),
         )
         self.register_hooks(self.build_hooks())
 

@@ -285,6 +285,26 @@ def test_a_stream_of_another_size_is_not_decoded(tmp_path):
         read_one(data, tmp_path).hu()
 
 
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_a_truncated_stream_is_refused_from_its_header(tmp_path, share):
+    path = save(ct_samples.lossless_jpeg_dicom(HU[0]), tmp_path / "a.dcm")
+    whole = path.read_bytes()
+    begin = whole.index(b"\xff\xd8")
+    path.write_bytes(whole[: begin + int(share * (len(whole) - begin))])
+    with pytest.raises(CTMaskNetError, match="truncated, holds 0 whole fragments for 1"):
+        read_scans([path])
+
+
+def test_frames_that_are_not_there_are_noticed(tmp_path):
+    data = ct_samples.enhanced(HU)
+    data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    whole = save(data, tmp_path / "a.dcm").read_bytes()
+    last = whole.rindex(b"\xfe\xff\x00\xe0")  # the head of the last frame's fragment
+    (tmp_path / "a.dcm").write_bytes(whole[:last])
+    with pytest.raises(CTMaskNetError, match="truncated, holds 3 whole fragments for 4"):
+        read_scans([tmp_path / "a.dcm"])
+
+
 def test_lossy_jpeg(tmp_path):
     difference = read_one(ct_samples.jpeg_dicom(HU[0]), tmp_path).hu() - HU[0]
     assert 0 < np.abs(difference).max() < 100 and np.abs(difference).mean() < 12

@@ -207,6 +207,14 @@ def test_volumes_of_one_name_stay_apart(tmp_path):
     ]
 
 
+def test_a_folder_and_a_volume_of_one_name_stay_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("ct")
+    Image.fromarray(GREY[0]).save("ct/a.png")
+    nib.save(ct_samples.nifti(HU), "ct.nii")
+    assert [scan.scan for scan in read_scans(["ct", "ct.nii"])] == ["ct", "ct.nii"]
+
+
 def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
     ct_samples.dicom_series(tmp_path / "series", HU)
     localizer = ct_samples.dicom(HU[0])

@@ -23,6 +23,14 @@ def test_damaged_files_are_read_rightly_or_refused_in_one_line(tmp_path):
         path.rpartition("/")[2] for path in refused
     }
     assert unread == {"crafted_bomb.png"}  # large, and within the limits
+    for name, reason in (
+        ("bomb.nii.gz", "claims to expand"),
+        ("longer.nii.gz", "holds far more than its header says"),
+        ("bomb.dcm", "inflates further than any CT does"),
+        ("stream.jpeg2000.dcm", "compressed as 60000 x 60000 px"),
+        ("claim5000.png", "longest side read is 4096 px"),
+    ):
+        assert reason in found[str(tmp_path / f"crafted_{name}")]["reason"]
 
 
 def test_faults_are_seen(tmp_path):
