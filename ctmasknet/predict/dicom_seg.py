@@ -104,7 +104,7 @@ def write_dicom_seg(
     for place, (one, plane) in enumerate(zip(scan.slices, planes, strict=True)):
         pixels[place if one.frame is None else one.frame] = plane
     series_uid, image_uid, dimensions_uid = (
-        generate_uid(entropy_srcs=[identity, scan.patient, scan.scan, what])
+        generate_uid(entropy_srcs=[identity, scan.scan, scan.slices[0].name, what])
         for what in ("series", "image", "dimensions")
     )
     coded = highdicom.sr.CodedConcept

@@ -153,11 +153,6 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
     return record
 
 
-def box_of(record: dict[str, Any]) -> FoundBox:
-    """The box that :func:`slice_record` described."""
-    return FoundBox(record["class"], record["score"], tuple(record["box_px"]), record.get("rle"))
-
-
 def numbers(values: Sequence[float] | np.ndarray) -> list[float]:
     """Floats of nine digits, which a float32 needs to come back as it was."""
     return [float(format(float(value), ".9g")) for value in values]
