@@ -21,6 +21,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
     # DATASETS.TEST is only looked at with --eval-only.
     cfg.DATASETS.VAL = ()
+    # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
+    # trained on him (a classifier's: its detector's too): refuse | warn. Only ids of one numbering
+    # can be compared (datasets/README.md, "Leaks").
+    cfg.DATASETS.SHARED_PATIENTS = "refuse"
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
     # The window through which HU become grey levels 0..255, for files that state HU (DICOM, NIfTI);

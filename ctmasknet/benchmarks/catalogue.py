@@ -10,6 +10,7 @@ from typing import Any
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
 from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
+from ctmasknet.benchmarks.registration import registration
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
 
@@ -70,6 +71,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             "patients": (8, "phantom patients"),
             "rounds": (10, "times that their slices are converted"),
             "most": (2, "processes"),
+        },
+    ),
+    "registration": Benchmark(
+        "a large set registered and checked for leaks, against parsing its files",
+        registration,
+        {
+            "slices": (100_000, "slices in three splits"),
+            "workers": (1, "threads that compare hashes"),
         },
     ),
 }

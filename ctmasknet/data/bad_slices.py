@@ -13,15 +13,20 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
+
+if TYPE_CHECKING:  # the preparation tools start without Detectron2
+    from detectron2.config import CfgNode
 
 #: ``DATALOADER.BAD_SLICES``.
 MODES = ("error", "skip")
 #: The report's usual name.
 REPORT = "bad_slices.json"
+#: Name of all slices that a set is prepared from, in messages and reports about bad ones.
+SOURCE = "source"
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,9 +49,11 @@ class BadSlice:
 
 @dataclass(frozen=True)
 class Replacement:
-    """The model input of another slice, with the bad ones in whose place it stands."""
+    """The model input of another slice, with the bad ones in whose place it stands.
 
-    item: dict[str, Any]
+    None is the input where none was found."""
+
+    item: dict[str, Any] | None
     bad: tuple[BadSlice, ...]
 
 
@@ -105,6 +112,12 @@ class BadSlices:
         #: Set -> file -> reason.
         self._found: dict[str, dict[str, str]] = {}
 
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, totals: Mapping[str, int]) -> BadSlices:
+        """As ``DATALOADER.BAD_SLICES`` and ``DATALOADER.MAX_BAD_SHARE`` say."""
+        mode, share = cfg.DATALOADER.BAD_SLICES, cfg.DATALOADER.MAX_BAD_SHARE
+        return cls(totals, mode=mode, max_share=share)
+
     def add(self, file: str, reason: str, name: str) -> None:
         """Note a bad file of the set ``name``; the first reason given is kept.
 
@@ -132,17 +145,21 @@ class BadSlices:
         """One batch without its bad slices, which are noted."""
         kept = []
         for item in batch:
-            bad = (item,) if isinstance(item, BadSlice) else getattr(item, "bad", ())
+            bad: tuple[BadSlice, ...] = ()
+            if isinstance(item, BadSlice):
+                item, bad = None, (item,)
+            elif isinstance(item, Replacement):
+                item, bad = item.item, item.bad
             for each in bad:
                 self.add(each.file, each.reason, name)
-            if not isinstance(item, BadSlice):
-                kept.append(item.item if isinstance(item, Replacement) else item)
+            if item is not None:
+                kept.append(item)
         return kept
 
     def exceeded(self) -> str | None:
         """What is wrong, in one line, when a set has more bad slices than allowed."""
         for name, files in self._found.items():
-            total = self.totals[name]
+            total = self.totals.get(name, 0)
             if len(files) > self.max_share * total:
                 file, reason = next(iter(sorted(files.items())))
                 return (
@@ -201,7 +218,8 @@ class BadSlices:
         return {"found": json.dumps(self._found)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._found = json.loads(state["found"])
+        found = json.loads(state["found"])
+        self._found = {name: files for name, files in found.items() if name in self.totals}
 
 
 class ReadableBatches:

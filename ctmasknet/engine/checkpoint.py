@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.engine.trained_on import TRAINED_ON, Record, merged
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
@@ -115,6 +116,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         model: as for Detectron2's.
         save_dir: folder of the checkpoints.
         spec: :func:`spec_of` the configuration, saved with and compared on loading.
+        trained_on: of this training, saved together with what the loaded weights carry.
+        check_trained_on: called with a file's path and its record (None without one) before its
+            weights are loaded; raises where they must not be used.
         complete: loading fails when a weight of the model is missing from the file. Otherwise whole
             parts may be missing (an ImageNet start has the backbone alone, a detector has no image
             head).
@@ -126,11 +130,15 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         spec: dict[str, Any],
+        trained_on: Record | None = None,
+        check_trained_on: Callable[[str, Record | None], None] | None = None,
         complete: bool = False,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.spec = spec
+        self.trained_on = trained_on or []
+        self.check_trained_on = check_trained_on
         self.complete = complete
 
     def save(self, name: str, **kwargs) -> None:
@@ -147,6 +155,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             return
         path = Path(self.save_dir) / f"{name}.pth"
         content = {"model": self.model.state_dict(), SPEC: self.spec, **kwargs}
+        if self.trained_on:
+            content[TRAINED_ON] = self.trained_on
         if name != BEST:
             content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         self.logger.info("Saving checkpoint to %s", path)
@@ -232,6 +242,11 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 f"{self._path}: holds no model weights; get a checkpoint of a model"
             )
         check_spec(self._path, checkpoint.get(SPEC, {}), self.spec)
+        record = checkpoint.get(TRAINED_ON)
+        # Weights of others, such as ImageNet's, state no patients because they saw none.
+        if self.check_trained_on is not None and SPEC in checkpoint:
+            self.check_trained_on(self._path, record)
+        self.trained_on = merged(record or [], self.trained_on)
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
             name, found, expected = incompatible.incorrect_shapes[0]

@@ -26,6 +26,7 @@ from detectron2.utils import comm
 from ctmasknet.data.classes import parse_lesion_name
 from ctmasknet.data.content import content_sha256
 from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.patient_ids import PHANTOM_RECIPE
 from ctmasknet.engine.surroundings import surroundings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain, write_json
@@ -33,8 +34,6 @@ from ctmasknet.files import atomic_write, plain, write_json
 RUN_RECORD = "run.json"
 _FORMAT = 1
 _KINDS = ("training", "evaluation", "prediction")
-#: Beside phantoms stands the recipe they were made by (see datasets/README.md).
-_PHANTOM_RECIPE = "phantom.json"
 
 
 @contextlib.contextmanager
@@ -94,6 +93,7 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     training = not args.eval_only
     splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
     splits = splits if training else {"test": cfg.DATASETS.TEST}
+    skip_bad = cfg.DATALOADER.BAD_SLICES == "skip"
     return {
         "kind": "training" if training else "evaluation",
         "status": "running",
@@ -106,7 +106,8 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         "max_iter": cfg.SOLVER.MAX_ITER,
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "datasets": {
-            split: [describe_dataset(name) for name in names] for split, names in splits.items()
+            split: [describe_dataset(name, skip_bad) for name in names]
+            for split, names in splits.items()
         },
         **surroundings(cfg, getattr(args, "num_gpus", 1)),
     }
@@ -123,8 +124,12 @@ def command_of(args: argparse.Namespace) -> str:
     return shlex.join([*words, *(str(item) for item in args.opts)])
 
 
-def describe_dataset(name: str) -> dict[str, Any]:
+def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:
     """A data set in a record.
+
+    Args:
+        name: of the data set.
+        skip_bad: an image that cannot be read is no error.
 
     Returns:
         ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
@@ -132,7 +137,7 @@ def describe_dataset(name: str) -> dict[str, Any]:
         (what they show, and their labels or lesions).
 
     Raises:
-        CTMaskNetError: no such data set.
+        CTMaskNetError: no such data set; an image that cannot be read.
     """
     dicts = dataset_dicts(name)
     root = Path(MetadataCatalog.get(name).get("image_root") or os.devnull)
@@ -140,9 +145,11 @@ def describe_dataset(name: str) -> dict[str, Any]:
         "name": name,
         "images": len(dicts),
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
-        "phantoms": any((folder / _PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
+        "phantoms": any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
         "fingerprint": fingerprint(dicts),
-        "content_sha256": content_sha256(dicts, ["label", "annotations"]),
+        "content_sha256": content_sha256(
+            dicts, ["label", "annotations"], allow_unreadable=skip_bad
+        ),
     }
 
 
