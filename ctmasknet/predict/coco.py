@@ -42,7 +42,7 @@ def write_coco(
 
 
 def _images(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    keys = ("height", "width", "patient", "scan", "position_mm")
+    keys = ("height", "width", "patient", "scan", "spacing_mm", "position_mm")
     for number, line in enumerate(slices, start=1):
         yield {"id": number, "file_name": line["file"], **{key: line[key] for key in keys}}
 

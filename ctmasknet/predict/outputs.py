@@ -23,6 +23,8 @@ from ctmasknet.predict.parts import Parts
 from ctmasknet.predict.pooled import Pooler
 from ctmasknet.predict.results import numbers
 
+_SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "position_mm")
+
 
 @dataclass
 class Summary:
@@ -200,9 +202,7 @@ class Outputs:
             yield from (line for line in lines if "file" in line and "bad" not in line)
 
     def _slice_object(self, line: dict[str, Any]) -> dict[str, Any]:
-        kept = {
-            key: line[key] for key in ("file", "patient", "scan", "height", "width", "position_mm")
-        }
+        kept = {key: line[key] for key in _SLICE_KEYS}
         if "logits" in line:
             kept["pred"] = self._image_classes[line["pred"]]
             for key in ("logits", "scores", "calibrated_scores"):

@@ -139,6 +139,7 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
         "scan": source.scan,
         "height": source.shape[0],
         "width": source.shape[1],
+        "spacing_mm": None if source.spacing_mm is None else list(source.spacing_mm),
         "position_mm": source.position_mm,
     }
     if found.logits is not None:
