@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ctmasknet.engine.run_record import hardware
+from ctmasknet.engine.surroundings import hardware
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import replace_between_marks, write_json
 

@@ -52,7 +52,7 @@ class TestSlice:
 
     def test_masks_of_another_size_are_refused(self):
         for lesions, lung in (({"ggo": [block(0, 0, 1, 1, (5, 5))]}, None), ({}, np.ones((5, 5)))):
-            with pytest.raises(CTMaskNetError, match="a.png: is 20 x 10 px but a mask 5 x 5"):
+            with pytest.raises(CTMaskNetError, match=r"a\.png: is 20 x 10 px but a mask 5 x 5"):
                 measure_slice(lesions, SHAPE, lung, file="a.png")
 
 
