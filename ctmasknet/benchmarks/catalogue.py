@@ -13,6 +13,7 @@ from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
 from ctmasknet.benchmarks.growth import draw_growth, growth
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 from ctmasknet.benchmarks.mask_targets import mask_targets
+from ctmasknet.benchmarks.registration import registration
 from ctmasknet.benchmarks.training_steps import KINDS, training_step
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
@@ -85,6 +86,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             "patients": (8, "phantom patients"),
             "rounds": (10, "times that their slices are converted"),
             "most": (2, "processes"),
+        },
+    ),
+    "registration": Benchmark(
+        "a large set registered and checked for leaks, against parsing its files",
+        registration,
+        {
+            "slices": (100_000, "slices in three splits"),
+            "workers": (1, "threads that compare hashes"),
         },
     ),
     "mask-targets": Benchmark(

@@ -28,8 +28,8 @@ from ctmasknet.files import plain, write_json
 from ctmasknet.modeling.inference import inference_model
 
 
-def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where evaluation writes what it has to say about a data set."""
+def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:
+    """Where evaluation writes what it has to say about a data set (or about all of them)."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
 
 

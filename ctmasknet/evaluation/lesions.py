@@ -152,6 +152,9 @@ class LesionEvaluator(COCOEvaluator):
             for prediction in unique
             if not self._coco_api.getAnnIds(imgIds=[prediction["image_id"]])
         ]
+        if img_ids is None and len(unique) < len(self._coco_api.imgs):
+            # Lesions of a slice that could not be read were not missed.
+            img_ids = [prediction["image_id"] for prediction in unique]
         if self._fast:
             self._eval_fast(unique, img_ids)
         else:
