@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctmasknet.benchmarks.agreement import agreement
 from ctmasknet.benchmarks.classifier_inference import inference
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
 from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
+from ctmasknet.benchmarks.exported import exported
 from ctmasknet.benchmarks.growth import draw_growth, growth
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 from ctmasknet.benchmarks.mask_targets import mask_targets
@@ -58,6 +60,19 @@ BENCHMARKS: dict[str, Benchmark] = {
             "side": (512, "of the noise slices, px"),
             "batch": (1, "slices a call"),
         },
+    ),
+    "agreement": Benchmark(
+        "classes and logits of the inference copy against the model's on a test set",
+        agreement,
+        {
+            "config_file": ("configs/demo/cls.yaml", "of a classifier"),
+            "weights": ("output/demo/cls/model_best.pth", "its checkpoint"),
+        },
+    ),
+    "exported": Benchmark(
+        "exported programs against the classifier they came from",
+        exported,
+        {"config_file": _CLASSIFIER, "side": (512, "of the noise slice, px")},
     ),
     "heads-cache": Benchmark(
         "training of heads on kept rows against images",

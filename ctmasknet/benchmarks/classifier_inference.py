@@ -42,12 +42,8 @@ def inference(
     """
     cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", str(side)])
     device = cfg.MODEL.DEVICE
-    generator = torch.Generator().manual_seed(seed)
-    slices = [
-        {"image": torch.randint(0, 256, (3, side, side), generator=generator).float()}
-        for _ in range(batch)
-    ]
-    model = _calibrated_model(cfg, seed, slices)
+    slices = noise_slices(batch, side, seed)
+    model = calibrated_classifier(cfg, seed, slices)
     ways: dict[str, Any] = {
         _STOCK: StockClassifier(cfg, model),
         "torchvision detector, no masks, no slice class": TorchvisionDetector(cfg, slices),
@@ -56,10 +52,7 @@ def inference(
     }
     if cpu_has_bfloat16():
         ways[_HALF] = to_inference(model, torch.bfloat16)
-    gemms = {
-        _gemm_name(dtype): _gemm(dtype, device, generator)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
+    gemms = {_gemm_name(dtype): _gemm(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     calls = {name: _call(way, device, slices) for name, way in ways.items()}
     calls |= {name: _call(gemm, device) for name, gemm in gemms.items()}
     times = interleaved(calls, repeats)
@@ -118,7 +111,18 @@ def multiply_adds(model: CTMaskNet, image: Tensor) -> float:
     return total
 
 
-def _calibrated_model(cfg: CfgNode, seed: int, slices: list[dict[str, Any]]) -> CTMaskNet:
+def noise_slices(count: int, side: int, seed: int) -> list[dict[str, Any]]:
+    """Inputs of the classifier, squares with a side of ``side`` px."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {"image": torch.randint(0, 256, (3, side, side), generator=generator).float()}
+        for _ in range(count)
+    ]
+
+
+def calibrated_classifier(cfg: CfgNode, seed: int, slices: list[dict[str, Any]]) -> CTMaskNet:
+    """A classifier with random weights whose features, scores and boxes on ``slices`` have a
+    trained one's scale."""
     torch.manual_seed(seed)
     model = build_model(cfg)
     # Scores that differ as a trained detector's do.
@@ -135,10 +139,8 @@ def _gemm_name(dtype: torch.dtype) -> str:
     return f"matrix product in {str(dtype).removeprefix('torch.')}"
 
 
-def _gemm(dtype: torch.dtype, device: str, generator: torch.Generator):
-    left, right = (
-        torch.randn(_GEMM_SIDE, _GEMM_SIDE, generator=generator).to(device, dtype) for _ in range(2)
-    )
+def _gemm(dtype: torch.dtype, device: str):
+    left, right = (torch.randn(_GEMM_SIDE, _GEMM_SIDE).to(device, dtype) for _ in range(2))
     return lambda: left @ right
 
 
