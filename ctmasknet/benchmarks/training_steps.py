@@ -97,7 +97,7 @@ def _stepper(kind: str, way: str, batch: int, side: int, seed: int) -> Callable[
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
