@@ -16,6 +16,8 @@ from ctmasknet.data.bad_slices import REPORT, BadSlices
 from ctmasknet.engine.validation import EarlyStop
 from ctmasknet.errors import CTMaskNetError
 
+_TIMED_AFTER = 3
+
 
 def finish_bad_slices(bad: BadSlices, folder: str | os.PathLike) -> None:
     """Write ``<folder>/bad_slices.json``; every process has to call this.
@@ -68,5 +70,7 @@ class EndIfTooManyBad(HookBase):
         self._gathered = gathered
 
     def after_step(self) -> None:
-        if self._gathered.too_many:
+        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
+        timed = self.trainer.iter - self.trainer.start_iter >= _TIMED_AFTER
+        if self._gathered.too_many and timed:
             raise EarlyStop

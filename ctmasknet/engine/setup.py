@@ -174,13 +174,13 @@ def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
     for name in names:
         found = MetadataCatalog.get(name).get("window_hu")
         if found is not None and list(map(float, found)) != wanted:
-            (center, width), (our_center, our_width) = found, wanted
+            (center, width), (our_center, our_width) = map(float, found), wanted
             raise CTMaskNetError(
                 f"{name}: its slices were written through the window {center:g},{width:g} (center, "
                 f"width in HU) but INPUT.WINDOW_CENTER_HU is {our_center:g} and "
                 f"INPUT.WINDOW_WIDTH_HU {our_width:g}; prepare the set again with "
-                f"--window={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center:g} "
-                f"INPUT.WINDOW_WIDTH_HU {width:g}"
+                f"--window={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
+                f"INPUT.WINDOW_WIDTH_HU {width}"
             )
 
 

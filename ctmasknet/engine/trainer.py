@@ -186,6 +186,8 @@ class Trainer(DefaultTrainer):
             _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
             finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
             return None
+        if self.bad_slices.skip and self.bad_slices.exceeded():  # known from kept rows
+            finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
         try:
             with contextlib.suppress(EarlyStop):
                 super().train()
