@@ -91,6 +91,8 @@ def test_a_screen_reader_finds_its_way(page):
     assert len(ids) == len(set(ids))
     targets = [a["href"][1:] for tag, a in page.elements if tag in ("a", "use") and "href" in a]
     assert set(targets) <= set(ids)
+    # Ticks of the curves are references inside their picture
+    assert page.of("use") and all("href" in attributes for attributes in page.of("use"))
 
 
 def test_record_hardware_and_hashes_are_there(page):
