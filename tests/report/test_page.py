@@ -1,6 +1,7 @@
 """What stands in the page, without a browser."""
 
 import base64
+import errno
 import hashlib
 import json
 import re
@@ -140,6 +141,15 @@ def test_what_cannot_be_written_is_one_line(repository, run_folder, tmp_path, ca
     assert run_tool(repository, TOOL, run_folder, "--output", tmp_path) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "cannot be written" in first and "is a folder" in second
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(CTMaskNetError, match=r"r\.html: cannot be written \(No space left"):
+            write_report(run_folder, tmp_path / "r.html", ReportOptions(gallery=0))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(CTMaskNetError, match="no permission"):
         write_report(run_folder, tmp_path / "r.html")
