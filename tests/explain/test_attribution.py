@@ -80,6 +80,17 @@ def test_by_hand():
     )
 
 
+def test_in_a_full_list_the_rest_moves_up_and_the_last_stands_for_the_next():
+    def head(rows):
+        return rows[..., 0] @ torch.tensor([[1.0], [10], [100]])
+
+    rows = torch.tensor([[0.9], [0.5], [0.2]]).expand(3, 5)
+    found = occlude(head, rows, 3, hidden="removed")
+    # 0.5 0.2 0.2, 0.9 0.2 0.2 and 0.9 0.5 0.5 instead of 0.9 0.5 0.2
+    expected = [25.9 - 22.5, 25.9 - 22.9, 25.9 - 55.9]
+    assert found.weights.flatten().tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_boxes_of_equal_numbers_are_not_taken_for_one():
     rows = some_boxes(1).expand(4, 5)
     head = LinearHead(4)
