@@ -196,6 +196,17 @@ class TestFiles:
         assert found["lesions"].endswith("coco_instances_results.json, score > 0.5")
         assert shares(run(lesion_set, **given)) == [(20, 0, 20), (0, 5, 5)]
 
+    def test_masks_are_turned_as_the_set_was_prepared(self, lesion_set):
+        path = lesion_set / "datasets" / "hand" / "annotations" / "both_test.json"
+        document = json.loads(path.read_text())
+        document["info"]["orientation"] = {"flip_horizontal": True}
+        path.write_text(json.dumps(document))
+        (lesion_set / "found.json").write_text(json.dumps([lesion(1, 1, (8, 0, 18, 1), 0.9)]))
+        given = {"dataset": "hand_both_test", "predictions": str(lesion_set / "found.json")}
+        found = run(lesion_set, **given, label_masks=str(lesion_set / "mask"))
+        # The lung is now in columns 10 to 19
+        assert shares(found)[0] == (8, 0, 8) and found["outside_lung_px"] == 2
+
     def test_lesions_in_cocos_form_with_places(self, lesion_set):
         places = {"height": 10, "width": 20, "patient": "a", "scan": "b"}
         images = [

@@ -34,8 +34,12 @@ class LinearHead:
 
 @pytest.fixture
 def image_head():
+    """S with biases: without them it is linear along every straight way from zero."""
     torch.manual_seed(0)
-    return RankedBoxImageHead(num_boxes=12, fc_dim=32, num_classes=3).eval()
+    head = RankedBoxImageHead(num_boxes=12, fc_dim=32, num_classes=3).eval()
+    for layer in (head.fc1, head.fc2, head.logits):
+        torch.nn.init.normal_(layer.bias)
+    return head
 
 
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
@@ -143,6 +147,14 @@ def test_integrated_gradients_add_up_on_the_image_head(image_head):
     torch.testing.assert_close(found.rest, change - found.weights.sum(0))
     assert found.rest.abs().max() <= 0.01 * change.abs().max()
     assert all(parameter.grad is None for parameter in image_head.parameters())
+
+
+def test_more_points_are_taken_until_they_add_up(image_head, monkeypatch):
+    rows = stretch_rows(some_boxes(7), 12)
+    monkeypatch.setattr(attribution, "_STEPS", 1)
+    assert integrate_gradients(image_head, rows, 7).complete
+    monkeypatch.setattr(attribution, "_MOST_STEPS", 1)
+    assert integrate_gradients(image_head, rows, 7).complete is False
 
 
 def test_what_does_not_add_up_is_said(monkeypatch):
