@@ -21,12 +21,22 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
     # DATASETS.TEST is only looked at with --eval-only.
     cfg.DATASETS.VAL = ()
+    # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
+    # trained on him (a classifier's: its detector's too): refuse | warn. Only ids of one numbering
+    # can be compared (datasets/README.md, "Leaks").
+    cfg.DATASETS.SHARED_PATIENTS = "refuse"
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
     # The window through which HU become grey levels 0..255, for files that state HU (DICOM, NIfTI);
     # 8-bit images pass unchanged (see ctmasknet.data.window). In HU.
     cfg.INPUT.WINDOW_CENTER_HU = Window.center_hu
     cfg.INPUT.WINDOW_WIDTH_HU = Window.width_hu
+    # A slice that cannot be read: error (the run ends and names it) | skip (it is left out; in
+    # training a slice drawn by seed and position stands in for it). Skipped ones are listed in
+    # OUTPUT_DIR/bad_slices.json (training) or OUTPUT_DIR/inference/bad_slices.json (--eval-only).
+    cfg.DATALOADER.BAD_SLICES = "error"
+    # With skip: the run ends with an error when more than this share (0..1) of a data set was bad.
+    cfg.DATALOADER.MAX_BAD_SHARE = 0.01
     # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch,
     # which changes features near the padded border; 1 makes every result independent of its
     # neighbours.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ctmasknet.engine.run_record import hardware
+from ctmasknet.engine.surroundings import hardware
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import replace_between_marks, write_json
 
@@ -25,6 +25,8 @@ _MARK = "summary.json"
 
 LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
+SLICE_VAL_SET = "covidx_ct_val"
+REPORT = "report.html"
 
 
 def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[str]]]:
@@ -43,6 +45,9 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         flags = [word for word in more if word.startswith("--")]
         overrides = [word for word in more if not word.startswith("--")]
         return [*command, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides]
+
+    def predictions(dataset: str) -> str:
+        return str(cls / "inference" / dataset / "predictions.csv")
 
     detector = ["MODEL.WEIGHTS", str(seg / "model_best.pth")]
     pictures = ["--limit", "18", "--seed", str(seed)]
@@ -100,6 +105,20 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
                 *("--config-file", "configs/demo/seg.yaml", "--seed", str(seed)),
                 *("--output", str(output / "paper" / "figure2.png")),
                 *("--opts", "OUTPUT_DIR", str(seg)),
+            ],
+        ],
+        # After the tables, which show every set that was evaluated. What training left of the
+        # validation set is of its last evaluation, not of the best weights.
+        "report": [
+            train_net("cls", cls, "--eval-only", "DATASETS.TEST", f"({SLICE_VAL_SET!r},)"),
+            [
+                *("tools/evaluate_predictions.py", "--predictions", predictions(SLICE_TEST_SET)),
+                *("--validation", predictions(SLICE_VAL_SET), "--output", str(cls / "report")),
+                *("--seed", str(seed)),
+            ],
+            [
+                *("tools/report.py", str(cls), "--output", str(output / REPORT)),
+                *("--gallery", "16", "--config-file", "configs/demo/cls.yaml"),
             ],
         ],
     }
@@ -222,6 +241,7 @@ def _tables(summary: dict[str, Any], output: Path) -> str:
             "",
             f"pictures: {output / 'overlays'}, {output / 'paper'}",
             f"figures:  {output / _MARK}",
+            f"report:   {output / REPORT}",
         ]
     )
 

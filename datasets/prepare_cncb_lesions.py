@@ -14,13 +14,22 @@ import os
 import sys
 from pathlib import Path
 
+from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.label_masks import (
+    LABEL_NAMES,
+    Orientation,
+    parse_labels,
+    supported_mask_types,
+)
 from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
+from ctmasknet.data.mask_volumes import parse_segments
 from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
 from ctmasknet.data.root import datasets_root
 from ctmasknet.data.splits import parse_shares
+from ctmasknet.data.volume_pairs import VolumeConversion
+from ctmasknet.data.window import Window, parse_window
 from ctmasknet.errors import CTMaskNetError, command_line
 
 
@@ -75,11 +84,45 @@ def parser() -> argparse.ArgumentParser:
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
     )
     p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of the CNCB lesion set for its names, "
+        "else none)",
+    )
+    p.add_argument(
         "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
     )
     p.add_argument(
         "--list", action="append", default=[], metavar="SPLIT=FILE", help="list file of a split"
     )
+    p.add_argument(
+        "--window",
+        default=None,
+        metavar="CENTER,WIDTH",
+        help="HU window of DICOM and NIfTI volumes; default: "
+        f"{Window.center_hu:g},{Window.width_hu:g}",
+    )
+    p.add_argument(
+        "--segment",
+        action="append",
+        default=[],
+        metavar="NAME=LABEL",
+        help="label of a DICOM-SEG's segment, by its number, label or coded meaning; repeat for "
+        "each whose name does not tell",
+    )
+    p.add_argument(
+        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
+    )
+    p.add_argument(
+        "--keep-empty",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of a volume's slices without a lesion that is kept, evenly spread; "
+        "default: %(default)s",
+    )
+    add_bad_arguments(p)
     p.add_argument("--seed", type=int, default=0, help="of the split by shares")
     p.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
     return p
@@ -126,7 +169,15 @@ def main(argv: list[str] | None = None) -> None:
         shares=None if lists else parse_shares(args.split or "train:0.8,val:0.2"),
         lists=lists or None,
         seed=args.seed,
+        patient_ids=args.patient_ids,
         workers=args.workers,
+        volumes=VolumeConversion(
+            window=parse_window(args.window) if args.window else Window(),
+            segments=parse_segments(args.segment, LABEL_NAMES),
+            every=args.every,
+            keep_empty=args.keep_empty,
+        ),
+        bad=bad_slices_from(args),
     )
     print(summary_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

@@ -27,7 +27,7 @@ BYTES = 2**30
 
 #: Runs in a process of its own. Address space: 1 GiB above what the imports took.
 _READER = """
-import faulthandler, json, resource, sys, time
+import faulthandler, json, re, resource, sys, time
 import numpy as np
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.window import Window
@@ -52,7 +52,8 @@ for path in sys.stdin.read().splitlines():
     faulthandler.cancel_dump_traceback_later()
     print(json.dumps({{
         "reason": reason, "sums": None if reason else sums, "seconds": time.monotonic() - begin,
-        "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        # Not ru_maxrss, which begins with the parent's.
+        "bytes": int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024,
     }}), flush=True)
 """
 

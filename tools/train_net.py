@@ -20,7 +20,7 @@ def run(args):
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
     with recorded(cfg, args) as record:
         if args.eval_only:
-            record["metrics"] = Trainer.test(cfg, load_model(cfg))
+            record["metrics"] = Trainer.test(cfg, load_model(cfg, cfg.DATASETS.TEST))
             return
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)

@@ -10,6 +10,9 @@ from typing import Any
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
 from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
+from ctmasknet.benchmarks.mask_targets import mask_targets
+from ctmasknet.benchmarks.registration import registration
+from ctmasknet.benchmarks.training_steps import KINDS, training_step
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
 
@@ -70,6 +73,28 @@ BENCHMARKS: dict[str, Benchmark] = {
             "patients": (8, "phantom patients"),
             "rounds": (10, "times that their slices are converted"),
             "most": (2, "processes"),
+        },
+    ),
+    "registration": Benchmark(
+        "a large set registered and checked for leaks, against parsing its files",
+        registration,
+        {
+            "slices": (100_000, "slices in three splits"),
+            "workers": (1, "threads that compare hashes"),
+        },
+    ),
+    "mask-targets": Benchmark(
+        "what the mask head learns, against Detectron2",
+        mask_targets,
+        {"proposals": (192, "that match a lesion"), "lesions": (4, "in the slice")},
+    ),
+    "training-step": Benchmark(
+        "a training step against stock Detectron2",
+        training_step,
+        {
+            "kind": ("segmentation", f"one of {', '.join(KINDS)}"),
+            "batch": (2, "slices a step"),
+            "side": (512, "of the slices, px"),
         },
     ),
 }

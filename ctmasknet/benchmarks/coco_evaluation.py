@@ -19,7 +19,7 @@ from ctmasknet.evaluation import LesionEvaluator
 _NAME = "benchmark_coco_evaluation"
 
 
-def coco_evaluation(slices: int, detections: int, repeats: int, seed: int) -> dict[str, Any]:
+def coco_evaluation(*, slices: int, detections: int, repeats: int, seed: int) -> dict[str, Any]:
     """``LesionEvaluator.evaluate`` of boxes and masks, by faster-coco-eval and by pycocotools.
 
     Lesions are ellipses; detections are the lesions moved and scaled, and others at random.

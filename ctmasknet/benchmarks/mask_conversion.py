@@ -22,7 +22,7 @@ from ctmasknet.errors import CTMaskNetError
 _SLICES_A_PATIENT = 5
 
 
-def mask_conversion(patients: int, repeats: int, seed: int) -> dict[str, Any]:
+def mask_conversion(*, patients: int, repeats: int, seed: int) -> dict[str, Any]:
     """Instances of phantom masks of 512 px, read already, against scikit-image and pycocotools.
 
     Args:
@@ -59,7 +59,7 @@ def mask_conversion(patients: int, repeats: int, seed: int) -> dict[str, Any]:
 
 
 def mask_conversion_processes(
-    patients: int, rounds: int, most: int, repeats: int, seed: int
+    *, patients: int, rounds: int, most: int, repeats: int, seed: int
 ) -> dict[str, Any]:
     """All three mask types from image and mask files, in 1, 2, 4, ... processes.
 

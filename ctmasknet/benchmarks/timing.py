@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctmasknet.engine.run_record import git_commit, hardware
+from ctmasknet.engine.surroundings import git_commit, hardware
 
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:

@@ -11,14 +11,14 @@ from pydicom.dataset import Dataset
 from ctmasknet.data.ct_dicom_file import read_frame, read_header
 from ctmasknet.data.ct_dicom_frames import Frame, check_is_ct, frames_of
 from ctmasknet.data.ct_orientation import Upright, upright
-from ctmasknet.data.ct_scan import CTScan, CTSlice, decoding, outside_to_air
+from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, decoding, mark_outside
 from ctmasknet.data.natural import natural_key
 
 #: Positions closer than this are one position, mm (or than this share of the usual step).
 _SAME_MM, _SAME_SHARE = 0.01, 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DicomSource:
     """Reads one frame of one DICOM file.
 
@@ -46,7 +46,7 @@ class DicomSource:
         padding = None
         if self.padding is not None:
             padding = (stored >= self.padding[0]) & (stored <= self.padding[1])
-        return self.turn.plane(outside_to_air(hu, padding).T)
+        return self.turn.plane(mark_outside(hu, padding).T)
 
 
 def read_dicom_file(file: str, name: str) -> list[CTSlice]:
@@ -89,6 +89,9 @@ def _slice(
     frame: Frame, index: int | None, name: str, shape: tuple[int, int, int], source: dict
 ) -> CTSlice:
     turn = upright(frame.affine, shape, source["file"])
+    if turn.axes[2] != 2:
+        plane = ("sagittal", "coronal")[turn.axes.index(2)]
+        raise UnsuitableFile(f"{source['file']}: not axial, a {plane} plane; give axial slices")
     patient, _, series = source["series"]
     return CTSlice(
         file=source["file"],
@@ -165,7 +168,8 @@ def _ordered(grid: list[CTSlice]) -> CTScan:
     )
     steps = np.diff([one.position_mm for one in grid])
     distinct = steps[steps > _SAME_MM]
-    step = float(np.median(distinct)) if len(distinct) else 0.0
+    # A step that occurs, also where few slices are left.
+    step = float(np.quantile(distinct, 0.5, method="lower")) if len(distinct) else 0.0
     kept, problems = grid[:1], []
     for one in grid[1:]:
         gap = one.position_mm - kept[-1].position_mm

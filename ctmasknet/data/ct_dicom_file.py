@@ -28,6 +28,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from ctmasknet.data.ct_scan import (
@@ -57,7 +58,6 @@ _KEYWORDS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "NumberOfFrames",
-    "FrameIncrementPointer",
     "SliceLocationVector",
     "GridFrameOffsetVector",
     "Rows",
@@ -65,7 +65,6 @@ _KEYWORDS = (
     "PixelSpacing",
     "BitsAllocated",
     "BitsStored",
-    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -110,13 +109,13 @@ def read_header(file: str) -> Dataset:
         header.file_meta.TransferSyntaxUID = _transfer_syntax(header)
         begin = stream.tell()
         stream.seek(0, io.SEEK_END)
-        left = stream.tell() - begin
+        end = stream.tell()
         stream.seek(begin)
         order = "little" if header.file_meta.TransferSyntaxUID.is_little_endian else "big"
         tag = [int.from_bytes(stream.read(2), order) for _ in range(2)]
         modality = header.get("Modality") or "no modality"
         compressed = header.file_meta.TransferSyntaxUID.is_compressed
-        fragments = _count_fragments(stream) if compressed and tag[0] == 0x7FE0 else 0
+        fragments = _count_fragments(stream, end) if compressed and tag[0] == 0x7FE0 else 0
     if tag != [0x7FE0, 0x0010]:
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
@@ -130,9 +129,9 @@ def read_header(file: str) -> Dataset:
             f"{file}: truncated, holds {fragments} whole fragments for {frames} compressed frames; "
             "restore the file"
         )
-    if not compressed and left < needed:
+    if not compressed and end - begin < needed:
         raise CTMaskNetError(
-            f"{file}: truncated, holds {left} of {needed} bytes of pixels; restore the file"
+            f"{file}: truncated, holds {end - begin} of {needed} bytes of pixels; restore the file"
         )
     return header
 
@@ -156,7 +155,15 @@ def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:
         if UID(transfer_syntax).is_encapsulated:
             _check_codestream(file, stream, frame)
             stream.seek(0)
-        return pixel_array(stream, index=frame, raw=True, transfer_syntax_uid=transfer_syntax)
+        # pylibjpeg's RLE decoder panics on damaged runs, past every except; pydicom's raises.
+        plugin = "pydicom" if transfer_syntax == RLELossless else ""
+        return pixel_array(
+            stream,
+            index=frame,
+            raw=True,
+            transfer_syntax_uid=transfer_syntax,
+            decoding_plugin=plugin,
+        )
 
 
 @contextlib.contextmanager
@@ -216,16 +223,15 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _count_fragments(stream: BinaryIO) -> int:
-    """How many whole fragments of compressed frames follow a pixel data tag; 0 when one of them, or
-    the offset table before them, reaches beyond the end of the file."""
+def _count_fragments(stream: BinaryIO, end: int) -> int:
+    """How many whole fragments of compressed frames lie between a pixel data tag and ``end``."""
     stream.seek(8, io.SEEK_CUR)  # VR and length
     count = -1  # the offset table comes first
     while len(head := stream.read(8)) == 8:
         group, element, length = struct.unpack("<HHI", head)
-        if (group, element) != (0xFFFE, 0xE000):  # the end, or damage that ends them
+        if (group, element) != (0xFFFE, 0xE000) or stream.tell() + length > end:
             break
-        stream.seek(length, io.SEEK_CUR)  # raises beyond the end
+        stream.seek(length, io.SEEK_CUR)
         count += 1
     return max(0, count)
 

@@ -26,7 +26,7 @@ __all__ = ["CTScan", "CTSlice", "UnsuitableFile", "read_scans"]
 
 
 def read_scans(
-    inputs: Sequence[str | os.PathLike],
+    inputs: Sequence[str | os.PathLike] | str | os.PathLike,
     *,
     on_bad: Report | None = None,
     rescale: tuple[float, float] | None = None,
@@ -43,7 +43,7 @@ def read_scans(
     in ``problems``.
 
     Args:
-        inputs: files and folders.
+        inputs: files and folders, or one of them.
         on_bad: called with (file, reason) for each bad file, which is then left out; None: the
             first bad file raises.
         rescale: (slope, intercept) from stored value to HU for pictures with more than 8 bits a
@@ -58,6 +58,8 @@ def read_scans(
     """
     if rescale is not None and not (np.isfinite(rescale).all() and rescale[0] != 0):
         raise CTMaskNetError(f"rescale is {rescale}; expected a slope other than 0, an intercept")
+    if isinstance(inputs, str | os.PathLike):
+        inputs = [inputs]
     reading = _Reading(on_bad, rescale, verify)
     for found in find_files(inputs):
         reading.read(found)
@@ -161,11 +163,11 @@ def _reason(file: str, error: CTMaskNetError) -> str:
 
 
 def _distinct(scans: list[CTScan]) -> list[CTScan]:
-    """Volumes that share a name get their path as name."""
+    """Volumes that share their name with another scan get their path as name."""
     count = Counter((scan.patient, scan.scan) for scan in scans)
     return [
-        _renamed(scan, scan.slices[0].name.rpartition("#")[0])
-        if count[scan.patient, scan.scan] > 1
+        _renamed(scan, scan.slices[0].file)
+        if count[scan.patient, scan.scan] > 1 and scan.slices[0].frame is not None
         else scan
         for scan in scans
     ]

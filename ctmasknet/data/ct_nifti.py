@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
-from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, outside_to_air
+from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, mark_outside
 
 #: A volume in HU has a slice with this share of its values below this.
 AIR_SEEN_HU, AIR_SHARE = -200.0, 0.01
@@ -32,7 +32,7 @@ class NiftiSource:
         return None
 
     def read_hu(self, frame: int | None) -> np.ndarray:
-        return outside_to_air(self.volume.values(frame).astype(np.float32))
+        return mark_outside(self.volume.values(frame).astype(np.float32))
 
 
 def read_nifti_file(file: str, name: str) -> CTScan:
@@ -81,7 +81,7 @@ def _check_hu(volume: NiftiVolume) -> None:
         values = values[np.isfinite(values)]
         if values.size:
             lowest, highest = min(lowest, values.min()), max(highest, values.max())
-        if max(-lowest, highest) > _BEYOND_HU and np.isfinite(lowest):
+        if max(-lowest, highest) > _BEYOND_HU:
             break
         if (values < AIR_SEEN_HU).sum() >= AIR_SHARE * rows * columns:
             return

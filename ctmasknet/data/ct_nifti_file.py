@@ -2,11 +2,13 @@
 
 A slice is read with one read of the file. Where the volume is compressed, or stored so that the
 voxels of an axial slice are scattered, it is first laid out anew in a temporary file, which has no
-name and goes when it is closed. TMPDIR says where; it needs the room of one uncompressed volume.
+name and goes when another volume is read or the process ends. TMPDIR says where; it needs the room
+of one uncompressed volume, or two.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import math
@@ -220,25 +222,28 @@ class _Layout:
 # One volume at a time, so that temporary files do not add up.
 @functools.lru_cache(maxsize=1)
 def _layout(volume: NiftiVolume) -> _Layout:
-    dtype = np.dtype(volume.dtype)
-    with decoding(volume.file):
-        stream = open(volume.file, "rb")  # noqa: SIM115  (lives as long as the layout)
+    with decoding(volume.file), contextlib.ExitStack() as passed:
+        stream = passed.enter_context(open(volume.file, "rb"))
         stat = os.fstat(stream.fileno())
         if (stat.st_size, stat.st_mtime_ns) != volume.stamp:
             raise CTMaskNetError(f"{volume.file}: changed while it was read; read it again")
         offset = volume.offset
         if volume.compressed:
-            stream, offset = _expanded(volume, stream), 0
-        layout = _Layout(stream, offset, dtype, volume.shape[:2], "F")
+            stream, offset = passed.enter_context(_expanded(volume, stream)), 0
+        layout = _Layout(stream, offset, np.dtype(volume.dtype), volume.shape[:2], "F")
         slice_axis = volume.turn.axes[2]
-        return layout if slice_axis == 2 else _sliced(layout, volume.shape, slice_axis)
+        if slice_axis != 2:
+            layout = _sliced(layout, volume.shape, slice_axis)
+        else:
+            passed.pop_all()  # its file stays open as long as the layout
+        return layout
 
 
 def _expanded(volume: NiftiVolume, stream: IO[bytes]) -> IO[bytes]:
     """The voxels of a compressed file. Reads to its end, so that its checksum is looked at."""
     left = math.prod(volume.shape) * np.dtype(volume.dtype).itemsize
-    target = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the layout)
-    with gzip.GzipFile(fileobj=stream) as source:
+    with contextlib.ExitStack() as on_error, gzip.GzipFile(fileobj=stream) as source:
+        target = on_error.enter_context(tempfile.TemporaryFile())
         _skip(source, volume.offset)
         while left and (chunk := source.read(min(left, CHUNK_BYTES))):
             target.write(chunk)
@@ -249,8 +254,9 @@ def _expanded(volume: NiftiVolume, stream: IO[bytes]) -> IO[bytes]:
             )
         if len(source.read(CHUNK_BYTES)) == CHUNK_BYTES:
             raise CTMaskNetError(f"{volume.file}: holds far more than its header says; damaged")
-    target.flush()
-    return target
+        target.flush()
+        on_error.pop_all()
+        return target
 
 
 def _skip(source: IO[bytes], count: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from ctmasknet.data.ct_scan import UnsuitableFile
 from ctmasknet.errors import CTMaskNetError
 
 #: How far a grid's axes may lean from the patient's. Beyond it a slice is not axial: a reformat, an
@@ -21,7 +22,7 @@ AXIAL_TOLERANCE_DEGREES = 10.0
 _UPRIGHT = axcodes2ornt(("L", "P", "S"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Upright:
     """How to turn one stored grid.
 
@@ -68,8 +69,8 @@ def upright(affine: np.ndarray, shape: Sequence[int], file: str) -> Upright:
         file: named in errors.
 
     Raises:
-        CTMaskNetError: an affine that is singular or not finite, or axes that lean more than
-            :data:`AXIAL_TOLERANCE_DEGREES` from the patient's.
+        UnsuitableFile: axes that lean more than :data:`AXIAL_TOLERANCE_DEGREES` from the patient's.
+        CTMaskNetError: an affine that is singular or not finite.
     """
     directions = np.asarray(affine, dtype=np.float64)[:3, :3]
     lengths = np.linalg.norm(directions, axis=0)
@@ -84,7 +85,7 @@ def upright(affine: np.ndarray, shape: Sequence[int], file: str) -> Upright:
     nearest = orientation[:, 0].astype(int)
     lean = np.degrees(np.arccos(np.clip(cosines[nearest, [0, 1, 2]], 0.0, 1.0))).max()
     if lean > AXIAL_TOLERANCE_DEGREES:
-        raise CTMaskNetError(
+        raise UnsuitableFile(
             f"{file}: oblique, its axes lean {lean:.0f} degrees from the patient's (at most "
             f"{AXIAL_TOLERANCE_DEGREES:.0f}); give axial slices, or resample to them first"
         )

@@ -23,7 +23,7 @@ from ctmasknet.data.ct_scan import (
     UnsuitableFile,
     check_claimed_size,
     decoding,
-    outside_to_air,
+    mark_outside,
 )
 from ctmasknet.data.natural import natural_key
 from ctmasknet.errors import CTMaskNetError
@@ -59,7 +59,7 @@ class PictureSource:
         with decoding(self.file):
             stored = _deep(self.file, frame or 0)
         slope, intercept = self.rescale
-        return outside_to_air((stored * float(slope) + intercept).astype(np.float32))
+        return mark_outside((stored * float(slope) + intercept).astype(np.float32))
 
 
 def read_picture_file(

@@ -33,12 +33,11 @@ FREE_BYTES, MAX_EXPANSION = 2**26, 200
 #: How much is expanded at a time.
 CHUNK_BYTES = 2**22
 
-#: HU given to pixels outside the patient's circle: those that equal DICOM's padding value, those
-#: below :data:`LOWEST_HU`, and NaN.
+#: HU of air.
 AIR_HU = -1000.0
-#: Scanners and converters write -2000, -3024 and the like where nothing was measured. Nothing is
-#: less dense than air; the room below is for noise and for the undershoot of resampling.
-LOWEST_HU = -1500.0
+#: HU given to pixels that were not measured and hold no value of their own. Below air, as what
+#: scanners write outside their circle (-1024, -2000, -2048, -3024), so that it is black.
+OUTSIDE_HU = -2048.0
 
 
 class UnsuitableFile(CTMaskNetError):
@@ -84,7 +83,8 @@ class CTSlice:
     source: SliceSource = field(repr=False, compare=False)
 
     def hu(self) -> np.ndarray:
-        """(H, W) float32 HU, upright. Outside the measured circle: :data:`AIR_HU`.
+        """(H, W) float32 HU, upright. What was not measured lies at or below air
+        (:func:`mark_outside`).
 
         Raises:
             CTMaskNetError: a damaged file, or an 8-bit picture, which states no HU.
@@ -130,20 +130,20 @@ class CTScan:
         return replace(self, problems=(*self.problems, *more)) if more else self
 
 
-def outside_to_air(hu: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
-    """Give :data:`AIR_HU` to what lies outside the measured circle.
+def mark_outside(hu: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
+    """Give :data:`OUTSIDE_HU` to NaN, and to what the file marks as not measured.
 
-    Marked pixels whose HU are those of air already stay, so that a volume is the same in a format
-    that cannot mark them.
+    Marked pixels that are no denser than air stay as they are, so that a volume is the same in a
+    format that cannot mark them.
 
     Args:
         hu: (H, W) float32, changed in place.
         padding: (H, W) bool, pixels that the file itself marks.
     """
-    outside = ~(hu >= LOWEST_HU)  # NaN too
+    outside = np.isnan(hu)
     if padding is not None:
         outside |= padding & (hu > AIR_HU)
-    hu[outside] = AIR_HU
+    hu[outside] = OUTSIDE_HU
     return hu
 
 

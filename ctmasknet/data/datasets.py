@@ -6,10 +6,11 @@ A prepared set is ``<root>/<name>/annotations/<mask type>_<split>.json`` (lesion
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def register_cncb_lesions(
 
     Dataset dicts are Detectron2's for COCO plus ``patient``. Metadata: ``thing_classes``,
     ``thing_colors`` (RGB), ``json_file``, ``image_root``, ``mask_type``,
-    ``evaluator_type="ct_lesions"``.
+    ``patient_ids`` (name of the patients' numbering, None where the file states none),
+    ``evaluator_type="ct_lesions"``, ``window_hu`` ([center, width], None for a set of pictures).
 
     Args:
         name: the name to register; an earlier set of that name from this module is replaced.
@@ -63,9 +65,11 @@ def register_cncb_lesions(
             "image_root": root,
             "json_file": json_file,
             "mask_type": document["info"].get("mask_type", ""),
+            "patient_ids": document["info"].get("patient_ids"),
             "thing_classes": names,
             "thing_colors": lesion_colors(names),
             "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+            "window_hu": document["info"].get("window_hu"),
         },
     )
 
@@ -77,8 +81,8 @@ def register_covidx_ct(
 
     Dataset dicts: ``file_name``, ``image_id`` (relative file), ``label``, ``patient``, ``scan``,
     ``slice``, ``body_box`` ([x0, y0, x1, y1] px or None). Metadata: ``image_classes``,
-    ``slices_json``, ``image_root``, ``evaluator_type="ct_slices"``. Arguments and errors as in
-    :func:`register_cncb_lesions`.
+    ``slices_json``, ``image_root``, ``patient_ids``, ``evaluator_type="ct_slices"``, ``window_hu``.
+    Arguments and errors as in :func:`register_cncb_lesions`.
     """
     json_file = os.path.abspath(json_file)
     document = prepared_json.read_slices(json_file)
@@ -92,7 +96,9 @@ def register_covidx_ct(
             "evaluator_type": "ct_slices",
             "image_classes": list(document["classes"]),
             "image_root": root,
+            "patient_ids": document["info"].get("patient_ids"),
             "slices_json": json_file,
+            "window_hu": document["info"].get("window_hu"),
         },
     )
 
@@ -102,8 +108,9 @@ def register_prepared(root: str | os.PathLike | None = None) -> list[str]:
     ``./datasets``).
 
     A set already registered from the same unchanged file stays as it is; one of the same name from
-    elsewhere is replaced. A broken file is registered without metadata and reported in the log, so
-    that it does not bar the other sets; using it raises the error.
+    elsewhere is replaced. A broken file, and splits of one set that share a patient, are registered
+    without metadata and reported in the log, so that they do not bar the other sets; using one
+    raises the error.
 
     Returns:
         The names of the sets under ``root``, sorted.
@@ -115,16 +122,17 @@ def register_prepared(root: str | os.PathLike | None = None) -> list[str]:
     for path in sorted(datasets_root(root).glob("*/slices/*.json")):
         if path.stem in SPLITS:
             found[f"{path.parent.parent.name}_{path.stem}"] = path, register_covidx_ct
-    for name, (path, register) in found.items():
-        if _is_current(name, path):
-            continue
+    changed = [name for name, (path, _) in found.items() if not _is_current(name, path)]
+    for name in changed:
+        path, register = found[name]
         try:
             register(name, path)
         except CTMaskNetError as error:
             if name in DatasetCatalog and name not in _registered:
                 raise
-            logger.warning("data set %s cannot be used: %s", name, error)
-            _register(name, os.path.abspath(path), None, lambda error=error: _raise(error), {})
+            _make_unusable(name, path, error)
+    if changed:
+        _refuse_leaks({name: path for name, (path, _) in found.items()})
     return sorted(found)
 
 
@@ -154,21 +162,35 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     return dicts
 
 
-def check_patients_disjoint(names: Sequence[str]) -> None:
-    """Check that no patient is in two of the named sets.
+def known_sets(names: Iterable[str]) -> list[str]:
+    """Those of the names that are registered, in their order."""
+    return [name for name in names if name in DatasetCatalog]
 
-    Patient names mean the same person only within one prepared set (``<root>/<name>``), so sets
-    prepared from different sources are not held against each other.
+
+def patients_of(name: str) -> tuple[set[str], str | None]:
+    """The patients of a registered set, and the name of their numbering (``patient_ids`` of its
+    metadata; None where it states none).
 
     Raises:
-        CTMaskNetError: names the patient and both sets.
+        CTMaskNetError: no such set, it cannot be used, or its slices name no patient.
     """
-    by_source: dict[str, dict[str, set[str]]] = {}
-    for name in dict.fromkeys(names):
-        patients = {d["patient"] for d in dataset_dicts(name)}
-        by_source.setdefault(_source(name), {})[name] = patients
-    for splits in by_source.values():
-        check_disjoint(splits)
+    if name not in DatasetCatalog:
+        register_prepared()
+    if name not in _registered or not MetadataCatalog.get(name).get("image_root"):
+        dicts = dataset_dicts(name)
+        if not all("patient" in entry for entry in dicts):
+            raise CTMaskNetError(
+                f"data set {name}: its slices name no patient; add 'patient' to its dataset dicts"
+            )
+        patients = {str(entry["patient"]) for entry in dicts}
+    else:  # without building 100,000 dicts
+        patients = prepared_json.patients(_registered[name][0])
+    return patients, MetadataCatalog.get(name).get("patient_ids")
+
+
+def source_of(name: str) -> str:
+    """Folder of the prepared set; sets that stand in no such folder share the source ''."""
+    return _source(_registered[name][0]) if name in _registered else ""
 
 
 def lesion_colors(names: Sequence[str]) -> list[tuple[int, int, int]]:
@@ -207,17 +229,46 @@ def unregister(name: str) -> None:
 
 def _is_current(name: str, path: Path) -> bool:
     path = os.path.abspath(path)
-    return name in DatasetCatalog and _registered.get(name) == (
-        path,
-        None,
-        prepared_json.stamp(path),
+    return (
+        name in DatasetCatalog
+        and _registered.get(name) == (path, None, prepared_json.stamp(path))
+        # What could not be used may be usable now that another file has changed.
+        and bool(MetadataCatalog.get(name).get("image_root"))
     )
 
 
-def _source(name: str) -> str:
-    """Folder of the prepared set; sets that stand in no such folder share the source ''."""
-    path = Path(_registered[name][0]) if name in _registered else Path()
+def _source(json_file: str | os.PathLike) -> str:
+    path = Path(json_file)
     return str(path.parent.parent) if path.parent.name in ("annotations", "slices") else ""
+
+
+def _refuse_leaks(found: Mapping[str, Path]) -> None:
+    """Make the splits of one prepared set unusable that share a patient, and say so in the log.
+
+    The preparation tools write no such splits; files that were changed by hand may hold them.
+    """
+    homes: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for name, path in found.items():
+        if not MetadataCatalog.get(name).get("image_root"):  # broken
+            continue
+        lesions = _LESIONS.fullmatch(path.name) if path.parent.name == "annotations" else None
+        task = lesions[1] if lesions else "slices"
+        splits = homes.setdefault((_source(path), task), {})
+        splits[name] = prepared_json.patients(os.path.abspath(path))
+    for splits in homes.values():
+        for pair in itertools.combinations(splits.items(), 2):
+            try:
+                check_disjoint(dict(pair))
+            except CTMaskNetError as error:
+                for name, _ in pair:
+                    where = f"{found[name]}: {error}"
+                    _make_unusable(name, found[name], CTMaskNetError(where))
+
+
+def _make_unusable(name: str, path: Path, error: CTMaskNetError) -> None:
+    """Register a set without metadata whose use raises ``error``."""
+    logger.warning("data set %s cannot be used: %s", name, error)
+    _register(name, os.path.abspath(path), None, lambda: _raise(error), {})
 
 
 def _raise(error: CTMaskNetError) -> list[dict[str, Any]]:

@@ -149,6 +149,17 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
     values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
     if stretch > 1:
         values //= stretch
+    return check_known_values(path, values, labels)
+
+
+def check_known_values(
+    path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str]
+) -> np.ndarray:
+    """``values`` (H, W) of the mask ``path``, if ``labels`` names every one of them.
+
+    Raises:
+        CTMaskNetError: it does not; the message has values and labels.
+    """
     unknown = sorted(set(values_present(values)) - set(labels))
     if unknown:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.natural import natural_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 
@@ -225,7 +226,7 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
             masks / mask_of[key],
             rule.patient(image_of[key]),
         )
-        for key in sorted(image_of, key=_natural)
+        for key in sorted(image_of, key=natural_key)
     ]
 
 
@@ -260,7 +261,7 @@ def split_by_lists(
                 )
             line_of[key] = where
             result[split].append(key)
-        result[split].sort(key=_natural)
+        result[split].sort(key=natural_key)
     try:
         check_disjoint(
             {split: [pair_of[key].patient for key in keys] for split, keys in result.items()}
@@ -293,9 +294,3 @@ def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> 
                 )
             found[key] = file
     return found
-
-
-def _natural(key: str) -> list[tuple[int, int, str]]:
-    """Sorts 9_2 before 10_1."""
-    parts = re.split(r"(\d+)", key)
-    return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts if p]

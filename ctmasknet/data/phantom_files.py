@@ -17,10 +17,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ctmasknet.data.patient_ids import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
-
-_RECIPE = "phantom.json"
 
 
 def save_picture(path: Path, picture: np.ndarray, *options: int) -> None:
@@ -65,7 +64,9 @@ def write_tree(
         finish(folder, results)
         made = summary(results)
         files = sum(len(names) for _, _, names in os.walk(folder))
-        write_json(folder / _RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1)
+        write_json(
+            folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
+        )
         if os.path.lexists(target):
             _remove(target)
         folder.rename(target)
@@ -78,7 +79,7 @@ def write_tree(
 def _stored(target: Path) -> dict | None:
     """The recipe file of a tree; None when there is none or files of the tree are missing."""
     try:
-        stored = json.loads((target / _RECIPE).read_text(encoding="utf-8"))
+        stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
         files = sum(len(names) for _, _, names in os.walk(target)) - 1
         return (
             stored if {"recipe", "summary"} <= stored.keys() and stored["files"] == files else None

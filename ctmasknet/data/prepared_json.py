@@ -62,6 +62,18 @@ def image_root(
     return os.path.abspath(given if given is not None else home / stated)
 
 
+def patients(json_file: str) -> set[str]:
+    """The patients of a prepared set of either kind.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken.
+    """
+    document = _read(json_file, _checked)
+    if "slices" in document:
+        return {item["patient"] for item in document["slices"]}
+    return set(document["patients"].values())
+
+
 def load_lesions(name: str, json_file: str, root: str) -> list[dict[str, Any]]:
     """Detectron2's dataset dicts of a COCO file plus the ``patient`` of each image.
 
@@ -122,6 +134,11 @@ def _read(json_file: str, check) -> dict[str, Any]:
     return document
 
 
+def _checked(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    check = _checked_slices if "slices" in document else _lesion_header
+    return check(json_file, document)
+
+
 def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
     try:
         categories = [{"id": c["id"], "name": str(c["name"])} for c in document["categories"]]
@@ -157,9 +174,10 @@ def _check_images(json_file: str, root: str, dicts: list[dict[str, Any]]) -> Non
         raise CTMaskNetError(
             f"{json_file}: its image folder {root} is missing; restore it, or prepare the set again"
         )
-    # One file tells whether the folder is the right one; looking up every one of 100,000 would take
-    # longer than loading.
-    if dicts and not os.path.isfile(dicts[0]["file_name"]):
+    # First and last file tell whether the folder is the right one; looking up every one of
+    # 100,000 would take longer than loading. One that is missing is found when it is read.
+    some = [*dicts[:1], *dicts[-1:]]
+    if dicts and not any(os.path.isfile(entry["file_name"]) for entry in some):
         raise CTMaskNetError(
             f"{json_file}: image {dicts[0]['file_name']} is missing; restore it, or prepare the "
             "set again"

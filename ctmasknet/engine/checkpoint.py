@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.engine.trained_on import TRAINED_ON, Record, merged
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
@@ -34,7 +35,7 @@ READ_ERRORS = (
 )
 
 #: Which configuration key holds what a specification's entry states.
-_KEYS = {
+SPEC_KEYS = {
     "lesion_classes": "MODEL.LESION_CLASSES",
     "anchors_rounded": "MODEL.ANCHOR_GENERATOR.ROUND",
     "window_center_hu": "INPUT.WINDOW_CENTER_HU",
@@ -78,7 +79,7 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
     Raises:
         CTMaskNetError: they disagree; names the key, both values and the override that would agree.
     """
-    for name, key in _KEYS.items():
+    for name, key in SPEC_KEYS.items():
         if name not in found or name not in expected or found[name] == expected[name]:
             continue
         fix = f'{key} "{found[name]}"'
@@ -90,6 +91,23 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
         )
 
 
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Everything in a checkpoint file, on the CPU; nothing in it is executed.
+
+    Raises:
+        CTMaskNetError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except READ_ERRORS as error:
+        raise UnreadableCheckpoint(
+            f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
+        ) from error
+    if not isinstance(content, dict):
+        raise UnreadableCheckpoint(f"{path}: holds no checkpoint; give a .pth written by training")
+    return content
+
+
 class CTMaskNetCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer; the file carries :func:`spec_of` and nothing is skipped in
     silence.
@@ -98,6 +116,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         model: as for Detectron2's.
         save_dir: folder of the checkpoints.
         spec: :func:`spec_of` the configuration, saved with and compared on loading.
+        trained_on: of this training, saved together with what the loaded weights carry.
+        check_trained_on: called with a file's path and its record (None without one) before its
+            weights are loaded; raises where they must not be used.
         complete: loading fails when a weight of the model is missing from the file. Otherwise whole
             parts may be missing (an ImageNet start has the backbone alone, a detector has no image
             head).
@@ -109,11 +130,15 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         spec: dict[str, Any],
+        trained_on: Record | None = None,
+        check_trained_on: Callable[[str, Record | None], None] | None = None,
         complete: bool = False,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.spec = spec
+        self.trained_on = trained_on or []
+        self.check_trained_on = check_trained_on
         self.complete = complete
 
     def save(self, name: str, **kwargs) -> None:
@@ -130,6 +155,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             return
         path = Path(self.save_dir) / f"{name}.pth"
         content = {"model": self.model.state_dict(), SPEC: self.spec, **kwargs}
+        if self.trained_on:
+            content[TRAINED_ON] = self.trained_on
         if name != BEST:
             content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         self.logger.info("Saving checkpoint to %s", path)
@@ -215,6 +242,11 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 f"{self._path}: holds no model weights; get a checkpoint of a model"
             )
         check_spec(self._path, checkpoint.get(SPEC, {}), self.spec)
+        record = checkpoint.get(TRAINED_ON)
+        # Weights of others, such as ImageNet's, state no patients because they saw none.
+        if self.check_trained_on is not None and SPEC in checkpoint:
+            self.check_trained_on(self._path, record)
+        self.trained_on = merged(record or [], self.trained_on)
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
             name, found, expected = incompatible.incorrect_shapes[0]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
 from ctmasknet.config import add_ctmasknet_config
-from ctmasknet.data.datasets import check_patients_disjoint, dataset_dicts, register_prepared
+from ctmasknet.data.datasets import dataset_dicts, known_sets, register_prepared
+from ctmasknet.data.leaks import REFUSE, WARN, check_held_out
 from ctmasknet.engine.checkpoint import BEST, CTMaskNetCheckpointer, is_classifier, spec_of
 from ctmasknet.engine.epochs import resolve_epochs
 from ctmasknet.engine.train_data import training_dicts
+from ctmasknet.engine.trained_on import check_trained_on
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_head import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.trainable import MODES
@@ -57,6 +61,11 @@ def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
         raise CTMaskNetError(
             f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {', '.join(MODES)}"
         )
+    if cfg.DATASETS.SHARED_PATIENTS not in (REFUSE, WARN):
+        raise CTMaskNetError(
+            f"DATASETS.SHARED_PATIENTS is {cfg.DATASETS.SHARED_PATIENTS!r}; choose {REFUSE} or "
+            f"{WARN}"
+        )
     if cfg.MODEL.IMAGE_HEAD.NAME not in IMAGE_HEAD_REGISTRY:
         raise CTMaskNetError(
             f"MODEL.IMAGE_HEAD.NAME is {cfg.MODEL.IMAGE_HEAD.NAME!r}; no such head is registered"
@@ -86,18 +95,20 @@ def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
             raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
         for name in names:
             dataset_dicts(name)
-        known_tests = [name for name in cfg.DATASETS.TEST if name in DatasetCatalog.list()]
-        # A set may serve for validation and for test, as the authors' lesion lists do.
-        for held_out in {*cfg.DATASETS.VAL, *known_tests} - set(cfg.DATASETS.TRAIN):
-            check_patients_disjoint([*cfg.DATASETS.TRAIN, held_out])
-        for test in set(known_tests) - set(cfg.DATASETS.VAL):
-            for val in cfg.DATASETS.VAL:
-                check_patients_disjoint([val, test])
+        check_held_out(
+            *(
+                cfg.DATASETS.TRAIN,
+                cfg.DATASETS.VAL,
+                known_sets(cfg.DATASETS.TEST),
+                cfg.DATASETS.SHARED_PATIENTS,
+            )
+        )
     else:
-        names = tuple(name for name in cfg.DATASETS.TEST if name in DatasetCatalog.list())
+        names = tuple(known_sets(cfg.DATASETS.TEST))
         if "MODEL.WEIGHTS" not in args.opts:
             cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)
     _take_classes(cfg, names)
+    _check_windows(cfg, names)
     if training:
         resolve_epochs(cfg, len(training_dicts(cfg)), args.opts)
     _require_weights(cfg, args.config_file, training)
@@ -105,14 +116,26 @@ def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
     return cfg
 
 
-def load_model(cfg: CfgNode) -> nn.Module:
+def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode.
 
+    Args:
+        cfg: the configuration.
+        held_out: registered sets that the weights must not have been trained on, see
+            :func:`~ctmasknet.engine.trained_on.check_trained_on`.
+
     Raises:
-        CTMaskNetError: the file is unreadable, or was made for another configuration.
+        CTMaskNetError: the file is unreadable, was made for another configuration, or was trained
+            on a patient of ``held_out``.
     """
     model = build_model(cfg)
-    CTMaskNetCheckpointer(model, spec=spec_of(cfg), complete=True).load(cfg.MODEL.WEIGHTS)
+    check = functools.partial(
+        check_trained_on, names=held_out, on_shared=cfg.DATASETS.SHARED_PATIENTS
+    )
+    checkpointer = CTMaskNetCheckpointer(
+        model, spec=spec_of(cfg), check_trained_on=check, complete=True
+    )
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model.eval()
 
 
@@ -143,6 +166,22 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found)
     if list(before) != found:
         logging.getLogger(__name__).info("Classes taken from %s: %s", first, ", ".join(found))
+
+
+def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Slices of volumes have to be written through the window of the configuration."""
+    wanted = [float(cfg.INPUT.WINDOW_CENTER_HU), float(cfg.INPUT.WINDOW_WIDTH_HU)]
+    for name in names:
+        found = MetadataCatalog.get(name).get("window_hu")
+        if found is not None and list(map(float, found)) != wanted:
+            (center, width), (our_center, our_width) = map(float, found), wanted
+            raise CTMaskNetError(
+                f"{name}: its slices were written through the window {center:g},{width:g} (center, "
+                f"width in HU) but INPUT.WINDOW_CENTER_HU is {our_center:g} and "
+                f"INPUT.WINDOW_WIDTH_HU {our_width:g}; prepare the set again with "
+                f"--window={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
+                f"INPUT.WINDOW_WIDTH_HU {width}"
+            )
 
 
 def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:

@@ -27,8 +27,8 @@ from ctmasknet.evaluation import (
 from ctmasknet.files import plain, write_json
 
 
-def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where evaluation writes what it has to say about a data set."""
+def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:
+    """Where evaluation writes what it has to say about a data set (or about all of them)."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
 
 

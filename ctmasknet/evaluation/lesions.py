@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import logging
@@ -15,7 +16,6 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import create_small_table
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.fast_coco import fast_coco_eval, use_fast_coco
 from ctmasknet.files import atomic_write
 
 _LOGGER = logging.getLogger(__name__)
@@ -48,6 +48,28 @@ def lesion_free_metrics(
             ),
         ]
     )
+
+
+def use_fast_coco(wanted: str) -> bool:
+    """Whether faster-coco-eval evaluates.
+
+    Args:
+        wanted: ``TEST.COCO_FAST``: auto (where the library is installed) | on | off.
+
+    Raises:
+        CTMaskNetError: another value, or ``on`` without the library.
+    """
+    if wanted not in ("auto", "on", "off"):
+        raise CTMaskNetError(f"TEST.COCO_FAST is {wanted!r}; choose one of auto, on, off")
+    if wanted == "off":
+        return False
+    installed = importlib.util.find_spec("faster_coco_eval") is not None
+    if wanted == "on" and not installed:
+        raise CTMaskNetError(
+            "TEST.COCO_FAST is 'on' but faster-coco-eval is missing; "
+            'pip install "ctmasknet[coco]", or set it to auto'
+        )
+    return installed
 
 
 class LesionEvaluator(COCOEvaluator):
@@ -130,6 +152,9 @@ class LesionEvaluator(COCOEvaluator):
             for prediction in unique
             if not self._coco_api.getAnnIds(imgIds=[prediction["image_id"]])
         ]
+        if img_ids is None and len(unique) < len(self._coco_api.imgs):
+            # Lesions of a slice that could not be read were not missed.
+            img_ids = [prediction["image_id"] for prediction in unique]
         if self._fast:
             self._eval_fast(unique, img_ids)
         else:
@@ -140,6 +165,8 @@ class LesionEvaluator(COCOEvaluator):
 
     def _eval_fast(self, predictions: Sequence[dict[str, Any]], img_ids=None) -> None:
         """What Detectron2's ``_eval_predictions`` does, by faster-coco-eval."""
+        from ctmasknet.evaluation.fast_coco import fast_coco_eval
+
         results = list(itertools.chain.from_iterable(item["instances"] for item in predictions))
         category_ids = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
         category_of = {number: category_id for category_id, number in category_ids.items()}
@@ -156,7 +183,7 @@ class LesionEvaluator(COCOEvaluator):
             found = None
             if results:
                 limits = self._max_dets_per_image
-                found = fast_coco_eval(self._coco_api.dataset, results, task, limits, img_ids)
+                found = fast_coco_eval(self._coco_api, results, task, limits, img_ids)
             self._results[task] = self._derive_coco_results(
                 found, task, class_names=self._metadata.get("thing_classes")
             )

@@ -11,12 +11,13 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.pooling import BagROIPooler
 from ctmasknet.modeling.published_masks import WAYS, PublishedBitMasks, PublishedROIMasks
+from ctmasknet.modeling.shared_masks import SharedBitMasks
 
 #: Names of a row's numbers, in order.
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
@@ -142,11 +143,17 @@ class RankedBoxROIHeads(StandardROIHeads):
             "mask_targets": cfg.MODEL.ROI_MASK_HEAD.TARGETS,
         }
 
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """See Detectron2's; the proposals of a lesion share its mask."""
+        masks = PublishedBitMasks if self.mask_targets == "published" else SharedBitMasks
+        for image in targets:
+            if image.has("gt_masks") and isinstance(image.gt_masks, BitMasks):
+                image.gt_masks = masks(image.gt_masks.tensor)
+        return super().label_and_sample_proposals(proposals, targets)
+
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
-        if self.mask_on and self.training and self.mask_targets == "published":
-            for image in instances:
-                if image.has("gt_masks"):
-                    image.gt_masks = PublishedBitMasks(image.gt_masks.tensor)
         result = super()._forward_mask(features, instances)
         if self.mask_on and not self.training and self.mask_paste == "published":
             for image in result:

@@ -13,13 +13,13 @@ from pycocotools import mask as rle
 
 from ctmasknet.data import datasets
 from ctmasknet.data.datasets import (
-    check_patients_disjoint,
     dataset_dicts,
     lesion_colors,
     register_cncb_lesions,
     register_covidx_ct,
     register_prepared,
 )
+from ctmasknet.data.leaks import check_patients_disjoint
 from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.masks_to_coco import Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions

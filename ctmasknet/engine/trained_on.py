@@ -1,0 +1,120 @@
+"""Which patients weights were trained on: carried by checkpoints, held against sets to evaluate.
+
+A classifier's checkpoint also carries what its detector was trained on, so a patient who taught the
+detector is not met again in the classifier's validation or test set. Ids are compared where both
+sides state one numbering (:mod:`ctmasknet.data.patient_ids`), and kept as hashes, so that a
+checkpoint that is passed on shows no names. Numbers few enough to be tried out can still be told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ctmasknet.data.leaks import (
+    ADVICE,
+    Patients,
+    first_few,
+    log_not_comparable,
+    report,
+)
+
+#: Key of the record inside a checkpoint file.
+TRAINED_ON = "trained_on"
+
+_LOGGER = logging.getLogger(__name__)
+#: Hexadecimal digits of a patient's hash; 64 bits, so no two of a million patients share one.
+_DIGITS = 16
+
+#: For every set: ``dataset`` (name), ``task``, ``patient_ids`` (name of the numbering or None) and
+#: ``patients`` (sorted hashes; none without a numbering).
+Record = list[dict[str, Any]]
+
+
+def training_record(names: Iterable[str], task: str) -> Record:
+    """The record of a training on these registered sets.
+
+    Args:
+        names: of ``DATASETS.TRAIN``.
+        task: ``segmentation`` or ``classification``.
+    """
+    return [_entry(Patients.of(name), task) for name in names]
+
+
+def merged(*records: Record) -> Record:
+    """All entries of several records, each once."""
+    result: Record = []
+    for record in records:
+        result += [dict(entry) for entry in record if entry not in result]
+    return result
+
+
+def check_trained_on(
+    path: str, record: Record | None, names: Sequence[str], on_shared: str
+) -> None:
+    """Check that weights were trained on no patient of the sets they are evaluated on.
+
+    A set that the weights were trained on under this very name is left alone: whoever evaluates it
+    wants to see how well it was learnt.
+
+    Args:
+        path: the weights file, for messages.
+        record: what it carries; None when it carries no record.
+        names: registered sets to evaluate.
+        on_shared: see :func:`ctmasknet.data.leaks.check_patients_disjoint`.
+
+    Raises:
+        CTMaskNetError: names the patient, both sets and what to do.
+    """
+    if record is None:
+        if names:
+            _LOGGER.info(
+                "%s does not say which patients it was trained on; they are not compared with "
+                "those of %s",
+                path,
+                ", ".join(names),
+            )
+        return
+    trained = {entry["dataset"] for entry in record}
+    for held_out in (Patients.of(name) for name in dict.fromkeys(names) if name not in trained):
+        for entry in record:
+            _check_entry(path, entry, held_out, on_shared)
+
+
+def _check_entry(path: str, entry: Mapping[str, Any], held_out: Patients, on_shared: str) -> None:
+    numbering = entry["patient_ids"]
+    if numbering is None or numbering != held_out.numbering:
+        log_not_comparable(
+            f"{entry['dataset']} (ids: {numbering or 'not stated'}; {path} was trained on it)",
+            held_out.described,
+        )
+        return
+    known = set(entry["patients"])
+    shared = [patient for patient in held_out.ids if _hash(numbering, patient) in known]
+    if shared:
+        part = "the detector" if entry["task"] == "segmentation" else "the classifier"
+        one = len(shared) == 1
+        report(
+            f"patient{'' if one else 's'} {first_few(shared)} of {held_out.name} "
+            f"{'is' if one else 'are'} in {entry['dataset']} too (ids: {numbering}), on which "
+            f"{part} in {path} was trained; prepare one of the two sets without "
+            f"{'this patient' if one else 'these patients'}, {ADVICE}",
+            on_shared,
+        )
+
+
+def _entry(patients: Patients, task: str) -> dict[str, Any]:
+    numbering = patients.numbering
+    hashes = sorted(_hash(numbering, patient) for patient in patients.ids) if numbering else []
+    return {
+        "dataset": patients.name,
+        "task": task,
+        "patient_ids": numbering,
+        "patients": hashes,
+    }
+
+
+def _hash(numbering: str, patient: str) -> str:
+    return hashlib.sha256(f"{numbering}\n{patient}".encode()).hexdigest()[:_DIGITS]

@@ -1,0 +1,51 @@
+"""Look for patients and near-identical slices that data sets share (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ctmasknet.data.leaks import overlap_lines, overlaps
+from ctmasknet.data.near_duplicates import (
+    DEFAULT_DISTANCE,
+    near_duplicate_lines,
+    near_duplicates_of_sets,
+    write_near_duplicates,
+)
+from ctmasknet.errors import command_line
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("names", nargs="+", metavar="NAME", help="registered sets")
+    p.add_argument(
+        "--within",
+        action="store_true",
+        help="near-identical slices of unlike patients of one set count too",
+    )
+    p.add_argument(
+        "--distance",
+        type=int,
+        default=DEFAULT_DISTANCE,
+        help="unlike bits, of 256, up to which two slices count as near-identical "
+        "(default: %(default)s)",
+    )
+    p.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
+    p.add_argument("--output", metavar="FILE", help="write all pairs of slices to this CSV file")
+    return p
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Returns 1 when something is shared."""
+    args = parser().parse_args(argv)
+    found = overlaps(args.names)
+    pairs = near_duplicates_of_sets(args.names, args.distance, args.workers, args.within)
+    if args.output:
+        write_near_duplicates(args.output, pairs)
+    print("\n".join([*overlap_lines(found), *near_duplicate_lines(pairs, args.distance)]))
+    return 1 if pairs or any(overlap.shared for overlap in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
