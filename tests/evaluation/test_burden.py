@@ -97,7 +97,7 @@ class TestScansAndPatients:
     def test_a_patients_scans_add_up_and_nameless_slices_are_in_none(self):
         known = [one(10, 100, position=p, area=1.0) for p in (0, 1)]
         second = [one(50, 100, scan="t", position=p, area=1.0) for p in (0, 3)]
-        found = burdens([*known, *second, one(1, 1, patient=""), one(5, 50, scan="")])
+        found = burdens([*known, *second, one(1, 1, patient="", scan=""), one(5, 50, scan="")])
         assert [(item.patient, item.scan) for item in found["scans"]] == [("p", "s"), ("p", "t")]
         (patient,) = found["patients"]
         # In px, since the slice without a scan has no place
@@ -106,6 +106,8 @@ class TestScansAndPatients:
         (patient,) = burdens([*known, *second])["patients"]
         assert patient.percent()["ggo"] == pytest.approx(100 * (20 + 300) / (200 + 600))
         assert len(found["slices"]) == 6
+        alone = burdens([one(10, 100, patient="", scan="folder")])
+        assert [item.scan for item in alone["scans"]] == ["folder"] and not alone["patients"]
 
 
 @pytest.fixture
