@@ -70,8 +70,9 @@ def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
         labels = parse_labels(args.labels) if args.labels else None
         masks = LabelMasks.of(args.label_masks, document, labels)
     if args.predictions:
-        document = {**document, "annotations": _json(args.predictions, list)}
-        source = str(args.predictions)
+        lesions = _json(args.predictions, list)
+        document = _checked({**document, "annotations": lesions}, args.predictions)
+        path, source = args.predictions, str(args.predictions)
     predicted = any("score" in item for item in document["annotations"])
     if predicted:
         source += f", score > {args.score_threshold:g}"
@@ -105,7 +106,13 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CTMaskNetError: missing, no such document, or without an image.
     """
-    document = _json(path, dict)
+    document = _checked(_json(path, dict), path)
+    if not document["images"]:
+        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
+    return document
+
+
+def _checked(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
     try:
         for item in document["images"]:
             item["id"], item["file_name"], item["height"], item["width"]
@@ -118,8 +125,6 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
             f"{path}: no COCO lesions ({type(error).__name__} {error}); give a file of "
             "datasets/prepare_cncb_lesions.py or tools/predict.py"
         ) from error
-    if not document["images"]:
-        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
     return document
 
 

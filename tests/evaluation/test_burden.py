@@ -240,6 +240,8 @@ class TestFiles:
             ({"dataset": "hand_both_test", "label_masks": "{}/image"}, "no mask for 7/1.jpg"),
             ({"lesions": "{}/boxes.json"}, "a lesion of 1 has no mask"),
             ({"lesions": "{}/list.json"}, "holds no lesions"),
+            ({"lesions": "{}/size.json"}, "1: is 20 x 10 px but a mask 5 x 5"),
+            ({"dataset": "hand_both_test", "predictions": "{}/other_list.json"}, "no COCO lesions"),
             ({"lesions": "{}/other.json"}, "no COCO lesions"),
         ],
     )
@@ -247,7 +249,11 @@ class TestFiles:
         image = {"id": 1, "file_name": "1", "height": 10, "width": 20}
         boxes = {"images": [image], "categories": [{"id": 1, "name": "lesion"}]}
         boxes["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]
-        for name, content in (("boxes", boxes), ("list", []), ("other", {"images": []})):
+        counts = mask_util.encode(np.ones((5, 5), np.uint8, "F"))["counts"].decode()
+        small = {"segmentation": {"size": [5, 5], "counts": counts}}
+        size = boxes | {"annotations": [{"image_id": 1, "category_id": 1} | small]}
+        contents = {"boxes": boxes, "list": [], "other": {"images": []}, "size": size}
+        for name, content in (contents | {"other_list": [{"image_id": 1}]}).items():
             (lesion_set / f"{name}.json").write_text(json.dumps(content))
         given = {key: value.format(lesion_set) for key, value in given.items()}
         with pytest.raises(CTMaskNetError, match=message):
