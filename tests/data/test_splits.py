@@ -40,6 +40,25 @@ def test_shares_are_met_and_patients_stay_whole():
             assert here == pytest.approx(shares[name] * total, abs=4)
 
 
+def test_class_and_lesion_presence_at_once():
+    """Patients of three classes whose slices show lesions or not; every combination is shared."""
+    rng = np.random.default_rng(5)
+    patients, strata = {}, {}
+    for patient in range(200):
+        label = int(rng.choice(3, p=[0.2, 0.3, 0.5]))
+        for s in range(rng.integers(3, 12)):
+            patients[f"{patient}_{s}"] = str(patient)
+            strata[f"{patient}_{s}"] = label, bool(label and rng.random() < 0.7)
+    shares = {"train": 0.6, "val": 0.15, "test": 0.25}
+    result = split_patients(patients, shares, 1, strata)
+    assert len(set(strata.values())) == 5
+    for value in set(strata.values()):
+        total = sum(v == value for v in strata.values())
+        for name, items in result.items():
+            here = sum(strata[item] == value for item in items)
+            assert here == pytest.approx(shares[name] * total, rel=0.06)
+
+
 def test_equal_patients_are_split_exactly():
     patients = {f"{p}_{s}": str(p) for p in range(150) for s in range(5)}
     result = split_patients(patients, {"train": 0.8, "val": 0.2}, seed=0)
