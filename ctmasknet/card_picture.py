@@ -98,7 +98,7 @@ def _draw_slices_a_patient(axes, names: Sequence[str]) -> None:
         list(Counter(str(d.get("patient", d["file_name"])) for d in dataset_dicts(name)).values())
         for name in names
     ]
-    most = max(map(max, counts))
+    most = max(3, *map(max, counts))
     edges = np.linspace(0.5, most + 0.5, min(most, 30) + 1)
     axes.hist(counts, edges)
     axes.set_title("patients by number of slices", fontsize=10)
