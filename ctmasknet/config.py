@@ -31,10 +31,19 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # 8-bit images pass unchanged (see ctmasknet.data.window). In HU.
     cfg.INPUT.WINDOW_CENTER_HU = Window.center_hu
     cfg.INPUT.WINDOW_WIDTH_HU = Window.width_hu
+    # A slice that cannot be read: error (the run ends and names it) | skip (it is left out; in
+    # training a slice drawn by seed and position stands in for it). Skipped ones are listed in
+    # OUTPUT_DIR/bad_slices.json (training) or OUTPUT_DIR/inference/bad_slices.json (--eval-only).
+    cfg.DATALOADER.BAD_SLICES = "error"
+    # With skip: the run ends with an error when more than this share (0..1) of a data set was bad.
+    cfg.DATALOADER.MAX_BAD_SHARE = 0.01
     # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch,
     # which changes features near the padded border; 1 makes every result independent of its
     # neighbours.
     cfg.TEST.IMS_PER_BATCH = 1
+    # COCO's figures by faster-coco-eval, which agree with pycocotools': auto (where it is
+    # installed) | on | off (in a file, with quotes).
+    cfg.TEST.COCO_FAST = "auto"
 
     # --- detector ---
     # Names of the detector's classes, in category order. The tools take them from the training set;

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ctmasknet.engine.run_record import hardware
+from ctmasknet.engine.surroundings import hardware
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import replace_between_marks, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
 
 LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
+SLICE_VAL_SET = "covidx_ct_val"
+REPORT = "report.html"
 
 
 def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[str]]]:
@@ -43,6 +45,9 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         flags = [word for word in more if word.startswith("--")]
         overrides = [word for word in more if not word.startswith("--")]
         return [*command, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides]
+
+    def predictions(dataset: str) -> str:
+        return str(cls / "inference" / dataset / "predictions.csv")
 
     detector = ["MODEL.WEIGHTS", str(seg / "model_best.pth")]
     pictures = ["--limit", "18", "--seed", str(seed)]
@@ -100,6 +105,20 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
                 *("--config-file", "configs/demo/seg.yaml", "--seed", str(seed)),
                 *("--output", str(output / "paper" / "figure2.png")),
                 *("--opts", "OUTPUT_DIR", str(seg)),
+            ],
+        ],
+        # After the tables, which show every set that was evaluated. What training left of the
+        # validation set is of its last evaluation, not of the best weights.
+        "report": [
+            train_net("cls", cls, "--eval-only", "DATASETS.TEST", f"({SLICE_VAL_SET!r},)"),
+            [
+                *("tools/evaluate_predictions.py", "--predictions", predictions(SLICE_TEST_SET)),
+                *("--validation", predictions(SLICE_VAL_SET), "--output", str(cls / "report")),
+                *("--seed", str(seed)),
+            ],
+            [
+                *("tools/report.py", str(cls), "--output", str(output / REPORT)),
+                *("--gallery", "16", "--config-file", "configs/demo/cls.yaml"),
             ],
         ],
     }
@@ -174,10 +193,6 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
             columns.append(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise CTMaskNetError(f"{path}: no summary of a demo ({error}); run make demo") from None
-    text = Path(readme).read_text(encoding="utf-8")
-    begin, end = (f"<!-- demo: {word} -->" for word in ("begin", "end"))
-    if text.find(begin) < 0 or text.find(end) < text.find(begin):
-        raise CTMaskNetError(f"{readme}: has no lines {begin} and {end}; put them where it goes")
     rows = [_figures(column) for column in columns]
     table = tabulate(
         [[name, *(row[name] for row in rows)] for name in rows[0]],
@@ -190,9 +205,7 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     note = (
         f"Measured on: {where}. Made by `python tools/demo.py --readme` from `configs/demo/*.json`."
     )
-    with atomic_write(readme) as stream:
-        stream.write(f"{text[: text.index(begin)]}{begin}\n{table}\n\n{note}\n")
-        stream.write(text[text.index(end) :])
+    replace_between_marks(readme, "demo", f"{table}\n\n{note}")
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, str]:
@@ -228,6 +241,7 @@ def _tables(summary: dict[str, Any], output: Path) -> str:
             "",
             f"pictures: {output / 'overlays'}, {output / 'paper'}",
             f"figures:  {output / _MARK}",
+            f"report:   {output / REPORT}",
         ]
     )
 

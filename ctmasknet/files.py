@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ctmasknet.errors import CTMaskNetError
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
@@ -51,6 +53,21 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -
     with atomic_write(path) as stream:
         json.dump(value, stream, indent=indent)
         stream.write("\n")
+
+
+def replace_between_marks(path: str | os.PathLike, name: str, text: str) -> None:
+    """Replace what stands in a Markdown file between ``<!-- name: begin -->`` and
+    ``<!-- name: end -->``, each a line.
+
+    Raises:
+        CTMaskNetError: the file has no such lines.
+    """
+    old = Path(path).read_text(encoding="utf-8")
+    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+    if old.find(begin) < 0 or old.find(end) < old.find(begin):
+        raise CTMaskNetError(f"{path}: has no lines {begin} and {end}; put them where it goes")
+    with atomic_write(path) as stream:
+        stream.write(f"{old[: old.index(begin)]}{begin}\n{text.strip()}\n{old[old.index(end) :]}")
 
 
 def plain(value: Any) -> Any:

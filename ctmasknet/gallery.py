@@ -60,11 +60,13 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     entries = [entries[index] for index in pick(len(entries), args.limit, args.seed)]
     lesion_classes = list(metadata.get("thing_classes", ())) if metadata else []
     image_classes = list(metadata.get("image_classes", ())) if metadata else []
-    cfg = None if args.ground_truth_only else _model_cfg(args)
+    cfg = None if args.ground_truth_only else model_cfg(args)
     if cfg is not None:
-        lesion_classes = _same(args.dataset, "lesion", lesion_classes, cfg.MODEL.LESION_CLASSES)
+        lesion_classes = same_classes(
+            args.dataset, "lesion", lesion_classes, cfg.MODEL.LESION_CLASSES
+        )
         if is_classifier(cfg):
-            image_classes = _same(
+            image_classes = same_classes(
                 args.dataset, "slice", image_classes, cfg.MODEL.IMAGE_HEAD.CLASSES
             )
     # Made once all else is known to be right, and tried before the model is loaded
@@ -110,21 +112,21 @@ def draw_gallery(
     for number, entry in enumerate(tqdm(entries, desc="overlays", unit="slice"), start=1):
         item, found = predict(entry) if predict else (entry, {})
         picture = side_by_side(
-            _read_rgb(entry["file_name"], item.get("crop_box")),
+            read_rgb(entry["file_name"], item.get("crop_box")),
             entry.get("annotations"),
             found.get("instances"),
             class_names=lesion_classes,
-            title=_title(entry),
-            call=_call(entry, found, image_classes),
+            title=slice_title(entry),
+            call=slice_call(entry, found, image_classes),
             score_threshold=score_threshold,
         )
         path = Path(output) / f"{number:03d}_{Path(entry['file_name']).stem}.png"
-        _write_png(path, picture)
+        write_png(path, picture)
         paths.append(path)
         if len(for_sheet) < _SHEET_PICTURES:
             for_sheet.append(picture)
     sheet = contact_sheet(for_sheet, _SHEET_COLUMNS, _SHEET_CELL_PX)
-    _write_png(Path(output) / CONTACT_SHEET, sheet)
+    write_png(Path(output) / CONTACT_SHEET, sheet)
     return paths
 
 
@@ -199,7 +201,7 @@ def writable_folder(path: str | os.PathLike) -> Path:
     return path
 
 
-def _model_cfg(args: argparse.Namespace) -> CfgNode:
+def model_cfg(args: argparse.Namespace) -> CfgNode:
     """``setup_cfg``, with the data set that is drawn as the one that names the classes."""
     opts = list(args.opts)
     if args.dataset and "DATASETS.TEST" not in opts:
@@ -210,7 +212,7 @@ def _model_cfg(args: argparse.Namespace) -> CfgNode:
     return setup_cfg(argparse.Namespace(**{**vars(args), "opts": opts}))
 
 
-def _same(dataset: str, kind: str, found: Sequence[str], known: Sequence[str]) -> list[str]:
+def same_classes(dataset: str, kind: str, found: Sequence[str], known: Sequence[str]) -> list[str]:
     """The model's classes; those of the data set, if it has any, have to be the same."""
     if found and list(found) != list(known):
         raise CTMaskNetError(
@@ -220,9 +222,10 @@ def _same(dataset: str, kind: str, found: Sequence[str], known: Sequence[str]) -
     return list(known)
 
 
-def _call(
+def slice_call(
     entry: Mapping[str, Any], found: Mapping[str, Any], image_classes: Sequence[str]
 ) -> SliceCall | None:
+    """The class of a slice as its dataset dict and a model's result have it; None for neither."""
     if entry.get("label") is None and "pred_class" not in found:
         return None
     scores = found.get("scores")
@@ -234,12 +237,13 @@ def _call(
     )
 
 
-def _title(entry: Mapping[str, Any]) -> str:
+def slice_title(entry: Mapping[str, Any]) -> str:
+    """Short name of a slice: its id in the data set, or file and folder."""
     name = entry.get("image_id")
     return name if isinstance(name, str) else "/".join(Path(entry["file_name"]).parts[-2:])
 
 
-def _read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
+def read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
     """The slice as the model saw it before the resize, (H, W, 3) uint8."""
     check_eight_bit(file_name)
     with naming_file(file_name):
@@ -250,7 +254,12 @@ def _read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
     return image
 
 
-def _write_png(path: Path, picture: np.ndarray) -> None:
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 RGB picture, whole or not at all.
+
+    Raises:
+        CTMaskNetError: the file cannot be written.
+    """
     try:
         with atomic_write(path, "wb") as stream:
             Image.fromarray(picture).save(stream, format="PNG")

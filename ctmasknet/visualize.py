@@ -1,8 +1,6 @@
 """Lesions over a CT slice by Detectron2's Visualizer, and ground truth beside prediction.
 
-Pictures are (H, W, 3) uint8 RGB arrays. A slice is enlarged by a whole factor before anything is
-drawn on it, so that lines and text keep their size whatever the slice measures; boxes and masks are
-given in px of the slice.
+Pictures are (H, W, 3) uint8 RGB arrays; boxes and masks are given in px of the slice.
 """
 
 from __future__ import annotations
@@ -12,8 +10,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from detectron2.utils.visualizer import GenericMask, Visualizer
+from detectron2.utils.visualizer import GenericMask
 
+from ctmasknet.canvas import SliceCanvas, enlarged, legible_scale
 from ctmasknet.data.datasets import lesion_colors
 from ctmasknet.lesion_list import Found, Lesion, has_masks, lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
@@ -30,9 +29,6 @@ __all__ = [
 
 #: Of a class the given names do not reach.
 _NAMELESS = (240, 228, 66)
-#: A slice is enlarged by the whole factor that brings its longer side nearest to so many px.
-_LEGIBLE_PX = 600
-_LABEL_POINTS = 9
 _GOOD, _BAD, _FAINT = (120, 220, 120), (255, 110, 110), (120, 120, 130)
 
 
@@ -89,8 +85,8 @@ def draw_lesions(
             mask_threshold=mask_threshold,
         )
     scale = scale or legible_scale(height, width)
-    canvas = _LesionCanvas(_enlarged(image_rgb, scale, cv2.INTER_CUBIC))
-    canvas.draw(found, class_names, colors or lesion_colors(class_names), scale, labels)
+    canvas = _LesionCanvas(image_rgb, scale)
+    canvas.draw(found, class_names, colors or lesion_colors(class_names), labels)
     return canvas.picture()
 
 
@@ -125,7 +121,7 @@ def side_by_side(
     height, width = image_rgb.shape[:2]
     scale = scale or legible_scale(height, width)
     options = {"scale": scale, "score_threshold": score_threshold, "mask_threshold": mask_threshold}
-    bare = Panel("slice", _enlarged(image_rgb, scale, cv2.INTER_CUBIC))
+    bare = Panel("slice", enlarged(image_rgb, scale))
     panels = []
     if ground_truth is not None:
         # The legend's colours name the class; without a score a label would only hide the slice
@@ -145,37 +141,27 @@ def side_by_side(
     if prediction is not None and has_masks(prediction):
         legend.append(Chunk("|", color=_FAINT))
         legend.append(Chunk(f"mask: probability > {mask_threshold:g}"))
-    return compose_page(panels, title=title, header=_call_chunks(call), legend=legend)
+    return compose_page(panels, title=title, header=call_chunks(call), legend=legend)
 
 
-def legible_scale(height: int, width: int) -> int:
-    """The whole factor that brings the longer side (px) nearest to 600 px; never a reduction."""
-    return max(1, round(_LEGIBLE_PX / max(height, width)))
-
-
-class _LesionCanvas(Visualizer):
-    """Detectron2's primitives with one look for lesions; everything in px of the enlarged slice."""
-
-    def __init__(self, image_rgb: np.ndarray):
-        super().__init__(image_rgb)
-        # Detectron2 derives line widths from the font; thin lines hide less of a small lesion
-        self._default_font_size = 4
-        self._taken: list[tuple[float, float, float, float]] = []
+class _LesionCanvas(SliceCanvas):
+    """One look for lesions."""
 
     def draw(
         self,
         lesions: Sequence[Lesion],
         class_names: Sequence[str],
         colors: Sequence[tuple[int, int, int]],
-        scale: int,
         labels: bool,
     ) -> None:
+        scale = self.enlargement
+
         def color_of(index: int) -> tuple[float, ...]:
             known = colors[index] if index < len(colors) else _NAMELESS
             return tuple(value / 255 for value in known)
 
         masks = {
-            id(lesion): _enlarged(lesion.mask.astype(np.uint8), scale, cv2.INTER_NEAREST)
+            id(lesion): enlarged(lesion.mask.astype(np.uint8), scale, cv2.INTER_NEAREST)
             for lesion in lesions
             if lesion.mask is not None
         }
@@ -203,54 +189,17 @@ class _LesionCanvas(Visualizer):
         if labels:
             for lesion in sorted(lesions, key=lambda item: -(item.score or 0)):
                 if lesion.box is not None:
-                    self._label(lesion, class_names, color_of(lesion.class_index), scale)
+                    self._label_lesion(lesion, class_names, color_of(lesion.class_index))
 
-    def picture(self) -> np.ndarray:
-        return np.ascontiguousarray(self.output.get_image())
-
-    def _label(self, lesion, class_names, color, scale) -> None:
+    def _label_lesion(self, lesion, class_names, color) -> None:
         index = lesion.class_index
         name = class_names[index] if index < len(class_names) else f"class {index}"
         score = None if lesion.score is None else f"{lesion.score:.2f}"
-        texts = [name] if score is None else [f"{name} {score}", score]
-        box = [side * scale for side in lesion.box]
-        for text in texts:
-            self.draw_text(
-                text, (0, 0), font_size=_LABEL_POINTS, color=color, horizontal_alignment="left"
-            )
-            artist = self.output.ax.texts[-1]
-            extent = artist.get_window_extent(self.output.canvas.get_renderer())
-            place = self._free_place(box, extent.width + 4, extent.height + 4)
-            if place is not None:
-                artist.set_position((place[0] + 2, place[1] + 2))
-                return
-            artist.remove()
-
-    def _free_place(self, box, width, height) -> tuple[float, float] | None:
-        """Upper left corner (px) of a place above, below, beside or in the box, for a label."""
-        x0, y0, x1, y1 = box
-        right, bottom = self.output.width - width, self.output.height - height
-        for x, y in (
-            (x0, y0 - height),
-            (x0, y1),
-            (x1 - width, y0 - height),
-            (x1 - width, y1),
-            (x1, y0),
-            (x0 - width, y0),
-            (x1, y1 - height),
-            (x0 - width, y1 - height),
-            (x0, y0),
-        ):
-            x, y = min(max(x, 0), right), min(max(y, 0), bottom)
-            place = (x, y, x + width, y + height)
-            if not any(_overlap(place, other) for other in self._taken):
-                self._taken.append(place)
-                return x, y
-        return None
+        self.label([name] if score is None else [f"{name} {score}", score], lesion.box, color)
 
 
-def _call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
-    """Header lines: the slice's class as known and as predicted, then the scores."""
+def call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
+    """Header lines of a page: the slice's class as known and as predicted, then the scores."""
     if call is None:
         return []
     names = call.class_names
@@ -268,17 +217,6 @@ def _call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
         for index, (name, score) in enumerate(zip(names, call.scores, strict=True)):
             scores.append(Chunk(f"{name} {float(score):.2f}", bold=index == call.predicted))
     return [line for line in (classes, scores) if line]
-
-
-def _enlarged(image: np.ndarray, scale: int, interpolation: int) -> np.ndarray:
-    if scale == 1:
-        return image
-    size = (image.shape[1] * scale, image.shape[0] * scale)
-    return cv2.resize(image, size, interpolation=interpolation)
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _count(number: int) -> str:

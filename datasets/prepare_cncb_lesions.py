@@ -14,13 +14,22 @@ import os
 import sys
 from pathlib import Path
 
+from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.label_masks import (
+    LABEL_NAMES,
+    Orientation,
+    parse_labels,
+    supported_mask_types,
+)
 from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
+from ctmasknet.data.mask_volumes import parse_segments
 from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
 from ctmasknet.data.root import datasets_root
 from ctmasknet.data.splits import parse_shares
+from ctmasknet.data.volume_pairs import VolumeConversion
+from ctmasknet.data.window import Window, parse_window
 from ctmasknet.errors import CTMaskNetError, command_line
 
 
@@ -87,6 +96,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--list", action="append", default=[], metavar="SPLIT=FILE", help="list file of a split"
     )
+    p.add_argument(
+        "--window",
+        default=None,
+        metavar="CENTER,WIDTH",
+        help="HU window of DICOM and NIfTI volumes; default: "
+        f"{Window.center_hu:g},{Window.width_hu:g}",
+    )
+    p.add_argument(
+        "--segment",
+        action="append",
+        default=[],
+        metavar="NAME=LABEL",
+        help="label of a DICOM-SEG's segment, by its number, label or coded meaning; repeat for "
+        "each whose name does not tell",
+    )
+    p.add_argument(
+        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
+    )
+    p.add_argument(
+        "--keep-empty",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of a volume's slices without a lesion that is kept, evenly spread; "
+        "default: %(default)s",
+    )
+    add_bad_arguments(p)
     p.add_argument("--seed", type=int, default=0, help="of the split by shares")
     p.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
     return p
@@ -135,6 +171,13 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
         patient_ids=args.patient_ids,
         workers=args.workers,
+        volumes=VolumeConversion(
+            window=parse_window(args.window) if args.window else Window(),
+            segments=parse_segments(args.segment, LABEL_NAMES),
+            every=args.every,
+            keep_empty=args.keep_empty,
+        ),
+        bad=bad_slices_from(args),
     )
     print(summary_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.prepare_slices import (
     parse_assignments,
     parse_class_folders,
@@ -17,6 +18,7 @@ from ctmasknet.data.root import datasets_root
 from ctmasknet.data.slice_records import compile_patient_pattern
 from ctmasknet.data.slice_sets import summary_table
 from ctmasknet.data.splits import parse_shares
+from ctmasknet.data.window import Window, parse_window
 from ctmasknet.errors import command_line
 
 
@@ -47,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--split",
         metavar="SHARES",
-        help="with --class-folder: shares of the patients, such as train:0.6,val:0.2,test:0.2",
+        help="with --class-folder or --volume-list: shares of the patients, such as "
+        "train:0.6,val:0.2,test:0.2",
     )
     p.add_argument(
         "--patient-pattern",
@@ -78,6 +81,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="LOW,HIGH",
         help="write copies whose 8-bit grey levels LOW..HIGH are stretched to 0..255",
     )
+    p.add_argument(
+        "--volume-list",
+        metavar="CSV",
+        help="instead of lists: columns path,class and, where known, patient,scan,split; a path "
+        "(below --images, else beside the list) is a NIfTI volume, a DICOM file or folder, or "
+        "pictures",
+    )
+    p.add_argument(
+        "--classes",
+        metavar="A,B",
+        help="with --volume-list: the classes in the order of the labels "
+        "(default: normal,pneumonia,covid)",
+    )
+    p.add_argument(
+        "--window",
+        metavar="CENTER,WIDTH",
+        help="HU window of DICOM and NIfTI volumes; default: "
+        f"{Window.center_hu:g},{Window.width_hu:g}",
+    )
+    p.add_argument(
+        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
+    )
+    add_bad_arguments(p)
     p.add_argument("--verify", action="store_true", help="decode every image to find damaged ones")
     p.add_argument(
         "--output-root",
@@ -112,6 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
         grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
         verify=args.verify,
         workers=args.workers,
+        volume_list=args.volume_list,
+        classes=args.classes.split(",") if args.classes else None,
+        window=parse_window(args.window) if args.window else None,
+        every=args.every,
+        bad=bad_slices_from(args),
     )
     print(summary_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from scipy.special import expit
 
 from ctmasknet.config import add_ctmasknet_config
+from ctmasknet.evaluation import SlicePrediction
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real lists, real slices and golden vectors; absent in a plain clone.
@@ -77,3 +80,37 @@ def slices():
         }
         for label, (height, width) in enumerate([(64, 64), (64, 96), (80, 64)])
     ]
+
+
+def _simulated_rows(
+    patients: int, seed: int, classes: int = 3, prefix: str = "", shift: float = 2.0
+) -> list[SlicePrediction]:
+    """Patients 0.. of classes 0, 1, .. in turn, 1 or 2 scans of 1 to 6 slices; slices of a patient
+    err together."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(patients):
+        label = patient % classes
+        habit = rng.normal(0, 1, classes)
+        for scan in range(rng.integers(1, 3)):
+            for number in range(rng.integers(1, 7)):
+                logits = habit + rng.normal(0, 1, classes) - 1
+                logits[label] += shift
+                rows.append(
+                    SlicePrediction(
+                        file=f"{prefix}{patient}_{scan}_{number}.png",
+                        patient=f"{prefix}{patient}",
+                        scan=str(scan),
+                        label=label,
+                        pred=int(logits.argmax()),
+                        logits=tuple(logits.tolist()),
+                        scores=tuple(expit(logits).tolist()),
+                    )
+                )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def simulated_rows():
+    """``simulated_rows(patients, seed, classes=3, prefix="", shift=2.0)``: predictions."""
+    return _simulated_rows

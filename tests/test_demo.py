@@ -19,6 +19,17 @@ def test_every_step_is_a_tool_that_exists(repository, tmp_path):
     assert all(command[command.index("SEED") + 1] == "7" for command in trainings)
 
 
+def test_the_report_is_fitted_on_what_the_best_weights_say_of_validation(tmp_path):
+    """Training leaves predictions of the validation set too, but of its last iteration."""
+    *_, (last, (evaluation, fit, report)) = stages(tmp_path, phantom_seed=5, seed=7).items()
+    assert last == "report"
+    assert "--eval-only" in evaluation and "('covidx_ct_val',)" in evaluation
+    folder = tmp_path / "cls" / "inference"
+    assert fit[fit.index("--validation") + 1] == str(folder / "covidx_ct_val" / "predictions.csv")
+    assert fit[fit.index("--predictions") + 1] == str(folder / "covidx_ct_test/predictions.csv")
+    assert report[report.index("--output") + 1] == str(tmp_path / "report.html")
+
+
 def test_summary_takes_figures_from_the_evaluations(tmp_path):
     def write(path, value):
         path.parent.mkdir(parents=True, exist_ok=True)

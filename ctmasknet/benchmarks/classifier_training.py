@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from ctmasknet.benchmarks.timing import circumstances, interleaved
+from ctmasknet.benchmarks.timing import comparison, interleaved
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
@@ -29,7 +29,7 @@ from ctmasknet.engine.trainer import Trainer
 _EPOCHS, _SLICES = 50, 3000
 
 
-def heads_cache(config_file: str, slices: int, repeats: int, seed: int) -> dict[str, Any]:
+def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> dict[str, Any]:
     """A ``heads`` training on kept rows against one on images.
 
     Steps of both are timed on a few noise slices of 512 px; 50 epochs of 3,000 slices are computed
@@ -59,19 +59,22 @@ def heads_cache(config_file: str, slices: int, repeats: int, seed: int) -> dict[
         name: _EPOCHS * per_epoch * found["median_s"] + (name == "kept rows") * build * _SLICES
         for name, found in steps.items()
     }
-    return {
-        "what": f"heads, {_EPOCHS} epochs of {_SLICES} slices, computed from the steps timed",
-        "config_file": config_file,
-        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
-        "steps": steps,
-        "build_s_per_slice": build,
-        "extrapolated_s": seconds,
-        "ratio": seconds["images"] / seconds["kept rows"],
-        "circumstances": circumstances(cfg.MODEL.DEVICE),
-    }
+    return comparison(
+        f"training step of heads, {cfg.SOLVER.IMS_PER_BATCH} slices of 512 px",
+        steps,
+        "images",
+        cfg.MODEL.DEVICE,
+        figures={
+            f"{_EPOCHS} epochs of {_SLICES:,} slices, computed from the steps: images over kept "
+            "rows": seconds["images"] / seconds["kept rows"]
+        },
+        config_file=config_file,
+        build_s_per_slice=build,
+        extrapolated_s=seconds,
+    )
 
 
-def heads_bn(config_file: str, batch: int, repeats: int, seed: int) -> dict[str, Any]:
+def heads_bn(*, config_file: str, batch: int, repeats: int, seed: int) -> dict[str, Any]:
     """A ``heads_bn`` step against the same with a gradient for every weight.
 
     Time is measured in this process, steps in turn; peak memory in a process for each.
@@ -94,15 +97,14 @@ def heads_bn(config_file: str, batch: int, repeats: int, seed: int) -> dict[str,
             [sys.executable, "-m", __name__, *words], capture_output=True, text=True, check=True
         )
         memory[name] = json.loads(done.stdout.splitlines()[-1])
-    return {
-        "what": f"heads_bn step of {batch} slice(s) of 512 px",
-        "config_file": config_file,
-        "steps": steps,
-        "peak_memory_mb": memory,
-        "ratio": steps["naive"]["median_s"] / steps["heads_bn"]["median_s"],
-        "memory_ratio": memory["naive"] / memory["heads_bn"],
-        "circumstances": circumstances(_cfg(config_file, "heads_bn").MODEL.DEVICE),
-    }
+    return comparison(
+        f"training step of heads_bn, {batch} slices of 512 px",
+        steps,
+        "naive",
+        _cfg(config_file, "heads_bn").MODEL.DEVICE,
+        peak_memory_mb=memory,
+        config_file=config_file,
+    )
 
 
 def _heads_bn_stepper(config_file: str, batch: int, seed: int, naive: bool):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ctmasknet.benchmarks.timing import circumstances, interleaved
+from ctmasknet.benchmarks.timing import comparison, interleaved
 from ctmasknet.data.datasets import dataset_dicts, register_prepared, unregister
 from ctmasknet.data.leaks import check_held_out
 from ctmasknet.data.near_duplicates import DEFAULT_DISTANCE, close_pairs
@@ -72,15 +72,16 @@ def registration(slices: int, repeats: int, seed: int, workers: int = 1) -> dict
     begin = time.perf_counter()
     for first, second in itertools.combinations(hashes, 2):
         close_pairs(first, second, DEFAULT_DISTANCE, workers)
-    return {
-        "what": f"{slices:,} slices registered and patients checked, against json.load",
-        "steps": steps,
-        "compare_hashes_s": time.perf_counter() - begin,
-        "compared_pairs": sum(len(a) * len(b) for a, b in itertools.combinations(hashes, 2)),
-        "compare_threads": workers,
-        "ratio": steps["register, check"]["median_s"] / steps["json.load"]["median_s"],
-        "circumstances": circumstances("cpu"),
-    }
+    return comparison(
+        f"{slices:,} slices registered and their patients checked",
+        steps,
+        "json.load",
+        "cpu",
+        figures={
+            f"seconds to compare the splits' hashes in {workers} thread(s)": time.perf_counter()
+            - begin,
+        },
+    )
 
 
 def _write_set(root: Path, slices: int) -> list[Path]:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from ctmasknet.engine.run_record import git_commit, hardware
+from ctmasknet.engine.surroundings import git_commit, hardware
 
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
@@ -23,7 +24,8 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
         repeats: times each is measured.
 
     Returns:
-        name -> ``median_s``, ``min_s``, ``max_s``, ``repeats``.
+        name -> ``median_s``, ``q1_s`` and ``q3_s`` (quartiles), ``min_s``, ``max_s``, ``repeats``,
+        and ``seconds``, every measurement in its order.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
@@ -33,14 +35,70 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
             begin = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begin)
+    return {name: spread(found) for name, found in seconds.items()}
+
+
+def spread(seconds: list[float]) -> dict[str, Any]:
+    """Median and spread of measurements, see :func:`interleaved`."""
+    q1, q3 = np.percentile(seconds, (25, 75))
     return {
-        name: {
-            "median_s": statistics.median(found),
-            "min_s": min(found),
-            "max_s": max(found),
-            "repeats": repeats,
+        "median_s": statistics.median(seconds),
+        "q1_s": float(q1),
+        "q3_s": float(q3),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "repeats": len(seconds),
+        "seconds": seconds,
+    }
+
+
+def comparison(
+    what: str,
+    timings: Mapping[str, Mapping[str, Any]],
+    reference: str,
+    device: str,
+    *,
+    per: str = "",
+    figures: Mapping[str, float] | None = None,
+    peak_memory_mb: Mapping[str, float] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A benchmark's result.
+
+    Args:
+        what: the work, in a few words.
+        timings: way -> its times, as from :func:`interleaved`.
+        reference: the way that the others are compared with.
+        device: the work is done on.
+        per: what the seconds are of, such as "image"; default: one piece of the work.
+        figures: what -> another number that the run gave, for the table.
+        peak_memory_mb: way -> most memory held, MB (10^6 bytes).
+        more: further entries of the file.
+
+    Returns:
+        the above, and ``ratios``: way -> ``ratio``, the median of the reference over its own, and
+        ``q1`` and ``q3``, the quartiles of the ratios of neighbouring measurements.
+    """
+    base = timings[reference]
+    ratios = {}
+    for name, found in timings.items():
+        pairs = [a / b for a, b in zip(base["seconds"], found["seconds"], strict=True)]
+        q1, q3 = np.percentile(pairs, (25, 75))
+        ratios[name] = {
+            "ratio": base["median_s"] / found["median_s"],
+            "q1": float(q1),
+            "q3": float(q3),
         }
-        for name, found in seconds.items()
+    return {
+        "what": what,
+        "per": per,
+        "reference": reference,
+        "timings": dict(timings),
+        "ratios": ratios,
+        "figures": dict(figures or {}),
+        "peak_memory_mb": dict(peak_memory_mb or {}),
+        **more,
+        "circumstances": circumstances(device),
     }
 
 

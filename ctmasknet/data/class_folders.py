@@ -51,10 +51,7 @@ def read_class_folders(
     records: list[SliceRecord] = []
     class_of: dict[str, str] = {}
     for label, (class_name, folders) in enumerate(class_folders.items()):
-        if not _CLASS_NAME.fullmatch(class_name):
-            raise CTMaskNetError(
-                f"class name {class_name!r}: use letters, digits, '_', '-' and '.' only"
-            )
+        check_class_name(class_name)
         for folder in folders:
             for file in _pictures(root, folder):
                 if file in class_of:
@@ -65,6 +62,12 @@ def read_class_folders(
                 class_of[file] = class_name
                 records.append(SliceRecord(file, label, *_patient_of(file, patient_pattern)))
     return records
+
+
+def check_class_name(name: str) -> None:
+    """Refuse a class name unfit for a table's column."""
+    if not _CLASS_NAME.fullmatch(name):
+        raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
 
 
 def split_records(

@@ -31,26 +31,40 @@ def file_sha256(path: str | os.PathLike) -> str:
         ) from error
 
 
-def content_sha256(dicts: Iterable[Mapping[str, Any]], fields: Sequence[str] = ()) -> str:
+def content_sha256(
+    dicts: Iterable[Mapping[str, Any]],
+    fields: Sequence[str] = (),
+    *,
+    allow_unreadable: bool = False,
+) -> str:
     """SHA-256 over the bytes of all images of a data set, in its order, wherever they lie.
 
     Args:
         dicts: the dataset dicts.
         fields: entries of them that count too, such as ``label``.
+        allow_unreadable: an image that is missing or unreadable counts as just that.
 
     Raises:
         CTMaskNetError: an image is missing or unreadable.
     """
     dicts = list(dicts)
+    digest_of = _sha256_or_none if allow_unreadable else file_sha256
     total = hashlib.sha256()
     # Reading and hashing both release the interpreter.
     with ThreadPoolExecutor(_THREADS) as pool:
         for entry, digest in zip(
-            dicts, pool.map(file_sha256, (entry["file_name"] for entry in dicts)), strict=True
+            dicts, pool.map(digest_of, (entry["file_name"] for entry in dicts)), strict=True
         ):
             more = [entry.get(field) for field in fields]
             total.update(json.dumps([digest, *more]).encode())
     return total.hexdigest()
+
+
+def _sha256_or_none(path: str) -> str | None:
+    try:
+        return file_sha256(path)
+    except CTMaskNetError:
+        return None
 
 
 @functools.lru_cache(maxsize=200_000)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ctmasknet.data.classes import IMAGE_CLASSES, parse_slice_name
@@ -127,13 +127,16 @@ def find_standard_lists(source: str | os.PathLike) -> tuple[dict[str, Path], Pat
 
 
 def resolve_images(
-    records: Mapping[str, list[SliceRecord]], image_root: str | os.PathLike
+    records: Mapping[str, list[SliceRecord]],
+    image_root: str | os.PathLike,
+    on_missing: Callable[[str, str], None] | None = None,
 ) -> dict[str, list[SliceRecord]]:
     """Replace each record's file by the one that is on disk.
 
     A name that is not there as written is looked for by class, patient, scan and slice, so that
     lists with ``NCP_`` fit folders with ``2_`` and the other way round. One directory listing a
-    folder, no call a file.
+    folder, no call a file. ``on_missing`` is called with (file, reason) for an image that is not
+    there, which is then left out; None: an error.
 
     Raises:
         CTMaskNetError: no such folder; images that are missing (counted, the first named); two
@@ -152,7 +155,9 @@ def resolve_images(
                 folders[parent] = _Folder(root / parent)
             on_disk = folders[parent].find(name)
             total += 1
-            if on_disk is None:
+            if on_disk is None and on_missing is not None:
+                on_missing(str(root / record.file), f"no such image ({split})")
+            elif on_disk is None:
                 missing.append((split, record.file))
             else:
                 file = f"{parent}/{on_disk}" if parent else on_disk

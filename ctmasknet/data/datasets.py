@@ -39,7 +39,7 @@ def register_cncb_lesions(
     Dataset dicts are Detectron2's for COCO plus ``patient``. Metadata: ``thing_classes``,
     ``thing_colors`` (RGB), ``json_file``, ``image_root``, ``mask_type``,
     ``patient_ids`` (name of the patients' numbering, None where the file states none),
-    ``evaluator_type="ct_lesions"``.
+    ``evaluator_type="ct_lesions"``, ``window_hu`` ([center, width], None for a set of pictures).
 
     Args:
         name: the name to register; an earlier set of that name from this module is replaced.
@@ -69,6 +69,7 @@ def register_cncb_lesions(
             "thing_classes": names,
             "thing_colors": lesion_colors(names),
             "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+            "window_hu": document["info"].get("window_hu"),
         },
     )
 
@@ -80,8 +81,8 @@ def register_covidx_ct(
 
     Dataset dicts: ``file_name``, ``image_id`` (relative file), ``label``, ``patient``, ``scan``,
     ``slice``, ``body_box`` ([x0, y0, x1, y1] px or None). Metadata: ``image_classes``,
-    ``slices_json``, ``image_root``, ``patient_ids``, ``evaluator_type="ct_slices"``. Arguments and
-    errors as in :func:`register_cncb_lesions`.
+    ``slices_json``, ``image_root``, ``patient_ids``, ``evaluator_type="ct_slices"``, ``window_hu``.
+    Arguments and errors as in :func:`register_cncb_lesions`.
     """
     json_file = os.path.abspath(json_file)
     document = prepared_json.read_slices(json_file)
@@ -97,6 +98,7 @@ def register_covidx_ct(
             "image_root": root,
             "patient_ids": document["info"].get("patient_ids"),
             "slices_json": json_file,
+            "window_hu": document["info"].get("window_hu"),
         },
     )
 

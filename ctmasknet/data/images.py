@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -16,10 +17,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ctmasknet.data.ct_scan import MAX_SIDE_PX
 from ctmasknet.errors import CTMaskNetError
 
+#: Longest side over shortest.
+MAX_RATIO = 64
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
+#: What Pillow raises at damaged files; UnidentifiedImageError is an OSError.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
+)
 #: Pillow's modes with more than 8 bits a channel; a conversion to RGB would clip them at 255.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -32,8 +40,7 @@ def naming_file(path: str | os.PathLike) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CTMaskNetError(f"{path}: no such image; check the folder of the images") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports damaged files as OSError (UnidentifiedImageError is one) or SyntaxError.
+    except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CTMaskNetError(
             f"{path}: unreadable or truncated image ({reason}); "
@@ -41,14 +48,37 @@ def naming_file(path: str | os.PathLike) -> Iterator[None]:
         ) from None
 
 
+def check_sides(name: str | os.PathLike, shape: Sequence[int]) -> None:
+    """Refuse a slice with a side above :data:`MAX_SIDE_PX`, or with one that is more than
+    :data:`MAX_RATIO` times the other.
+
+    Args:
+        name: of the slice, for the error.
+        shape: (H, W) or (H, W, 3), px.
+    """
+    height, width = shape[:2]
+    if max(height, width) > MAX_SIDE_PX:
+        side = f"width is {width}" if width > height else f"height is {height}"
+        raise CTMaskNetError(
+            f"{name}: the {side} px, above the limit of {MAX_SIDE_PX} px a side; reduce the image"
+        )
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise CTMaskNetError(
+            f"{name}: is {width} x {height} px (width x height), more than {MAX_RATIO} times as "
+            "long as it is wide; this is no CT slice"
+        )
+
+
 def check_eight_bit(path: str | os.PathLike) -> None:
-    """Refuse a picture with more than 8 bits a channel. Reads the header only.
+    """Refuse a picture with more than 8 bits a channel or a side above :data:`MAX_SIDE_PX`. Reads
+    the header only.
 
     Raises:
         CTMaskNetError: such a picture, or a missing or unreadable file.
     """
     with naming_file(path), Image.open(path) as image:
-        mode = image.mode
+        mode, (width, height) = image.mode, image.size
+    check_sides(path, (height, width))
     if mode in _DEEP_MODES:
         raise CTMaskNetError(
             f"{path}: has more than 8 bits a pixel (mode {mode}); "
@@ -78,13 +108,13 @@ def find_unreadable(paths: Iterable[str | os.PathLike], workers: int = 1) -> dic
         file -> what is wrong with it, for the damaged ones only.
     """
     paths = [os.fspath(path) for path in paths]
-    problems = in_processes(_problem_of, paths, workers, "verify")
+    problems = map_in_processes(_problem_of, paths, workers, "verify")
     return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
 def write_in_grey_window(
-    copies: Mapping[str, str], window: tuple[int, int], workers: int = 1
-) -> None:
+    copies: Mapping[str, str], window: tuple[int, int], workers: int = 1, *, skip_bad: bool = False
+) -> dict[str, str]:
     """Write 8-bit grey PNG copies whose contrast is stretched.
 
     Grey levels are clipped to [low, high] and mapped linearly to 0..255, rounded to the nearest
@@ -94,6 +124,10 @@ def write_in_grey_window(
         copies: source file -> PNG file to write; missing folders are made.
         window: (low, high), 8-bit grey levels, 0 <= low < high <= 255.
         workers: number of processes; 1 stays in this one.
+        skip_bad: sources that cannot be read are no error.
+
+    Returns:
+        source -> what is wrong with it, for those.
 
     Raises:
         CTMaskNetError: a bad window or a source that cannot be read (the copies made so far stay:
@@ -102,13 +136,16 @@ def write_in_grey_window(
     table = window_table(window)
     for folder in {Path(target).parent for target in copies.values()}:
         folder.mkdir(parents=True, exist_ok=True)
-    problems = in_processes(
+    problems = map_in_processes(
         functools.partial(_copy_in_window, table=table),
         list(copies.items()),
         workers,
         "grey window",
     )
-    raise_problems([problem for problem in problems if problem], len(copies))
+    found = {file: why for file, why in zip(copies, problems, strict=True) if why}
+    if not skip_bad:
+        raise_problems(list(found.values()), len(copies))
+    return found
 
 
 def window_table(window: tuple[int, int]) -> list[int]:
@@ -148,12 +185,27 @@ def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> str
     return None
 
 
-def in_processes(function: Callable, items: list, workers: int, title: str) -> list:
+def map_in_processes(
+    function: Callable,
+    items: list,
+    workers: int,
+    title: str,
+    unit: str = "image",
+    chunksize: int | None = None,
+) -> list:
     """``[function(item) for item in items]`` with a progress bar (shown on a terminal only), in
-    order."""
-    bar = functools.partial(tqdm, total=len(items), desc=title, unit="image", disable=None)
+    order.
+
+    Args:
+        function: importable by name.
+        items: what it is called with.
+        workers: number of processes; 1 stays in this one.
+        title, unit: of the progress bar.
+        chunksize: items a process takes at a time; default: by their number.
+    """
+    bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
     if workers <= 1 or len(items) < 2:
         return list(bar(map(function, items)))
     with ProcessPoolExecutor(min(workers, len(items))) as pool:
-        chunk = max(1, min(64, len(items) // (4 * workers)))
+        chunk = chunksize or max(1, min(64, len(items) // (4 * workers)))
         return list(bar(pool.map(function, items, chunksize=chunk)))

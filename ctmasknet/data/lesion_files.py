@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.natural import natural_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 
@@ -187,8 +188,8 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
     """
     one_folder = images.resolve() == masks.resolve()
     image_suffixes = tuple(s for s in IMAGE_SUFFIXES if not one_folder or s not in MASK_SUFFIXES)
-    image_of = _by_key(images, image_suffixes, rule)
-    mask_of = _by_key(masks, MASK_SUFFIXES, rule)
+    image_of = files_by_key(images, image_suffixes, rule)
+    mask_of = files_by_key(masks, MASK_SUFFIXES, rule)
     if not image_of and not mask_of:
         raise CTMaskNetError(
             f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
@@ -225,7 +226,7 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
             masks / mask_of[key],
             rule.patient(image_of[key]),
         )
-        for key in sorted(image_of, key=_natural)
+        for key in sorted(image_of, key=natural_key)
     ]
 
 
@@ -260,7 +261,7 @@ def split_by_lists(
                 )
             line_of[key] = where
             result[split].append(key)
-        result[split].sort(key=_natural)
+        result[split].sort(key=natural_key)
     try:
         check_disjoint(
             {split: [pair_of[key].patient for key in keys] for split, keys in result.items()}
@@ -270,7 +271,7 @@ def split_by_lists(
     return result
 
 
-def _by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
+def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
     """Relative path of each slice's file ; linked folders count, hidden ones do not."""
     found: dict[str, str] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -293,9 +294,3 @@ def _by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[
                 )
             found[key] = file
     return found
-
-
-def _natural(key: str) -> list[tuple[int, int, str]]:
-    """Sorts 9_2 before 10_1."""
-    parts = re.split(r"(\d+)", key)
-    return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts if p]

@@ -17,7 +17,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, read_image
 from detectron2.structures import BitMasks
 
-from ctmasknet.data.images import check_eight_bit, naming_file
+from ctmasknet.data.images import check_eight_bit, check_sides, naming_file
 from ctmasknet.errors import CTMaskNetError
 
 
@@ -69,16 +69,16 @@ class LesionMapper(DatasetMapper):
         """Map one dataset dict, which stays as it is.
 
         Raises:
-            CTMaskNetError: missing, unreadable or truncated image; more than 8 bits a pixel; sides
-                that differ from the annotation's.
+            CTMaskNetError: missing, unreadable or truncated image; more than 8 bits a pixel; a side
+                above 4096 px or 64 times the other; sides that differ from the annotation's.
         """
         file_name = dataset_dict["file_name"]
         check_eight_bit(file_name)
-        try:
-            with naming_file(file_name):
+        with naming_file(file_name):
+            try:
                 return super().__call__(dataset_dict)
-        except SizeMismatchError as error:
-            raise CTMaskNetError(f"{file_name}: {error}; prepare the data set again") from None
+            except SizeMismatchError as error:
+                raise CTMaskNetError(f"{file_name}: {error}; prepare the data set again") from None
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         super()._transform_annotations(dataset_dict, transforms, image_shape)
@@ -127,8 +127,9 @@ class SliceMapper:
         """Map one dataset dict, which stays as it is; only ``file_name`` must be in it.
 
         Raises:
-            CTMaskNetError: missing, unreadable or truncated image; more than 8 bits a pixel; a crop
-                asked for without a body box, or with one that lies outside the image.
+            CTMaskNetError: missing, unreadable or truncated image; more than 8 bits a pixel; a side
+                above 4096 px or 64 times the other; a crop asked for without a body box, or with
+                one that lies outside the image.
         """
         file_name = dataset_dict["file_name"]
         check_eight_bit(file_name)
@@ -144,8 +145,9 @@ class SliceMapper:
             pixels: (h, w) grey or (h, w, 3) RGB, uint8.
 
         Raises:
-            CTMaskNetError: as for a crop in :meth:`__call__`.
+            CTMaskNetError: as for sides and crop in :meth:`__call__`.
         """
+        check_sides(dataset_dict["file_name"], pixels.shape)
         output = copy.deepcopy(dataset_dict)
         image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         if self.crop_to_body:

@@ -7,8 +7,9 @@ dropped).
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
+from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.images import check_sides
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
     UPRIGHT,
@@ -27,8 +29,11 @@ from ctmasknet.data.label_masks import (
     mask_type_classes,
     read_image,
     read_mask,
+    values_present,
 )
 from ctmasknet.data.lesion_files import LesionPair
+from ctmasknet.data.runs import components
+from ctmasknet.errors import CTMaskNetError
 
 #: Components of this area or less are dropped (reference).
 MIN_AREA_PX = 100
@@ -56,25 +61,13 @@ def mask_instances(
         ``segmentation`` (compressed RLE, ``counts`` as str).
     """
     instances = []
-    canvas = np.zeros(mask.shape, np.uint8, order="F")
     for category_id, (_, values) in enumerate(classes, 1):
-        inside = np.isin(mask, list(values)).astype(np.uint8)
-        _, label, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
-        found = [
-            (y, x, h, w, area, component)
-            for component, (x, y, w, h, area) in enumerate(stats.tolist())
-            if component > 0 and area > min_area_px
-        ]
-        for y, x, h, w, area, component in sorted(found):
-            # One canvas for all components: only the box is written and wiped.
-            box = (slice(y, y + h), slice(x, x + w))
-            canvas[box] = label[box] == component
-            code = rle.encode(canvas)
-            canvas[box] = 0
+        inside = mask == values[0] if len(values) == 1 else np.isin(mask, list(values))
+        for box, area, code in components(inside.view(np.uint8), min_area_px):
             instances.append(
                 {
                     "category_id": category_id,
-                    "bbox": [x, y, w, h],
+                    "bbox": box,
                     "area": area,
                     "iscrowd": 0,
                     "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
@@ -112,6 +105,7 @@ class ConvertedSlice:
         height, width: px, upright.
         lesions: names of the lesion labels present, of any area.
         instances: annotations of each mask type.
+        scan: of a volume's slice its series or volume; else "".
     """
 
     pair: LesionPair
@@ -120,6 +114,20 @@ class ConvertedSlice:
     width: int
     lesions: tuple[str, ...]
     instances: dict[str, list[dict[str, Any]]]
+    scan: str = ""
+
+
+def lesions_of(
+    mask: np.ndarray, how: Conversion
+) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]]]:
+    """Names of the lesion labels present in a mask (H, W), and its annotations of each mask
+    type."""
+    present = {how.labels[value] for value in values_present(mask)}
+    lesions = tuple(name for name in LESION_LABELS if name in present)
+    return lesions, {
+        mask_type: mask_instances(mask, mask_type_classes(mask_type, how.labels), how.min_area_px)
+        for mask_type in how.mask_types
+    }
 
 
 def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
@@ -127,10 +135,11 @@ def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
     mask type.
 
     Raises:
-        CTMaskNetError: a file cannot be decoded, the sizes differ, or the mask has an unknown
-            value.
+        CTMaskNetError: a file cannot be decoded or is too large, the sizes differ, or the mask has
+            an unknown value.
     """
     image = read_image(pair.image)
+    check_sides(pair.image, image.shape)
     mask = read_mask(pair.mask, how.labels)
     check_same_size(pair.image, image, pair.mask, mask)
     mask = how.orientation.upright(mask)
@@ -140,38 +149,43 @@ def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
         target = how.copies / file
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(how.orientation.upright(image)).save(target)
-    present = {how.labels[value] for value in np.unique(mask).tolist()}
-    return ConvertedSlice(
-        pair=pair,
-        file=file,
-        height=mask.shape[0],
-        width=mask.shape[1],
-        lesions=tuple(name for name in LESION_LABELS if name in present),
-        instances={
-            mask_type: mask_instances(
-                mask, mask_type_classes(mask_type, how.labels), how.min_area_px
-            )
-            for mask_type in how.mask_types
-        },
-    )
+    lesions, instances = lesions_of(mask, how)
+    return ConvertedSlice(pair, file, *mask.shape, lesions, instances)
 
 
 def convert_slices(
-    pairs: Sequence[LesionPair], how: Conversion, workers: int = 1, start_method: str | None = None
-) -> Iterator[ConvertedSlice]:
-    """Convert slices in their order, in ``workers`` processes (one: in this process).
+    pairs: Sequence[LesionPair],
+    how: Conversion,
+    workers: int = 1,
+    start_method: str | None = None,
+    *,
+    skip_bad: bool = False,
+) -> Iterator[ConvertedSlice | BadSlice]:
+    """Convert slices in their order; with ``skip_bad`` one that cannot be comes as a
+    :class:`~ctmasknet.data.bad_slices.BadSlice`. See :func:`in_processes`."""
+    convert = functools.partial(_convert_or_bad if skip_bad else convert_slice, how=how)
+    yield from in_processes(convert, pairs, workers, start_method)
+
+
+def in_processes(
+    convert: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int = 1,
+    start_method: str | None = None,
+    chunksize: int = 8,
+) -> Iterator[Any]:
+    """``convert`` over ``items`` in their order, in ``workers`` processes (one: in this process).
 
     The result does not depend on ``workers`` nor on ``start_method`` (``fork``, ``spawn``; None:
     the system's own). Close the iterator, or exhaust it, to end the processes. An error in a
     process is raised here.
     """
-    if workers <= 1 or len(pairs) <= 1:
-        for pair in pairs:
-            yield convert_slice(pair, how)
+    if workers <= 1 or len(items) <= 1:
+        yield from map(convert, items)
         return
     context = multiprocessing.get_context(start_method)
-    with context.Pool(min(workers, len(pairs)), initializer=_single_thread) as pool:
-        yield from pool.imap(_convert, ((pair, how) for pair in pairs), chunksize=8)
+    with context.Pool(min(workers, len(items)), initializer=_single_thread) as pool:
+        yield from pool.imap(convert, items, chunksize=chunksize)
 
 
 def coco_document(
@@ -187,6 +201,7 @@ def coco_document(
                 "height": item.height,
                 "width": item.width,
                 "patient": item.pair.patient,
+                **({"scan": item.scan} if item.scan else {}),
             }
         )
         for instance in item.instances[mask_type]:
@@ -199,8 +214,11 @@ def coco_document(
     }
 
 
-def _convert(task: tuple[LesionPair, Conversion]) -> ConvertedSlice:
-    return convert_slice(*task)
+def _convert_or_bad(pair: LesionPair, how: Conversion) -> ConvertedSlice | BadSlice:
+    try:
+        return convert_slice(pair, how)
+    except CTMaskNetError as error:
+        return BadSlice.from_error(str(pair.image), error)
 
 
 def _single_thread() -> None:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
-from tqdm import tqdm
 
+from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlice, BadSlices
 from ctmasknet.data.classes import MASK_TYPES
 from ctmasknet.data.label_masks import mask_type_classes
-from ctmasknet.data.lesion_files import LesionPair, PatientRule, find_pairs, split_by_lists
-from ctmasknet.data.masks_to_coco import (
-    Conversion,
-    ConvertedSlice,
-    coco_document,
-    convert_slices,
-)
+from ctmasknet.data.lesion_files import PatientRule
+from ctmasknet.data.lesion_sources import LesionSource, PictureSource, VolumeSource
+from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, coco_document
 from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
 from ctmasknet.data.splits import SPLITS, split_patients
+from ctmasknet.data.volume_pairs import VolumeConversion
+from ctmasknet.data.volumes import volume_files
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
 
@@ -52,9 +51,14 @@ def prepare_lesions(
     patient_ids: str | None = None,
     workers: int = 1,
     progress: bool = True,
+    volumes: VolumeConversion | None = None,
+    bad: BadSlices | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright,
-    ``output/image/``.
+    """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
+    pictures, ``output/image/``.
+
+    The images are pictures, or DICOM series and NIfTI volumes (any one makes it the latter), whose
+    slices are copied through a window.
 
     Everything is read and checked before the first file takes its place. Files an earlier run left
     in ``output`` that do not fit this run (another split, other labels, another orientation) are
@@ -73,6 +77,10 @@ def prepare_lesions(
             :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
         workers: number of processes.
         progress: show a progress bar.
+        volumes: what is particular to volumes; its ``skip_bad`` is set here.
+        bad: what to do with slices and volumes that cannot be used, as those of the set
+            :data:`SOURCE`; default: the first one is an error. Where they are skipped,
+            ``output/bad_slices.json`` lists them.
 
     Returns:
         For each mask type what was written; see :func:`summarize`.
@@ -86,18 +94,31 @@ def prepare_lesions(
         mask_type_classes(mask_type, how.labels)
     published = CNCB_LESIONS if rule.by_cncb_name else None
     patient_ids = numbering_of(images, patient_ids, published)
-    pairs = find_pairs(images, masks, rule)
-    keys_of = split_by_lists(pairs, lists, rule) if lists else None
-    image_root = _image_root(images, output, how)
+    bad = bad or BadSlices({})
+    window = None
+    if any(volume_files(images)):
+        volumes = replace(volumes or VolumeConversion(), skip_bad=bad.skip)
+        window = volumes.window
+        on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
+        source: LesionSource = VolumeSource(images, masks, rule, volumes, how.orientation, on_bad)
+    else:
+        source = PictureSource(images, masks, rule, skip_bad=bad.skip)
+    if lists:
+        source.read_lists(lists)
+    copied = window is not None or not how.orientation.is_upright
+    image_root = _image_root(images, output, copied)
     existed = output.is_dir()
     output.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".prepare-", dir=output))
     try:
-        if not how.orientation.is_upright:
+        if copied:
             how = replace(how, copies=stage / COPIES)
             how.copies.mkdir()
-        converted = _convert(_listed(pairs, keys_of), how, workers, progress)
-        if keys_of is None:
+        converted = _converted(source.convert(how, workers, progress), bad)
+        bad.finish(output / REPORT)
+        if lists:
+            keys_of = source.in_splits(converted)
+        else:
             keys_of = split_patients(
                 {key: item.pair.patient for key, item in converted.items()},
                 shares,
@@ -112,8 +133,9 @@ def prepare_lesions(
             "seed": seed if shares else None,
             "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
             "orientation": asdict(how.orientation),
+            "window_hu": None if window is None else [window.center_hu, window.width_hu],
         }
-        summaries = _stage_annotations(stage / "annotations", splits, how, made_by, len(pairs))
+        summaries = _stage_annotations(stage / "annotations", splits, how, made_by, source.unlisted)
         _put_in_place(stage, output, made_by)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
@@ -170,10 +192,10 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     return tabulate([[row.get(name, "-") for name in order] for row in rows], headers=order)
 
 
-def _image_root(images: Path, output: Path, how: Conversion) -> str:
+def _image_root(images: Path, output: Path, copied: bool) -> str:
     """Image folder as the annotations name it; a link inside ``output`` counts as inside."""
     folder, home = Path(os.path.abspath(images)), Path(os.path.abspath(output))
-    if how.orientation.is_upright:
+    if not copied:
         return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
     target = (home / COPIES).resolve()
     if target.exists() and not (target / COPIES_MARK).is_file():
@@ -188,22 +210,19 @@ def _image_root(images: Path, output: Path, how: Conversion) -> str:
     return COPIES
 
 
-def _listed(
-    pairs: Sequence[LesionPair], keys_of: Mapping[str, Sequence[str]] | None
-) -> list[LesionPair]:
-    """The pairs that some split holds; all of them when the split is not known yet."""
-    if keys_of is None:
-        return list(pairs)
-    wanted = {key for keys in keys_of.values() for key in keys}
-    return [pair for pair in pairs if pair.key in wanted]
-
-
-def _convert(
-    pairs: Sequence[LesionPair], how: Conversion, workers: int, progress: bool
+def _converted(
+    items: Iterable[ConvertedSlice | BadSlice], bad: BadSlices
 ) -> dict[str, ConvertedSlice]:
-    with contextlib.closing(convert_slices(pairs, how, workers)) as slices:
-        bar = tqdm(slices, total=len(pairs), desc="masks", unit="slice", disable=not progress)
-        return {item.pair.key: item for item in bar}
+    """The slices by key, without bad ones."""
+    found = {}
+    with contextlib.closing(items):
+        for item in items:
+            if isinstance(item, BadSlice):
+                bad.add(item.file, item.reason, SOURCE)
+            else:
+                found[item.pair.key] = item
+    bad.totals[SOURCE] = len(found) + len(bad.files(SOURCE))
+    return found
 
 
 def _stage_annotations(
@@ -211,9 +230,8 @@ def _stage_annotations(
     splits: Mapping[str, Sequence[ConvertedSlice]],
     how: Conversion,
     made_by: Mapping[str, Any],
-    images: int,
+    unlisted: int,
 ) -> dict[str, dict[str, Any]]:
-    unlisted = images - sum(map(len, splits.values()))
     summaries = {}
     for mask_type in how.mask_types:
         info = {

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.class_folders import read_class_folders, split_records
 from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.data.covidx_ct import (
@@ -19,6 +21,13 @@ from ctmasknet.data.covidx_ct import (
 from ctmasknet.data.patient_ids import COVIDX_CT, numbering_of
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.slice_sets import sample_per_class, write_slice_set
+from ctmasknet.data.slice_volumes import (
+    class_folders_hold_volumes,
+    read_class_volumes,
+    read_volume_list,
+)
+from ctmasknet.data.volumes import Volume
+from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 
 
@@ -39,11 +48,17 @@ def prepare_slices(
     grey_window: tuple[int, int] | None = None,
     verify: bool = False,
     workers: int = 1,
+    volume_list: str | os.PathLike | None = None,
+    classes: Sequence[str] | None = None,
+    window: Window | None = None,
+    every: int = 1,
+    bad: BadSlices | None = None,
 ) -> dict[str, Any]:
     """Prepare a set of classified slices below ``root/name``.
 
-    The slices come from class folders, from the given lists, or from the standard lists in
-    ``source`` (``root/name`` when nothing is given).
+    The slices come from class folders (pictures, or DICOM series and NIfTI volumes), from a CSV
+    list of volumes, from the given lists, or from the standard lists in ``source`` (``root/name``
+    when nothing is given).
 
     Args:
         root: the root of the data sets (``$DETECTRON2_DATASETS``).
@@ -58,6 +73,13 @@ def prepare_slices(
         sample: split -> number of slices a class to draw; an error when a class has fewer.
         per_class: largest number of slices a class in every split without a ``sample`` of its own.
         seed: of the split and the samples.
+        volume_list: CSV list (:func:`~ctmasknet.data.slice_volumes.read_volume_list`).
+        classes: names of its classes, in the order of the labels.
+        window: HU window of volumes.
+        every: of a volume every so many slices is taken.
+        bad: what to do with slices and volumes that cannot be used; default: the first one is an
+            error. Where they are skipped, every image is decoded, and ``bad_slices.json`` beside
+            the set lists them.
         patient_ids: name of the numbering of the patients; see
             :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
         grey_window, verify, workers: as for :func:`~ctmasknet.data.slice_sets.write_slice_set`.
@@ -68,7 +90,26 @@ def prepare_slices(
     Raises:
         CTMaskNetError: bad input of any kind; nothing has been written then.
     """
-    if class_folders:
+    bad = bad or BadSlices({})
+    on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
+    volumes: dict[str, tuple[Volume, int]] = {}
+    if volume_list:
+        if lists or source or class_folders:
+            raise CTMaskNetError(
+                "--volume-list: does not go together with --list, --source or --class-folder"
+            )
+        images = images or Path(volume_list).parent
+        classes, found = read_volume_list(
+            volume_list, images, classes, patient_pattern, every, on_bad
+        )
+        if bool(shares) == bool(found.split_of):
+            raise CTMaskNetError(
+                f"{volume_list}: needs either a column split or --split, such as train:0.8,test:0.2"
+            )
+        volumes = found.slices
+        splits = split_records(found.records, shares, seed) if shares else found.splits()
+        description = f"slices of {Path(volume_list).name}"
+    elif class_folders:
         if images is None or not shares:
             raise CTMaskNetError(
                 "--class-folder: needs --images DIR and --split, such as train:0.8,test:0.2"
@@ -76,7 +117,11 @@ def prepare_slices(
         if lists or source:
             raise CTMaskNetError("--class-folder: does not go together with --list or --source")
         classes = list(class_folders)
-        records = read_class_folders(images, class_folders, patient_pattern)
+        if class_folders_hold_volumes(images, class_folders):
+            found = read_class_volumes(images, class_folders, patient_pattern, every, on_bad)
+            records, volumes = found.records, found.slices
+        else:
+            records = read_class_folders(images, class_folders, patient_pattern)
         splits = split_records(records, shares, seed)
         description = f"slices by class folder below {Path(images).name}"
     else:
@@ -88,7 +133,7 @@ def prepare_slices(
         elif images is None:
             raise CTMaskNetError("--list: needs the folder of the images, --images DIR")
         classes = list(IMAGE_CLASSES)
-        splits = resolve_images(read_slice_lists(lists, patient_pattern), images)
+        splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
     published = None if class_folders or patient_pattern else COVIDX_CT
@@ -105,6 +150,9 @@ def prepare_slices(
         grey_window=grey_window,
         verify=verify,
         workers=workers,
+        volumes=volumes,
+        window=window or Window(),
+        bad=bad,
     )
 
 

@@ -174,9 +174,10 @@ def _check_images(json_file: str, root: str, dicts: list[dict[str, Any]]) -> Non
         raise CTMaskNetError(
             f"{json_file}: its image folder {root} is missing; restore it, or prepare the set again"
         )
-    # One file tells whether the folder is the right one; looking up every one of 100,000 would take
-    # longer than loading.
-    if dicts and not os.path.isfile(dicts[0]["file_name"]):
+    # First and last file tell whether the folder is the right one; looking up every one of
+    # 100,000 would take longer than loading. One that is missing is found when it is read.
+    some = [*dicts[:1], *dicts[-1:]]
+    if dicts and not any(os.path.isfile(entry["file_name"]) for entry in some):
         raise CTMaskNetError(
             f"{json_file}: image {dicts[0]['file_name']} is missing; restore it, or prepare the "
             "set again"

@@ -17,9 +17,12 @@ from zlib import crc32
 import numpy as np
 from tabulate import tabulate
 
+from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlices
 from ctmasknet.data.images import find_unreadable, raise_problems, write_in_grey_window
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.splits import SPLITS
+from ctmasknet.data.volumes import Volume, write_copies
+from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
 
@@ -108,6 +111,9 @@ def write_slice_set(
     grey_window: tuple[int, int] | None = None,
     verify: bool = False,
     workers: int = 1,
+    volumes: Mapping[str, tuple[Volume, int]] | None = None,
+    window: Window | None = None,
+    bad: BadSlices | None = None,
 ) -> dict[str, Any]:
     """Write a prepared set, all of it or nothing; the splits an earlier run wrote for ``name`` go.
 
@@ -124,6 +130,11 @@ def write_slice_set(
             names these.
         verify: decode every image first (copying does so anyway).
         workers: number of processes.
+        volumes: where the slices are not pictures: of each record's file, which is to be written,
+            the volume and the slice's index.
+        window: HU to grey levels, for these.
+        bad: what to do with slices that cannot be read, as those of the set :data:`SOURCE`; where
+            they are skipped, ``root/name/bad_slices.json`` lists them.
 
     Returns:
         the summary that is also written to ``root/name/slices_summary.json``.
@@ -132,36 +143,46 @@ def write_slice_set(
         CTMaskNetError: no slice in a split; unreadable images; two sources of one copy; a folder
             ``image`` that is in the way.
     """
-    for split, records in splits.items():
-        if not records:
-            raise CTMaskNetError(
-                f"{name}: split {split} has no slice; give it more patients or leave it out"
-            )
+    _check_not_empty(name, splits)
+    bad = bad or BadSlices({})
     target = Path(root) / name
     image_root = Path(os.path.abspath(image_root))  # links stay: the set may move with them
     files = [record.file for records in splits.values() for record in records]
-    if grey_window is not None:
+    if volumes and grey_window is not None:
+        raise CTMaskNetError("--grey-window: is for 8-bit pictures; volumes have --window")
+    if volumes or grey_window is not None:
         _check_copies_allowed(target, image_root)
-        copy_of = _copy_names(files)
-    elif verify:
-        problems = find_unreadable([image_root / file for file in files], workers)
-        raise_problems(list(problems.values()), len(files))
+    copy_of = _copy_names(files) if grey_window is not None else {}
 
     info = {
         "description": description,
-        "image_root": _COPIES if grey_window else _relative_inside(image_root, target),
+        "image_root": _COPIES if volumes or grey_window else _relative_inside(image_root, target),
         "patient_ids": patient_ids,
         "seed": seed,
         "grey_window": list(grey_window) if grey_window else None,
+        "window_hu": [window.center_hu, window.width_hu] if volumes else None,
     }
-    summary = {"info": info, "classes": list(classes), "splits": summarise(splits, classes)}
     with _staging_folder(target) as staging:
-        if grey_window is not None:
-            copies = {
-                str(image_root / file): str(staging / _COPIES / copy_of[file]) for file in files
-            }
-            write_in_grey_window(copies, grey_window, workers)
+        copies = staging / _COPIES
+        if volumes:
+            chosen = {file: volumes[file] for file in files}
+            problems = write_copies(chosen, copies, window, workers, skip_bad=bad.skip)
+        elif grey_window is not None:
+            targets = {str(image_root / file): str(copies / copy_of[file]) for file in files}
+            problems = write_in_grey_window(targets, grey_window, workers, skip_bad=bad.skip)
+        elif verify or bad.skip:
+            problems = find_unreadable([image_root / file for file in files], workers)
+            if not bad.skip:
+                raise_problems(list(problems.values()), len(files))
+        else:
+            problems = {}
+        splits = _without_bad(splits, problems, bad, image_root, volumes or {})
+        bad.totals[SOURCE] = sum(map(len, splits.values())) + len(bad.files(SOURCE))
+        bad.finish(target / REPORT)
+        _check_not_empty(name, splits)
+        if copy_of:
             splits = {k: [r._replace(file=copy_of[r.file]) for r in v] for k, v in splits.items()}
+        summary = {"info": info, "classes": list(classes), "splits": summarise(splits, classes)}
         for split, records in splits.items():
             slices = [record._asdict() for record in records]
             value = {"info": info, "classes": list(classes), "slices": slices}
@@ -169,6 +190,38 @@ def write_slice_set(
         write_json(staging / SUMMARY, summary, indent=1)
         _move_in_place(staging, target)
     return summary
+
+
+def _check_not_empty(name: str, splits: Splits) -> None:
+    for split, records in splits.items():
+        if not records:
+            raise CTMaskNetError(
+                f"{name}: split {split} has no slice; give it more patients or leave it out"
+            )
+
+
+def _without_bad(
+    splits: Splits,
+    problems: Mapping[str, str],
+    bad: BadSlices,
+    image_root: Path,
+    volumes: Mapping[str, tuple[Volume, int]],
+) -> dict[str, list[SliceRecord]]:
+    """The records without those that ``problems`` names, by image or, for volumes, by copy."""
+    kept: dict[str, list[SliceRecord]] = {}
+    for split, records in splits.items():
+        kept[split] = []
+        for record in records:
+            file = str(image_root / record.file)
+            problem = problems.get(record.file if volumes else file)
+            if problem is None:
+                kept[split].append(record)
+                continue
+            if volumes:
+                volume, index = volumes[record.file]
+                file = volume.scan.slices[index].file
+            bad.add(file, problem.removeprefix(f"{file}: "), SOURCE)
+    return kept
 
 
 @contextmanager
@@ -205,13 +258,13 @@ def _check_copies_allowed(target: Path, image_root: Path) -> None:
     copies = (target / _COPIES).resolve()
     if image_root.resolve().is_relative_to(copies):
         raise CTMaskNetError(
-            f"{copies}: the copies in a grey window would replace the images themselves; "
-            "choose another --name"
+            f"{copies}: the copies would replace the images themselves; choose another --name"
         )
     if not copies.exists():
         return
     try:
-        ours = json.loads((target / SUMMARY).read_text())["info"]["grey_window"] is not None
+        info = json.loads((target / SUMMARY).read_text())["info"]
+        ours = info["grey_window"] is not None or info.get("window_hu") is not None
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:

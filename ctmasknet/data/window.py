@@ -43,3 +43,18 @@ class Window:
         low = self.center_hu - self.width_hu / 2
         share = (np.asarray(hu, dtype=np.float32) - low) * (255.0 / self.width_hu)
         return np.rint(share.clip(0, 255)).astype(np.uint8)
+
+
+def parse_window(text: str) -> Window:
+    """``"-600,1500"`` -> center and width in HU.
+
+    Raises:
+        CTMaskNetError: another form, or no window.
+    """
+    try:
+        center, width = map(float, text.split(","))
+    except ValueError:
+        raise CTMaskNetError(
+            f"--window {text}: expected CENTER,WIDTH in HU, such as --window=-600,1500"
+        ) from None
+    return Window(center, width)

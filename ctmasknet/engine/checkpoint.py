@@ -35,7 +35,7 @@ READ_ERRORS = (
 )
 
 #: Which configuration key holds what a specification's entry states.
-_KEYS = {
+SPEC_KEYS = {
     "lesion_classes": "MODEL.LESION_CLASSES",
     "anchors_rounded": "MODEL.ANCHOR_GENERATOR.ROUND",
     "window_center_hu": "INPUT.WINDOW_CENTER_HU",
@@ -79,7 +79,7 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
     Raises:
         CTMaskNetError: they disagree; names the key, both values and the override that would agree.
     """
-    for name, key in _KEYS.items():
+    for name, key in SPEC_KEYS.items():
         if name not in found or name not in expected or found[name] == expected[name]:
             continue
         fix = f'{key} "{found[name]}"'
@@ -89,6 +89,23 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
             f"{path}: {key} is {found[name]} in this checkpoint but {expected[name]} in the "
             f"configuration or its data set; use a checkpoint that fits, or {fix}"
         )
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Everything in a checkpoint file, on the CPU; nothing in it is executed.
+
+    Raises:
+        CTMaskNetError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except READ_ERRORS as error:
+        raise UnreadableCheckpoint(
+            f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
+        ) from error
+    if not isinstance(content, dict):
+        raise UnreadableCheckpoint(f"{path}: holds no checkpoint; give a .pth written by training")
+    return content
 
 
 class CTMaskNetCheckpointer(DetectionCheckpointer):

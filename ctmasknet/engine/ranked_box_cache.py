@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
+from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.content import content_sha256
 from ctmasknet.data.images import naming_file
 from ctmasknet.data.mapper import SliceMapper
@@ -50,12 +52,15 @@ class RowMapper:
     def __init__(self, rows_of: Mapping[str, Tensor]):
         """
         Args:
-            rows_of: ``file_name`` -> rows (N, 5).
+            rows_of: ``file_name`` -> rows (N, 5); a slice without rows is a bad one.
         """
         self._rows_of = rows_of
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        return {**dataset_dict, "ranked_rows": self._rows_of[dataset_dict["file_name"]]}
+        file_name = dataset_dict["file_name"]
+        if file_name not in self._rows_of:
+            raise CTMaskNetError(f"{file_name}: has no ranked boxes, for it could not be read")
+        return {**dataset_dict, "ranked_rows": self._rows_of[file_name]}
 
 
 def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None:
@@ -74,7 +79,12 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
         return f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP}, which changes the images"
     first = None
     for entry in dicts:
-        size = _size(entry, cfg.INPUT.CROP_TO_BODY)
+        try:
+            size = _size(entry, cfg.INPUT.CROP_TO_BODY)
+        except CTMaskNetError:
+            if cfg.DATALOADER.BAD_SLICES == "skip":
+                continue
+            raise
         first = first or (size, entry["file_name"])
         if size != first[0]:
             return f"slices differ in size, such as {first[1]} and {entry['file_name']}"
@@ -105,31 +115,43 @@ def use_cache(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def cached_rows(
-    cfg: CfgNode, model: nn.Module, dicts: Sequence[dict[str, Any]], name: str
+    cfg: CfgNode,
+    model: nn.Module,
+    dicts: Sequence[dict[str, Any]],
+    name: str,
+    bad: BadSlices | None = None,
 ) -> dict[str, Tensor]:
     """The rows of a data set, from its file or else computed and kept.
 
-    All processes have to call this; each computes its share.
+    All processes have to call this; each computes its share. In the file a slice that cannot be
+    read has rows of NaN.
 
     Args:
         cfg: the configuration; the file goes to ``MODEL.RANKED_BOXES.CACHE_DIR``, or to
             ``ranked_boxes`` in ``OUTPUT_DIR``.
         model: the classifier with its weights loaded; its mode is left as it was.
         dicts: the slices.
-        name: of the data set, for log and progress bar.
+        name: of the data set, for log, progress bar and ``bad``.
+        bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES`` says.
 
     Returns:
-        ``file_name`` -> (N, 5) float32 on the CPU.
+        ``file_name`` -> (N, 5) float32 on the CPU, of the slices that can be read.
+
+    Raises:
+        CTMaskNetError: a slice cannot be read, and such are not to be skipped.
     """
+    bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts)})
     folder = Path(cfg.MODEL.RANKED_BOXES.CACHE_DIR or os.path.join(cfg.OUTPUT_DIR, "ranked_boxes"))
     path = folder / f"{cache_key(cfg, model, dicts)}.pt"
     shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES))
     rows = _read(path, shape)
+    if rows is not None and not _note_unreadable(cfg, rows, dicts, name, bad):
+        rows = None
     # One process may see the file before another; all have to go the same way.
     hit = all(comm.all_gather(rows is not None))
     start = time.perf_counter()
     if not hit:
-        rows = _compute(cfg, model, dicts, name)
+        rows = _compute(cfg, model, dicts, name, bad)
         if comm.is_main_process():
             with atomic_write(path, "wb") as stream:
                 torch.save(rows, stream)
@@ -143,7 +165,11 @@ def cached_rows(
         path,
         time.perf_counter() - start,
     )
-    return {entry["file_name"]: row for entry, row in zip(dicts, rows, strict=True)}
+    return {
+        entry["file_name"]: row
+        for entry, row in zip(dicts, rows, strict=True)
+        if not row.isnan().all()
+    }
 
 
 def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +185,11 @@ def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]
         "model": settings["MODEL"],
         "input": settings["INPUT"],
         "batch": settings["TEST"]["IMS_PER_BATCH"],
-        "data": content_sha256(dicts, ["body_box"] if cfg.INPUT.CROP_TO_BODY else []),
+        "data": content_sha256(
+            dicts,
+            ["body_box"] if cfg.INPUT.CROP_TO_BODY else [],
+            allow_unreadable=cfg.DATALOADER.BAD_SLICES == "skip",
+        ),
     }
     total = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
@@ -169,10 +199,12 @@ def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]
     return total.hexdigest()
 
 
-def _compute(cfg: CfgNode, model: nn.Module, dicts: Sequence[dict[str, Any]], name: str) -> Tensor:
+def _compute(
+    cfg: CfgNode, model: nn.Module, dicts: Sequence[dict[str, Any]], name: str, bad: BadSlices
+) -> Tensor:
     loader = build_detection_test_loader(
         list(dicts),
-        mapper=SliceMapper(cfg, False),
+        mapper=Guarded(SliceMapper(cfg, False)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         batch_size=cfg.TEST.IMS_PER_BATCH,
     )
@@ -186,7 +218,7 @@ def _compute(cfg: CfgNode, model: nn.Module, dicts: Sequence[dict[str, Any]], na
         disable=None if comm.is_main_process() else True,
     )
     with bar:
-        for batch in loader:
+        for batch in bad.readable(loader, name):
             for item, output in zip(batch, model(batch), strict=True):
                 mine[item["file_name"]] = output["ranked_boxes"].cpu()
             bar.update(len(batch))
@@ -194,7 +226,23 @@ def _compute(cfg: CfgNode, model: nn.Module, dicts: Sequence[dict[str, Any]], na
     every: dict[str, Tensor] = {}
     for share in comm.all_gather(mine):
         every.update(share)
-    return torch.stack([every[entry["file_name"]] for entry in dicts])
+    bad.gather(comm.all_gather)
+    none = torch.full((cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES)), math.nan)
+    return torch.stack([every.get(entry["file_name"], none) for entry in dicts])
+
+
+def _note_unreadable(
+    cfg: CfgNode, rows: Tensor, dicts: Sequence[dict[str, Any]], name: str, bad: BadSlices
+) -> bool:
+    """Tell ``bad`` of the slices without rows in a file; False if one of them can be read now."""
+    mapper = Guarded(SliceMapper(cfg, False))
+    for entry, row in zip(dicts, rows, strict=True):
+        if row.isnan().all():
+            found = mapper(entry)
+            if not isinstance(found, BadSlice):
+                return False
+            bad.add(found.file, found.reason, name)
+    return True
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Tensor | None:

@@ -1,8 +1,8 @@
 """``run.json``: what was run, on which data and hardware, so that a figure can be traced.
 
 The file stands in ``OUTPUT_DIR`` and holds ``{"format": 1, "entries": [...]}``, one entry for every
-training and evaluation (see :func:`recorded`). It is for reading afterwards only: no run depends on
-it.
+training and evaluation (see :func:`recorded`), or the one of a prediction. It is for reading
+afterwards only: no run depends on it.
 """
 
 from __future__ import annotations
@@ -13,32 +13,27 @@ import datetime
 import hashlib
 import json
 import os
-import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import detectron2
-import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-import ctmasknet
 from ctmasknet.data.classes import parse_lesion_name
 from ctmasknet.data.content import content_sha256
 from ctmasknet.data.datasets import dataset_dicts
 from ctmasknet.data.patient_ids import PHANTOM_RECIPE
+from ctmasknet.engine.surroundings import surroundings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain, write_json
 
 RUN_RECORD = "run.json"
 _FORMAT = 1
-_ROOT = Path(ctmasknet.__file__).resolve().parent.parent
+_KINDS = ("training", "evaluation", "prediction")
 
 
 @contextlib.contextmanager
@@ -68,7 +63,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
     before = path.read_text(encoding="utf-8") if path.is_file() else None
     entry = new_entry(cfg, args)
     entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
-    _write(path, entries)
+    write_record(path.parent, entries)
     start = time.monotonic()
     try:
         yield found
@@ -78,10 +73,11 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
         if iterations is None:
             _restore(path, before)
             raise
-        _write(path, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
+        write_record(path.parent, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
     done = metrics.iterations() or cfg.SOLVER.MAX_ITER
-    _write(path, [*entries[:-1], _ended({**entry, **plain(found)}, start, "finished", done)])
+    ended = _ended({**entry, **plain(found)}, start, "finished", done)
+    write_record(path.parent, [*entries[:-1], ended])
 
 
 def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -97,10 +93,11 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     training = not args.eval_only
     splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
     splits = splits if training else {"test": cfg.DATASETS.TEST}
+    skip_bad = cfg.DATALOADER.BAD_SLICES == "skip"
     return {
         "kind": "training" if training else "evaluation",
         "status": "running",
-        "start": _now(),
+        "start": now(),
         "config_file": args.config_file,
         "overrides": [str(item) for item in args.opts],
         "command": command_of(args),
@@ -109,17 +106,10 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         "max_iter": cfg.SOLVER.MAX_ITER,
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "datasets": {
-            split: [describe_dataset(name) for name in names] for split, names in splits.items()
+            split: [describe_dataset(name, skip_bad) for name in names]
+            for split, names in splits.items()
         },
-        "hardware": hardware(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1)),
-        "versions": {
-            "ctmasknet": ctmasknet.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
-        "git_commit": git_commit(),
-        "config": yaml.safe_load(cfg.dump()),
+        **surroundings(cfg, getattr(args, "num_gpus", 1)),
     }
 
 
@@ -134,8 +124,12 @@ def command_of(args: argparse.Namespace) -> str:
     return shlex.join([*words, *(str(item) for item in args.opts)])
 
 
-def describe_dataset(name: str) -> dict[str, Any]:
+def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:
     """A data set in a record.
+
+    Args:
+        name: of the data set.
+        skip_bad: an image that cannot be read is no error.
 
     Returns:
         ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
@@ -143,7 +137,7 @@ def describe_dataset(name: str) -> dict[str, Any]:
         (what they show, and their labels or lesions).
 
     Raises:
-        CTMaskNetError: no such data set.
+        CTMaskNetError: no such data set; an image that cannot be read.
     """
     dicts = dataset_dicts(name)
     root = Path(MetadataCatalog.get(name).get("image_root") or os.devnull)
@@ -153,7 +147,9 @@ def describe_dataset(name: str) -> dict[str, Any]:
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
         "phantoms": any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
         "fingerprint": fingerprint(dicts),
-        "content_sha256": content_sha256(dicts, ["label", "annotations"]),
+        "content_sha256": content_sha256(
+            dicts, ["label", "annotations"], allow_unreadable=skip_bad
+        ),
     }
 
 
@@ -176,42 +172,6 @@ def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
-    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None),
-    ``num_gpus`` and ``processes`` (of the run, on all machines)."""
-    with_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    return {
-        "device": device,
-        "cpu": _cpu_model(),
-        "cores": cores,
-        "gpu": torch.cuda.get_device_name(0) if with_gpu else None,
-        "num_gpus": num_gpus if with_gpu else 0,
-        "processes": comm.get_world_size(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the clone that runs, with ``-dirty`` after local changes; None elsewhere."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(_ROOT), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
-
-    try:
-        # An installed copy may lie inside a clone of something else.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT:
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The entries of ``<folder>/run.json``, oldest first; none without the file.
 
@@ -222,7 +182,7 @@ def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         entries = document["entries"]
-        if not all(entry["kind"] in ("training", "evaluation") for entry in entries):
+        if not all(entry["kind"] in _KINDS for entry in entries):
             raise ValueError("an entry of another kind")
     except FileNotFoundError:
         return []
@@ -247,8 +207,9 @@ def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any
     ]
 
 
-def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    write_json(path, {"format": _FORMAT, "entries": entries}, 1)
+def write_record(folder: str | os.PathLike, entries: list[dict[str, Any]]) -> None:
+    """Write ``<folder>/run.json`` with these entries, whole or not at all."""
+    write_json(Path(folder) / RUN_RECORD, {"format": _FORMAT, "entries": entries}, 1)
 
 
 def _restore(path: Path, before: str | None) -> None:
@@ -262,7 +223,7 @@ def _restore(path: Path, before: str | None) -> None:
 def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) -> dict[str, Any]:
     done = {"iterations": iterations} if entry["kind"] == "training" else {}
     seconds = round(time.monotonic() - start, 1)
-    return {**entry, "status": status, "end": _now(), "seconds": seconds, **done}
+    return {**entry, "status": status, "end": now(), "seconds": seconds, **done}
 
 
 class _MetricsLog:
@@ -289,13 +250,6 @@ class _MetricsLog:
         return None
 
 
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()
-
-
-def _now() -> str:
+def now() -> str:
+    """ISO time of this second, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

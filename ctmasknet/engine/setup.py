@@ -108,6 +108,7 @@ def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
         if "MODEL.WEIGHTS" not in args.opts:
             cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)
     _take_classes(cfg, names)
+    _check_windows(cfg, names)
     if training:
         resolve_epochs(cfg, len(training_dicts(cfg)), args.opts)
     _require_weights(cfg, args.config_file, training)
@@ -165,6 +166,22 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found)
     if list(before) != found:
         logging.getLogger(__name__).info("Classes taken from %s: %s", first, ", ".join(found))
+
+
+def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Slices of volumes have to be written through the window of the configuration."""
+    wanted = [float(cfg.INPUT.WINDOW_CENTER_HU), float(cfg.INPUT.WINDOW_WIDTH_HU)]
+    for name in names:
+        found = MetadataCatalog.get(name).get("window_hu")
+        if found is not None and list(map(float, found)) != wanted:
+            (center, width), (our_center, our_width) = map(float, found), wanted
+            raise CTMaskNetError(
+                f"{name}: its slices were written through the window {center:g},{width:g} (center, "
+                f"width in HU) but INPUT.WINDOW_CENTER_HU is {our_center:g} and "
+                f"INPUT.WINDOW_WIDTH_HU {our_width:g}; prepare the set again with "
+                f"--window={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
+                f"INPUT.WINDOW_WIDTH_HU {width}"
+            )
 
 
 def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:

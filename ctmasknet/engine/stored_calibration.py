@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ctmasknet.engine.checkpoint import SPEC
+from ctmasknet.engine.checkpoint import SPEC, read_checkpoint
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 
@@ -29,7 +28,7 @@ def store_calibration(path: str | os.PathLike, calibration: Mapping[str, Any]) -
     Raises:
         CTMaskNetError: no such checkpoint, or one of other classes.
     """
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     classes = _spec(path, checkpoint).get("image_classes")
     if classes != list(calibration["class_names"]):
         raise CTMaskNetError(
@@ -47,17 +46,7 @@ def stored_calibration(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         CTMaskNetError: no classifier's checkpoint written by ctmasknet.
     """
-    return _spec(path, _read(path)).get(CALIBRATION)
-
-
-def _read(path: str | os.PathLike) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.PickleError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CTMaskNetError(
-            f"{path}: not a readable checkpoint ({first}); give a classifier's .pth"
-        ) from error
+    return _spec(path, read_checkpoint(path)).get(CALIBRATION)
 
 
 def _spec(path: str | os.PathLike, checkpoint: Any) -> dict[str, Any]:

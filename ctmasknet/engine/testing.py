@@ -27,8 +27,8 @@ from ctmasknet.evaluation import (
 from ctmasknet.files import plain, write_json
 
 
-def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where evaluation writes what it has to say about a data set."""
+def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:
+    """Where evaluation writes what it has to say about a data set (or about all of them)."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
 
 
@@ -38,7 +38,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if is_classifier(cfg):
         return ImageClassificationEvaluator(dataset_name, output_dir=folder)
     coco = LesionEvaluator(
-        dataset_name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+        dataset_name,
+        output_dir=folder,
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        fast=cfg.TEST.COCO_FAST,
     )
     if not cfg.MODEL.MASK_ON:
         return coco

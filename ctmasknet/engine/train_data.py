@@ -24,7 +24,11 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded, Replacement
 from ctmasknet.errors import CTMaskNetError
+
+#: Name of all slices trained on, in messages and reports about bad ones.
+TRAINING = "training"
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -77,24 +81,60 @@ class TrainingBatches(Sampler):
 
 
 class SeededMapping(Dataset):
-    """Dataset dicts mapped to model input, with random states that follow from (seed, position)."""
+    """Dataset dicts mapped to model input, with random states that follow from (seed, position).
 
-    def __init__(self, dicts: Sequence[dict[str, Any]], mapper: Callable[[dict], dict], seed: int):
+    A slice that cannot be read comes as a :class:`~ctmasknet.data.bad_slices.BadSlice`, or with
+    ``replacements`` as another slice in a :class:`~ctmasknet.data.bad_slices.Replacement`; which
+    one follows from (seed, position) and from which slices can be read.
+    """
+
+    def __init__(
+        self,
+        dicts: Sequence[dict[str, Any]],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        *,
+        replacements: int = 0,
+        groups: Sequence[int] | None = None,
+    ):
         """
         Args:
             dicts: the dataset dicts.
             mapper: may draw from ``numpy.random`` and ``random``.
             seed: of the augmentation.
+            replacements: so many other slices are tried in place of a bad one.
+            groups: a group of each image; replacements are of the same. None: one group.
         """
         self.dicts = dicts
-        self.mapper = mapper
+        self.mapper = Guarded(mapper)
         self.seed = seed
+        self.replacements = replacements
+        self.groups = None if groups is None else np.asarray(groups)
 
     def __len__(self) -> int:
         return len(self.dicts)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | BadSlice | Replacement:
         position, index = item
+        mapped = self._mapped(position, index)
+        if not isinstance(mapped, BadSlice) or not self.replacements:
+            return mapped
+        bad = [mapped]
+        for other in self._others(position, index):
+            mapped = self._mapped(position, other)
+            if not isinstance(mapped, BadSlice):
+                return Replacement(mapped, tuple(bad))
+            bad.append(mapped)
+        return Replacement(None, tuple(bad))
+
+    def _others(self, position: int, index: int) -> list[int]:
+        members = np.arange(len(self.dicts))
+        if self.groups is not None:
+            members = members[self.groups == self.groups[index]]
+        order = np.random.default_rng([self.seed, position, 1]).permutation(members)
+        return order[order != index][: self.replacements].tolist()
+
+    def _mapped(self, position: int, index: int) -> dict[str, Any] | BadSlice:
         drawn = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
         # Without workers this is the training's own process, whose random states are not ours.
         before = np.random.get_state(), random.getstate()
@@ -132,6 +172,7 @@ def build_train_loader(
     dicts: Sequence[dict[str, Any]] | None = None,
     seed: int | None = None,
     num_workers: int | None = None,
+    bad: BadSlices | None = None,
 ) -> DataLoader:
     """The loader of a training.
 
@@ -142,12 +183,15 @@ def build_train_loader(
         seed: of order and augmentation; default ``SEED``, or where that is below zero one that is
             drawn and shared by the processes. ``loader.dataset.seed`` tells it.
         num_workers: default ``DATALOADER.NUM_WORKERS``.
+        bad: learns of bad slices, as those of the set :data:`TRAINING`; default: one of its own.
 
     Returns:
         endless loader; set ``loader.batch_sampler.start`` before iterating to begin later.
 
     Raises:
-        CTMaskNetError: a batch that the processes cannot share alike, or an unknown sampler.
+        CTMaskNetError: a batch that the processes cannot share alike, or an unknown sampler. While
+            iterating: a slice that cannot be read, unless bad ones are skipped; none to take in its
+            place.
     """
     dicts = training_dicts(cfg) if dicts is None else dicts
     world_size, rank = comm.get_world_size(), comm.get_rank()
@@ -158,10 +202,11 @@ def build_train_loader(
         )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+    groups = _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = TrainingBatches(
         _sampler(cfg, dicts, seed),
         cfg.SOLVER.IMS_PER_BATCH // world_size,
-        _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        groups,
         rank,
         world_size,
     )
@@ -171,14 +216,40 @@ def build_train_loader(
         batches.batch_size,
         world_size,
     )
-    return DataLoader(
-        SeededMapping(DatasetFromList(list(dicts), copy=False), mapper, seed),
+    bad = bad or BadSlices.from_cfg(cfg, {TRAINING: len(dicts)})
+    return _ReadableLoader(
+        SeededMapping(
+            DatasetFromList(list(dicts), copy=False),
+            mapper,
+            seed,
+            # One more than may be bad: if none of these can be read, there are too many.
+            replacements=int(bad.max_share * len(dicts)) + 1 if bad.skip else 0,
+            groups=groups,
+        ),
+        bad,
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS if num_workers is None else num_workers,
         collate_fn=trivial_batch_collator,
         # Its own, so that starting the workers draws nothing from the training's random state.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+class _ReadableLoader(DataLoader):
+    """Takes bad slices out of the batches, in the process that trains."""
+
+    def __init__(self, dataset: SeededMapping, bad: BadSlices, **given: Any):
+        super().__init__(dataset, **given)
+        self._bad = bad
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in super().__iter__():
+            kept = self._bad.taken_out(batch, TRAINING)
+            if len(kept) < len(batch):
+                raise CTMaskNetError(
+                    self._bad.exceeded() or f"{TRAINING}: no slice can be read; prepare it again"
+                )
+            yield kept
 
 
 def _sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]], seed: int) -> Sampler:

@@ -7,6 +7,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, Tensorboar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ctmasknet.data.bad_slices import REPORT, BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.datasets import dataset_dicts, known_sets
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
+from ctmasknet.engine.bad_slices import EndIfTooManyBad, GatherBadSlices, finish_bad_slices
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
 from ctmasknet.engine.learning_curves import LearningCurves
 from ctmasknet.engine.memory import PeakMemory
@@ -29,8 +32,8 @@ from ctmasknet.engine.periodic_checkpoint import PeriodicCheckpoint
 from ctmasknet.engine.precision import build_step_trainer
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
-from ctmasknet.engine.testing import build_evaluator, evaluate
-from ctmasknet.engine.train_data import build_train_loader, training_dicts
+from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
+from ctmasknet.engine.train_data import TRAINING, build_train_loader, training_dicts
 from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
 from ctmasknet.engine.validation_loss import detector_losses
@@ -81,7 +84,11 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
+        totals = {TRAINING: len(training_dicts(cfg))}
+        totals |= {name: len(dataset_dicts(name)) for name in cfg.DATASETS.VAL}
+        #: The slices that could not be read so far.
+        self.bad_slices = BadSlices.from_cfg(cfg, totals)
+        loader = self.build_train_loader(cfg, bad=self.bad_slices)
         on_gpu = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **on_gpu)
         self._trainer = build_step_trainer(cfg, model, loader, optimizer)
@@ -116,17 +123,24 @@ class Trainer(DefaultTrainer):
 
     def _keep_rows(self) -> None:
         """Draw ranked rows instead of images, where they cannot change."""
-        sets = {"training": training_dicts(self.cfg)}
+        sets = {TRAINING: training_dicts(self.cfg)}
         sets |= {name: dataset_dicts(name) for name in self.cfg.DATASETS.VAL}
         if not use_cache(self.cfg, [entry for dicts in sets.values() for entry in dicts]):
             return
         self._rows = {}
         for name, dicts in sets.items():
-            self._rows.update(cached_rows(self.cfg, self.checkpointer.model, dicts, name))
+            self._rows.update(
+                cached_rows(self.cfg, self.checkpointer.model, dicts, name, self.bad_slices)
+            )
         seed = self._trainer.data_loader.dataset.seed
         self._trainer.reset_data_loader(
             lambda: build_train_loader(
-                self.cfg, RowMapper(self._rows), sets["training"], seed, num_workers=0
+                self.cfg,
+                RowMapper(self._rows),
+                sets[TRAINING],
+                seed,
+                num_workers=0,
+                bad=self.bad_slices,
             )
         )
 
@@ -148,12 +162,12 @@ class Trainer(DefaultTrainer):
         results = evaluate(
             cfg,
             model,
-            lambda name: self.build_test_loader(cfg, name, mapper),
+            lambda name: self.build_test_loader(cfg, name, mapper, self.bad_slices),
             lambda name: self.build_evaluator(cfg, name),
         )
         if cfg.TEST.VALIDATION_LOSS and cfg.DATASETS.VAL:
             if not is_classifier(cfg):
-                results["validation"] = detector_losses(cfg, model)
+                results["validation"] = detector_losses(cfg, model, self.bad_slices)
             elif "slices" in results:
                 results["validation"] = {"total_loss": results["slices"]["loss"]}
         self._last_eval_results = results
@@ -164,12 +178,25 @@ class Trainer(DefaultTrainer):
 
         Returns:
             the results of the last evaluation; None if this call trained nothing.
+
+        Raises:
+            CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
         """
         if self.start_iter >= self.max_iter or self.is_stopping:
             _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
+            finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
             return None
-        with contextlib.suppress(EarlyStop):
-            super().train()
+        if self.bad_slices.skip and self.bad_slices.exceeded():  # known from kept rows
+            finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
+        try:
+            with contextlib.suppress(EarlyStop):
+                super().train()
+        except CTMaskNetError:
+            # Other processes end too, but not here: what this one knows has to do.
+            if self.bad_slices.skip and comm.is_main_process():
+                self.bad_slices.finish(Path(self.cfg.OUTPUT_DIR) / REPORT)
+            raise
+        finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
         return self._last_eval_results
 
     @property
@@ -201,7 +228,9 @@ class Trainer(DefaultTrainer):
                 "without --resume"
             ) from error
         if seed != self._trainer.data_loader.dataset.seed:
-            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, seed))
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, seed, self.bad_slices)
+            )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -223,19 +252,38 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, seed: int | None = None) -> DataLoader:
+    def build_train_loader(
+        cls, cfg: CfgNode, seed: int | None = None, bad: BadSlices | None = None
+    ) -> DataLoader:
         """See :func:`ctmasknet.engine.train_data.build_train_loader`."""
-        return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=seed)
+        return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=seed, bad=bad)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, mapper: RowMapper | None = None):
-        """The loader of an evaluation; ``mapper`` gives kept rows instead of images."""
-        return build_detection_test_loader(
-            dataset_dicts(dataset_name),
-            mapper=mapper or build_mapper(cfg, is_train=False),
+    def build_test_loader(
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        mapper: RowMapper | None = None,
+        bad: BadSlices | None = None,
+    ) -> ReadableBatches:
+        """The loader of an evaluation.
+
+        Args:
+            cfg: the configuration.
+            dataset_name: of the data set.
+            mapper: gives kept rows instead of images.
+            bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES``
+                says.
+        """
+        dicts = dataset_dicts(dataset_name)
+        loader = build_detection_test_loader(
+            dicts,
+            mapper=Guarded(mapper or build_mapper(cfg, is_train=False)),
             num_workers=0 if mapper else cfg.DATALOADER.NUM_WORKERS,
             batch_size=cfg.TEST.IMS_PER_BATCH,
         )
+        bad = bad or BadSlices.from_cfg(cfg, {dataset_name: len(dicts)})
+        return bad.readable(loader, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -243,13 +291,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`."""
-        return evaluate(
+        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`.
+
+        Raises:
+            CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (the
+                results of the others are written).
+        """
+        totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
+        bad = BadSlices.from_cfg(cfg, totals)
+        results = evaluate(
             cfg,
             model,
-            lambda name: cls.build_test_loader(cfg, name),
+            lambda name: cls.build_test_loader(cfg, name, bad=bad),
             lambda name: cls.build_evaluator(cfg, name),
         )
+        finish_bad_slices(bad, inference_folder(cfg))
+        return results
 
     def build_hooks(self) -> list[HookBase | None]:
         """In the order that an iteration ends in; see the class."""
@@ -262,6 +319,9 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else "",
             cfg.SOLVER.EARLY_STOPPING_PATIENCE,
         )
+        gather_bad = GatherBadSlices(
+            self.bad_slices, (cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD)
+        )
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
@@ -271,9 +331,11 @@ class Trainer(DefaultTrainer):
             MetricWriters(cfg.OUTPUT_DIR, self.build_writers, cfg.SOLVER.LOG_PERIOD)
             if main
             else None,
+            gather_bad,
             PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, random_states),
             LearningCurves(cfg.OUTPUT_DIR) if main else None,
             EndIfStopped(self._validation),
+            EndIfTooManyBad(gather_bad),
             random_states,
         ]
 

@@ -19,6 +19,7 @@ from ctmasknet.evaluation.pooling import (
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.resampled_metrics import (
+    calibration_gaps,
     calibration_metrics,
     level_metrics,
     patients_behind,
@@ -100,7 +101,7 @@ def classification_report(
             seed=seed,
             confidence=confidence,
             patients_behind=behind,
-            gaps=("ece", *(f"ece-{name}" for name in class_names)),
+            gaps=lambda weights: calibration_gaps(units, class_names, weights),
         )
 
     levels: dict[str, Any] = {"slices": _level("slices", slices, class_names, fit, intervals)}
@@ -128,7 +129,7 @@ def classification_report(
             "n_boot": n_boot,
             "seed": seed,
             "confidence": confidence,
-            "interval": "bootstrap over patients: BCa, basic for ece; levels widened to t",
+            "interval": "bootstrap over patients: BCa, inverted for ece; levels widened to t",
             "bins": BINS,
             "stated_sensitivity": None if fit is None else fit.sensitivity,
             "why_no_learned_pooling": "no validation" if fit is None else fit.why_not_learned,

@@ -20,7 +20,8 @@ from ctmasknet.evaluation.validation_fit import (
 )
 from ctmasknet.files import write_json
 
-_SHARES = ("accuracy", "sensitivity", "precision", "specificity", "f1", "npv")
+#: Metrics given in percent; all others lie in 0..1 or are nats.
+PERCENT_METRICS = ("accuracy", "sensitivity", "precision", "specificity", "f1", "npv")
 
 
 def evaluate_predictions(
@@ -167,4 +168,4 @@ def _cell(metric: str, interval: dict[str, Any]) -> str:
 def _figure(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.2f}" if metric.split("-")[0] in _SHARES else f"{value:.3f}"
+    return f"{value:.2f}" if metric.split("-")[0] in PERCENT_METRICS else f"{value:.3f}"

@@ -72,14 +72,35 @@ def calibration_metrics(
 
     Args and Returns as :func:`level_metrics`.
     """
-    size = _sums(units, np.ones((len(units), 1)), weights)[:, 0]
-    metrics = {}
-    for name, (confidences, outcomes) in calibration_pairs(units, class_names).items():
-        gaps = np.eye(BINS)[bin_of(confidences)] * (confidences - outcomes)[:, None]
-        error = _ratio(np.abs(_sums(units, gaps, weights)).sum(axis=1), size)
-        metrics["ece" if name == "top_label" else f"ece-{name}"] = error
+    metrics = {
+        name: np.abs(gaps).sum(axis=1)
+        for name, gaps in calibration_gaps(units, class_names, weights).items()
+    }
+    size = _sizes(units, weights)
     metrics["loss"] = _ratio(_sums(units, unit_losses(units)[:, None], weights)[:, 0], size)
     return metrics
+
+
+def calibration_gaps(
+    units: Units, class_names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What ``ece`` and ``ece-<class>`` are the absolute sums of: for each bin the sum of confidence
+    less outcome over its units, divided by all units.
+
+    Args as :func:`level_metrics`.
+
+    Returns:
+        ``{name: (B, M)}``.
+    """
+    size = _sizes(units, weights)
+    found = {}
+    for name, (confidences, outcomes) in calibration_pairs(units, class_names).items():
+        gaps = np.eye(BINS)[bin_of(confidences)] * (confidences - outcomes)[:, None]
+        by_bin = _ratio(
+            _sums(units, gaps, weights), np.broadcast_to(size[:, None], (len(size), BINS))
+        )
+        found["ece" if name == "top_label" else f"ece-{name}"] = by_bin
+    return found
 
 
 def threshold_metrics(
@@ -124,6 +145,11 @@ def patients_behind(
             behind[f"npv-{name}"] = count(~called)
         behind[f"precision-{name}"] = count(called)
     return behind
+
+
+def _sizes(units: Units, weights: np.ndarray) -> np.ndarray:
+    """(B,) units of each resample."""
+    return _sums(units, np.ones((len(units), 1)), weights)[:, 0]
 
 
 def _sums(units: Units, values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -11,16 +11,17 @@ one patient at a time) at levels widened from the normal to the t distribution (
 "What teachers should know about the bootstrap", section 5). On simulated patients plain percentile
 intervals miss too often, above all on the side of the errors, when few patients hold most of them.
 
-A calibration error is a mean of absolute gaps, which noise can only raise: a resample's is too high
-by what the estimate itself is too high. Its interval is the basic one, which mirrors the resamples
-at the estimate and so takes that off. It still misses too often where the true error is near 0,
-where BCa hardly ever holds it.
+A calibration error is a sum of absolute gaps, one a bin, which noise can only raise: the figure is
+too high, a resample's is so twice, and the more so the smaller the true gaps are. BCa hardly ever
+holds a small true error. Its interval is found the other way round, by asking which true errors
+would give the figure that was found (:func:`gap_interval`). On simulated patients it holds the
+truth in about 93 to 97 % of cases, plain ones in 75 to 88 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Interval:
         value: the figure on all patients, None when undefined.
         low: lower end, None when the bootstrap can say nothing (see ``method``).
         high: upper end, as ``low``.
-        method: ``"bca"``; ``"basic"`` for a mean of gaps; ``"exact"`` for a share of 0 or 100 %
+        method: ``"bca"``; ``"inverted"`` for a sum of gaps; ``"exact"`` for a share of 0 or 100 %
             (see :func:`bootstrap_intervals`); None without an interval.
         undefined: resamples that left the figure undefined, such as those without a patient of the
             class; they are left out.
@@ -70,7 +71,7 @@ def bootstrap_intervals(
     seed: int = 0,
     confidence: float = 0.95,
     patients_behind: Mapping[str, int] | None = None,
-    gaps: Collection[str] = (),
+    gaps: Statistic | None = None,
 ) -> dict[str, Interval]:
     """Value and interval of every figure of ``statistic``.
 
@@ -87,6 +88,8 @@ def bootstrap_intervals(
         confidence: such as 0.95.
         patients_behind: for shares in percent, how many patients enter each by name; the t levels
             and the exact interval use it. Other figures count as of P patients.
+        gaps: (B, P) weights to ``{name: (B, M)}``: the signed gaps behind those figures that are a
+            sum of M absolute gaps.
 
     Raises:
         CTMaskNetError: too few resamples, or a confidence outside 0..1.
@@ -101,7 +104,10 @@ def bootstrap_intervals(
         return {name: Interval(_known(v), None, None, None, 0) for name, v in values.items()}
     left_out = statistic(_leave_out(num_patients, rng))
     shares = np.full(num_patients, 1 / num_patients)
-    resampled = statistic(rng.multinomial(num_patients, shares, size=n_boot))
+    weights = rng.multinomial(num_patients, shares, size=n_boot)
+    resampled = statistic(weights)
+    found = gaps(np.ones((1, num_patients))) if gaps else {}
+    noise = {name: drawn - found[name] for name, drawn in (gaps(weights) if gaps else {}).items()}
     intervals = {}
     for name, value in values.items():
         replicates = resampled[name][~np.isnan(resampled[name])]
@@ -112,8 +118,8 @@ def bootstrap_intervals(
             pass
         elif np.ptp(replicates) > 1e-9 * max(1.0, abs(value)):
             tail = _widened_tail(confidence, behind or num_patients)
-            if name in gaps:
-                method, (low, high) = "basic", basic_interval(replicates, value, tail)
+            if name in noise:
+                method, (low, high) = "inverted", gap_interval(found[name][0], noise[name], tail)
             else:
                 method, (low, high) = "bca", bca_interval(replicates, left_out[name], value, tail)
         elif behind and value in (0.0, 100.0):
@@ -152,13 +158,45 @@ def bca_interval(
     return float(low), float(high)
 
 
-def basic_interval(replicates: np.ndarray, value: float, tail: float) -> tuple[float, float]:
-    """The basic (reverse percentile) interval of a mean of gaps: not below 0, and with the value.
+def gap_interval(gaps: np.ndarray, noise: np.ndarray, tail: float) -> tuple[float, float]:
+    """The interval of a sum of absolute gaps, by inverting the tests of what it might truly be.
 
-    Args and Returns as :func:`bca_interval`.
+    A true sum is too low when, with the noise of the resamples added to true gaps of that sum, a
+    sum as high as the one found comes up in less than a share ``tail``; too high likewise. How the
+    true sum is spread over the bins is not known. For the lower end it is spread as the gaps that
+    were found; for the upper end as the noise, where noise adds least to it, which is cautious.
+
+    Args:
+        gaps: (M,) signed gaps found.
+        noise: (B, M) gaps of resamples less those found.
+        tail: share beyond either end, 0.025 for 95 %.
+
+    Returns:
+        Lower and upper end, with the sum found between them, the lower one not below 0.
     """
-    lowest, highest = np.quantile(replicates, [tail, 1 - tail])
-    return max(0.0, float(2 * value - highest)), max(value, float(2 * value - lowest))
+    value = float(np.abs(gaps).sum())
+    low = _true_sum(gaps, noise, value, 1 - tail)
+    high = _true_sum(noise.std(axis=0), noise, value, tail)
+    return min(value, low), max(value, high)
+
+
+def _true_sum(pattern: np.ndarray, noise: np.ndarray, value: float, level: float) -> float:
+    """The true sum, spread as ``pattern``, with ``value`` as that quantile of what is found."""
+    size = np.abs(pattern).sum()
+
+    def quantile(total: float) -> float:
+        gaps = total * pattern / size if size else pattern
+        return float(np.quantile(np.abs(gaps + noise).sum(axis=1), level))
+
+    if not size or quantile(0.0) >= value:
+        return 0.0
+    low, high = 0.0, 2 * value
+    while quantile(high) < value:
+        high *= 2
+    while high - low > 1e-4 * value:
+        middle = (low + high) / 2
+        low, high = (middle, high) if quantile(middle) < value else (low, middle)
+    return (low + high) / 2
 
 
 def _widened_tail(confidence: float, patients: int) -> float:

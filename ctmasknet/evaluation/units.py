@@ -14,8 +14,8 @@ from scipy.special import expit, logit
 from ctmasknet.evaluation.pooling import PooledPrediction
 from ctmasknet.evaluation.predictions import SlicePrediction
 
-# A pooled score of exactly 0 or 1 has no finite logit.
-_SMALLEST_SCORE = 1e-9
+#: A pooled score of exactly 0 or 1 has no finite logit.
+SMALLEST_SCORE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def pooled_units(pooled: Sequence[PooledPrediction]) -> Units:
     return Units(
         labels=np.array([item.label for item in labelled], dtype=np.int64),
         preds=np.array([item.pred for item in labelled], dtype=np.int64),
-        logits=logit(np.clip(scores, _SMALLEST_SCORE, 1 - _SMALLEST_SCORE)),
+        logits=logit(np.clip(scores, SMALLEST_SCORE, 1 - SMALLEST_SCORE)),
         patients=patients,
         num_patients=count,
         left_out={"no_label": len(pooled) - len(labelled) - mixed, "mixed_label": mixed},

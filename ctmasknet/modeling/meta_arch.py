@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +37,8 @@ class CTMaskNet(GeneralizedRCNN):
         self.image_head = image_head
         #: Also return the detector's ``Instances`` in evaluation, for overlays.
         self.return_instances = False
+        #: Also return the boxes behind the rows in evaluation, decoded, for attributions.
+        self.return_ranked_instances = False
         # What MODEL.BACKBONE.FREEZE_AT froze while the backbone was built.
         self._frozen = frozenset(
             name for name, value in self.named_parameters() if not value.requires_grad
@@ -74,8 +77,11 @@ class CTMaskNet(GeneralizedRCNN):
         Returns:
             In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
             one-hot label, mean over classes and batch. In evaluation B dicts: ``logits`` (C,),
-            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5), and
-            ``instances`` when ``return_instances`` is set.
+            ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5),
+            ``instances`` when ``return_instances`` is set, and ``ranked_instances`` when
+            ``return_ranked_instances`` is: the n <= N boxes of the rows, best first
+            (``pred_boxes`` px of ``height`` x ``width``, ``scores``, ``pred_classes``); row i is
+            box ``stretched_places(n, N)[i]``.
 
         Raises:
             CTMaskNetError: in training, an input has no label or one outside 0..C-1.
@@ -92,7 +98,7 @@ class CTMaskNet(GeneralizedRCNN):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See :meth:`forward`. No gradients are recorded."""
-        rows, detect = self._ranked_boxes(batched_inputs)
+        rows, extras = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows).float()
         scores = logits.sigmoid()
         results = [
@@ -104,18 +110,18 @@ class CTMaskNet(GeneralizedRCNN):
             }
             for logit, score, row in zip(logits, scores, rows.float(), strict=True)
         ]
-        if self.return_instances:
-            for result, instances in zip(results, detect(), strict=True):
-                result.update(instances)
+        if self.return_instances or self.return_ranked_instances:
+            for result, extra in zip(results, extras(), strict=True):
+                result.update(extra)
         return results
 
     def _ranked_boxes(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]]]:
-        """Rows (B, N, 5), and a function that finishes detections from the same pass."""
+        """Rows (B, N, 5), and a function that makes what else was asked for from the same pass."""
         if all("ranked_rows" in item for item in batched_inputs):
             rows = torch.stack([item["ranked_rows"] for item in batched_inputs])
-            return rows.to(self.device), _no_detections
+            return rows.to(self.device), _no_boxes
         images = self.preprocess_image(batched_inputs)
         features: dict[str, Tensor] = self.backbone(images.tensor)
         # Proposals are places, not values: nothing flows back through them in any mode.
@@ -126,16 +132,34 @@ class CTMaskNet(GeneralizedRCNN):
         predictions = self.roi_heads.predict(features, proposals)
         rows = self.roi_heads.rank(predictions, proposals)
 
-        def detect() -> list[dict[str, Any]]:
-            found = self.roi_heads.detect(features, predictions, proposals)
-            return self._postprocess(found, batched_inputs, images.image_sizes)
+        def extras() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = [{} for _ in batched_inputs]
+            if self.return_instances:
+                detections = self.roi_heads.detect(features, predictions, proposals)
+                found = self._postprocess(detections, batched_inputs, images.image_sizes)
+            if self.return_ranked_instances:
+                ranked = self.roi_heads.ranked_instances(predictions, proposals)
+                for extra, item, boxes in zip(found, batched_inputs, ranked, strict=True):
+                    extra["ranked_instances"] = _scaled(boxes, item)
+            return found
 
-        return rows, detect
+        return rows, extras
 
 
-def _no_detections() -> list[dict[str, Any]]:
+def _scaled(boxes: Instances, item: dict[str, Any]) -> Instances:
+    """Boxes in px of the input's ``height`` x ``width``. Unlike Detectron2's postprocessing this
+    drops none: rows are known by their number."""
+    height, width = boxes.image_size
+    size = (item.get("height", height), item.get("width", width))
+    boxes = Instances(size, **boxes.get_fields())
+    boxes.pred_boxes.scale(size[1] / width, size[0] / height)
+    boxes.pred_boxes.clip(size)
+    return boxes
+
+
+def _no_boxes() -> list[dict[str, Any]]:
     raise CTMaskNetError(
-        "return_instances: inputs with ranked_rows hold no image to detect lesions in; give images"
+        "return_instances: inputs with ranked_rows hold no image to find boxes in; give images"
     )
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
+from ctmasknet.modeling.shared_masks import SharedBitMasks
+
 #: What the two keys may be.
 WAYS = ("detectron2", "published")
 
@@ -46,14 +48,8 @@ class PublishedROIMasks(ROIMasks):
         return BitMasks(pasted[:, 0] > 0)
 
 
-class PublishedBitMasks(BitMasks):
+class PublishedBitMasks(SharedBitMasks):
     """Ground-truth masks (n, H, W) whose cuts to boxes are soft."""
-
-    def to(self, *args, **kwargs) -> PublishedBitMasks:
-        return PublishedBitMasks(self.tensor.to(*args, **kwargs))
-
-    def __getitem__(self, item) -> PublishedBitMasks:
-        return PublishedBitMasks(super().__getitem__(item).tensor)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Mask i within box i.
@@ -65,7 +61,4 @@ class PublishedBitMasks(BitMasks):
         Returns:
             (n, M, M) float32, share of the lesion at each place, 0..1
         """
-        numbers = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
-        places = torch.cat([numbers[:, None], boxes], dim=1)
-        masks = self.tensor[:, None].to(device=boxes.device, dtype=torch.float32)
-        return roi_align(masks, places, mask_size)[:, 0]
+        return roi_align(self._pictures(boxes), self._places(boxes), mask_size)[:, 0]

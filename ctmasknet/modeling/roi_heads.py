@@ -11,11 +11,13 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.pooling import BagROIPooler
 from ctmasknet.modeling.published_masks import WAYS, PublishedBitMasks, PublishedROIMasks
+from ctmasknet.modeling.shared_masks import SharedBitMasks
 
 #: Names of a row's numbers, in order.
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
@@ -25,12 +27,23 @@ ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 CANONICAL_BOX_PX = 224 * (1 - 1e-6)
 
 
+def stretched_places(count: int, num: int, device: torch.device | None = None) -> Tensor:
+    """Which of ``count`` boxes each of ``num`` rows repeats: row i is box ``floor(i * n / num)``.
+
+    Returns:
+        (N,) int64, rising; all -1 for no box.
+    """
+    if count == 0:
+        return torch.full((num,), -1, device=device)
+    return torch.arange(num, device=device) * count // num
+
+
 def stretch_rows(rows: Tensor, num: int) -> Tensor:
     """Make ``num`` rows of n <= num by repeating rows evenly, order kept.
 
-    Row i of the result is row ``floor(i * n / num)``, so the result depends on nothing but ``rows``
-    (the authors repeat rows at random places, reference). Without any row the result is zero: no
-    box, no score.
+    Which row goes where is told by :func:`stretched_places`, so the result depends on nothing but
+    ``rows`` (the authors repeat rows at random places, reference). Without any row the result is
+    zero: no box, no score.
 
     Args:
         rows: (n, 5).
@@ -39,10 +52,9 @@ def stretch_rows(rows: Tensor, num: int) -> Tensor:
     Returns:
         (N, 5)
     """
-    count = len(rows)
-    if count == 0:
+    if len(rows) == 0:
         return rows.new_zeros(num, rows.shape[1])
-    return rows[torch.arange(num, device=rows.device) * count // num]
+    return rows[stretched_places(len(rows), num, rows.device)]
 
 
 def select_ranked(
@@ -112,6 +124,7 @@ class RankedBoxROIHeads(StandardROIHeads):
                 )
         self.mask_paste = mask_paste
         self.mask_targets = mask_targets
+        self.box_pooler = BagROIPooler.of(self.box_pooler)
         for pooler in (self.box_pooler, getattr(self, "mask_pooler", None)):
             if pooler is not None:
                 pooler.canonical_box_size = CANONICAL_BOX_PX
@@ -130,11 +143,17 @@ class RankedBoxROIHeads(StandardROIHeads):
             "mask_targets": cfg.MODEL.ROI_MASK_HEAD.TARGETS,
         }
 
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """See Detectron2's; the proposals of a lesion share its mask."""
+        masks = PublishedBitMasks if self.mask_targets == "published" else SharedBitMasks
+        for image in targets:
+            if image.has("gt_masks") and isinstance(image.gt_masks, BitMasks):
+                image.gt_masks = masks(image.gt_masks.tensor)
+        return super().label_and_sample_proposals(proposals, targets)
+
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
-        if self.mask_on and self.training and self.mask_targets == "published":
-            for image in instances:
-                if image.has("gt_masks"):
-                    image.gt_masks = PublishedBitMasks(image.gt_masks.tensor)
         result = super()._forward_mask(features, instances)
         if self.mask_on and not self.training and self.mask_paste == "published":
             for image in result:
@@ -176,6 +195,37 @@ class RankedBoxROIHeads(StandardROIHeads):
             found = torch.cat([probability[proposal, label].unsqueeze(1), encoded], dim=1)
             rows.append(stretch_rows(found, self.num_ranked_boxes))
         return torch.stack(rows)
+
+    @torch.no_grad()
+    def ranked_instances(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        """The boxes behind the rows of :meth:`rank`, decoded.
+
+        Row i of an image with n boxes is box ``stretched_places(n, N)[i]``.
+
+        Args:
+            predictions: from :meth:`predict`.
+            proposals: B instances with ``proposal_boxes``.
+
+        Returns:
+            B instances of n <= N boxes each, best score first: ``pred_boxes`` (xyxy px of the image
+            as the model has it, clipped to it), ``scores``, ``pred_classes``.
+        """
+        boxes = self.box_predictor.predict_boxes(predictions, proposals)
+        probabilities = self.box_predictor.predict_probs(predictions, proposals)
+        chosen = self._select(predictions, proposals)
+        found = []
+        for image, decoded, probability, (proposal, label) in zip(
+            proposals, boxes, probabilities, chosen, strict=True
+        ):
+            ranked = Instances(image.image_size)
+            ranked.pred_boxes = Boxes(decoded.unflatten(1, (-1, 4))[proposal, label])
+            ranked.pred_boxes.clip(image.image_size)
+            ranked.scores = probability[proposal, label]
+            ranked.pred_classes = label
+            found.append(ranked)
+        return found
 
     @torch.no_grad()
     def keep_ranked(

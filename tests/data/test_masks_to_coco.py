@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+from ctmasknet.benchmarks.mask_conversion import usual_instances
 from ctmasknet.data.label_masks import (
     Orientation,
     mask_type_classes,
@@ -13,7 +14,7 @@ from ctmasknet.data.label_masks import (
     read_mask,
     supported_mask_types,
 )
-from ctmasknet.data.masks_to_coco import mask_instances
+from ctmasknet.data.masks_to_coco import MIN_AREA_PX, mask_instances
 from ctmasknet.errors import CTMaskNetError
 
 BOTH = mask_type_classes("both")
@@ -126,6 +127,20 @@ def test_decoding_gives_back_the_mask(seed):
         assert rle.toBbox(code).tolist() == i["bbox"]
     order = [(i["category_id"], i["bbox"][1], i["bbox"][0]) for i in instances]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.4, 0.6, 0.95])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_instances_are_those_of_one_picture_for_each_component(density, order):
+    """Specks, labyrinths with components in holes, and masks that fill whole columns."""
+    draw = np.random.default_rng(int(100 * density))
+    mask = np.where(draw.random((40, 50)) < density, draw.integers(2, 4, (40, 50)), 0)
+    mask[:, 20:24] = GGO
+    for found, values in ((mask, BOTH), (mask.astype(np.uint8), mask_type_classes("merge"))):
+        ours = mask_instances(np.asarray(found, order=order), values, MIN_AREA_PX)
+        usual = usual_instances(found, values)
+        assert sorted(map(str, ours)) == sorted(map(str, usual))
+    assert usual
 
 
 def test_labels_argument_gives_the_classes_their_values():

@@ -1,11 +1,15 @@
 """Both tasks through tools/train_net.py, as a user runs it, on small phantoms."""
 
+import argparse
 import csv
 import json
+import re
 
 import pytest
 import torch
 from running import run_tool
+
+from ctmasknet.engine.setup import setup_cfg
 
 TINY = [
     *("MODEL.DEVICE", "cpu", "SEED", "7", "DATALOADER.NUM_WORKERS", "0"),
@@ -247,3 +251,34 @@ def test_resuming_with_another_configuration_is_refused(tool, runs):
     code, line = tool(*words)
     assert code == 2
     assert "the last checkpoint's training state does not fit" in line
+
+
+def test_window_of_a_prepared_set_has_to_be_the_configurations(
+    repository, prepared, tmp_path, monkeypatch, capfd
+):
+    """Sets of volumes say through which window their slices were written."""
+    sets = tmp_path / "sets"
+    for folder in ("covidx_ct", "cncb_lesions"):
+        for path in (prepared / folder).rglob("*.json"):
+            document = json.loads(path.read_text())
+            document["info"]["window_hu"] = [40, 400]
+            copy = sets / path.relative_to(prepared)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(json.dumps(document))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
+    monkeypatch.chdir(repository)
+    for config, name in (("seg", "cncb_lesions_merge"), ("cls", "covidx_ct")):
+        words = ["--config-file", f"configs/{config}_light.yaml", "MODEL.WEIGHTS", ""]
+        for flags, split in (([], "train"), (["--eval-only"], "(val|test)")):
+            assert run_tool(repository, "tools/train_net.py", *words[:2], *flags, *words[2:]) == 2
+            error = capfd.readouterr().err.strip().splitlines()[-1]
+            assert re.match(
+                rf"error: {name}_{split}: its slices were written through the window 40,400 .* but "
+                "INPUT.WINDOW_CENTER_HU is -600 and INPUT.WINDOW_WIDTH_HU 1500; prepare the set "
+                "again with --window=-600,1500, or set INPUT.WINDOW_CENTER_HU 40.0 "
+                "INPUT.WINDOW_WIDTH_HU 400.0$",
+                error,
+            ), error
+        fix = error.partition("or set ")[2].split()
+        args = argparse.Namespace(config_file=words[1], opts=["MODEL.WEIGHTS", "", *fix])
+        assert setup_cfg(args, training=True).INPUT.WINDOW_WIDTH_HU == 400

@@ -1,4 +1,4 @@
-"""A registered lesion data set of three slices and detections on it; simulated predictions."""
+"""A registered lesion data set of three slices and detections on it."""
 
 import json
 
@@ -8,9 +8,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from scipy.special import expit
-
-from ctmasknet.evaluation import SlicePrediction
 
 SIDE = 32
 
@@ -102,37 +99,3 @@ def lesion_dataset(tmp_path):
     for name in made:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-def _simulated_rows(
-    patients: int, seed: int, classes: int = 3, prefix: str = "", shift: float = 2.0
-) -> list[SlicePrediction]:
-    """Patients 0.. of classes 0, 1, .. in turn, 1 or 2 scans of 1 to 6 slices; slices of a patient
-    err together."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for patient in range(patients):
-        label = patient % classes
-        habit = rng.normal(0, 1, classes)
-        for scan in range(rng.integers(1, 3)):
-            for number in range(rng.integers(1, 7)):
-                logits = habit + rng.normal(0, 1, classes) - 1
-                logits[label] += shift
-                rows.append(
-                    SlicePrediction(
-                        file=f"{prefix}{patient}_{scan}_{number}.png",
-                        patient=f"{prefix}{patient}",
-                        scan=str(scan),
-                        label=label,
-                        pred=int(logits.argmax()),
-                        logits=tuple(logits.tolist()),
-                        scores=tuple(expit(logits).tolist()),
-                    )
-                )
-    return rows
-
-
-@pytest.fixture(scope="session")
-def simulated_rows():
-    """``simulated_rows(patients, seed, classes=3, prefix="", shift=2.0)``: predictions."""
-    return _simulated_rows

@@ -92,3 +92,10 @@ def test_a_class_the_data_set_does_not_have_is_one_clear_error(lesion_dataset, d
     name = lesion_dataset([[(SQUARE, 0)]])
     with pytest.raises(CTMaskNetError, match=r"1\.png: the model predicts lesion class 1"):
         run(LesionEvaluator(name), [detections((SQUARE, 0.9, 1))])
+
+
+def test_lesions_of_a_slice_that_was_not_read_are_not_missed(lesion_dataset, detections, run):
+    name = lesion_dataset([[(SQUARE, 0)], [(SQUARE, 0), (ELSEWHERE, 0)], []])
+    results = run(LesionEvaluator(name), [detections((SQUARE, 0.9, 0))])
+    assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100.0)
+    assert results["lesion_free"]["slices"] == 0

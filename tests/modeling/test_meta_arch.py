@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.roi_heads import stretched_places
 
 
 def test_evaluation_output_follows_the_contract(tiny_model, slices):
@@ -82,6 +83,28 @@ def test_instances_come_from_the_same_pass(tiny_cfg, slices):
     assert instances.image_size == (64, 96)
     assert instances.pred_masks.shape[1:] == (64, 96)
     assert instances.scores[0] == result["ranked_boxes"][0, 0]
+
+
+def test_boxes_behind_the_rows_are_in_px_of_the_file(tiny_model, slices):
+    tiny_model.eval()
+    plain = tiny_model(slices)
+    tiny_model.return_ranked_instances = True
+    slices[1] |= {"height": 32, "width": 192}
+    for before, after in zip(plain, tiny_model(slices), strict=True):
+        assert torch.equal(before["ranked_boxes"], after.pop("ranked_boxes"))
+        assert set(after) == {"logits", "scores", "pred_class", "ranked_instances"}
+    tiny_model.return_instances = True
+    tiny_model.roi_heads.box_predictor.test_score_thresh = 0.0
+    result = tiny_model(slices)[1]
+    ranked = result["ranked_instances"]
+    assert ranked.image_size == result["instances"].image_size == (32, 192)
+    assert ranked.scores[0] == result["instances"].scores[0]
+    torch.testing.assert_close(
+        ranked.pred_boxes.tensor[0], result["instances"].pred_boxes.tensor[0]
+    )
+    assert torch.equal(
+        ranked.scores[stretched_places(len(ranked), 16)], result["ranked_boxes"][:, 0]
+    )
 
 
 def test_mask_branch_goes_when_weights_have_none(tiny_cfg, tiny_model, slices):

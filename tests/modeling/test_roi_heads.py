@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from ctmasknet.modeling.roi_heads import select_ranked, stretch_rows
+from ctmasknet.modeling.roi_heads import select_ranked, stretch_rows, stretched_places
 
 
 def rows(*scores):
@@ -13,6 +13,13 @@ class TestStretchRows:
     def test_repeats_evenly_and_keeps_order(self):
         stretched = stretch_rows(rows(0.9, 0.5, 0.1), 7)
         assert stretched[:, 0].tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5, 0.5, 0.1, 0.1])
+
+    def test_places_tell_which_row_went_where(self):
+        places = stretched_places(3, 7)
+        assert places.tolist() == [0, 0, 0, 1, 1, 2, 2]
+        three = rows(0.9, 0.5, 0.1)
+        assert torch.equal(stretch_rows(three, 7), three[places])
+        assert stretched_places(0, 2).tolist() == [-1, -1]
 
     def test_full_list_is_unchanged(self):
         assert torch.equal(stretch_rows(rows(0.9, 0.5), 2), rows(0.9, 0.5))
@@ -101,6 +108,20 @@ class TestRankedBoxROIHeads:
         found = heads.rank((torch.zeros(1, 3), torch.zeros(1, 8)), proposals)
         assert torch.equal(found[0], torch.zeros(16, 5))
         assert found[1, :, 0].tolist() == pytest.approx([1 / 3] * 16)
+
+    def test_the_boxes_behind_the_rows_are_decoded_in_their_order(self, heads):
+        logits = torch.tensor([[2.0, -9.0, 0.0], [-9.0, 3.0, 0.0]])
+        deltas = torch.zeros(2, 8)
+        # Class 1 of proposal 1 moves right by half its width and doubles its height
+        deltas[1, 4:] = torch.tensor([5.0, 0.0, 0.0, 5.0 * torch.log(torch.tensor(2.0))])
+        proposals = [self.proposals([0, 0, 20, 20], [30, 30, 50, 50]), self.proposals()]
+        found, none = heads.ranked_instances((logits, deltas), proposals)
+        rows = heads.rank((logits, deltas), proposals)[0]
+        assert len(found) == 4 and len(none) == 0
+        expected = [40, 20, 60, 60, 0, 0, 20, 20]
+        assert found.pred_boxes.tensor[:2].flatten().tolist() == pytest.approx(expected)
+        assert found.pred_classes.tolist()[:2] == [1, 0]
+        assert torch.equal(found.scores[stretched_places(4, 16)], rows[:, 0])
 
     def test_gradients_reach_scores_and_deltas(self, heads):
         logits = torch.zeros(1, 3, requires_grad=True)

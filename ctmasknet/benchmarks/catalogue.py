@@ -1,0 +1,100 @@
+"""The benchmarks by name, with their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
+from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
+from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
+from ctmasknet.benchmarks.mask_targets import mask_targets
+from ctmasknet.benchmarks.registration import registration
+from ctmasknet.benchmarks.training_steps import KINDS, training_step
+
+_CLASSIFIER = ("configs/cls.yaml", "of a classifier")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What ``tools/benchmark.py NAME`` runs.
+
+    Args:
+        help: one line.
+        run: called with ``repeats``, ``seed`` and the options by keyword.
+        options: name -> (default, help); a value has the type of its default.
+    """
+
+    help: str
+    run: Callable[..., dict[str, Any]]
+    options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        for name, (default, text) in self.options.items():
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=type(default),
+                default=default,
+                help=f"{text} ({default})",
+            )
+
+    def __call__(self, args: argparse.Namespace) -> dict[str, Any]:
+        options = {name: getattr(args, name) for name in self.options}
+        return self.run(repeats=args.repeats, seed=args.seed, **options)
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "heads-cache": Benchmark(
+        "training of heads on kept rows against images",
+        heads_cache,
+        {"config_file": _CLASSIFIER, "slices": (8, "noise slices to draw from")},
+    ),
+    "heads-bn": Benchmark(
+        "training of heads_bn against a gradient for every weight",
+        heads_bn,
+        {"config_file": _CLASSIFIER, "batch": (2, "slices a step")},
+    ),
+    "coco-evaluation": Benchmark(
+        "COCO evaluation by faster-coco-eval against pycocotools",
+        coco_evaluation,
+        {"slices": (650, "slices"), "detections": (100, "detections of each slice")},
+    ),
+    "mask-conversion": Benchmark(
+        "masks to COCO annotations against scikit-image and pycocotools",
+        mask_conversion,
+        {"patients": (8, "phantom patients")},
+    ),
+    "mask-conversion-processes": Benchmark(
+        "image and mask files to COCO annotations in several processes",
+        mask_conversion_processes,
+        {
+            "patients": (8, "phantom patients"),
+            "rounds": (10, "times that their slices are converted"),
+            "most": (2, "processes"),
+        },
+    ),
+    "registration": Benchmark(
+        "a large set registered and checked for leaks, against parsing its files",
+        registration,
+        {
+            "slices": (100_000, "slices in three splits"),
+            "workers": (1, "threads that compare hashes"),
+        },
+    ),
+    "mask-targets": Benchmark(
+        "what the mask head learns, against Detectron2",
+        mask_targets,
+        {"proposals": (192, "that match a lesion"), "lesions": (4, "in the slice")},
+    ),
+    "training-step": Benchmark(
+        "a training step against stock Detectron2",
+        training_step,
+        {
+            "kind": ("segmentation", f"one of {', '.join(KINDS)}"),
+            "batch": (2, "slices a step"),
+            "side": (512, "of the slices, px"),
+        },
+    ),
+}

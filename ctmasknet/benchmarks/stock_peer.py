@@ -1,0 +1,76 @@
+"""The method as it is usually written: stock Detectron2, and a plain image head behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import batched_nms
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+
+def stock_cfg(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with Detectron2's own parts in the place of ctmasknet's, sizes kept."""
+    stock = cfg.clone()
+    stock.defrost()
+    stock.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    stock.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
+    stock.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    stock.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0
+    stock.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    stock.freeze()
+    return stock
+
+
+class StockClassifier(nn.Module):
+    """Stock Detectron2's detector, an image at a time, and S on its ranked boxes; every weight has
+    a gradient."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: of a classifier, as ctmasknet's.
+        """
+        super().__init__()
+        self.detector = build_model(stock_cfg(cfg)).eval()
+        self.rows = cfg.MODEL.RANKED_BOXES.NUM
+        self.nms_thresh = cfg.MODEL.RANKED_BOXES.NMS_THRESH
+        width = cfg.MODEL.IMAGE_HEAD.FC_DIM
+        self.image_head = nn.Sequential(
+            nn.Flatten(),
+            *(nn.Linear(5 * self.rows, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+            nn.Linear(width, len(cfg.MODEL.IMAGE_HEAD.CLASSES)),
+        )
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        """B inputs with ``image`` (3, H, W) -> (B, C) logits."""
+        return self.image_head(torch.stack([self._rows(item) for item in batched_inputs]))
+
+    def _rows(self, item: dict[str, Any]) -> Tensor:
+        """(N, 5) rows of an image, the last repeated where there are fewer."""
+        detector = self.detector
+        heads = detector.roi_heads
+        image = detector.preprocess_image([item])
+        features = detector.backbone(image.tensor)
+        proposals, _ = detector.proposal_generator(image, features, None)
+        pooled = heads.box_pooler(
+            [features[name] for name in heads.box_in_features], [proposals[0].proposal_boxes]
+        )
+        predictions = heads.box_predictor(heads.box_head(pooled))
+        scores = predictions[0].softmax(dim=1)[:, :-1]
+        decoded = heads.box_predictor.predict_boxes(predictions, proposals)[0]
+        boxes = Boxes(decoded.detach().reshape(-1, 4).clone())
+        boxes.clip(image.image_sizes[0])
+        label = torch.arange(scores.shape[1], device=scores.device).repeat(len(scores))
+        kept = boxes.nonempty().nonzero()[:, 0]
+        chosen = batched_nms(
+            boxes.tensor[kept], scores.detach().flatten()[kept], label[kept], self.nms_thresh
+        )
+        chosen = kept[chosen[: self.rows]]
+        rows = torch.cat(
+            [scores.reshape(-1, 1)[chosen], predictions[1].reshape(-1, 4)[chosen]], dim=1
+        )
+        return torch.cat([rows, rows[-1:].expand(self.rows - len(rows), 5)])

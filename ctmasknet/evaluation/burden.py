@@ -1,0 +1,219 @@
+"""Lesion burden: the share of the lung that lesions take up, by class, of slices, scans, patients.
+
+Where there are lung masks it is a share of the lung, lesions included. Where there are none it is a
+share of the whole slice, which depends on how much besides the patient is in the picture, and is
+called so.
+
+Shapes: masks are (H, W) bool in px of the slice. An amount is px, or px times a weight.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctmasknet.errors import CTMaskNetError
+
+#: What a share is of.
+OF_LUNG, OF_SLICE = "lung", "slice"
+#: Key of all classes together; px of two classes count once.
+ANY = "any"
+
+_MM3, _PX_MM, _PX = "mm3", "px x mm", "px"
+
+
+@dataclass(frozen=True)
+class SliceBurden:
+    """Lesions of one slice.
+
+    Attributes:
+        file, patient, scan: names; the last two may be empty.
+        lesion_px: px of each class, and of :data:`ANY`.
+        whole_px: px of what the share is of.
+        outside_px: lesion px left out because they lie outside the lung.
+        pixel_mm2: area of a px, mm2; None where unknown.
+        position_mm: place along the patient's axis, mm; None where unknown.
+    """
+
+    file: str
+    patient: str
+    scan: str
+    lesion_px: Mapping[str, int]
+    whole_px: int
+    outside_px: int = 0
+    pixel_mm2: float | None = None
+    position_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Burden:
+    """Lesions of a slice, scan or patient.
+
+    Attributes:
+        patient, scan, file: names; ``scan`` and ``file`` are empty above their level.
+        slices: how many slices it is of.
+        weighted_by: ``mm3``, where px and distances of slices are known; ``px x mm``, the distances
+            alone; ``px``, every px of every slice alike.
+        amounts: of each class and of :data:`ANY`, in that unit.
+        whole: of what the share is of.
+    """
+
+    patient: str
+    scan: str
+    file: str
+    slices: int
+    weighted_by: str
+    amounts: Mapping[str, float]
+    whole: float
+
+    def percent(self) -> dict[str, float | None]:
+        """Shares by class and of :data:`ANY`; None without any lung."""
+        return {
+            name: 100 * amount / self.whole if self.whole else None
+            for name, amount in self.amounts.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """``patient, scan, file, slices, weighted_by, percent`` and, in mm3, ``ml`` of each class,
+        of ``any`` and of ``whole``; None otherwise."""
+        volumes = None
+        if self.weighted_by == _MM3:
+            volumes = {name: amount / 1000 for name, amount in self.amounts.items()}
+            volumes["whole"] = self.whole / 1000
+        return {
+            "patient": self.patient,
+            "scan": self.scan,
+            "file": self.file,
+            "slices": self.slices,
+            "weighted_by": self.weighted_by,
+            "percent": self.percent(),
+            "ml": volumes,
+        }
+
+
+def measure_slice(
+    lesions: Mapping[str, Sequence[np.ndarray]],
+    shape: tuple[int, int],
+    lung: np.ndarray | None = None,
+    **names: Any,
+) -> SliceBurden:
+    """Count the px of one slice.
+
+    Args:
+        lesions: masks of each class; overlapping ones count a px once.
+        shape: (H, W) px.
+        lung: mask of the lung, lesions included; lesions outside do not count. None: the share is
+            of the slice.
+        names: ``file``, ``patient``, ``scan``, ``pixel_mm2``, ``position_mm``.
+
+    Raises:
+        CTMaskNetError: a mask of another size.
+    """
+    everything = np.zeros(shape, dtype=bool)
+    inside = np.ones(shape, dtype=bool) if lung is None else lung
+    counts = {}
+    for mask in (inside, *(mask for masks in lesions.values() for mask in masks)):
+        if mask.shape != tuple(shape):
+            raise CTMaskNetError(
+                f"{names.get('file', 'a slice')}: is {shape[1]} x {shape[0]} px but a mask "
+                f"{mask.shape[1]} x {mask.shape[0]}; give masks of the same slices"
+            )
+    for name, masks in lesions.items():
+        union = np.logical_or.reduce([np.zeros(shape, dtype=bool), *masks])
+        everything |= union
+        counts[name] = int((union & inside).sum())
+    counts[ANY] = int((everything & inside).sum())
+    return SliceBurden(
+        lesion_px=counts,
+        whole_px=int(inside.sum()),
+        outside_px=int((everything & ~inside).sum()),
+        **{"file": "", "patient": "", "scan": "", **names},
+    )
+
+
+def burdens(slices: Sequence[SliceBurden]) -> OrderedDict[str, list[Burden]]:
+    """Burden by level: ``slices``, ``scans``, ``patients``.
+
+    A scan's burden is one of volumes: a px counts with its area and the distance its slice stands
+    for (half-way to either neighbour). Slices without a patient (scan) are in no patient (scan). A
+    patient's scans add up, in px where their units differ.
+    """
+    by_scan: dict[tuple[str, str], list[SliceBurden]] = {}
+    by_patient: dict[str, list[tuple[list[SliceBurden], np.ndarray, str]]] = {}
+    for item in slices:
+        if item.patient:
+            by_scan.setdefault((item.patient, item.scan), []).append(item)
+    found = OrderedDict(slices=[], scans=[], patients=[])
+    for item in slices:
+        weight, unit = _weights([item])
+        found["slices"].append(
+            _total([item], weight, unit, patient=item.patient, scan=item.scan, file=item.file)
+        )
+    for (patient, scan), items in by_scan.items():
+        weights, unit = _weights(items)
+        by_patient.setdefault(patient, []).append((items, weights, unit))
+        if scan:
+            found["scans"].append(_total(items, weights, unit, patient=patient, scan=scan))
+    for patient, scans in by_patient.items():
+        items = [item for part, _, _ in scans for item in part]
+        units = {unit for _, _, unit in scans}
+        weights, unit = np.ones(len(items)), _PX
+        if len(units) == 1:
+            weights, unit = np.concatenate([weights for _, weights, _ in scans]), units.pop()
+        found["patients"].append(_total(items, weights, unit, patient=patient))
+    return found
+
+
+def slice_thickness_mm(positions_mm: Sequence[float]) -> np.ndarray:
+    """The distance each slice of a scan stands for: half-way to either neighbour, at the ends as
+    far out as in.
+
+    Args:
+        positions_mm: (n,) along the patient's axis, in any order, n >= 2.
+    """
+    positions = np.asarray(positions_mm, dtype=np.float64)
+    order = np.argsort(positions, kind="stable")
+    gaps = np.diff(positions[order])
+    thickness = np.empty(len(positions))
+    thickness[order] = (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2
+    return thickness
+
+
+def _weights(items: Sequence[SliceBurden]) -> tuple[np.ndarray, str]:
+    """What a px of each slice of one scan counts, and in which unit."""
+    positions = [item.position_mm for item in items]
+    if len(items) < 2 or None in positions:
+        return np.ones(len(items)), _PX
+    thickness = slice_thickness_mm(positions)
+    areas = [item.pixel_mm2 for item in items]
+    if None in areas:
+        return thickness, _PX_MM
+    return thickness * np.array(areas), _MM3
+
+
+def _total(
+    items: Sequence[SliceBurden],
+    weights: np.ndarray,
+    unit: str,
+    *,
+    patient: str,
+    scan: str = "",
+    file: str = "",
+) -> Burden:
+    pairs = list(zip(weights.tolist(), items, strict=True))
+    return Burden(
+        patient=patient,
+        scan=scan,
+        file=file,
+        slices=len(items),
+        weighted_by=unit,
+        amounts={
+            name: sum(weight * item.lesion_px[name] for weight, item in pairs)
+            for name in items[0].lesion_px
+        },
+        whole=sum(weight * item.whole_px for weight, item in pairs),
+    )

@@ -1,0 +1,325 @@
+"""Lesion burden from files to files: COCO lesions, label masks and predictions in, shares out."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.utils.visualizer import GenericMask
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ctmasknet.data.classes import MASK_LABELS
+from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.label_masks import LESION_LABELS, Orientation, parse_labels, read_mask
+from ctmasknet.data.lesion_files import MASK_SUFFIXES, PatientRule, files_by_key
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.burden import (
+    ANY,
+    OF_LUNG,
+    OF_SLICE,
+    Burden,
+    SliceBurden,
+    burdens,
+    measure_slice,
+)
+from ctmasknet.files import atomic_write, write_json
+
+FORMAT = "ctmasknet lesion burden 1"
+
+
+def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``tools/lesion_burden.py`` does with its arguments.
+
+    Args:
+        args: one of ``dataset`` (registered lesion set) and ``lesions`` (COCO json with
+            predictions or ground truth); ``predictions`` (Detectron2's
+            ``coco_instances_results.json`` for the data set), ``label_masks`` (folder), ``labels``
+            (such as ``0:background,1:lung``), ``score_threshold`` (0..1), ``output`` (folder).
+
+    Returns:
+        The content of ``burden.json``: ``format``, ``lesions`` (where from), ``of``, ``classes``,
+        ``outside_lung_px``, ``slices``, ``scans``, ``patients`` (each of :meth:`Burden.to_json`).
+
+    Raises:
+        CTMaskNetError: contradicting arguments, or files that are missing or do not fit.
+    """
+    if bool(args.dataset) == bool(args.lesions):
+        raise CTMaskNetError("give either --dataset NAME or --lesions FILE")
+    if args.predictions and args.lesions:
+        raise CTMaskNetError("--predictions belong to a data set: give it with --dataset NAME")
+    path = args.lesions
+    if args.dataset:
+        dataset_dicts(args.dataset)
+        path = MetadataCatalog.get(args.dataset).get("json_file")
+        if path is None:
+            raise CTMaskNetError(
+                f"{args.dataset}: has no lesions; name a set of datasets/prepare_cncb_lesions.py"
+            )
+    document = read_coco(path)
+    source = f"ground truth of {args.dataset}" if args.dataset else str(path)
+    masks = None
+    if args.label_masks:
+        labels = parse_labels(args.labels) if args.labels else None
+        masks = LabelMasks.of(args.label_masks, document, labels)
+    if args.predictions:
+        document = {**document, "annotations": _json(args.predictions, list)}
+        source = str(args.predictions)
+    predicted = any("score" in item for item in document["annotations"])
+    if predicted:
+        source += f", score > {args.score_threshold:g}"
+    if masks is not None and args.dataset and not args.predictions:
+        source = f"label masks in {args.label_masks}"
+        slices = masks.slices(document)
+    else:
+        slices = coco_slices(document, path, args.score_threshold, masks)
+    slices = list(tqdm(slices, "burden", len(document["images"]), unit="slice", disable=None))
+    found = {
+        "format": FORMAT,
+        "lesions": source,
+        "of": OF_LUNG if masks is not None and masks.has_lung else OF_SLICE,
+        "classes": [name for name in slices[0].lesion_px if name != ANY],
+        "outside_lung_px": sum(item.outside_px for item in slices),
+    }
+    levels = burdens(slices)
+    found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
+    output = Path(args.output)
+    try:
+        write_json(output / "burden.json", found, indent=1)
+        write_burden_csv(output / "burden.csv", levels, found["classes"], found["of"])
+    except OSError as error:
+        raise CTMaskNetError(f"{output}: cannot write ({error}); choose another folder") from error
+    return found
+
+
+def read_coco(path: str | os.PathLike) -> dict[str, Any]:
+    """A COCO document whose images, annotations and categories belong together.
+
+    Raises:
+        CTMaskNetError: missing, no such document, or without an image.
+    """
+    document = _json(path, dict)
+    try:
+        for item in document["images"]:
+            item["id"], item["file_name"], item["height"], item["width"]
+        for item in document["categories"]:
+            item["id"], item["name"]
+        for item in document["annotations"]:
+            item["image_id"], item["category_id"]
+    except (KeyError, TypeError) as error:
+        raise CTMaskNetError(
+            f"{path}: no COCO lesions ({type(error).__name__} {error}); give a file of "
+            "datasets/prepare_cncb_lesions.py or tools/predict.py"
+        ) from error
+    if not document["images"]:
+        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
+    return document
+
+
+def coco_slices(
+    document: Mapping[str, Any],
+    path: str | os.PathLike,
+    score_threshold: float,
+    label_masks: LabelMasks | None = None,
+) -> Iterator[SliceBurden]:
+    """Measure the lesions of a COCO document, slice by slice.
+
+    Args:
+        document: images may state ``patient``, ``scan`` (default: the patient), ``spacing_mm``
+            ([row, column]) and ``position_mm``; annotations with a ``score`` count above the
+            threshold.
+        path: its file, for messages.
+        score_threshold: 0..1.
+        label_masks: give the lung.
+
+    Raises:
+        CTMaskNetError: a lesion without a mask, or masks of another size.
+    """
+    names = {item["id"]: item["name"] for item in document["categories"]}
+    by_image: dict[Any, list[Mapping[str, Any]]] = {}
+    for item in document["annotations"]:
+        if item.get("score", math.inf) > score_threshold:
+            by_image.setdefault(item["image_id"], []).append(item)
+    for image in document["images"]:
+        shape = (image["height"], image["width"])
+        lesions: dict[str, list[np.ndarray]] = {name: [] for name in names.values()}
+        for item in by_image.get(image["id"], ()):
+            if not item.get("segmentation") or item["category_id"] not in names:
+                raise CTMaskNetError(
+                    f"{path}: a lesion of {image['file_name']} has no mask or an unknown category; "
+                    "boxes alone have no burden, use a detector with masks"
+                )
+            mask = GenericMask(item["segmentation"], *shape).mask.astype(bool)
+            lesions[names[item["category_id"]]].append(mask)
+        lung = label_masks.lung(image) if label_masks is not None else None
+        yield measure_slice(lesions, shape, lung, **_names(image))
+
+
+@dataclass(frozen=True)
+class LabelMasks:
+    """Label masks that give the lung, and the lesions as they were drawn.
+
+    Attributes:
+        labels: name of each mask value.
+        orientation: from the file to the upright slice.
+        file_of: mask file of each slice, by the key of the image's name.
+        key: the key of an image's name.
+    """
+
+    labels: Mapping[int, str]
+    orientation: Orientation
+    file_of: Mapping[str, Path]
+    key: Callable[[str], str]
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | os.PathLike,
+        document: Mapping[str, Any],
+        labels: Mapping[int, str] | None = None,
+    ) -> LabelMasks:
+        """Masks in a folder, for the images of a COCO document.
+
+        ``info`` of the document states labels and orientation where it was prepared from such
+        masks. Masks have the names of the images but for the extension (or both CNCB's).
+
+        Raises:
+            CTMaskNetError: no such folder, or an image without a mask.
+        """
+        folder, info = Path(folder), document.get("info") or {}
+        if not folder.is_dir():
+            raise CTMaskNetError(f"{folder}: no such folder of label masks; correct --label-masks")
+        if labels is None:
+            stated = info.get("labels") or MASK_LABELS
+            labels = {int(value): name for value, name in stated.items()}
+        files = [image["file_name"] for image in document["images"]]
+        rule = PatientRule()
+        try:
+            keys = [rule.key(file) for file in files]
+        except CTMaskNetError:
+            rule = PatientRule(each_file=True)
+            keys = [rule.key(file) for file in files]
+        found = files_by_key(folder, MASK_SUFFIXES, rule)
+        missing = [file for file, key in zip(files, keys, strict=True) if key not in found]
+        if missing:
+            raise CTMaskNetError(
+                f"{folder}: no mask for {missing[0]} ({len(missing)} of {len(files)} slices are "
+                "without); give the folder whose masks have the names of the slices"
+            )
+        orientation = Orientation(**(info.get("orientation") or {}))
+        return cls(labels, orientation, {key: folder / found[key] for key in keys}, rule.key)
+
+    @property
+    def has_lung(self) -> bool:
+        """Whether a value means lung; without one the masks do not tell where the lung ends."""
+        return "lung" in self.labels.values()
+
+    def read(self, image: Mapping[str, Any]) -> np.ndarray:
+        """(H, W) values of an image's mask, upright."""
+        path = self.file_of[self.key(image["file_name"])]
+        return self.orientation.upright(read_mask(path, self.labels))
+
+    def lung(self, image: Mapping[str, Any]) -> np.ndarray | None:
+        """(H, W) bool, lesions included; None unless a value means lung."""
+        return self._named(self.read(image), "lung", *LESION_LABELS) if self.has_lung else None
+
+    def slices(self, document: Mapping[str, Any]) -> Iterator[SliceBurden]:
+        """Measure the lesions that the masks hold themselves, of any size."""
+        names = [name for name in LESION_LABELS if name in self.labels.values()]
+        for image in document["images"]:
+            mask = self.read(image)
+            lung = self._named(mask, "lung", *LESION_LABELS) if self.has_lung else None
+            lesions = {name: [self._named(mask, name)] for name in names}
+            yield measure_slice(lesions, (image["height"], image["width"]), lung, **_names(image))
+
+    def _named(self, mask: np.ndarray, *names: str) -> np.ndarray:
+        return np.isin(mask, [value for value, name in self.labels.items() if name in names])
+
+
+def write_burden_csv(
+    path: str | os.PathLike,
+    levels: Mapping[str, Sequence[Burden]],
+    classes: Sequence[str],
+    of: str,
+) -> None:
+    """Write one line a slice, scan and patient, whole or not at all.
+
+    Columns: ``level, patient, scan, file, slices, of, weighted_by``, ``<class>_percent`` and
+    ``any_percent``, then ``<class>_ml``, ``any_ml`` and ``whole_ml`` where volumes are known.
+    """
+    names = [*classes, ANY]
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(
+            [
+                *("level", "patient", "scan", "file", "slices", "of", "weighted_by"),
+                *(f"{name}_percent" for name in names),
+                *(f"{name}_ml" for name in (*names, "whole")),
+            ]
+        )
+        for level, items in levels.items():
+            for item in items:
+                percent, row = item.percent(), item.to_json()
+                ml = row["ml"] or {}
+                writer.writerow(
+                    [
+                        *(level, item.patient, item.scan, item.file, item.slices, of),
+                        item.weighted_by,
+                        *(_cell(percent[name]) for name in names),
+                        *(_cell(ml.get(name)) for name in (*names, "whole")),
+                    ]
+                )
+
+
+def burden_text(found: Mapping[str, Any]) -> str:
+    """Median and range of each level's shares as a table for the terminal."""
+    names = [*found["classes"], ANY]
+    rows = []
+    for level in ("slices", "scans", "patients"):
+        cells = []
+        for name in names:
+            shares = [item["percent"][name] for item in found[level]]
+            shares = [share for share in shares if share is not None]
+            cells.append(
+                f"{np.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})" if shares else "-"
+            )
+        rows.append([level, str(len(found[level])), *cells])
+    table = tabulate(
+        rows, headers=["", "n", *names], tablefmt="pipe", disable_numparse=True, stralign="right"
+    )
+    head = f"% of the {found['of']}: median (least-most); lesions: {found['lesions']}"
+    return f"{head}\n{table}"
+
+
+def _names(image: Mapping[str, Any]) -> dict[str, Any]:
+    patient, spacing = str(image.get("patient") or ""), image.get("spacing_mm")
+    return {
+        "file": str(image["file_name"]),
+        "patient": patient,
+        "scan": str(image.get("scan") or patient),
+        "pixel_mm2": float(spacing[0]) * float(spacing[1]) if spacing else None,
+        "position_mm": image.get("position_mm"),
+    }
+
+
+def _json(path: str | os.PathLike, kind: type) -> Any:
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: cannot read lesions ({error}); check the path") from error
+    if not isinstance(value, kind):
+        raise CTMaskNetError(f"{path}: holds no lesions in COCO's form; check the path")
+    return value
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else format(value, ".6g")

@@ -1,0 +1,184 @@
+"""Lesions of a DICOM series as a DICOM segmentation that refers to the series, with coded classes.
+
+Codes:
+
+- GGO: (112120, DCM, "Ground glass opacity"), from DICOM PS3.16 CID 6104, Abnormal Opacity Finding
+  or Feature (RadLex calls it RID28531).
+- consolidation: (95436008, SCT, "Lung consolidation"); DICOM has no code of its own (RadLex:
+  RID43255).
+- the merged class: (52988006, SCT, "Lesion").
+
+The category of all is (49755003, SCT, "Morphologically Abnormal Structure"), CID 7150, in
+(39607008, SCT, "Lung").
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pydicom
+from pydicom.uid import generate_uid
+
+import ctmasknet
+from ctmasknet.data.ct_io import CTScan
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write
+from ctmasknet.predict.volumes import mask_values, stored_plane
+
+#: Value, scheme and meaning of each lesion class; others are coded as lesions under their name.
+LESION_CODES = {
+    "ggo": ("112120", "DCM", "Ground glass opacity"),
+    "consolidation": ("95436008", "SCT", "Lung consolidation"),
+    "lesion": ("52988006", "SCT", "Lesion"),
+}
+_CATEGORY = ("49755003", "SCT", "Morphologically Abnormal Structure")
+_LUNG = ("39607008", "SCT", "Lung")
+#: What an image has to state, if only as empty; some anonymisers drop it.
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
+)
+_AI_FAMILY = ("123109", "DCM", "Artificial Intelligence")
+
+
+def require_highdicom():
+    """highdicom's package.
+
+    Raises:
+        CTMaskNetError: it is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module("highdicom")
+    except ImportError as error:
+        raise CTMaskNetError(
+            "--masks dicom-seg needs highdicom, which is not installed: pip install "
+            "'ctmasknet[seg]'"
+        ) from error
+
+
+def write_dicom_seg(
+    path: str | os.PathLike,
+    scan: CTScan,
+    labels: Sequence[np.ndarray],
+    lesion_classes: Sequence[str],
+    *,
+    identity: str,
+    created: datetime.datetime,
+    software: str,
+) -> None:
+    """Write one segmentation with one binary segment for each lesion class.
+
+    Frames have the stored orientation of the series and refer to its images; frames without
+    lesions are left out, as the standard allows. Patient and study are the series' own.
+
+    Args:
+        path: of the file, written whole.
+        scan: of kind ``dicom``.
+        labels: (H, W) uint8 of each slice, values as in
+            :func:`ctmasknet.predict.volumes.mask_values`.
+        lesion_classes: names; segment numbers follow their order, from 1.
+        identity: what made it (weights, configuration, inputs); the same gives the same UIDs.
+        created: when.
+        software: name and version of the model, for the algorithm's identification.
+
+    Raises:
+        CTMaskNetError: highdicom is not installed; the scan is no DICOM, or lacks what a
+            segmentation has to refer to.
+    """
+    highdicom = require_highdicom()
+    if scan.kind != "dicom":
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: a DICOM segmentation needs a DICOM series; leave out --masks "
+            "dicom-seg"
+        )
+    values = mask_values(lesion_classes)
+    segment_of = np.zeros(256, dtype=np.uint8)
+    for number, name in enumerate(lesion_classes, start=1):
+        segment_of[values[name]] = number
+    planes = [
+        segment_of[stored_plane(one.source.turn, label).T]
+        for one, label in zip(scan.slices, labels, strict=True)
+    ]
+    images = _source_images(scan)
+    pixels = np.zeros((_frame_count(images), *planes[0].shape), dtype=np.uint8)
+    for place, (one, plane) in enumerate(zip(scan.slices, planes, strict=True)):
+        pixels[place if one.frame is None else one.frame] = plane
+    series_uid, image_uid, dimensions_uid = (
+        generate_uid(entropy_srcs=[identity, scan.scan, scan.slices[0].name, what])
+        for what in ("series", "image", "dimensions")
+    )
+    coded = highdicom.sr.CodedConcept
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="ctmasknet", version=software[:64], family=coded(*_AI_FAMILY)
+    )
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=coded(*_CATEGORY),
+            segmented_property_type=coded(*LESION_CODES.get(name, LESION_CODES["lesion"])),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            anatomic_regions=[coded(*_LUNG)],
+        )
+        for number, name in enumerate(lesion_classes, start=1)
+    ]
+    try:
+        with warnings.catch_warnings():
+            # Of source attributes that bend the standard, and of a segmentation that is empty
+            warnings.simplefilter("ignore")
+            segmentation = highdicom.seg.Segmentation(
+                source_images=images,
+                pixel_array=pixels,
+                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=descriptions,
+                series_instance_uid=series_uid,
+                series_number=9000,
+                sop_instance_uid=image_uid,
+                instance_number=1,
+                manufacturer="ctmasknet",
+                manufacturer_model_name="ctmasknet",
+                software_versions=ctmasknet.__version__,
+                device_serial_number="0",
+                content_label="LESIONS",
+                content_description="Lesions found by ctmasknet; research, not diagnosis",
+                series_description="ctmasknet lesions (research)",
+                content_date=created.date(),
+                content_time=created.time(),
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: no DICOM segmentation can refer to this series "
+            f"({' '.join(str(error).split())}); leave out --masks dicom-seg"
+        ) from error
+    # highdicom takes these from the clock and by chance; a run that is continued gives them anew
+    segmentation.InstanceCreationDate = created.strftime("%Y%m%d")
+    segmentation.InstanceCreationTime = created.strftime("%H%M%S")
+    for equipment in segmentation.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = created.strftime("%Y%m%d%H%M%S")
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions_uid
+    with atomic_write(path, "wb") as stream:
+        segmentation.save_as(stream)
+
+
+def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
+    """Headers of the files that hold the slices, each file once, in the order of the slices."""
+    files = dict.fromkeys(one.file for one in scan.slices)
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for image in images:
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in image:
+                setattr(image, keyword, "")
+    return images
+
+
+def _frame_count(images: Sequence[pydicom.Dataset]) -> int:
+    if len(images) == 1:
+        return int(images[0].get("NumberOfFrames", 1))
+    return len(images)

@@ -1,0 +1,177 @@
+"""Whose an output folder is: ``prediction.json`` states what is predicted there, by what."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+
+from ctmasknet.data.content import file_sha256
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import remove_unfinished, write_json
+from ctmasknet.predict.parts import Parts
+
+MANIFEST = "prediction.json"
+_FORMAT = "ctmasknet prediction 1"
+#: Everything a prediction writes beside its manifest.
+OUTPUTS = (
+    *("predictions.csv", "predictions.jsonl", "lesions.json", "bad_slices.json", "run.json"),
+    *("masks", "overlays"),
+)
+#: Where weights lie and what computes is no part of what is predicted.
+_NOT_A_SETTING = ("WEIGHTS", "DEVICE")
+_WORDS = {
+    "inputs": "other inputs, or inputs that have changed since",
+    "weights": "other weights",
+    "configuration": "another configuration",
+    "options": "other options",
+}
+
+
+def settings_of(cfg: CfgNode, inputs_sha256: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the outputs depend on: hashes of inputs, weights and configuration, and options."""
+    config = yaml.safe_load(cfg.dump())
+    model = {key: value for key, value in config["MODEL"].items() if key not in _NOT_A_SETTING}
+    text = json.dumps({"MODEL": model, "INPUT": config["INPUT"]}, sort_keys=True)
+    return {
+        "inputs": inputs_sha256,
+        "weights": file_sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS)),
+        "configuration": hashlib.sha256(text.encode()).hexdigest(),
+        "options": dict(options),
+    }
+
+
+def check_output(
+    output: str | os.PathLike, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Refuse, before anything is computed, a folder that a run must not write to.
+
+    Returns:
+        the manifest of the run to continue; None where one begins.
+
+    Raises:
+        CTMaskNetError: a file, no permission, a folder of something else, of another prediction, or
+            of the same without ``resume`` or ``overwrite``.
+    """
+    if resume and overwrite:
+        raise CTMaskNetError("--resume continues and --overwrite begins anew; give one of them")
+    output = Path(output)
+    with writing(output):
+        if output.exists() and not output.is_dir():
+            raise CTMaskNetError(f"{output}: is a file; choose a folder as --output")
+        present = sorted(os.listdir(output)) if output.is_dir() else []
+        nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise CTMaskNetError(f"{nearest}: no permission to write here; choose another --output")
+    manifest = _read(output)
+    if manifest is None:
+        if present:
+            raise CTMaskNetError(
+                f"{output}: holds files of something else, such as {present[0]}; choose an empty "
+                "or a new folder as --output"
+            )
+        return None
+    if overwrite:
+        return None
+    unlike = [name for name in _WORDS if manifest["settings"].get(name) != settings[name]]
+    if unlike:
+        raise CTMaskNetError(
+            f"{output}: holds another run's prediction, of "
+            f"{' and '.join(_WORDS[name] for name in unlike)}; choose another --output, or "
+            "--overwrite replaces it"
+        )
+    if not resume:
+        state = "finished" if manifest["status"] == "finished" else "unfinished"
+        raise CTMaskNetError(
+            f"{output}: holds this prediction already, {state}; --resume continues it, "
+            "--overwrite replaces it"
+        )
+    return manifest
+
+
+def begin(
+    output: str | os.PathLike, settings: Mapping[str, Any], found: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Make the folder ready: for a new run, or for the run that ``found`` is the manifest of.
+
+    Returns:
+        the manifest: ``settings``, ``status``, ``started`` (ISO time, UTC) and, once finished,
+        ``summary``.
+    """
+    output = Path(output)
+    parts = Parts(output)
+    with writing(output):
+        if found is None:
+            now = datetime.datetime.now(datetime.timezone.utc)
+            found = {
+                "format": _FORMAT,
+                "settings": dict(settings),
+                "status": "running",
+                "started": now.isoformat(timespec="seconds"),
+            }
+            # First the manifest, for it names the rest as this tool's to remove
+            write_json(output / MANIFEST, found, 1)
+            parts.remove()
+            for name in OUTPUTS:
+                path = output / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        parts.forget_failures()
+        parts.remove_unfinished()
+        for folder in (output, output / "masks", output / "overlays"):
+            remove_unfinished(folder)
+    return dict(found)
+
+
+def read_manifest(output: str | os.PathLike) -> dict[str, Any]:
+    """The manifest that :func:`begin` wrote."""
+    found = _read(Path(output))
+    if found is None:
+        raise CTMaskNetError(
+            f"{Path(output) / MANIFEST}: is not there; every process needs the same --output "
+            "folder, on a file system they share"
+        )
+    return found
+
+
+def finish(output: str | os.PathLike, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Everything is written: say so, then remove the parts it was made of."""
+    with writing(output):
+        write_json(
+            Path(output) / MANIFEST, {**manifest, "status": "finished", "summary": summary}, 1
+        )
+    Parts(output).remove()
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); make room "
+            "or get permission and continue with --resume, or choose another --output"
+        ) from error
+
+
+def _read(output: Path) -> dict[str, Any] | None:
+    path = output / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: cannot be read ({error}); remove the folder") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise CTMaskNetError(f"{path}: of another format; choose another --output")
+    return manifest

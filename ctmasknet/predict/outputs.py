@@ -1,0 +1,268 @@
+"""From finished parts to the files a prediction leaves. One slice is in memory at a time; logits of
+all slices are kept for the patients, 4 bytes a slice and class."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctmasknet.data.bad_slices import BadSlices
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
+from ctmasknet.files import atomic_write, plain
+from ctmasknet.predict.coco import write_coco
+from ctmasknet.predict.manifest import writing
+from ctmasknet.predict.parts import Parts
+from ctmasknet.predict.pooled import Pooler
+from ctmasknet.predict.results import numbers
+
+_SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "position_mm")
+
+
+@dataclass
+class Summary:
+    """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion."""
+
+    slices: int = 0
+    scans: int = 0
+    patients: int = 0
+    skipped: int = 0
+    lesions: int = 0
+    pooling: str = ""
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    slices_with: dict[str, int] = field(default_factory=dict)
+    problems: int = 0
+
+    @property
+    def bad_share(self) -> float:
+        """Share of slices and files that could not be read, 0..1."""
+        return self.skipped / max(1, self.skipped + self.slices)
+
+
+@dataclass
+class _Group:
+    """What is collected of a scan or patient; ``logits`` are those of all slices in a row."""
+
+    logits: array = field(default_factory=lambda: array("f"))
+    slices: int = 0
+    scans: int = 0
+    with_lesion: Counter = field(default_factory=Counter)
+
+
+class Outputs:
+    """Writes every output from the parts, in the order of the inputs.
+
+    Args:
+        parts: of all processes; those not there yet are waited for.
+        units: how many.
+        output: the folder.
+        image_classes: C names; empty for a detector.
+        lesion_classes: names.
+        pooler: how slices become scans and patients; None for a detector.
+        lesions: whether lesions were asked for.
+        score_threshold: a slice has a lesion when one scores more.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        units: int,
+        output: Path,
+        *,
+        image_classes: Sequence[str],
+        lesion_classes: Sequence[str],
+        pooler: Pooler | None,
+        lesions: bool,
+        score_threshold: float,
+    ):
+        self._parts, self._units, self._output = parts, units, output
+        self._image_classes = list(image_classes)
+        self._lesion_classes = list(lesion_classes)
+        self._pooler = pooler
+        self._lesions = lesions
+        self._threshold = score_threshold
+        self._bad_files = 0
+
+    def write(self, bad: BadSlices) -> Summary:
+        """Write all files, each whole or not at all.
+
+        Args:
+            bad: is told of the slices and files that could not be read.
+
+        Raises:
+            CTMaskNetError: no slice was found at all; a file cannot be written.
+        """
+        units = map(self._parts.unit, range(self._units))
+        if not any(unit["scans"] or unit["bad"] for unit in units):
+            raise CTMaskNetError(
+                "--input: no CT slice was found in it; give folders that hold some"
+            )
+        with writing(self._output):
+            summary = self._write_jsonl(self._output / "predictions.jsonl")
+            if self._image_classes:
+                write_predictions_csv(
+                    self._output / "predictions.csv", self._rows(), self._image_classes
+                )
+            if self._lesions:
+                path = self._output / "lesions.json"
+                write_coco(path, self._slice_lines, self._lesion_classes)
+        if summary.skipped:
+            self._tell(bad)
+        bad.totals["inputs"] = summary.slices + summary.skipped
+        return summary
+
+    def _write_jsonl(self, path: Path) -> Summary:
+        summary = Summary(pooling=self._pooler.label if self._pooler else "")
+        levels = ("slices", "scans", "patients") if self._pooler else ()
+        counts = {level: Counter() for level in levels}
+        patients: dict[str, _Group] = {}
+        with_lesion: Counter = Counter()
+        scans = []
+        with atomic_write(path) as stream:
+
+            def write(value: dict[str, Any]) -> None:
+                json.dump(plain(value), stream)
+                stream.write("\n")
+
+            for scan, lines in self._scans():
+                group = _Group()
+                skipped, extra = 0, {}
+                problems = list(scan["problems"])
+                for line in lines:
+                    if "bad" in line:
+                        skipped += 1
+                    elif "file" not in line:
+                        extra = {"masks": line["masks"]}
+                        problems += [p for p in line["problems"] if p not in problems]
+                    else:
+                        record = self._slice_object(line)
+                        write(record)
+                        seen = {
+                            lesion["class"]
+                            for lesion in line.get("lesions", ())
+                            if lesion["score"] > self._threshold
+                        }
+                        owner = patients.setdefault(line["patient"], _Group())
+                        for one in (group, owner):
+                            one.slices += 1
+                            one.with_lesion.update(seen)
+                            if "logits" in line:
+                                one.logits.extend(line["logits"])
+                        if "pred" in record:
+                            counts["slices"][record["pred"]] += 1
+                        with_lesion.update(seen)
+                        summary.lesions += len(line.get("lesions", ()))
+                if group.slices:
+                    owner.scans += 1
+                summary.slices += group.slices
+                summary.skipped += skipped
+                summary.problems += len(problems)
+                about = {"skipped": skipped, "problems": problems, **extra}
+                names = {key: scan[key] for key in ("patient", "scan", "kind")}
+                scans.append(self._pooled("scan", names, group, about, counts.get("scans")))
+            for value in scans:
+                write(value)
+            for patient, group in patients.items():
+                if patient:
+                    about = {"scans": group.scans}
+                    write(
+                        self._pooled(
+                            "patient", {"patient": patient}, group, about, counts.get("patients")
+                        )
+                    )
+        summary.scans = len(scans)
+        summary.patients = sum(bool(patient) for patient in patients)
+        summary.skipped += self._bad_files
+        summary.classes = {
+            level: {name: found[name] for name in self._image_classes}
+            for level, found in counts.items()
+        }
+        if self._lesions:
+            summary.slices_with = self._by_lesion(with_lesion)
+        return summary
+
+    def _scans(self) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
+        """Every scan's description and lines."""
+        self._bad_files = 0
+        for number in range(self._units):
+            unit = self._parts.unit(number)
+            self._bad_files += len(unit["bad"])
+            for index, lines in self._parts.scan_lines(number):
+                yield unit["scans"][index], lines
+
+    def _slice_lines(self) -> Iterator[dict[str, Any]]:
+        for _, lines in self._scans():
+            yield from (line for line in lines if "file" in line and "bad" not in line)
+
+    def _slice_object(self, line: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: line[key] for key in _SLICE_KEYS}
+        if "logits" in line:
+            kept["pred"] = self._image_classes[line["pred"]]
+            for key in ("logits", "scores", "calibrated_scores"):
+                if key in line:
+                    kept[key] = self._by_class(line[key])
+        kept["boxes"] = [
+            {**box, "class": self._lesion_classes[box["class"]]} for box in line["boxes"]
+        ]
+        if "lesions" in line:
+            kept["lesions"] = len(line["lesions"])
+        if "overlay" in line:
+            kept["overlay"] = line["overlay"]
+        return {"level": "slice", **kept}
+
+    def _pooled(
+        self,
+        level: str,
+        names: dict[str, str],
+        group: _Group,
+        about: dict[str, Any],
+        counts: Counter | None,
+    ) -> dict[str, Any]:
+        value: dict[str, Any] = {"level": level, **names, "slices": group.slices, **about}
+        if self._pooler is not None and group.logits:
+            logits = np.asarray(group.logits).reshape(-1, len(self._image_classes))
+            scores = self._pooler(logits)
+            value["pooling"] = self._pooler.label
+            value["pred"] = self._image_classes[int(np.argmax(scores))]
+            value["scores"] = self._by_class(scores)
+            calibrated = self._pooler.calibrated(f"{level}s", scores)
+            if calibrated is not None:
+                value["calibrated_scores"] = self._by_class(calibrated)
+            counts[value["pred"]] += 1
+        if self._lesions:
+            value["slices_with"] = self._by_lesion(group.with_lesion)
+        return value
+
+    def _by_class(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+        return dict(zip(self._image_classes, numbers(values), strict=True))
+
+    def _by_lesion(self, counts: Counter) -> dict[str, int]:
+        return {name: counts[index] for index, name in enumerate(self._lesion_classes)}
+
+    def _rows(self) -> Iterator[SlicePrediction]:
+        for line in self._slice_lines():
+            yield SlicePrediction(
+                file=line["file"],
+                patient=line["patient"],
+                scan=line["scan"],
+                label=None,
+                pred=line["pred"],
+                logits=tuple(line["logits"]),
+                scores=tuple(line["scores"]),
+            )
+
+    def _tell(self, bad: BadSlices) -> None:
+        for number in range(self._units):
+            for file, reason in self._parts.unit(number)["bad"]:
+                bad.add(file, reason, "inputs")
+            for _, lines in self._parts.scan_lines(number):
+                for line in lines:
+                    if "bad" in line:
+                        bad.add(line["file"], line["bad"], "inputs")

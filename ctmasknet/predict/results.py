@@ -1,0 +1,168 @@
+"""What was predicted: of a slice, and of the scan it belongs to.
+
+Shapes: C slice classes, N ranked rows, n lesions, (H, W) px of the upright slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from pycocotools import mask as coco_mask
+
+from ctmasknet.data.ct_io import CTScan, CTSlice
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A box (x0, y0, x1, y1) in px of the upright slice, its lesion class and score 0..1.
+
+    ``rle`` is the lesion's mask, COCO's compressed run lengths over (H, W); None without a mask.
+    """
+
+    class_index: int
+    score: float
+    box_px: tuple[float, float, float, float]
+    rle: str | None = None
+
+    def mask(self, height: int, width: int) -> np.ndarray | None:
+        """(H, W) bool; None without a mask."""
+        if self.rle is None:
+            return None
+        return coco_mask.decode({"size": [height, width], "counts": self.rle}).astype(bool)
+
+
+@dataclass(frozen=True)
+class PredictedSlice:
+    """One slice.
+
+    Attributes:
+        source: the slice that was read.
+        pred_class: index of the class with the highest logit; None from a lesion detector.
+        logits: (C,) float32; None from a detector.
+        scores: (C,) sigmoids of the logits; None from a detector.
+        ranked_boxes: (N, 5) float32 rows that the image head saw; None from a detector.
+        top_boxes: the best boxes, best first: of the ranked ones, or of a detector's lesions.
+        lesions: every lesion of the detector part; None where lesions were not asked for.
+        calibrated_scores: (C,) scores at the stored temperature; None where none is stored.
+    """
+
+    source: CTSlice
+    pred_class: int | None
+    logits: np.ndarray | None
+    scores: np.ndarray | None
+    ranked_boxes: np.ndarray | None
+    top_boxes: tuple[FoundBox, ...]
+    lesions: tuple[FoundBox, ...] | None
+    calibrated_scores: np.ndarray | None = None
+
+    @property
+    def instances(self) -> Instances | None:
+        """The lesions as Detectron2 has them: ``pred_boxes``, ``scores``, ``pred_classes`` and,
+        from a model with masks, ``pred_masks`` (n, H, W) bool. None without lesions."""
+        if self.lesions is None:
+            return None
+        height, width = self.source.shape
+        found = Instances((height, width))
+        boxes = [lesion.box_px for lesion in self.lesions]
+        found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        found.scores = torch.tensor([lesion.score for lesion in self.lesions])
+        found.pred_classes = torch.tensor(
+            [lesion.class_index for lesion in self.lesions], dtype=torch.int64
+        )
+        masks = [lesion.mask(height, width) for lesion in self.lesions]
+        if masks and all(mask is not None for mask in masks):
+            found.pred_masks = torch.from_numpy(np.stack(masks))
+        return found
+
+
+@dataclass(frozen=True)
+class PredictedScan:
+    """One scan, its slices feet to head.
+
+    Attributes:
+        source: the scan that was read.
+        slices: what is said of each slice; slices that could not be read are left out.
+        image_classes: C names in the order of logits and scores; empty from a detector.
+        lesion_classes: names of the boxes' classes.
+        pooling: how the slices became one answer (``mean``, ``max``, ``top_k_mean``, ``learned``);
+            empty from a detector.
+        scores: (C,) pooled, 0..1; None from a detector or without slices.
+        pred_class: index of the highest; None likewise.
+        calibrated_scores: (C,) at the stored temperature of scans; None where none fits.
+        skipped: (file, reason) of each slice that could not be read.
+    """
+
+    source: CTScan
+    slices: tuple[PredictedSlice, ...]
+    image_classes: tuple[str, ...]
+    lesion_classes: tuple[str, ...]
+    pooling: str
+    scores: np.ndarray | None
+    pred_class: int | None
+    calibrated_scores: np.ndarray | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def found_boxes(instances: Instances, limit: int | None = None) -> tuple[FoundBox, ...]:
+    """``Instances`` in px of the slice as boxes, the best ``limit``, in their order."""
+    instances = instances.to("cpu")
+    if limit is not None:
+        instances = instances[:limit]
+    count = len(instances)
+    rles: Sequence[str | None] = [None] * count
+    if count and instances.has("pred_masks"):
+        masks = np.asfortranarray(instances.pred_masks.numpy().transpose(1, 2, 0).astype(np.uint8))
+        rles = [rle["counts"].decode() for rle in coco_mask.encode(masks)]
+    return tuple(
+        FoundBox(int(label), float(score), tuple(float(side) for side in box), rle)
+        for label, score, box, rle in zip(
+            instances.pred_classes.tolist(),
+            instances.scores.tolist(),
+            instances.pred_boxes.tensor.tolist(),
+            rles,
+            strict=True,
+        )
+    )
+
+
+def slice_record(found: PredictedSlice) -> dict[str, Any]:
+    """A slice as plain values for JSON; float32 keep their value in nine digits."""
+    source = found.source
+    record: dict[str, Any] = {
+        "file": source.name,
+        "patient": source.patient,
+        "scan": source.scan,
+        "height": source.shape[0],
+        "width": source.shape[1],
+        "spacing_mm": None if source.spacing_mm is None else list(source.spacing_mm),
+        "position_mm": source.position_mm,
+    }
+    if found.logits is not None:
+        record["pred"] = found.pred_class
+        record["logits"] = numbers(found.logits)
+        record["scores"] = numbers(found.scores)
+    if found.calibrated_scores is not None:
+        record["calibrated_scores"] = numbers(found.calibrated_scores)
+    record["boxes"] = [_box_record(box) for box in found.top_boxes]
+    if found.lesions is not None:
+        record["lesions"] = [_box_record(lesion) for lesion in found.lesions]
+    return record
+
+
+def numbers(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Floats of nine digits, which a float32 needs to come back as it was."""
+    return [float(format(float(value), ".9g")) for value in values]
+
+
+def _box_record(box: FoundBox) -> dict[str, Any]:
+    record = {
+        "class": box.class_index,
+        "score": numbers([box.score])[0],
+        "box_px": numbers(box.box_px),
+    }
+    return record if box.rle is None else {**record, "rle": box.rle}

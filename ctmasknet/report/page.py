@@ -1,0 +1,285 @@
+"""From a folder to the page: everything is gathered here and the template only sets it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import ctmasknet
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.pooling import normal_index
+from ctmasknet.files import atomic_write
+from ctmasknet.report import wording
+from ctmasknet.report.evidence import evidence_painter
+from ctmasknet.report.origin import report_facts, run_facts
+from ctmasknet.report.pictures import SlicePictures
+from ctmasknet.report.sections import THRESHOLD_METRICS, measured, unmeasured
+from ctmasknet.report.slice_files import SliceFiles, recorded_window
+from ctmasknet.report.slice_gallery import PER_PATIENT, choose_slices
+from ctmasknet.report.source import ReportSource, read_source
+from ctmasknet.report.thresholds import threshold_data
+from ctmasknet.report.units_table import UnitsTable, units_table
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What goes into a report besides the folder's figures.
+
+    Attributes:
+        dataset, evaluation: see :func:`read_source`.
+        images: folder that the slices' names are relative to.
+        pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
+            a prediction folder's own are used without being named where no model draws.
+        gallery: slices shown at most.
+        config_file: configuration of the model that draws lesions; "" draws none.
+        opts: its ``KEY VALUE`` overrides.
+    """
+
+    dataset: str | None = None
+    evaluation: str | os.PathLike | None = None
+    images: str | os.PathLike | None = None
+    pictures: Sequence[str | os.PathLike] = ()
+    gallery: int = 24
+    config_file: str = ""
+    opts: Sequence[str] = ()
+
+
+def write_report(
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    options: ReportOptions | None = None,
+) -> Path:
+    """Write the report of an evaluation or prediction folder as one HTML file.
+
+    Args:
+        folder: see :func:`read_source`.
+        output: the file; written whole or not at all.
+        options: what else goes into it.
+
+    Returns:
+        The file.
+
+    Raises:
+        CTMaskNetError: see :func:`read_source`, :class:`SlicePictures`, :func:`evidence_painter`;
+            an output that cannot be written.
+    """
+    options = options or ReportOptions()
+    source = read_source(folder, dataset=options.dataset, evaluation=options.evaluation)
+    output = Path(output)
+    # Tried before a model is loaded
+    _check_writable(output)
+    files = SliceFiles(source.dataset, options.images, recorded_window(source.entries))
+    painter = None
+    if options.config_file:
+        painter = evidence_painter(
+            options.config_file, options.opts, source.folder, source.class_names
+        )
+    made = [*options.pictures]
+    if painter is None and source.listing is not None:
+        made.append(source.listing.parent)
+    pictures = SlicePictures(
+        [row.file for row in source.rows],
+        files,
+        folders=made,
+        painter=painter,
+    )
+    page = render(source, pictures, options.gallery)
+    try:
+        with atomic_write(output) as stream:
+            stream.write(page)
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+    return output
+
+
+def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
+    """The page as text.
+
+    Args:
+        source: the figures.
+        pictures: finds or draws pictures.
+        gallery: slices shown at most.
+    """
+    assets = resources.files("ctmasknet.report") / "assets"
+    script, style = (
+        (assets / f"report.{kind}").read_text(encoding="utf-8").strip() for kind in ("js", "css")
+    )
+    shown = _gallery(source, pictures, gallery)
+    thresholds = threshold_data(source.rows, source.pooled, source.class_names, source.evaluation)
+    table = units_table(source)
+    levels = {
+        name: level
+        for name, level in (source.evaluation["levels"] if source.evaluation else {}).items()
+        if level is not None
+    }
+    first_level = "patients" if "patients" in thresholds["levels"] else "slices"
+    normal = normal_index(source.class_names)
+    values = {
+        "title": f"Slice classifier: {source.dataset or source.folder.resolve().name}",
+        "about": _about(source),
+        "phantoms": wording.shows_phantoms(source),
+        "script": script,
+        "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "style": style,
+        "sections": _sections(source, table, shown),
+        "class_names": source.class_names,
+        "level_names": wording.LEVEL_NAMES,
+        "pooling": wording.pooling_text(source),
+        "pooling_name": source.pooling_name,
+        "evaluation": source.evaluation,
+        "levels": levels,
+        "first_level": first_level,
+        # The last class is the one most often asked for (covid); never normal
+        "first_class": max(i for i in range(len(source.class_names)) if i != normal or i == 0),
+        "threshold_data": thresholds,
+        "thresholds": thresholds["thresholds"],
+        "threshold_levels": list(thresholds["levels"]),
+        "first_threshold": thresholds["thresholds"].index(0.5),
+        "threshold_rows": _threshold_rows(source),
+        "table": table,
+        "table_name": "Patients" if table.kind == "patients" else "Slices",
+        "table_columns": _columns(source, table),
+        "table_caption": _table_caption(source, table),
+        "predictions_name": source.predictions.name,
+        "gallery": shown,
+        "per_patient": PER_PATIENT,
+        "seen": _first_pictures(shown, table),
+        "limits": wording.limits(source),
+        "facts": report_facts(source),
+        "runs": [run_facts(entry) for entry in source.entries],
+        "record": json.dumps(source.record, indent=1, ensure_ascii=False) if source.record else "",
+        "version": ctmasknet.__version__,
+        **(measured(source, levels, first_level) if source.evaluation else unmeasured(source)),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(values).lstrip()
+
+
+def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:
+    groups = []
+    number = 0
+    for chosen in choose_slices(source, count):
+        items = []
+        for row in chosen.rows:
+            number += 1
+            truth = None if row.label is None else source.class_names[row.label]
+            pred = source.class_names[row.pred]
+            items.append(
+                {
+                    "anchor": f"slice-{number}",
+                    "row": row,
+                    "truth": truth,
+                    "pred": pred,
+                    "verdict": "" if truth is None else "right" if truth == pred else "wrong",
+                    "scores": list(zip(source.class_names, row.scores, strict=True)),
+                    "pictures": pictures.of(row),
+                }
+            )
+        groups.append(
+            {
+                "heading": chosen.heading,
+                "rule": chosen.rule,
+                "found": chosen.found,
+                # Three pictures beside each other take the width of the page
+                "wide": any(len(item["pictures"]) > 2 for item in items),
+                "slices": items,
+            }
+        )
+    return groups
+
+
+def _first_pictures(groups: Sequence[Mapping[str, Any]], table: UnitsTable) -> dict[str, str]:
+    """Name in the table -> anchor of its first slice in the gallery."""
+    first: dict[str, str] = {}
+    for group in groups:
+        for item in group["slices"]:
+            row = item["row"]
+            name = row.patient if table.kind == "patients" else row.file
+            if name:
+                first.setdefault(name, item["anchor"])
+    return first
+
+
+def _sections(source, table: UnitsTable, gallery) -> list[tuple[str, str]]:
+    found = [("summary", "At a glance")]
+    if source.evaluation:
+        found.append(("detail", "Confusions, curves, calibration"))
+    found.append(("threshold", "Move the threshold"))
+    found.append(("patients", "Patients" if table.kind == "patients" else "Slices"))
+    if gallery:
+        found.append(("gallery", "Slices to look at"))
+    return [*found, ("limits", "Limits"), ("origin", "Where the figures are from")]
+
+
+def _threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
+    if source.evaluation is None:
+        return [("called", "Called"), ("not-called", "Not called")]
+    return [
+        *((metric, wording.METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
+        ("tp", "Has the class, called (true positive)"),
+        ("fn", "Has the class, not called (false negative)"),
+        ("fp", "Has it not, called (false positive)"),
+        ("tn", "Has it not, not called (true negative)"),
+    ]
+
+
+def _columns(source: ReportSource, table: UnitsTable) -> list[dict[str, Any]]:
+    columns = [("Patient" if table.kind == "patients" else "Slice", False)]
+    if table.kind == "patients":
+        columns += [("Scans", True), ("Slices", True)]
+    if source.evaluation:
+        columns.append(("True class", False))
+    columns.append(("Called", False))
+    if source.evaluation:
+        columns.append(("Verdict", False))
+    columns += [(f"Score {name}", True) for name in source.class_names]
+    return [{"name": name, "number": number} for name, number in columns]
+
+
+def _table_caption(source: ReportSource, table: UnitsTable) -> str:
+    order = "Errors first, the most confident at the top. " if source.evaluation else ""
+    scores = (
+        f"Scores pooled by {source.pooling_name}. "
+        if table.kind == "patients"
+        else "Scores are sigmoids; they need not sum to 1. "
+    )
+    return f"{order}{scores}A heading's button sorts."
+
+
+def _about(source: ReportSource) -> str:
+    patients = len(source.pooled["patients"])
+    counted = f"{len(source.rows)} slices" + (f" of {patients} patients" if patients else "")
+    dates = [entry["end"][:10] for entry in source.entries if isinstance(entry.get("end"), str)]
+    when = f", run ended {dates[-1]}" if dates else ""
+    return f"Predictions for {counted}; classes {', '.join(source.class_names)}{when}."
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+    if output.is_dir():
+        raise CTMaskNetError(f"{output}: is a folder; name a file with --output")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise CTMaskNetError(f"{output}: no permission to write there; choose another --output")
+
+
+def _cannot_write(output: Path, error: OSError) -> CTMaskNetError:
+    reason = error.strerror or str(error)
+    return CTMaskNetError(f"{output}: cannot be written ({reason}); choose another --output")

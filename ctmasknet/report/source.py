@@ -1,0 +1,284 @@
+"""From a folder to all that its report is made of: predictions, evaluation, record of the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctmasknet.engine.run_record import RUN_RECORD
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.classification_report import FORMAT, classification_report
+from ctmasknet.evaluation.image_classification import confusion_matrix
+from ctmasknet.evaluation.learned_pooling import load_learned_pooling
+from ctmasknet.evaluation.pooling import (
+    POOLED_LEVELS,
+    PooledPrediction,
+    check_rows,
+    pool_slices,
+)
+from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
+from ctmasknet.evaluation.units import slice_units
+from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.report.json_lines import json_lines
+
+_PREDICTIONS = "predictions.csv"
+_LISTING = "predictions.jsonl"
+_EVALUATION = "report.json"
+_LEARNED = "pooling.json"
+
+
+@dataclass(frozen=True)
+class ReportSource:
+    """What a report is made of.
+
+    Attributes:
+        folder: the folder given.
+        predictions: the ``predictions.csv`` that is reported.
+        predictions_sha256: of that file.
+        dataset: name of the evaluated data set, None for a prediction folder.
+        rows: predictions of slices, one or more.
+        class_names: C names in the order of the logits.
+        evaluation: see :func:`classification_report`; None when no slice has a label.
+        listing: ``predictions.jsonl`` of a prediction folder, None without.
+        pooling_name: how slices become scans and patients.
+        pooled: scans and patients, labelled or not, by level.
+        record: ``run.json`` as it is, None without one.
+        entries: the runs in it, oldest first.
+    """
+
+    folder: Path
+    predictions: Path
+    predictions_sha256: str
+    dataset: str | None
+    rows: Sequence[SlicePrediction]
+    class_names: Sequence[str]
+    evaluation: dict[str, Any] | None
+    listing: Path | None
+    pooling_name: str
+    pooled: dict[str, list[PooledPrediction]]
+    record: Any
+    entries: list[dict[str, Any]]
+
+
+def read_source(
+    folder: str | os.PathLike,
+    *,
+    dataset: str | None = None,
+    evaluation: str | os.PathLike | None = None,
+) -> ReportSource:
+    """Read a folder of an evaluation (``OUTPUT_DIR`` of ``tools/train_net.py``, or one data set's
+    folder in it) or of predictions.
+
+    Without a ``report.json`` of ``tools/evaluate_predictions.py`` the same evaluation is made here,
+    pooled by the mean and with nothing fitted on validation.
+
+    Args:
+        folder: holds ``predictions.csv``, or ``inference/<data set>/predictions.csv``.
+        dataset: which of several; default the one evaluated last (see ``run.json``).
+        evaluation: folder of ``report.json``; default ``<folder>/report`` and ``folder`` itself,
+            where they hold one.
+
+    Raises:
+        CTMaskNetError: no or several predictions, a broken file, or a ``report.json`` that was made
+            from other predictions.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CTMaskNetError(
+            f"{folder}: no such folder; give the OUTPUT_DIR of an evaluation or a folder of "
+            "predictions"
+        )
+    record, entries = _read_record(folder)
+    path, name = _find_predictions(folder, dataset, entries)
+    rows, class_names = read_predictions_csv(path)
+    check_rows(rows, str(path))
+    found = _find_evaluation(folder, evaluation)
+    report, learned = None, None
+    if found is not None:
+        report = _read_evaluation(found)
+        _check_same(found, report, path, rows, class_names)
+        if report["settings"]["pooling"] == "learned":
+            learned = load_learned_pooling(found.with_name(_LEARNED), class_names)
+    elif any(row.label is not None for row in rows):
+        report = classification_report(rows, class_names, source=str(path))
+    listing = path.with_name(_LISTING)
+    listing = listing if listing.is_file() else None
+    if report is None and listing is not None:
+        pooling_name, pooled = _read_pooled(listing, class_names)
+    else:
+        settings = report["settings"] if report else {}
+        choice = PoolingChoice(
+            settings.get("pooling", PoolingChoice.name),
+            settings.get("top_k", PoolingChoice.top_k),
+            settings.get("normal_class"),
+        )
+        pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
+        pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
+    return ReportSource(
+        folder=folder,
+        predictions=path,
+        predictions_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        dataset=name,
+        rows=rows,
+        class_names=class_names,
+        evaluation=report,
+        listing=listing,
+        pooling_name=pooling_name,
+        pooled=pooled,
+        record=record,
+        entries=entries,
+    )
+
+
+def _find_predictions(
+    folder: Path, dataset: str | None, entries: Sequence[dict[str, Any]]
+) -> tuple[Path, str | None]:
+    """The predictions to report, and the name of their data set (None for a prediction folder)."""
+    here = folder / _PREDICTIONS
+    if here.is_file():
+        if dataset not in (None, folder.name):
+            raise CTMaskNetError(
+                f"{here}: is the only predictions file here; leave --dataset {dataset} out"
+            )
+        return here, folder.name if folder.parent.name == "inference" else None
+    found = {path.parent.name: path for path in folder.glob(f"inference/*/{_PREDICTIONS}")}
+    if not found:
+        raise CTMaskNetError(
+            f"{folder}: no {_PREDICTIONS} here or in inference/<data set>/; evaluate a classifier "
+            "with tools/train_net.py --eval-only, or predict with tools/predict.py"
+        )
+    if dataset is not None:
+        if dataset not in found:
+            raise CTMaskNetError(
+                f"{folder}: no predictions of {dataset}; --dataset is one of "
+                f"{', '.join(sorted(found))}"
+            )
+        return found[dataset], dataset
+    if len(found) == 1:
+        (name, path) = next(iter(found.items()))
+        return path, name
+    # Validation data are no test set, even when they were evaluated last
+    validation = {name for entry in entries for name in _dataset_names(entry, "val")}
+    for entry in reversed(entries):
+        for name in _dataset_names(entry, "test"):
+            if name in found and name not in validation:
+                return found[name], name
+    raise CTMaskNetError(
+        f"{folder}: predictions of {', '.join(sorted(found))}; choose one with --dataset NAME"
+    )
+
+
+def _dataset_names(entry: dict[str, Any], split: str) -> list[str]:
+    sets = entry.get("datasets")
+    described = sets.get(split, []) if isinstance(sets, dict) else []
+    return [item["name"] for item in described]
+
+
+def _find_evaluation(folder: Path, given: str | os.PathLike | None) -> Path | None:
+    if given is not None:
+        path = Path(given)
+        path = path / _EVALUATION if path.is_dir() else path
+        if not path.is_file():
+            raise CTMaskNetError(
+                f"{path}: no such file; --evaluation is the --output of "
+                "tools/evaluate_predictions.py"
+            )
+        return path
+    for path in (folder / "report" / _EVALUATION, folder / _EVALUATION):
+        if path.is_file():
+            return path
+    return None
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["format"] != FORMAT:
+            raise ValueError(f"format {report['format']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a report of tools/evaluate_predictions.py ({type(error).__name__}: "
+            f"{error}); make it anew or remove it"
+        ) from error
+    return report
+
+
+def _check_same(
+    path: Path,
+    report: dict[str, Any],
+    predictions: Path,
+    rows: Sequence[SlicePrediction],
+    class_names: Sequence[str],
+) -> None:
+    """Refuse an evaluation of other predictions: figures and pictures would be of two models."""
+    units = slice_units(rows)
+    slices = report["levels"]["slices"]
+    same = report["class_names"] == list(class_names) and slices["n"] == len(units)
+    if same and len(units):
+        matrix = confusion_matrix(units.labels, units.preds, len(class_names)).tolist()
+        same = slices["confusion_matrix"] == matrix
+    if not same:
+        raise CTMaskNetError(
+            f"{path}: was made from other predictions than {predictions}; run "
+            "tools/evaluate_predictions.py again, or name the right one with --evaluation or "
+            "--dataset"
+        )
+
+
+def _read_pooled(
+    path: Path, class_names: Sequence[str]
+) -> tuple[str, dict[str, list[PooledPrediction]]]:
+    """What ``tools/predict.py`` says of scans and patients, and the pooling it names: that may be
+    one fitted with the checkpoint, so it is not made again here."""
+    pooled: dict[str, list[PooledPrediction]] = {level: [] for level in POOLED_LEVELS}
+    name = PoolingChoice.name
+    for item in json_lines(path):
+        level = f"{item.get('level')}s"
+        # A scan of which no slice could be read has no class
+        if level not in pooled or "pred" not in item:
+            continue
+        try:
+            name = item["pooling"]
+            pooled[level].append(
+                PooledPrediction(
+                    patient=item["patient"],
+                    scan=item.get("scan", ""),
+                    label=None,
+                    mixed=False,
+                    pred=class_names.index(item["pred"]),
+                    scores=tuple(float(item["scores"][label]) for label in class_names),
+                    slices=int(item["slices"]),
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CTMaskNetError(
+                f"{path}: a {item['level']} without {error}; predict again"
+            ) from error
+    return name, pooled
+
+
+def _read_record(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """``run.json`` of the folder (or of the run whose ``inference/<data set>`` it is), as it is.
+
+    A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
+    """
+    places = [folder]
+    if folder.resolve().parent.name == "inference":
+        places.append(folder.resolve().parent.parent)
+    for path in (place / RUN_RECORD for place in places):
+        if not path.is_file():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CTMaskNetError(
+                f"{path}: not a run's record ({error}); restore or remove the file"
+            ) from error
+        runs = record.get("entries", [record]) if isinstance(record, dict) else []
+        return record, [entry for entry in runs if isinstance(entry, dict)]
+    return None, []

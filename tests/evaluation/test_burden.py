@@ -1,0 +1,242 @@
+"""Lesion burden on masks drawn by hand, from arrays and from files."""
+
+import argparse
+import csv
+import json
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from PIL import Image
+
+from ctmasknet.data.datasets import unregister
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.burden import SliceBurden, burdens, measure_slice, slice_thickness_mm
+from ctmasknet.evaluation.burden_files import burden_from_command_line, burden_text
+
+SHAPE = (10, 20)
+
+
+def block(x0, y0, x1, y1, shape=SHAPE):
+    mask = np.zeros(shape, dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+class TestSlice:
+    lung = block(0, 0, 10, 10)
+
+    def test_share_of_the_lung_counts_a_px_once_and_none_outside(self):
+        lesions = {
+            # 4 x 4 and 4 x 4, of which 2 x 4 in both
+            "ggo": [block(0, 0, 4, 4), block(2, 0, 6, 4)],
+            # 4 x 2, of which 2 x 2 outside the lung, and 1 x 1 on top of ggo
+            "consolidation": [block(8, 8, 12, 10), block(0, 0, 1, 1)],
+        }
+        found = measure_slice(lesions, SHAPE, self.lung, file="a")
+        assert dict(found.lesion_px) == {"ggo": 24, "consolidation": 5, "any": 28}
+        assert (found.whole_px, found.outside_px) == (100, 4)
+        (burden,) = burdens([found])["slices"]
+        assert burden.percent() == pytest.approx({"ggo": 24, "consolidation": 5, "any": 28})
+
+    def test_without_a_lung_the_share_is_of_the_slice(self):
+        found = measure_slice({"ggo": [block(0, 0, 4, 5)]}, SHAPE)
+        assert (found.whole_px, found.lesion_px["ggo"], found.outside_px) == (200, 20, 0)
+
+    def test_no_lesion_is_0_and_no_lung_is_no_share(self):
+        healthy = measure_slice({"ggo": []}, SHAPE, self.lung)
+        above = measure_slice({"ggo": []}, SHAPE, np.zeros(SHAPE, dtype=bool))
+        first, second = burdens([healthy, above])["slices"]
+        assert first.percent() == {"ggo": 0, "any": 0}
+        assert second.percent() == {"ggo": None, "any": None}
+
+    def test_masks_of_another_size_are_refused(self):
+        for lesions, lung in (({"ggo": [block(0, 0, 1, 1, (5, 5))]}, None), ({}, np.ones((5, 5)))):
+            with pytest.raises(CTMaskNetError, match=r"a\.png: is 20 x 10 px but a mask 5 x 5"):
+                measure_slice(lesions, SHAPE, lung, file="a.png")
+
+
+def one(lesion, lung, patient="p", scan="s", position=None, area=None):
+    px = {"ggo": lesion, "any": lesion}
+    return SliceBurden(f"{lesion}", patient, scan, px, lung, 0, area, position)
+
+
+class TestScansAndPatients:
+    def test_thickness_is_half_way_to_the_neighbours(self):
+        # Sorted 0, 2, 8: ends as far out as in
+        assert slice_thickness_mm([8, 0, 2]).tolist() == [6, 2, 4]
+        assert slice_thickness_mm([5, 10]).tolist() == [5, 5]
+
+    def test_a_scan_is_weighted_by_volume(self):
+        # Thickness 2, 4, 6 mm and 0.5 mm2 a px
+        slices = [one(10, 100, position=p, area=0.5) for p in (0, 2)]
+        slices.append(one(40, 200, position=8, area=0.5))
+        found = burdens(slices)
+        (scan,), (patient,) = found["scans"], found["patients"]
+        assert scan.weighted_by == patient.weighted_by == "mm3" and scan.slices == 3
+        # (2 * 10 + 4 * 10 + 6 * 40) / (2 * 100 + 4 * 100 + 6 * 200)
+        assert scan.percent()["ggo"] == patient.percent()["any"] == pytest.approx(100 * 300 / 1800)
+        assert scan.to_json()["ml"] == pytest.approx({"ggo": 0.15, "any": 0.15, "whole": 0.9})
+        assert [item.percent()["ggo"] for item in found["slices"]] == [10, 10, 20]
+        assert found["slices"][0].to_json()["ml"] is None
+
+    def test_without_places_every_px_counts_alike(self):
+        found = burdens([one(10, 100), one(90, 300, position=4.0)])
+        (scan,) = found["scans"]
+        assert scan.weighted_by == "px" and scan.percent()["ggo"] == pytest.approx(25)
+        assert scan.to_json()["ml"] is None
+
+    def test_without_px_sizes_slices_count_by_their_distance(self):
+        (scan,) = burdens([one(10, 100, position=p) for p in (0, 1)] + [one(40, 100, position=4)])[
+            "scans"
+        ]
+        # Thickness 1, 2, 3
+        assert scan.weighted_by == "px x mm"
+        assert scan.percent()["ggo"] == pytest.approx(100 * (10 + 20 + 120) / 600)
+
+    def test_a_patients_scans_add_up_and_nameless_slices_are_in_none(self):
+        known = [one(10, 100, position=p, area=1.0) for p in (0, 1)]
+        second = [one(50, 100, scan="t", position=p, area=1.0) for p in (0, 3)]
+        found = burdens([*known, *second, one(1, 1, patient=""), one(5, 50, scan="")])
+        assert [(item.patient, item.scan) for item in found["scans"]] == [("p", "s"), ("p", "t")]
+        (patient,) = found["patients"]
+        # In px, since the slice without a scan has no place
+        assert patient.weighted_by == "px" and patient.slices == 5
+        assert patient.percent()["ggo"] == pytest.approx(100 * 125 / 450)
+        (patient,) = burdens([*known, *second])["patients"]
+        assert patient.percent()["ggo"] == pytest.approx(100 * (20 + 300) / (200 + 600))
+        assert len(found["slices"]) == 6
+
+
+@pytest.fixture
+def lesion_set(tmp_path, monkeypatch):
+    """A prepared set of two slices of one patient with their label masks.
+
+    Lung is columns 0..9; slice 1 has GGO of 4 x 5 px, of which the set kept nothing of 1 x 1 px;
+    slice 2 has consolidation of 5 x 5 px."""
+    root = tmp_path / "datasets" / "hand"
+    images, masks = tmp_path / "image" / "7", tmp_path / "mask" / "7"
+    annotations = []
+    for folder in (images, masks, root / "annotations"):
+        folder.mkdir(parents=True)
+    for number, (value, box) in enumerate([(2, (0, 0, 4, 5)), (3, (0, 0, 5, 5))], start=1):
+        mask = np.where(block(0, 0, 10, 10), 1, 0).astype(np.uint8)
+        mask[block(*box)] = value
+        if number == 1:
+            mask[9, 9] = 2
+        Image.fromarray(mask).save(masks / f"{number}.png")
+        Image.fromarray(mask).save(images / f"{number}.jpg")
+        annotations.append(lesion(number, value - 1, box) | {"id": number})
+    document = {
+        "info": {"mask_type": "both", "image_root": str(tmp_path / "image")},
+        "images": [
+            {"id": n, "file_name": f"7/{n}.jpg", "height": 10, "width": 20, "patient": "7"}
+            for n in (1, 2)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "ggo"}, {"id": 2, "name": "consolidation"}],
+    }
+    (root / "annotations" / "both_test.json").write_text(json.dumps(document))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    yield tmp_path
+    unregister("hand_both_test")
+
+
+def lesion(image_id, category_id, box, score=None):
+    rle = mask_util.encode(np.asfortranarray(block(*box), dtype=np.uint8))
+    x0, y0, x1, y1 = box
+    found = {"image_id": image_id, "category_id": category_id, "iscrowd": 0}
+    found |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(mask_util.area(rle))}
+    found["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    return found if score is None else found | {"score": score}
+
+
+def run(folder, **given):
+    values = {"dataset": None, "lesions": None, "predictions": None, "label_masks": None}
+    values |= {"labels": None, "score_threshold": 0.5, "output": str(folder / "out")}
+    return burden_from_command_line(argparse.Namespace(**(values | given)))
+
+
+def shares(found, level="slices"):
+    return [tuple(item["percent"].values()) for item in found[level]]
+
+
+class TestFiles:
+    def test_as_drawn_in_the_label_masks(self, lesion_set):
+        masks = str(lesion_set / "mask")
+        found = run(lesion_set, dataset="hand_both_test", label_masks=masks)
+        assert found["of"] == "lung" and found["classes"] == ["ggo", "consolidation"]
+        assert shares(found) == [(21, 0, 21), (0, 25, 25)]
+        assert shares(found, "patients") == shares(found, "scans") == [(10.5, 12.5, 23)]
+        assert json.loads((lesion_set / "out" / "burden.json").read_text()) == found
+        rows = list(csv.DictReader((lesion_set / "out" / "burden.csv").open()))
+        assert [row["level"] for row in rows] == ["slices", "slices", "scans", "patients"]
+        assert rows[0]["of"] == "lung" and float(rows[0]["ggo_percent"]) == 21
+        assert rows[1]["file"] == "7/2.jpg" and rows[3]["any_ml"] == ""
+        text = burden_text(found)
+        assert "% of the lung" in text and "12.50 (0.00-25.00)" in text
+
+    def test_without_label_masks_the_share_is_of_the_slice(self, lesion_set):
+        found = run(lesion_set, dataset="hand_both_test")
+        assert found["of"] == "slice" and shares(found) == [(10, 0, 10), (0, 12.5, 12.5)]
+        assert "% of the slice" in burden_text(found)
+
+    def test_as_predicted_above_the_threshold_and_inside_the_lung(self, lesion_set):
+        predictions = [
+            lesion(1, 1, (6, 0, 14, 5), 0.9),
+            lesion(1, 2, (0, 0, 10, 10), 0.5),
+            lesion(2, 2, (0, 0, 2, 5), 0.6),
+        ]
+        path = lesion_set / "coco_instances_results.json"
+        path.write_text(json.dumps(predictions))
+        given = {"dataset": "hand_both_test", "predictions": str(path)}
+        found = run(lesion_set, **given, label_masks=str(lesion_set / "mask"))
+        assert shares(found) == [(20, 0, 20), (0, 10, 10)]
+        assert found["outside_lung_px"] == 20
+        assert found["lesions"].endswith("coco_instances_results.json, score > 0.5")
+        assert shares(run(lesion_set, **given)) == [(20, 0, 20), (0, 5, 5)]
+
+    def test_lesions_in_cocos_form_with_places(self, lesion_set):
+        places = {"height": 10, "width": 20, "patient": "a", "scan": "b"}
+        images = [
+            {"id": n, "file_name": f"{n}", "position_mm": 2.5 * n, "spacing_mm": [2, 4], **places}
+            for n in (1, 2)
+        ]
+        document = {"images": images, "categories": [{"id": 1, "name": "lesion"}]}
+        document["annotations"] = [lesion(1, 1, (0, 0, 10, 10), 0.8)]
+        path = lesion_set / "lesions.json"
+        path.write_text(json.dumps(document))
+        found = run(lesion_set, lesions=str(path))
+        (scan,) = found["scans"]
+        assert scan["percent"] == {"lesion": 25, "any": 25} and scan["weighted_by"] == "mm3"
+        # 100 px of 8 mm2, 2.5 mm thick
+        assert scan["ml"]["lesion"] == pytest.approx(2.0)
+
+    def test_masks_without_a_lung_give_shares_of_the_slice(self, lesion_set):
+        masks, labels = str(lesion_set / "mask"), "0:background,1:background,2:ggo,3:consolidation"
+        found = run(lesion_set, dataset="hand_both_test", label_masks=masks, labels=labels)
+        assert found["of"] == "slice" and shares(found) == [(10.5, 0, 10.5), (0, 12.5, 12.5)]
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({}, "either --dataset NAME or --lesions"),
+            ({"lesions": "x", "predictions": "y"}, "--predictions belong to a data set"),
+            ({"lesions": "absent.json"}, "absent.json: cannot read lesions"),
+            ({"dataset": "hand_both_test", "label_masks": "absent"}, "absent: no such folder"),
+            ({"dataset": "hand_both_test", "label_masks": "{}/image"}, "no mask for 7/1.jpg"),
+            ({"lesions": "{}/boxes.json"}, "a lesion of 1 has no mask"),
+            ({"lesions": "{}/list.json"}, "holds no lesions"),
+            ({"lesions": "{}/other.json"}, "no COCO lesions"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_clear_error(self, lesion_set, given, message):
+        image = {"id": 1, "file_name": "1", "height": 10, "width": 20}
+        boxes = {"images": [image], "categories": [{"id": 1, "name": "lesion"}]}
+        boxes["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]
+        for name, content in (("boxes", boxes), ("list", []), ("other", {"images": []})):
+            (lesion_set / f"{name}.json").write_text(json.dumps(content))
+        given = {key: value.format(lesion_set) for key, value in given.items()}
+        with pytest.raises(CTMaskNetError, match=message):
+            run(lesion_set, **given)
+        assert not (lesion_set / "out").exists()

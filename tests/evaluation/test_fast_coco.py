@@ -1,0 +1,143 @@
+"""faster-coco-eval gives pycocotools' figures."""
+
+import copy
+import importlib.util
+import json
+import math
+
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ctmasknet.benchmarks.coco_evaluation import synthetic_lesions
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation import LesionEvaluator
+from ctmasknet.evaluation.lesions import use_fast_coco
+
+SQUARE = (4, 4, 16, 16)
+ELSEWHERE = (18, 18, 30, 30)
+
+needs_library = pytest.mark.skipif(
+    importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    """Lesions of every size on 30 slices, some without; many detections tie in score."""
+    truth, predictions = synthetic_lesions(np.random.default_rng(3), 30, 25)
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["iscrowd"] = int(number % 11 == 0)
+    return truth, [found for item in predictions for found in item["instances"]]
+
+
+def coco_of(truth):
+    known = COCO()
+    known.dataset = copy.deepcopy(truth)
+    known.createIndex()
+    return known
+
+
+def by_pycocotools(truth, results, task, max_dets, image_ids=None):
+    known = coco_of(truth)
+    results = copy.deepcopy(results)
+    for result in results:
+        # As Detectron2: with a box, a mask's area would be the box's
+        result.pop("bbox" if task == "segm" else "segmentation")
+    evaluation = COCOeval(known, known.loadRes(results), task)
+    evaluation.params.maxDets = list(max_dets)
+    evaluation.params.imgIds = image_ids or evaluation.params.imgIds
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+@needs_library
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("image_ids", [None, [2, 3, 7, 11]])
+def test_all_twelve_figures_and_all_curves_are_those_of_pycocotools(lesions, task, image_ids):
+    from ctmasknet.evaluation.fast_coco import fast_coco_eval
+
+    truth, results = lesions
+    expected = by_pycocotools(truth, results, task, (1, 10, 100), image_ids)
+    known = coco_of(truth)
+    before = json.dumps([known.dataset, results])
+    found = fast_coco_eval(known, results, task, (1, 10, 100), image_ids)
+    assert found.stats.shape == (12,) and 0 < expected.stats.min() < expected.stats.max() < 1
+    np.testing.assert_allclose(found.stats, expected.stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        found.eval["precision"], expected.eval["precision"], rtol=0, atol=1e-12
+    )
+    assert json.dumps([known.dataset, results]) == before
+
+
+@needs_library
+@pytest.mark.parametrize("limit", [5, 15, 100, 128])
+def test_lesion_evaluator_gives_the_same_either_way(lesions, tmp_path, limit):
+    """Through Detectron2, with its classes from 0, and the limit on the detections of a slice."""
+    truth, results = lesions
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    name = f"fast_coco_{limit}"
+    MetadataCatalog.get(name).set(
+        json_file=str(path),
+        thing_classes=["ggo", "consolidation"],
+        thing_dataset_id_to_contiguous_id={1: 0, 2: 1},
+    )
+    found, written = {}, {}
+    try:
+        for fast in ("off", "on"):
+            folder = tmp_path / fast
+            evaluator = LesionEvaluator(
+                name,
+                distributed=False,
+                output_dir=str(folder),
+                max_dets_per_image=limit,
+                fast=fast,
+            )
+            evaluator.reset()
+            for image in truth["images"]:
+                mine = [dict(result) for result in results if result["image_id"] == image["id"]]
+                for result in mine:
+                    result["category_id"] -= 1
+                evaluator._predictions.append({"image_id": image["id"], "instances": mine})
+            found[fast] = evaluator.evaluate()
+            written[fast] = json.loads((folder / "coco_instances_results.json").read_text())
+    finally:
+        MetadataCatalog.remove(name)
+    assert found["on"] == found["off"]
+    assert set(found["on"]["segm"]) > {"AP", "AP-ggo", "AP-consolidation"}
+    assert written["on"] == written["off"] == results
+
+
+@needs_library
+def test_nothing_detected_and_no_ground_truth(lesion_dataset, detections, run):
+    name = lesion_dataset([[(SQUARE, 0)], []])
+    nothing = run(LesionEvaluator(name, fast="on"), [detections(), detections()])
+    assert nothing["segm"]["AP"] == 0.0
+    name = lesion_dataset([[], []])
+    found = run(LesionEvaluator(name, fast="on"), [detections((SQUARE, 0.9, 0)), detections()])
+    assert math.isnan(found["bbox"]["AP"]) and math.isnan(found["segm"]["AP"])
+    assert found["lesion_free"]["slices-with-false-positives@0.5"] == 1
+
+
+def test_without_the_library_the_stock_evaluation_is_used_or_one_error_says_what_to_install(
+    monkeypatch, lesion_dataset, detections, run
+):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "faster_coco_eval" else find_spec(name, *rest),
+    )
+    assert use_fast_coco("auto") is use_fast_coco("off") is False
+    name = lesion_dataset([[(SQUARE, 0), (ELSEWHERE, 0)]])
+    found = run(LesionEvaluator(name), [detections((SQUARE, 0.9, 0), (ELSEWHERE, 0.8, 0))])
+    assert found["segm"]["AP"] == pytest.approx(100)
+    with pytest.raises(CTMaskNetError, match=r"ctmasknet\[coco\]"):
+        LesionEvaluator(name, fast="on")
+    with pytest.raises(CTMaskNetError, match=r"TEST\.COCO_FAST"):
+        use_fast_coco("yes")

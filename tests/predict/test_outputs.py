@@ -1,0 +1,356 @@
+"""Every output of tools/predict.py, read back by the library its users would take."""
+
+import datetime
+import json
+
+import ct_samples
+import highdicom
+import nibabel
+import numpy as np
+import pandas
+import pydicom
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from running import run_tool
+from scipy.special import expit, logit
+from small_world import files_of, hu_volume, words, write_scans, write_series
+
+from ctmasknet.data.classes import MASK_LABELS
+from ctmasknet.data.ct_io import read_scans
+from ctmasknet.data.mask_volumes import read_mask_volume
+from ctmasknet.engine.run_record import read_record
+from ctmasknet.engine.stored_calibration import store_calibration
+from ctmasknet.evaluation import pool_slices, read_predictions_csv
+from ctmasknet.evaluation.pooling import ScorePooling
+from ctmasknet.predict import CTPredictor
+from ctmasknet.predict.dicom_seg import write_dicom_seg
+from ctmasknet.predict.results import FoundBox
+from ctmasknet.predict.volumes import label_slice, mask_values, write_nifti
+
+CLASSES = ["normal", "pneumonia", "covid"]
+LESIONS = ["ggo", "consolidation"]
+THRESHOLD = 0.6
+
+
+@pytest.fixture(scope="module")
+def answers(repository, classifier, tmp_path_factory):
+    """The folder of a run with label volumes, and what the Python API says of the same scans."""
+    root = tmp_path_factory.mktemp("answers")
+    scans = write_scans(root / "scans")
+    write_series(scans / "a_dicom_mirrored", hu_volume(5, 3), patient="P2", flip=True)
+    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", THRESHOLD]
+    command = words(classifier, [scans], root / "out", *flags)
+    assert run_tool(repository, "tools/predict.py", *command) == 0
+    predictor = CTPredictor.from_config_file(
+        classifier.config, weights=str(classifier.weights), lesions=True
+    )
+    return root / "out", list(predictor(scans))
+
+
+def objects(output, level):
+    lines = (output / "predictions.jsonl").read_text().splitlines()
+    return [value for value in map(json.loads, lines) if value["level"] == level]
+
+
+def slices(found):
+    return [one for scan in found for one in scan.slices]
+
+
+def test_predictions_csv(answers):
+    output, found = answers
+    table = pandas.read_csv(output / "predictions.csv", dtype={"patient": str, "scan": str})
+    expected = slices(found)
+    assert list(table.columns) == [
+        *("file", "patient", "scan", "label", "pred"),
+        *(f"logit_{name}" for name in CLASSES),
+        *(f"score_{name}" for name in CLASSES),
+    ]
+    assert len(table) == len(expected) == 18
+    assert list(table.file) == [one.source.name for one in expected]
+    assert list(table.scan) == [one.source.scan for one in expected]
+    assert list(table.patient.fillna("")) == [one.source.patient for one in expected]
+    assert table.label.isna().all()
+    assert list(table.pred) == [CLASSES[one.pred_class] for one in expected]
+    for kind, name in (("logit", "logits"), ("score", "scores")):
+        values = table[[f"{kind}_{label}" for label in CLASSES]].to_numpy(np.float32)
+        np.testing.assert_array_equal(values, [getattr(one, name) for one in expected])
+    rows, names = read_predictions_csv(output / "predictions.csv")
+    assert names == CLASSES and len(rows) == 18
+
+
+def test_predictions_jsonl(answers):
+    output, found = answers
+    for value, one in zip(objects(output, "slice"), slices(found), strict=True):
+        assert value["file"] == one.source.name
+        assert value["position_mm"] == one.source.position_mm
+        assert value["pred"] == CLASSES[one.pred_class]
+        for key in ("logits", "scores"):
+            assert np.float32([value[key][name] for name in CLASSES]).tolist() == (
+                getattr(one, key).tolist()
+            )
+        for box, expected in zip(value["boxes"], one.top_boxes, strict=True):
+            assert box["class"] == LESIONS[expected.class_index]
+            assert np.float32(box["box_px"]).tolist() == list(expected.box_px)
+            assert np.float32(box["score"]) == np.float32(expected.score)
+    scans = objects(output, "scan")
+    assert [value["scan"] for value in scans] == [scan.source.scan for scan in found]
+    for value, scan in zip(scans, found, strict=True):
+        assert value["pooling"] == "mean" and value["kind"] == scan.source.kind
+        np.testing.assert_allclose([value["scores"][name] for name in CLASSES], scan.scores)
+        assert value["pred"] == CLASSES[scan.pred_class]
+        wide = [[ls for ls in one.lesions if ls.score > THRESHOLD] for one in scan.slices]
+        for index, name in enumerate(LESIONS):
+            count = sum(any(lesion.class_index == index for lesion in one) for one in wide)
+            assert value["slices_with"][name] == count
+    rows, _ = read_predictions_csv(output / "predictions.csv")
+    patients = pool_slices(rows, "patients", ScorePooling("mean", 0))
+    for value, expected in zip(objects(output, "patient"), patients, strict=True):
+        assert (value["patient"], value["slices"]) == (expected.patient, expected.slices)
+        np.testing.assert_allclose([value["scores"][name] for name in CLASSES], expected.scores)
+    assert [value["scans"] for value in objects(output, "patient")] == [1, 1, 1, 1]
+
+
+def test_lesions_json(answers):
+    output, found = answers
+    coco = COCO(output / "lesions.json")
+    assert [item["name"] for item in coco.loadCats(coco.getCatIds())] == LESIONS
+    images = coco.loadImgs(coco.getImgIds())
+    for image, one in zip(images, slices(found), strict=True):
+        assert image["file_name"] == one.source.name
+        assert (image["height"], image["width"]) == one.source.shape
+        annotations = coco.loadAnns(coco.getAnnIds(image["id"]))
+        assert len(annotations) == len(one.lesions) == 6
+        for annotation, lesion in zip(annotations, one.lesions, strict=True):
+            mask = lesion.mask(*one.source.shape)
+            np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+            assert annotation["area"] == mask.sum()
+            assert annotation["category_id"] == lesion.class_index + 1
+            assert np.float32(annotation["score"]) == np.float32(lesion.score)
+            x0, y0, x1, y1 = lesion.box_px
+            np.testing.assert_allclose(annotation["bbox"], [x0, y0, x1 - x0, y1 - y0], rtol=1e-6)
+    # As results beside another ground truth
+    assert len(coco.loadRes(coco.dataset["annotations"]).anns) == 18 * 6
+
+
+def expected_labels(scan):
+    """(slices, H, W): 2 and 3 where a lesion above the threshold is, 3 on top."""
+    labels = np.zeros((len(scan.slices), *scan.slices[0].source.shape), dtype=np.uint8)
+    for label, one in zip(labels, scan.slices, strict=True):
+        for index, value in enumerate((2, 3)):
+            for lesion in one.lesions:
+                if lesion.class_index == index and lesion.score > THRESHOLD:
+                    label[lesion.mask(*label.shape)] = value
+    assert {*np.unique(labels)} == {0, 2, 3}, "the test needs both classes"
+    return labels
+
+
+def scans_of(answers, kind):
+    output, found = answers
+    for value, scan in zip(objects(output, "scan"), found, strict=True):
+        if scan.source.kind == kind:
+            yield {name: output / path for name, path in value["masks"].items()}, scan
+
+
+def test_label_volume_of_a_nifti_lies_on_its_source(answers):
+    ((masks, scan),) = scans_of(answers, "nifti")
+    assert list(masks) == ["nifti"]
+    mask, source = nibabel.load(masks["nifti"]), nibabel.load(scan.source.slices[0].file)
+    assert mask.get_data_dtype() == np.uint8 and mask.shape == source.shape
+    np.testing.assert_array_equal(mask.affine, source.affine)
+    stored = expected_labels(scan).transpose(0, 2, 1)[:, ::-1, ::-1]
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), stored)
+
+
+def test_label_volume_of_a_dicom_series(answers):
+    for masks, scan in scans_of(answers, "dicom"):
+        mask = nibabel.load(masks["nifti"])
+        np.testing.assert_array_equal(
+            np.asarray(mask.dataobj), expected_labels(scan).transpose(2, 1, 0)
+        )
+        # The middle of upright px (column 0, row 0) of each slice, from the DICOM headers
+        for number, one in enumerate(scan.slices):
+            header = pydicom.dcmread(one.source.file)
+            x, y, z = header.ImagePositionPatient
+            x += min(0, header.ImageOrientationPatient[0]) * (header.Columns - 1) * 0.8
+            place = mask.affine @ [0, 0, number, 1]
+            np.testing.assert_allclose(place[:3], [-x, -y, z], atol=1e-4)
+        assert nibabel.aff2axcodes(mask.affine) == ("L", "P", "S")
+
+
+def test_dicom_seg_lies_on_its_series(answers):
+    found = list(scans_of(answers, "dicom"))
+    assert len(found) == 2
+    for (masks, scan), mirrored in zip(found, (False, True), strict=True):
+        seg = highdicom.seg.segread(masks["dicom-seg"])
+        headers = [pydicom.dcmread(one.source.file) for one in scan.slices]
+        assert (headers[0].ImageOrientationPatient[0] < 0) == mirrored
+        first = headers[0]
+        for key in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            assert seg.get(key) == first.get(key)
+        assert (seg.Rows, seg.Columns) == (first.Rows, first.Columns)
+        codes = [
+            (d.segment_label, d.segmented_property_type.value, d.segmented_property_type.meaning)
+            for d in map(seg.get_segment_description, (1, 2))
+        ]
+        assert codes == [
+            ("ggo", "112120", "Ground glass opacity"),
+            ("consolidation", "95436008", "Lung consolidation"),
+        ]
+        pixels = seg.get_pixels_by_source_instance(
+            [header.SOPInstanceUID for header in headers], combine_segments=True
+        )
+        labels = expected_labels(scan)
+        stored = labels[:, :, ::-1] if mirrored else labels
+        np.testing.assert_array_equal(pixels, np.where(stored, stored - 1, 0))
+        volume = seg.get_volume(combine_segments=True)
+        np.testing.assert_allclose(sorted(volume.spacing), [0.7, 0.8, 2.5])
+        assert "research" in seg.SeriesDescription
+
+
+def label_planes(scan):
+    """Labels of a whole series whose every slice differs, upright."""
+    height, width = scan.slices[0].shape
+    chance = np.random.default_rng(4)
+    return list(chance.choice([0, 2, 3], (len(scan.slices), height, width)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["transposed", "frames"])
+def test_dicom_seg_of_other_storage(kind, tmp_path):
+    """Rows that run to the patient's left; frames of one file in an order of their own. Headers
+    have lost what anonymisers drop."""
+    hu = ct_samples.volume()
+    if kind == "frames":
+        data = [ct_samples.enhanced(hu, [3, 1, 0, 2])]
+        measures = data[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SliceThickness = 5.0
+    else:
+        data = [
+            ct_samples.dicom(plane, index, transposed=True, flip_rows=True)
+            for index, plane in enumerate(hu)
+        ]
+    for number, item in enumerate(data):
+        item.FrameOfReferenceUID = f"{ct_samples.SERIES}.9"
+        ct_samples.save(item, tmp_path / "in" / f"{number}.dcm")
+    (scan,) = read_scans([tmp_path / "in"])
+    labels = label_planes(scan)
+    path = tmp_path / "seg.dcm"
+    when = datetime.datetime(2020, 3, 1, 12)
+    write_dicom_seg(path, scan, labels, LESIONS, identity="x", created=when, software="1")
+    seg = highdicom.seg.segread(path)
+    if kind == "frames":
+        numbers = [one.frame + 1 for one in scan.slices]
+        assert numbers == [3, 2, 4, 1]
+        pixels = seg.get_pixels_by_source_frame(
+            data[0].SOPInstanceUID, numbers, combine_segments=True
+        )
+        stored = np.array(labels)
+    else:
+        pixels = seg.get_pixels_by_source_instance(
+            [item.SOPInstanceUID for item in data], combine_segments=True
+        )
+        stored = np.array(labels).transpose(0, 2, 1)[:, ::-1]
+    np.testing.assert_array_equal(pixels, np.where(stored, stored - 1, 0))
+    # In space as well, by the project's own reader
+    mask = read_mask_volume(str(path), MASK_LABELS)
+    np.testing.assert_allclose(mask.turn.affine, scan.affine, atol=1e-6)
+    for index, label in enumerate(labels):
+        np.testing.assert_array_equal(mask.plane(index), label)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL"])
+def test_nifti_masks_of_other_storage(codes, tmp_path):
+    source = tmp_path / "ct.nii"
+    nibabel.save(ct_samples.nifti(ct_samples.volume(), codes), source)
+    (scan,) = read_scans([source])
+    labels = label_planes(scan)
+    write_nifti(tmp_path / "mask.nii.gz", scan, labels)
+    mask, image = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(source)
+    assert mask.shape == image.shape
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    turned = nibabel.as_closest_canonical(mask)  # to the right, to the front, to the head
+    upright = np.array(labels).transpose(2, 1, 0)[::-1, ::-1]
+    np.testing.assert_array_equal(np.asarray(turned.dataobj), upright)
+
+
+def test_overlays_are_of_slices_with_a_lesion(detector, scans, tmp_path, tool):
+    output = tmp_path / "out"
+    flags = ["--overlays", "--score-threshold", 0.8]
+    assert tool(*words(detector, [scans / "a_dicom"], output, *flags))[0] == 0
+    lesions = COCO(output / "lesions.json")
+    found = objects(output, "slice")
+    for number, value in enumerate(found, start=1):
+        scores = [one["score"] for one in lesions.imgToAnns[number]]
+        assert ("overlay" in value) == any(score > 0.8 for score in scores)
+    drawn = [value["overlay"] for value in found if "overlay" in value]
+    assert 0 < len(drawn) < len(found), "the test needs both"
+    with Image.open(output / drawn[0]) as picture:
+        assert picture.width > 2 * 576
+
+
+def test_the_record_names_pooling_and_mask_values(answers):
+    output, _ = answers
+    (entry,) = read_record(output)
+    assert (entry["kind"], entry["status"], entry["pooling"]) == ("prediction", "finished", "mean")
+    assert entry["mask_values"] == {"ggo": 2, "consolidation": 3}
+    assert entry["results"]["slices"] == 18 and entry["hardware"]["device"] == "cpu"
+    assert not (output / ".parts").exists()
+
+
+def test_values_and_overlap_in_a_label_mask():
+    assert mask_values(["ggo", "consolidation"]) == {"ggo": 2, "consolidation": 3}
+    assert mask_values(["lesion"]) == {"lesion": 4}
+    assert mask_values(["crazy paving", "ggo"]) == {"ggo": 2, "crazy paving": 5}
+
+    def lesion(index, score, first, last):
+        mask = np.zeros((1, 6), dtype=np.uint8, order="F")
+        mask[:, first:last] = 1
+        return FoundBox(index, score, (0, 0, 1, 1), coco_mask.encode(mask)["counts"].decode())
+
+    lesions = [lesion(1, 0.8, 2, 4), lesion(0, 0.9, 1, 4), lesion(0, 0.5, 4, 6)]
+    label = label_slice(lesions, (1, 6), [2, 3], 0.5)
+    assert label.tolist() == [[0, 2, 3, 3, 0, 0]]
+
+
+def test_a_detector_s_run_has_lesions_and_no_classes(detector, scans, tmp_path, tool):
+    output = tmp_path / "answers"
+    assert tool(*words(detector, [scans / "a_dicom"], output))[0] == 0
+    assert sorted(files_of(output)) == ["lesions.json", "predictions.jsonl"]
+    (value,) = objects(output, "scan")
+    assert "pred" not in value and "pooling" not in value
+    assert set(value["slices_with"]) == set(LESIONS)
+
+
+def test_calibrated_scores_and_the_stored_pooling_are_used(own_classifier, scans, tmp_path, tool):
+    classifier = own_classifier
+    calibration = {
+        "class_names": CLASSES,
+        "pooling": {"name": "max", "top_k": 5, "normal_class": "normal", "learned": None},
+        "temperatures": {"slices": {"value": 2.0}, "scans": {"value": 4.0}},
+    }
+    store_calibration(classifier.weights, calibration)
+    output = tmp_path / "answers"
+    assert tool(*words(classifier, [scans / "a_dicom"], output))[0] == 0
+    for value in objects(output, "slice"):
+        logits = np.array([value["logits"][name] for name in CLASSES])
+        calibrated = [value["calibrated_scores"][name] for name in CLASSES]
+        np.testing.assert_allclose(calibrated, expit(logits / 2.0), rtol=1e-5)
+    (scan,) = objects(output, "scan")
+    assert scan["pooling"] == "max"
+    scores = np.array([scan["scores"][name] for name in CLASSES]).clip(1e-9, 1 - 1e-9)
+    calibrated = [scan["calibrated_scores"][name] for name in CLASSES]
+    np.testing.assert_allclose(calibrated, expit(logit(scores) / 4.0), rtol=1e-5)
+    best = max(value["scores"]["covid"] for value in objects(output, "slice"))
+    assert scan["scores"]["covid"] == pytest.approx(best)
+    (patient,) = objects(output, "patient")
+    assert "calibrated_scores" not in patient
+
+
+def test_a_series_without_lesions_has_empty_volumes(classifier, scans, tmp_path, tool):
+    output = tmp_path / "answers"
+    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 1.5]
+    assert tool(*words(classifier, [scans / "a_dicom"], output, *flags))[0] == 0
+    (value,) = objects(output, "scan")
+    assert not np.asarray(nibabel.load(output / value["masks"]["nifti"]).dataobj).any()
+    assert not highdicom.seg.segread(output / value["masks"]["dicom-seg"]).pixel_array.any()

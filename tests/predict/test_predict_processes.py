@@ -1,0 +1,68 @@
+"""Several processes write the files that one writes."""
+
+import socket
+
+import pytest
+from dying import start_prediction
+from small_world import files_of, words
+
+from ctmasknet.predict.units import UNIT_FILES, Unit
+from ctmasknet.predict.work import is_shared
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_all(repository, command, world):
+    """Processes as torchrun starts them."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return [
+        start_prediction(
+            repository,
+            command,
+            environment=common
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)},
+        )
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "world"),
+    [(("a_dicom", "b_nifti", "c_pictures"), 2), (("a_dicom", "b_nifti"), 3)],
+    ids=["two processes", "a process that gets none"],
+)
+def test_several_processes_write_what_one_does(
+    names, world, repository, classifier, scans, tmp_path, tool
+):
+    inputs = [scans / name for name in names]
+    flags = ["--masks", "nifti", "--score-threshold", 0.6]
+    assert tool(*words(classifier, inputs, tmp_path / "one", *flags))[0] == 0
+    processes = start_all(
+        repository, words(classifier, inputs, tmp_path / "several", *flags), world
+    )
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * world
+    assert files_of(tmp_path / "several") == files_of(tmp_path / "one")
+
+
+def test_one_process_s_failure_ends_the_one_that_waits(repository, classifier, own_scans, tmp_path):
+    """Units go to processes in turn, so the second one meets the damaged picture."""
+    bad = own_scans / "c_pictures" / "NCP_8_1_0002.png"
+    bad.write_bytes(bad.read_bytes()[:-500])
+    command = words(classifier, [own_scans / "c_pictures"], tmp_path / "out")
+    processes = start_all(repository, command, 2)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [2, 2]
+
+
+def test_large_inputs_are_dealt_out_whole():
+    small, large = Unit(("a",), 300), Unit(("b",), UNIT_FILES + 1)
+    assert not is_shared(small, 1000, 4) and is_shared(large, 1000, 4)
+    assert is_shared(small, 10, 4) and not is_shared(small, 10, 1)

@@ -1,0 +1,176 @@
+"""The Python API: what it says is what the model says."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit
+from small_world import hu_volume, write_series
+
+from ctmasknet.data.ct_io import read_scans
+from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.data.window import Window
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.learned_pooling import fit_learned_pooling
+from ctmasknet.evaluation.pooling import ScorePooling
+from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.predict import CTPredictor
+from ctmasknet.predict.pooled import build_pooler
+from ctmasknet.predict.stream import ahead
+
+CLASSES = ("normal", "pneumonia", "covid")
+
+
+def build(model, **options):
+    return CTPredictor.from_config_file(model.config, weights=str(model.weights), **options)
+
+
+def test_three_lines_give_what_the_model_gives(classifier, scans):
+    predictor = build(classifier, lesions=True)
+    found = list(predictor(scans))
+    sources = read_scans([scans])
+    assert [scan.source for scan in found] == sources
+    assert [scan.source.kind for scan in found] == ["dicom", "nifti", "image", "image"]
+    mapper = SliceMapper(classifier.cfg, is_train=False)
+    for scan, source in zip(found, sources, strict=True):
+        assert [one.source for one in scan.slices] == list(source.slices)
+        for one in scan.slices:
+            item = mapper.map_pixels({"file_name": "-"}, one.source.pixels(Window()))
+            (output,) = predictor.model([item])
+            assert one.pred_class == output["pred_class"]
+            for name in ("logits", "scores", "ranked_boxes"):
+                np.testing.assert_array_equal(getattr(one, name), output[name].numpy())
+            instances = output["instances"]
+            assert len(instances) == 6, "the test needs lesions"
+            for name in ("scores", "pred_classes", "pred_masks"):
+                assert torch.equal(one.instances.get(name), instances.get(name))
+            assert torch.equal(one.instances.pred_boxes.tensor, instances.pred_boxes.tensor)
+            ranked = output["ranked_instances"][:10]
+            assert [box.score for box in one.top_boxes] == ranked.scores.tolist()
+            assert [box.score for box in one.top_boxes] == output["ranked_boxes"][:10, 0].tolist()
+            assert [list(box.box_px) for box in one.top_boxes] == ranked.pred_boxes.tensor.tolist()
+        pooled = ScorePooling("mean", 0)(np.array([one.logits for one in scan.slices]))
+        assert scan.pooling == "mean" and scan.image_classes == CLASSES
+        np.testing.assert_array_equal(scan.scores, pooled)
+        assert scan.pred_class == int(pooled.argmax())
+
+
+def test_a_detector_finds_lesions_and_names_no_class(detector, scans):
+    for scan in build(detector)(scans / "a_dicom"):
+        assert scan.scores is None and scan.pred_class is None and scan.image_classes == ()
+        for one in scan.slices:
+            assert one.logits is None and one.pred_class is None
+            assert len(one.lesions) == 6
+            assert [box.box_px for box in one.top_boxes] == [
+                lesion.box_px for lesion in one.lesions
+            ]
+
+
+def test_threads_change_nothing_and_batches_only_rounding(classifier, own_scans):
+    scans = own_scans
+    write_series(scans / "d_other_size", hu_volume(4, 2, side=80))
+
+    def logits(**options):
+        found = build(classifier, **options)(scans)
+        return [np.array([one.logits for one in scan.slices]) for scan in found]
+
+    alone = logits(num_workers=0)
+    assert [len(scan) for scan in alone] == [4, 5, 3, 3, 2]
+    for one, other in zip(alone, logits(num_workers=3), strict=True):
+        np.testing.assert_array_equal(one, other)
+    batched = logits(num_workers=2, batch_size=3)
+    for one, other in zip(alone, batched, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_batches_stay_within_a_scan_and_a_size(classifier, scans):
+    sizes = []
+    predictor = build(classifier, batch_size=3)
+    predictor.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    list(predictor(scans))
+    assert sizes == [3, 1, 3, 2, 3, 3]
+
+
+def test_a_slice_that_cannot_be_decoded_is_told_or_skipped(classifier, own_scans):
+    scans = own_scans
+    bad = scans / "c_pictures" / "NCP_7_1_0001.png"
+    bad.write_bytes(bad.read_bytes()[:-500])
+    with pytest.raises(CTMaskNetError, match=r"NCP_7_1_0001\.png"):
+        list(build(classifier)(scans))
+    told = []
+    *_, scan, _ = build(classifier)(scans, on_bad=lambda *problem: told.append(problem))
+    names = [one.source.file[-8:] for one in scan.slices]
+    assert names == ["0000.png", "0002.png"]
+    assert told == list(scan.skipped) and told[0][0] == str(bad)
+
+
+def test_the_checkpoint_states_classes_and_window(own_classifier):
+    """Trained in another window on two classes: neither has to be said again."""
+    classifier = own_classifier
+    content = torch.load(classifier.weights, weights_only=True)
+    content["ctmasknet"] |= {"window_center_hu": 40.0, "window_width_hu": 400.0}
+    content["ctmasknet"]["image_classes"] = ["normal", "other", "covid"]
+    torch.save(content, classifier.weights)
+    predictor = build(classifier)
+    assert predictor.window == Window(40.0, 400.0)
+    assert predictor.image_classes == ("normal", "other", "covid")
+    with pytest.raises(CTMaskNetError, match=r"INPUT\.WINDOW_WIDTH_HU is 400"):
+        build(classifier, overrides=["INPUT.WINDOW_WIDTH_HU", 1500.0])
+
+
+def rows(count):
+    chance = np.random.default_rng(0)
+    return [
+        SlicePrediction(str(n), f"P{n // 3}", "1", n // 3 % 3, 0, tuple(chance.normal(size=3)), ())
+        for n in range(count)
+    ]
+
+
+def test_pooling_is_the_one_asked_for_or_the_checkpoint_s():
+    logits = np.random.default_rng(1).normal(size=(7, 3))
+    assert build_pooler(CLASSES, None).label == "mean"
+    top = build_pooler(CLASSES, None, name="top_k_mean", top_k=2)
+    assert top.label == "top_k_mean (k = 2)"
+    np.testing.assert_array_equal(top(logits), ScorePooling("top_k_mean", 0, 2)(logits))
+    with pytest.raises(CTMaskNetError, match="holds no learned pooling"):
+        build_pooler(CLASSES, None, name="learned")
+    learned = fit_learned_pooling(rows(36), CLASSES, top_k=4)
+    stored = {
+        "pooling": {"name": "learned", "top_k": 4, "learned": learned.to_json()},
+        "temperatures": {"slices": {"value": 2.0}, "scans": {"value": 0.5}},
+    }
+    pooler = build_pooler(CLASSES, stored)
+    assert pooler.label == "learned (k = 4)"
+    np.testing.assert_allclose(pooler(logits), learned(logits))
+    scores = pooler(logits)
+    np.testing.assert_allclose(pooler.calibrated("scans", scores), expit(logit(scores) / 0.5))
+    np.testing.assert_allclose(pooler.calibrated("slices", logits[0]), expit(logits[0] / 2))
+    assert pooler.calibrated("patients", scores) is None
+    other = build_pooler(CLASSES, stored, name="max")
+    assert other.calibrated("slices", logits[0]) is not None
+    assert other.calibrated("scans", scores) is None, "fitted on scores pooled another way"
+
+
+def test_ahead_keeps_order_and_distance():
+    asked = []
+
+    def numbers():
+        for number in itertools.count():
+            asked.append(number)
+            yield number
+
+    results = ahead(lambda n: n * n, numbers(), threads=3, limit=4)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(asked) == 9
+    results.close()
+
+    def fails(number):
+        if number == 2:
+            raise CTMaskNetError("two")
+        return number
+
+    results = ahead(fails, range(9), threads=2, limit=5)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(CTMaskNetError, match="two"):
+        next(results)

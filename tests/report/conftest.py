@@ -1,0 +1,163 @@
+"""A run of 1,000 slices with validation and pictures, its report, and a browser to open it in."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from PIL import Image
+
+from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.evaluation import write_predictions_csv
+from ctmasknet.evaluation.report_text import evaluate_predictions
+from ctmasknet.report import ReportOptions, write_report
+
+_FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--window-size=1280,1000"),
+)
+
+
+class _Page(HTMLParser):
+    """Elements in order: (tag, attributes), the text of each, and tables by caption."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self._caption: str | None = None
+        self._rows: list[list[str]] = []
+        self._into: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self._caption, self._rows = "", []
+        elif tag == "tr" and self._caption is not None:
+            self._rows.append([])
+        elif tag in ("td", "th", "caption"):
+            self._into = []
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "caption") and self._into is not None:
+            cell = " ".join("".join(self._into).split())
+            if tag == "caption":
+                self._caption = cell
+            else:
+                self._rows[-1].append(cell)
+            self._into = None
+        elif tag == "table":
+            self.tables[self._caption] = self._rows
+            self._caption = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self._into is not None:
+            self._into.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        """Attributes of all elements of a tag."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="session")
+def parsed():
+    """``parsed(html)``: its elements, text and tables."""
+    return _Page
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, simulated_rows) -> Path:
+    """OUTPUT_DIR of an evaluation of 1,000 slices, with validation, record and slices as files."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = simulated_rows(220, seed=1)[:1000]
+    # An error by far, of a patient of its own
+    rows[-1] = replace(
+        rows[-1],
+        file=HOSTILE_SLICE,
+        patient=HOSTILE_PATIENT,
+        label=0,
+        pred=2,
+        logits=(-9.0, -9.0, 9.0),
+        scores=(0.0, 0.0, 1.0),
+    )
+    validation = simulated_rows(40, seed=2, prefix="v")
+    inference = folder / "inference"
+    for name, its in (("covidx_ct_test", rows), ("covidx_ct_val", validation)):
+        write_predictions_csv(inference / name / "predictions.csv", its, IMAGE_CLASSES)
+    training = {"train": [{"name": "covidx_ct_train"}], "val": [{"name": "covidx_ct_val"}]}
+    tested = {"name": "covidx_ct_test", "images": 1000, "content_sha256": "c0ffee"}
+    entries = [
+        {"kind": "training", "datasets": training, "command": "python tools/train_net.py"},
+        {
+            "kind": "evaluation",
+            "datasets": {"test": [tested]},
+            "hardware": {"cpu": "abacus", "gpu": None},
+        },
+        {"kind": "evaluation", "datasets": {"test": [{"name": "covidx_ct_val"}]}},
+    ]
+    (folder / "run.json").write_text(json.dumps({"format": 1, "entries": entries}))
+    evaluate_predictions(
+        inference / "covidx_ct_test" / "predictions.csv",
+        folder / "report",
+        validation=inference / "covidx_ct_val" / "predictions.csv",
+        n_boot=200,
+    )
+    rng = np.random.default_rng(0)
+    for row in rows:
+        if row.label != row.pred:
+            # As hard to compress as a slice of a CT
+            pixels = rng.normal(110, 25, (256, 256)).clip(0, 255).astype(np.uint8)
+            (folder / "slices").mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / "slices" / row.file)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def report_file(run_folder) -> Path:
+    """The report of :func:`run_folder`."""
+    options = ReportOptions(images=run_folder / "slices")
+    return write_report(run_folder, run_folder / "report.html", options)
+
+
+@pytest.fixture(scope="session")
+def unlabelled_folder(tmp_path_factory, simulated_rows) -> Path:
+    """A prediction folder: no labels, no run.json; one patient is nameless."""
+    folder = tmp_path_factory.mktemp("predicted")
+    rows = [replace(row, label=None) for row in simulated_rows(12, seed=3)]
+    rows = [replace(row, patient="", scan="") if row.patient == "0" else row for row in rows]
+    write_predictions_csv(folder / "predictions.csv", rows, IMAGE_CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, or a skip that says what is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.chrome.service import Service
+
+    chromium = os.environ.get("CTMASKNET_CHROMIUM") or shutil.which("chromium")
+    driver_path = os.environ.get("CTMASKNET_CHROMEDRIVER") or shutil.which("chromedriver")
+    if not chromium or not driver_path:
+        pytest.skip(
+            "no chromium and chromedriver here; install them, or name them in CTMASKNET_CHROMIUM "
+            "and CTMASKNET_CHROMEDRIVER"
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options=options, service=Service(driver_path))
+        yield driver
+        driver.quit()

@@ -1,0 +1,143 @@
+"""What stands in the page, without a browser."""
+
+import base64
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from running import run_tool
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report.wording import figure_text
+
+TOOL = "tools/report.py"
+
+
+@pytest.fixture(scope="module")
+def html(report_file):
+    return report_file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html, parsed):
+    return parsed(html)
+
+
+@pytest.fixture(scope="module")
+def evaluation(run_folder):
+    return json.loads((run_folder / "report" / "report.json").read_text())
+
+
+def test_figures_are_those_of_the_evaluation(page, evaluation):
+    header, *lines = page.tables["All metrics with 95 % intervals"]
+    assert header == ["Metric", "Class", "Slices", "Scans", "Patients"]
+    levels = [evaluation["levels"][name] for name in ("slices", "scans", "patients")]
+    # A metric's name spans its lines
+    texts = [line[-4:] for line in lines]
+    expected = []
+    for name in levels[0]["metrics"]:
+        of = name.partition("-")[2]
+        line = ["mean of classes" if of == "macro" else of or "all"]
+        for level in levels:
+            figure = level["metrics"][name]
+            ends = [figure_text(name, figure[end]).removesuffix(" %") for end in ("low", "high")]
+            line.append(f"{figure_text(name, figure['value'])} ({ends[0]}–{ends[1]})")
+        expected.append(line)
+    assert sorted(texts) == sorted(expected)
+    matrix = page.tables["Confusion matrix: patients, and share of their true class"]
+    counts = [[int(cell.split()[0]) for cell in row[1:]] for row in matrix[1:]]
+    assert counts == evaluation["levels"]["patients"]["confusion_matrix"]
+    assert "pooling “mean”" in page.text and "200 resamples of patients" in page.text
+
+
+def test_the_use_it_is_meant_for_comes_first(page):
+    assert page.text.index("For research, not for diagnosis") < page.text.index("At a glance", 50)
+
+
+def test_names_from_files_cannot_become_markup(html, page):
+    assert HOSTILE_PATIENT not in html and HOSTILE_SLICE not in html
+    assert HOSTILE_PATIENT in page.text and HOSTILE_SLICE in page.text
+    assert "onerror" not in {key for _, attributes in page.elements for key in attributes}
+
+
+def test_nothing_is_outside_of_the_page(html, page):
+    for _, attributes in page.elements:
+        for key in ("src", "href"):
+            assert re.match("#|data:", attributes.get(key, "#"))
+    # The script makes its bars by the name of SVG, which is no address
+    rest = html.replace('"http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"url\((?!#)|@import|https?://", rest)
+    policy = page.of("meta")[1]["content"]
+    assert "default-src 'none'" in policy
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_a_screen_reader_finds_its_way(page):
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert max(np.diff(headings)) <= 1
+    tags = [tag for tag, _ in page.elements]
+    assert {"header", "nav", "main", "footer"} <= set(tags)
+    assert tags.count("table") == tags.count("caption") and "" not in page.tables
+    assert all("scope" in attributes for attributes in page.of("th"))
+    assert all(attributes["alt"] for attributes in page.of("img"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"][1:] for tag, a in page.elements if tag in ("a", "use") and "href" in a]
+    assert set(targets) <= set(ids)
+
+
+def test_record_hardware_and_hashes_are_there(page):
+    facts = [row for rows in page.tables.values() for row in rows]
+    assert ["Command", "python tools/train_net.py"] in facts
+    assert ["Hardware", "cpu abacus"] in facts
+    assert any("content SHA-256 c0ffee" in cell for row in facts for cell in row)
+
+
+def test_a_thousand_slices_are_small_enough_to_mail_and_repeat_exactly(
+    report_file, run_folder, tmp_path
+):
+    assert report_file.stat().st_size < 5e6
+    again = write_report(
+        run_folder, tmp_path / "again.html", ReportOptions(images=run_folder / "slices")
+    )
+    assert again.read_bytes() == report_file.read_bytes()
+
+
+def test_without_labels_it_says_what_it_cannot(unlabelled_folder, parsed, tmp_path):
+    path = write_report(unlabelled_folder, tmp_path / "r.html")
+    page = parsed(path.read_text(encoding="utf-8"))
+    assert "No slice has a label" in page.text
+    assert not any("Confusion" in caption for caption in page.tables)
+    header, *lines = page.tables["How many are called what, and their scores"]
+    assert header[1:4] == ["Slices called so", "Scans called so", "Patients called so"]
+    # Twelve patients, of whom one is nameless
+    assert sum(int(line[3]) for line in lines) == 11
+    headings = ["Most uncertain slices", "Highest score for pneumonia", "Highest score for covid"]
+    assert all(title in page.text for title in headings)
+    assert "Highest score for normal" not in page.text
+    assert "The folder has no run.json" in page.text
+
+
+def test_the_tool_tells_where_and_how_large(repository, run_folder, tmp_path, capsys):
+    output = tmp_path / "new" / "page.html"
+    assert run_tool(repository, TOOL, run_folder, "--output", output, "--gallery", 0) == 0
+    assert capsys.readouterr().out.startswith(f"{output}: 0.")
+    assert "Slices to look at" not in output.read_text()
+
+
+def test_what_cannot_be_written_is_one_line(repository, run_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    assert run_tool(repository, TOOL, run_folder, "--output", tmp_path / "file" / "r.html") == 2
+    assert run_tool(repository, TOOL, run_folder, "--output", tmp_path) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in first and "is a folder" in second
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(CTMaskNetError, match="no permission"):
+        write_report(run_folder, tmp_path / "r.html")

@@ -1,0 +1,174 @@
+"""Which predictions are reported, and folders that cannot be."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from running import run_tool
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
+from ctmasknet.evaluation.report_text import evaluate_predictions
+from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.report.source import read_source
+from ctmasknet.report.units_table import units_table
+
+
+@pytest.fixture
+def copied_run(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("slices", "*.html"))
+    return folder
+
+
+def test_the_set_tested_last_is_reported_but_not_validation(run_folder):
+    source = read_source(run_folder)
+    assert source.dataset == "covidx_ct_test" and len(source.rows) == 1000
+    assert len(source.entries) == 3
+    assert source.evaluation == json.loads((run_folder / "report/report.json").read_text())
+    one = read_source(run_folder / "inference" / "covidx_ct_val")
+    assert one.dataset == "covidx_ct_val" and one.entries == source.entries
+
+
+def test_without_a_report_the_same_evaluation_is_made(copied_run):
+    shutil.rmtree(copied_run / "report")
+    source = read_source(copied_run)
+    assert source.evaluation["settings"]["pooling"] == "mean"
+    assert source.evaluation["levels"]["patients"]["operating_points"] is None
+
+
+def test_the_learned_pooling_is_used_where_the_report_names_it(copied_run):
+    predictions, validation = (
+        copied_run / "inference" / name / "predictions.csv"
+        for name in ("covidx_ct_test", "covidx_ct_val")
+    )
+    report, fit = evaluate_predictions(
+        predictions,
+        copied_run / "report",
+        validation=validation,
+        choice=PoolingChoice("learned"),
+        n_boot=100,
+    )
+    source = read_source(copied_run)
+    assert source.pooling_name == "learned"
+    expected = pool_slices(source.rows, "patients", fit.learned)
+    for item, other in zip(source.pooled["patients"], expected, strict=True):
+        assert item.patient == other.patient and item.scores == pytest.approx(other.scores)
+    judged = [item for item in source.pooled["patients"] if item.label is not None]
+    right = sum(item.pred == item.label for item in judged)
+    figures = report["levels"]["patients"]
+    assert figures["metrics"]["accuracy"]["value"] == pytest.approx(100 * right / figures["n"])
+
+
+def test_scans_and_patients_of_a_prediction_are_taken_as_they_were_said(
+    unlabelled_folder, tmp_path
+):
+    shutil.copytree(unlabelled_folder, tmp_path / "p")
+    lines = [
+        {"level": "slice", "file": "1_0_0.png", "scores": {}},
+        {
+            "level": "patient",
+            "patient": "1",
+            "slices": 5,
+            "pooling": "top_k_mean (k = 3)",
+            "pred": "covid",
+            "scores": {"covid": 0.75, "normal": 0.25, "pneumonia": 0.5},
+        },
+        {"level": "scan", "patient": "1", "scan": "0", "slices": 0},
+    ]
+    (tmp_path / "p" / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = read_source(tmp_path / "p")
+    assert source.pooling_name == "top_k_mean (k = 3)"
+    (patient,) = source.pooled["patients"]
+    assert patient.scores == (0.25, 0.5, 0.75) and patient.pred == 2 and patient.slices == 5
+    assert source.pooled["scans"] == []
+    plain = read_source(unlabelled_folder)
+    pooling = ScorePooling("mean", 0)
+    assert plain.pooled["patients"] == pool_slices(plain.rows, "patients", pooling)
+
+
+def test_folders_that_cannot_be_reported_are_one_line(repository, copied_run, tmp_path, capsys):
+    def told(folder, *words) -> str:
+        assert run_tool(repository, "tools/report.py", folder, *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no such folder" in told(tmp_path / "absent")
+    assert f"{empty}: no predictions.csv here" in told(empty)
+    assert "--dataset is one of covidx_ct_test, covidx_ct_val" in told(copied_run, "--dataset", "x")
+    assert "no such file; --evaluation" in told(copied_run, "--evaluation", empty)
+    assert "correct --images" in told(copied_run, "--images", tmp_path / "absent")
+    assert "correct --pictures" in told(copied_run, "--pictures", tmp_path / "absent")
+    assert "no picture in this folder" in told(copied_run, "--pictures", empty)
+    record = copied_run / "run.json"
+    good = record.read_text()
+    record.write_text("{")
+    assert "run.json: not a run's record" in told(copied_run)
+    record.unlink()
+    assert "choose one with --dataset NAME" in told(copied_run)
+    record.write_text(good)
+    report = copied_run / "report" / "report.json"
+    good = report.read_text()
+    report.write_text("[]")
+    assert "report.json: not a report of tools/evaluate_predictions.py" in told(copied_run)
+    report.write_text(good)
+    assert "was made from other predictions" in told(copied_run, "--dataset", "covidx_ct_val")
+    table = copied_run / "inference" / "covidx_ct_test" / "predictions.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:5], lines[5][:-20]]))
+    assert "predictions.csv, line 6: " in told(copied_run)
+    table.write_text(lines[0])
+    assert "no predictions in it" in told(copied_run)
+    assert not (copied_run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"level": "patient", "pred": "covid"}', "a patient without 'pooling'"),
+        ('{"level": "patient"', "cannot be read"),
+    ],
+)
+def test_a_broken_line_of_a_prediction_is_named(unlabelled_folder, tmp_path, line, reason):
+    shutil.copy(unlabelled_folder / "predictions.csv", tmp_path)
+    (tmp_path / "predictions.jsonl").write_text(f"{line}\n")
+    with pytest.raises(CTMaskNetError, match=rf"predictions\.jsonl: {reason}"):
+        read_source(tmp_path)
+
+
+def test_a_volume_without_a_patient_has_a_line_of_its_own(unlabelled_folder, tmp_path):
+    shutil.copy(unlabelled_folder / "predictions.csv", tmp_path)
+    scores = {"normal": 0.5, "pneumonia": 0.25, "covid": 0.75}
+    said = {"slices": 2, "pooling": "mean", "pred": "covid", "scores": scores}
+    lines = [
+        {"level": "scan", "patient": "", "scan": "volume.nii.gz", **said},
+        {"level": "scan", "patient": "1", "scan": "0", **said},
+        {"level": "patient", "patient": "1", **said},
+    ]
+    (tmp_path / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = read_source(tmp_path)
+    table = units_table(source)
+    assert [(row.name, row.scans, row.slices) for row in table.rows] == [
+        ("1", 1, 2),
+        ("volume.nii.gz", 1, 2),
+    ]
+    assert table.lone == 1
+    assert table.nameless == sum(not row.patient for row in source.rows) - 2
+    short = units_table(source, max_rows=1)
+    assert [row.name for row in short.rows] == ["1"] and short.left_out == 1
+    slices = units_table(replace(source, pooled={"scans": [], "patients": []}))
+    assert slices.kind == "slices" and len(slices.rows) == len(source.rows)
+
+
+def test_errors_stand_first_by_how_sure_they_are(run_folder):
+    rows = units_table(read_source(run_folder)).rows
+    wrong = [row for row in rows if row.verdict == "wrong"]
+    assert rows[: len(wrong)] == wrong
+    margins = [row.margin for row in wrong]
+    assert margins == sorted(margins, reverse=True) and margins[0] == pytest.approx(1, abs=1e-3)
+    assert [row.name for row in rows[len(wrong) :]] == sorted(
+        row.name for row in rows[len(wrong) :]
+    )

@@ -1,0 +1,59 @@
+"""Why this class: which of the detector's ranked boxes moved a slice's logits.
+
+    python tools/explain.py --config-file configs/cls.yaml --dataset covidx_ct_test --limit 50 \
+        --output output/cls/why
+    python tools/explain.py --config-file configs/cls.yaml --input slices/ --output why
+
+Writes attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
+Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
+not why a patient is ill. Weights of the model are the best checkpoint of the configuration's
+OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+"""
+
+import argparse
+import sys
+
+from ctmasknet.errors import command_line
+from ctmasknet.explain.attribution import HIDDEN, METHODS
+from ctmasknet.explain.drawing import MOST_BOXES
+from ctmasknet.explain.run import ATTRIBUTIONS, explain_from_command_line
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
+    parser.add_argument("--dataset", help="name of a prepared data set")
+    parser.add_argument("--input", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--output", required=True, help=f"folder for {ATTRIBUTIONS} and pictures")
+    parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
+    parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="(occlusion)")
+    parser.add_argument(
+        "--hidden",
+        choices=HIDDEN,
+        default=HIDDEN[0],
+        help="occlusion: a box' rows become zero, or the box is removed and the rest moves up",
+    )
+    parser.add_argument("--target", help="class whose boxes are drawn (default: the predicted)")
+    parser.add_argument(
+        "--boxes", type=int, default=MOST_BOXES, help=f"drawn at most ({MOST_BOXES})"
+    )
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv=None):
+    args = parse(argv)
+    count = explain_from_command_line(args)
+    print(
+        f"{ATTRIBUTIONS}{' and pictures' if args.pictures else ''} of {count} slices in "
+        f"{args.output}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

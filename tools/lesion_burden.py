@@ -1,0 +1,45 @@
+"""Lesion burden: the share of the lung that lesions take up, of slices, scans and patients.
+
+    # as drawn in the label masks (their lung is what the share is of)
+    python tools/lesion_burden.py --dataset cncb_lesions_both_val --label-masks /data/cncb/mask \
+        --output output/burden
+    # as predicted for the same slices
+    python tools/lesion_burden.py --dataset cncb_lesions_both_val --label-masks /data/cncb/mask \
+        --predictions output/seg/inference/cncb_lesions_both_val/coco_instances_results.json \
+        --output output/burden_predicted
+    # lesions in COCO's form, from tools/predict.py or elsewhere
+    python tools/lesion_burden.py --lesions output/predicted/lesions.json --output output/burden
+
+Writes burden.csv and burden.json. Without lung masks the share is of the whole slice and called so.
+"""
+
+import argparse
+import sys
+
+from ctmasknet.errors import command_line
+from ctmasknet.evaluation.burden_files import burden_from_command_line, burden_text
+
+
+@command_line
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", help="name of a prepared lesion set")
+    parser.add_argument("--lesions", help="COCO json, instead of a data set")
+    parser.add_argument("--predictions", help="coco_instances_results.json for the data set")
+    parser.add_argument("--label-masks", help="folder of masks that tell the lung")
+    parser.add_argument(
+        "--labels", help="meaning of the mask values (default: as the set was prepared)"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.75, help="predictions must score more (0.75)"
+    )
+    parser.add_argument("--output", required=True, help="folder for burden.csv and burden.json")
+    args = parser.parse_args(argv)
+    print(burden_text(burden_from_command_line(args)))
+    print(f"burden.csv and burden.json in {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Predict scans: classes, the evidence for them, lesions as files that other tools read.
+
+    python tools/predict.py --config-file configs/cls.yaml --input /data/scans --output answers
+    python tools/predict.py --config-file configs/seg.yaml --input ct.nii.gz --masks nifti \\
+        --output lesions MODEL.WEIGHTS output/seg/model_best.pth
+
+Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are the best
+checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override. A killed run goes on
+with --resume. With --num-gpus, or under torchrun, processes share the scans.
+"""
+
+import argparse
+import sys
+
+from ctmasknet.engine.processes import launch
+from ctmasknet.errors import command_line
+from ctmasknet.evaluation.validation_fit import POOLINGS
+from ctmasknet.predict.command import predict_from_command_line
+from ctmasknet.predict.work import MASKS
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
+    add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
+    add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
+    add("--masks", nargs="+", choices=MASKS, default=[], help="label volumes of the lesions")
+    add("--overlays", action="store_true", help="pictures of the slices that have a lesion")
+    add(
+        "--score-threshold",
+        type=float,
+        default=0.75,
+        help="lesions in masks, overlays and counts must score more (0.75)",
+    )
+    add("--pooling", choices=POOLINGS, help="default: the checkpoint's, else mean")
+    add("--top-k", type=int, help="slices of top_k_mean; default: the checkpoint's, else 5")
+    add("--batch-size", type=int, help="slices a batch; default: TEST.IMS_PER_BATCH")
+    add("--bad", choices=("error", "skip"), default="error", help="slices that cannot be read")
+    add(
+        "--max-bad-share",
+        type=float,
+        default=0.05,
+        help="with --bad skip: more than this share, 0..1, is an error in the end (0.05)",
+    )
+    add("--output", required=True, help="folder for everything written")
+    add("--resume", action="store_true", help="continue a killed run; repeats nothing")
+    add("--overwrite", action="store_true", help="replace an earlier prediction in the folder")
+    add("--num-gpus", type=int, default=1, help="processes of this machine, on a CPU too")
+    add("--num-machines", type=int, default=1, help="they have to share the output folder")
+    add("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    add("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    args = parser.parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
+    return args
+
+
+@command_line
+def main(argv=None):
+    launch(predict_from_command_line, parse(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Make one self-contained HTML file from a folder of an evaluation or of predictions.
+
+    python tools/report.py output/cls --config-file configs/cls.yaml
+    python tools/report.py output/predicted --output predicted.html --pictures output/why
+
+The first draws lesions with the model of the run (MODEL.WEIGHTS or OUTPUT_DIR as an override name
+another); the second takes pictures made before. report.json of tools/evaluate_predictions.py is
+used where it lies in FOLDER/report or is named by --evaluation.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ctmasknet.errors import command_line
+from ctmasknet.report import ReportOptions, write_report
+
+
+@command_line
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="OUTPUT_DIR of a classifier, or a folder of predictions")
+    parser.add_argument("--output", help="the HTML file, default: FOLDER/report.html")
+    parser.add_argument("--dataset", help="which of several evaluated sets, default: the last")
+    parser.add_argument("--evaluation", help="folder of report.json, default: FOLDER/report")
+    parser.add_argument("--images", help="folder that the slices' names are relative to")
+    parser.add_argument(
+        "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"
+    )
+    parser.add_argument("--gallery", type=int, default=24, help="slices shown, default: 24")
+    parser.add_argument("--config-file", default="", help="of the model that draws lesions")
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE overrides of the config")
+    args = parser.parse_args(argv)
+    path = write_report(
+        args.folder,
+        args.output or Path(args.folder) / "report.html",
+        ReportOptions(
+            dataset=args.dataset,
+            evaluation=args.evaluation,
+            images=args.images,
+            pictures=args.pictures,
+            gallery=args.gallery,
+            config_file=args.config_file,
+            opts=args.opts,
+        ),
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
