@@ -92,11 +92,12 @@ def prepare_lesions(
         raise CTMaskNetError("split: give either shares or list files")
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
-    published = CNCB_LESIONS if rule.by_cncb_name else None
-    patient_ids = numbering_of(images, patient_ids, published)
     bad = bad or BadSlices({})
     window = None
-    if any(volume_files(images)):
+    of_volumes = any(volume_files(images))
+    by_name = rule.by_cncb_name and not of_volumes
+    patient_ids = numbering_of(images, patient_ids, CNCB_LESIONS if by_name else None)
+    if of_volumes:
         volumes = replace(volumes or VolumeConversion(), skip_bad=bad.skip)
         window = volumes.window
         on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None

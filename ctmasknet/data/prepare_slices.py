@@ -136,7 +136,7 @@ def prepare_slices(
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
-    published = None if class_folders or patient_pattern else COVIDX_CT
+    by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     return write_slice_set(
         root,
@@ -146,7 +146,7 @@ def prepare_slices(
         images,
         description=description,
         seed=seed,
-        patient_ids=numbering_of(images, patient_ids, published),
+        patient_ids=numbering_of(images, patient_ids, COVIDX_CT if by_name else None),
         grey_window=grey_window,
         verify=verify,
         workers=workers,
