@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from running import run_tool
 
 from ctmasknet.data import datasets
 from ctmasknet.data.datasets import dataset_dicts, register_prepared
@@ -154,6 +156,42 @@ def test_what_states_a_numbering(tmp_path):
     assert numbering_of(images, "clinic", "covidx_ct") == "clinic"
     with pytest.raises(CTMaskNetError, match="--patient-ids 'a b'"):
         numbering_of(images, "a b")
+
+
+def test_a_split_like_that_of_the_other_task(root, repository, capsys):
+    """Slices of one clinic's patients, whose lesions are split already, follow that split."""
+    source = root / "source"
+    lesion_patients, slice_patients = range(1, 9), range(5, 21)
+    for kind in ("image", "mask"):
+        (source / kind).mkdir(parents=True)
+        for p in lesion_patients:
+            Image.new("L", (16, 16), 2).save(source / kind / f"{p}_1.png")
+    for p in slice_patients:
+        folder = source / ("sick" if p < 13 else "well")
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (16, 16)).save(folder / f"{p}_1.png")
+
+    def prepare(tool, *words):
+        more = ["--split", "train:0.5,val:0.5", "--workers", 1, *words]
+        return run_tool(repository, f"datasets/prepare_{tool}.py", *more)
+
+    ids = ["--patient-ids", "clinic"]
+    slices = ["--images", source, "--class-folder", "covid=sick", "--class-folder", "normal=well"]
+    slices += ["--name", "scans", "--patient-pattern", r"(?P<patient>\d+)_1"]
+    lesions = ["--source", source, "--min-area-px", 1, "--name", "lesions"]
+    assert prepare("cncb_lesions", *lesions, *ids) == 0
+    like = ["--split-like", "lesions"]
+    assert prepare("covidx_ct", *slices, *like) == 2
+    assert "numbered by clinic, those of the new set by nothing stated" in capsys.readouterr().err
+    assert prepare("covidx_ct", *slices, *like, *ids) == 0
+    for split, other in (("train", "val"), ("val", "train")):
+        check_patients_disjoint([f"lesions_both_{split}", f"scans_{other}"])
+        assert len(dataset_dicts(f"scans_{split}")) == 8
+    # The other way round, with the split of the slices.
+    assert prepare("cncb_lesions", *lesions, *ids, "--seed", 7, "--split-like", "scans") == 0
+    check_patients_disjoint(["lesions_both_train", "scans_val"])
+    assert prepare("cncb_lesions", *lesions, *ids, "--split-like", "nothing") == 2
+    assert "nothing: holds no prepared data set" in capsys.readouterr().err
 
 
 class TestPublishedLists:
