@@ -84,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
     )
     p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
+    )
+    p.add_argument(
         "--patient-ids",
         metavar="NAME",
         help="name of the numbering that the patients are of: ids are compared with those of "
@@ -170,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         lists=lists or None,
         seed=args.seed,
         patient_ids=args.patient_ids,
+        split_like=output.with_name(args.split_like) if args.split_like else None,
         workers=args.workers,
         volumes=VolumeConversion(
             window=parse_window(args.window) if args.window else Window(),
