@@ -13,10 +13,11 @@ import numpy as np
 
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.ct_files import kind_of
+from ctmasknet.data.dicom_seg_masks import seg_series
 from ctmasknet.data.images import IMAGE_SUFFIXES
 from ctmasknet.data.label_masks import read_mask
 from ctmasknet.data.lesion_files import LesionPair, PatientRule
-from ctmasknet.data.mask_volumes import MaskVolume, place_mask, read_mask_volume, seg_series
+from ctmasknet.data.mask_volumes import MaskVolume, place_mask, read_mask_volume
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, lesions_of
 from ctmasknet.data.natural import natural_key
 from ctmasknet.data.volumes import Volume, every_kth, find_volumes, volume_files, without_extension
