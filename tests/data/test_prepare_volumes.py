@@ -21,11 +21,11 @@ NAMES = {1: "Lung", 2: "Ground glass opacity", 3: "Consolidation"}
 
 def label_volume() -> np.ndarray:
     """(5, 40, 48): lungs everywhere, GGO in slices 1 to 3 (patient's right), consolidation in
-    slice 2 (patient's left); feet and head slices hold nothing at all."""
+    slice 3 (patient's left); feet and head slices hold nothing at all."""
     mask = np.zeros(HU.shape, np.uint8)
     mask[1:4, 12:28, 8:20] = mask[1:4, 12:28, 28:40] = 1
     mask[1:4, 14:26, 9:13] = 2
-    mask[2, 20:26, 30:38] = 3
+    mask[3, 20:26, 30:38] = 3
     return mask
 
 
@@ -207,7 +207,7 @@ def test_a_seg_finds_its_series_by_reference_and_a_gap_in_it(prepare, folders, d
         images[patient] = len(found["images"])
         classes[patient] = [item["category_id"] for item in found["annotations"]]
     assert images == {"P1": 5, "P2": 4}
-    assert classes == {"P1": [1, 1, 2, 1], "P2": [2]}
+    assert classes == {"P1": [1, 1, 1, 2], "P2": [2]}
 
 
 def test_who_the_patient_is(prepare, folders, document, tmp_path, capfd):
