@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,7 @@ def find_volume_pairs(
         CTMaskNetError: a volume without a mask or the reverse, two masks of one volume, an unknown
             patient; damaged files unless ``on_bad`` takes them.
     """
+    rule = replace(rule, groups={without_extension(k): who for k, who in rule.groups.items()})
     bad: dict[str, str] = {}
 
     def note(file: str, reason: str) -> None:

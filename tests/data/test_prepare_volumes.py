@@ -217,7 +217,7 @@ def test_who_the_patient_is(prepare, folders, document, tmp_path, capfd):
     assert prepare("--split", "train:0.5,val:0.5") == 2
     assert "a.nii: states no patient; give --patient-pattern" in capfd.readouterr().err
     groups = tmp_path / "groups.csv"
-    groups.write_text("stem,patient\na,one\nb,one\n")
+    groups.write_text("stem,patient\na,one\nb.nii,one\n")
     assert prepare(*ALL, "--groups", groups) == 0
     assert {image["patient"] for image in document()["images"]} == {"one"}
 

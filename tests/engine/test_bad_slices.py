@@ -100,6 +100,21 @@ def test_too_many_bad_slices(cfg):
         next(iter(only_bad))
 
 
+def test_processes_know_together_what_each_met(cfg):
+    ours, theirs = (BadSlices.from_cfg(cfg, {"a": 10, "b": 10}) for _ in range(2))
+    ours.add("1.png", "seen here", "a")
+    for file, name in (("1.png", "a"), ("2.png", "a"), ("1.png", "b")):
+        theirs.add(file, "seen there", name)
+    met = theirs.state_dict()
+    ours.gather(lambda mine: [mine, {name: theirs.files(name) for name in "ab"}])
+    assert ours.files("a") == {"1.png": "seen here", "2.png": "seen there"}
+    assert ours.files("b") == {"1.png": "seen there"}
+    again = BadSlices.from_cfg(cfg, {"a": 10})
+    again.load_state_dict(met)
+    assert again.report()["sets"].keys() == {"a"}
+    assert again.files("a").keys() == {"1.png", "2.png"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
