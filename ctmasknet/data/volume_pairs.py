@@ -109,11 +109,12 @@ def find_volume_pairs(
         if mask is None:
             if on_bad is None:
                 raise CTMaskNetError(_without_mask(volume, masks))
-            on_bad(volume.scan.slices[0].file, _without_mask(volume, masks).partition(": ")[2])
+            for file in dict.fromkeys(one.file for one in volume.scan.slices):
+                on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
-    if missing:
+    if missing and not bad:
         raise CTMaskNetError(
             f"groups: {missing[0]} is no volume under {images}; correct the groups file"
         )
@@ -133,7 +134,8 @@ def convert_volume(
     except CTMaskNetError as error:
         if not volumes.skip_bad:
             raise
-        return [BadSlice.from_error(pair.volume.scan.slices[0].file, error)]
+        files = dict.fromkeys(one.file for one in pair.volume.scan.slices)
+        return [BadSlice.from_error(file, error) for file in files]
 
 
 def _convert(

@@ -268,16 +268,21 @@ def test_bad_volumes_are_left_out_and_listed(prepare, folders, document, tmp_pat
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {folders[0] / 'b.nii.gz'}: ")
     report = tmp_path / "out" / "set" / "bad_slices.json"
-    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.1") == 2
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.4") == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "source: 2 of 12 slices are bad (16.67 %), more than --max-bad-share 0.1" in error
+    assert "source: 2 of 4 files are bad (50.00 %), more than --max-bad-share 0.4" in error
     assert not (tmp_path / "out" / "set" / "annotations").exists()
-    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.2") == 0
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.5") == 0
     assert {image["patient"] for image in document()["images"]} == {"a", "d"}
     found = json.loads(report.read_text())["sets"]["source"]
     assert found["bad"] == 2
     assert [Path(item["file"]).name for item in found["files"]] == ["b.nii.gz", "c.nii.gz"]
     assert str(folders[1] / "c.nii.gz") in found["files"][1]["reason"]
+    # A list, too, may name what turns out to be bad.
+    (tmp_path / "list").write_text("a\nb\nc\n")
+    words = ["--list", f"train={tmp_path / 'list'}", *words[2:]]
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.7") == 0
+    assert {image["patient"] for image in document()["images"]} == {"a"}
 
 
 def test_a_bad_picture_is_left_out_and_listed(prepare, folders, document, tmp_path, capfd):
@@ -295,4 +300,4 @@ def test_a_bad_picture_is_left_out_and_listed(prepare, folders, document, tmp_pa
     assert "unreadable" in reasons[0]
     assert "30 x 20 px" in reasons[1] and "30 x 21 px" in reasons[1]
     assert prepare(*ALL, "--bad", "skip", "--max-bad-share", "0.3") == 2
-    assert "2 of 5 slices are bad" in capfd.readouterr().err
+    assert "2 of 5 files are bad" in capfd.readouterr().err

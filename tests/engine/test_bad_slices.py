@@ -61,7 +61,7 @@ def test_a_bad_slice_is_replaced_by_seed_and_position(cfg):
         "max_share": 0.2,
         "sets": {
             TRAINING: {
-                "slices": 10,
+                "total": 10,
                 "bad": 2,
                 "share": 0.2,
                 "files": [
