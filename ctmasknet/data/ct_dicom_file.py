@@ -28,6 +28,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from ctmasknet.data.ct_scan import (
@@ -154,7 +155,15 @@ def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:
         if UID(transfer_syntax).is_encapsulated:
             _check_codestream(file, stream, frame)
             stream.seek(0)
-        return pixel_array(stream, index=frame, raw=True, transfer_syntax_uid=transfer_syntax)
+        # pylibjpeg's RLE decoder panics on damaged runs, past every except; pydicom's raises.
+        plugin = "pydicom" if transfer_syntax == RLELossless else ""
+        return pixel_array(
+            stream,
+            index=frame,
+            raw=True,
+            transfer_syntax_uid=transfer_syntax,
+            decoding_plugin=plugin,
+        )
 
 
 @contextlib.contextmanager

@@ -101,25 +101,30 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     if main:
         begin(output, settings, found)
     comm.synchronize()
-    manifest = read_manifest(output)
     parts = Parts(output)
-    worker = Worker(
-        predictor,
-        parts,
-        output,
-        Drawing(
-            masks=tuple(sorted(args.masks)),
-            overlays=args.overlays,
-            score_threshold=args.score_threshold,
-            identity=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-            created=datetime.datetime.fromisoformat(manifest["started"]),
-        ),
-        skip_bad=bad.skip,
-        rank=comm.get_rank(),
-        world=comm.get_world_size(),
-    )
     start = time.monotonic()
     try:
+        manifest = read_manifest(output)
+        if manifest["settings"] != settings:
+            raise CTMaskNetError(
+                f"{output}: this process sees other inputs, weights or options than the main one; "
+                "every machine needs the same files under the same paths"
+            )
+        worker = Worker(
+            predictor,
+            parts,
+            output,
+            Drawing(
+                masks=tuple(sorted(args.masks)),
+                overlays=args.overlays,
+                score_threshold=args.score_threshold,
+                identity=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+                created=datetime.datetime.fromisoformat(manifest["started"]),
+            ),
+            skip_bad=bad.skip,
+            rank=comm.get_rank(),
+            world=comm.get_world_size(),
+        )
         rate = worker.run(units)
         if not main:
             return None
@@ -166,7 +171,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
 
 def summary_text(summary: Summary, output: Path, rate: float | None = None) -> str:
     """The counts in a few lines."""
-    pace = f", {rate:.1f} slices/s" if rate else ""
+    others = " in the main process" if comm.get_world_size() > 1 else ""
+    pace = f", {rate:.1f} slices/s{others}" if rate else ""
     lines = [
         f"{summary.slices} slices of {summary.scans} scans, {summary.patients} known patients{pace}"
     ]

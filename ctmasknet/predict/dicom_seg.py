@@ -38,6 +38,11 @@ LESION_CODES = {
 }
 _CATEGORY = ("49755003", "SCT", "Morphologically Abnormal Structure")
 _LUNG = ("39607008", "SCT", "Lung")
+#: What an image has to state, if only as empty; some anonymisers drop it.
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
+)
 _AI_FAMILY = ("123109", "DCM", "Artificial Intelligence")
 
 
@@ -104,7 +109,7 @@ def write_dicom_seg(
     for place, (one, plane) in enumerate(zip(scan.slices, planes, strict=True)):
         pixels[place if one.frame is None else one.frame] = plane
     series_uid, image_uid, dimensions_uid = (
-        generate_uid(entropy_srcs=[identity, scan.patient, scan.scan, what])
+        generate_uid(entropy_srcs=[identity, scan.scan, scan.slices[0].name, what])
         for what in ("series", "image", "dimensions")
     )
     coded = highdicom.sr.CodedConcept
@@ -165,7 +170,12 @@ def write_dicom_seg(
 def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
     """Headers of the files that hold the slices, each file once, in the order of the slices."""
     files = dict.fromkeys(one.file for one in scan.slices)
-    return [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for image in images:
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in image:
+                setattr(image, keyword, "")
+    return images
 
 
 def _frame_count(images: Sequence[pydicom.Dataset]) -> int:

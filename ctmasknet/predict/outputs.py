@@ -4,6 +4,7 @@ all slices are kept for the patients, 4 bytes a slice and class."""
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ctmasknet.data.bad_slices import BadSlices
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.files import atomic_write, plain
+from ctmasknet.predict.coco import write_coco
 from ctmasknet.predict.manifest import writing
 from ctmasknet.predict.parts import Parts
 from ctmasknet.predict.pooled import Pooler
 from ctmasknet.predict.results import numbers
+
+_SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "position_mm")
 
 
 @dataclass
@@ -44,9 +48,9 @@ class Summary:
 
 @dataclass
 class _Group:
-    """What is collected of a scan or patient."""
+    """What is collected of a scan or patient; ``logits`` are those of all slices in a row."""
 
-    logits: list[np.ndarray] = field(default_factory=list)
+    logits: array = field(default_factory=lambda: array("f"))
     slices: int = 0
     scans: int = 0
     with_lesion: Counter = field(default_factory=Counter)
@@ -91,7 +95,15 @@ class Outputs:
 
         Args:
             bad: is told of the slices and files that could not be read.
+
+        Raises:
+            CTMaskNetError: no slice was found at all; a file cannot be written.
         """
+        units = map(self._parts.unit, range(self._units))
+        if not any(unit["scans"] or unit["bad"] for unit in units):
+            raise CTMaskNetError(
+                "--input: no CT slice was found in it; give folders that hold some"
+            )
         with writing(self._output):
             summary = self._write_jsonl(self._output / "predictions.jsonl")
             if self._image_classes:
@@ -99,7 +111,8 @@ class Outputs:
                     self._output / "predictions.csv", self._rows(), self._image_classes
                 )
             if self._lesions:
-                self._write_coco(self._output / "lesions.json")
+                path = self._output / "lesions.json"
+                write_coco(path, self._slice_lines, self._lesion_classes)
         if summary.skipped:
             self._tell(bad)
         bad.totals["inputs"] = summary.slices + summary.skipped
@@ -141,7 +154,7 @@ class Outputs:
                             one.slices += 1
                             one.with_lesion.update(seen)
                             if "logits" in line:
-                                one.logits.append(np.array(line["logits"], dtype=np.float32))
+                                one.logits.extend(line["logits"])
                         if "pred" in record:
                             counts["slices"][record["pred"]] += 1
                         with_lesion.update(seen)
@@ -189,9 +202,7 @@ class Outputs:
             yield from (line for line in lines if "file" in line and "bad" not in line)
 
     def _slice_object(self, line: dict[str, Any]) -> dict[str, Any]:
-        kept = {
-            key: line[key] for key in ("file", "patient", "scan", "height", "width", "position_mm")
-        }
+        kept = {key: line[key] for key in _SLICE_KEYS}
         if "logits" in line:
             kept["pred"] = self._image_classes[line["pred"]]
             for key in ("logits", "scores", "calibrated_scores"):
@@ -216,7 +227,8 @@ class Outputs:
     ) -> dict[str, Any]:
         value: dict[str, Any] = {"level": level, **names, "slices": group.slices, **about}
         if self._pooler is not None and group.logits:
-            scores = self._pooler(np.stack(group.logits))
+            logits = np.asarray(group.logits).reshape(-1, len(self._image_classes))
+            scores = self._pooler(logits)
             value["pooling"] = self._pooler.label
             value["pred"] = self._image_classes[int(np.argmax(scores))]
             value["scores"] = self._by_class(scores)
@@ -245,46 +257,6 @@ class Outputs:
                 logits=tuple(line["logits"]),
                 scores=tuple(line["scores"]),
             )
-
-    def _write_coco(self, path: Path) -> None:
-        """Images, categories and lesions, ids from 1. Written as it goes, for it may be large."""
-        categories = [
-            {"id": number, "name": name} for number, name in enumerate(self._lesion_classes, 1)
-        ]
-        info = {"description": "lesions predicted by ctmasknet; research, not diagnosis"}
-        with atomic_write(path) as stream:
-            stream.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)}')
-            for key, values in (("images", self._images()), ("annotations", self._annotations())):
-                stream.write(f',\n"{key}": [')
-                for number, value in enumerate(values):
-                    stream.write((",\n" if number else "\n") + json.dumps(value))
-                stream.write("]")
-            stream.write("}\n")
-
-    def _images(self) -> Iterator[dict[str, Any]]:
-        keys = ("height", "width", "patient", "scan", "position_mm")
-        for number, line in enumerate(self._slice_lines(), start=1):
-            yield {"id": number, "file_name": line["file"], **{key: line[key] for key in keys}}
-
-    def _annotations(self) -> Iterator[dict[str, Any]]:
-        count = 0
-        for number, line in enumerate(self._slice_lines(), start=1):
-            for lesion in line["lesions"]:
-                count += 1
-                x0, y0, x1, y1 = lesion["box_px"]
-                found = {
-                    "id": count,
-                    "image_id": number,
-                    "category_id": lesion["class"] + 1,
-                    "bbox": numbers([x0, y0, x1 - x0, y1 - y0]),
-                    "area": (x1 - x0) * (y1 - y0),
-                    "score": lesion["score"],
-                    "iscrowd": 0,
-                }
-                if "rle" in lesion:
-                    rle = {"size": [line["height"], line["width"]], "counts": lesion["rle"]}
-                    found |= {"segmentation": rle, "area": int(coco_mask.area(rle))}
-                yield found
 
     def _tell(self, bad: BadSlices) -> None:
         for number in range(self._units):

@@ -139,6 +139,7 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
         "scan": source.scan,
         "height": source.shape[0],
         "width": source.shape[1],
+        "spacing_mm": None if source.spacing_mm is None else list(source.spacing_mm),
         "position_mm": source.position_mm,
     }
     if found.logits is not None:
@@ -151,11 +152,6 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
     if found.lesions is not None:
         record["lesions"] = [_box_record(lesion) for lesion in found.lesions]
     return record
-
-
-def box_of(record: dict[str, Any]) -> FoundBox:
-    """The box that :func:`slice_record` described."""
-    return FoundBox(record["class"], record["score"], tuple(record["box_px"]), record.get("rle"))
 
 
 def numbers(values: Sequence[float] | np.ndarray) -> list[float]:

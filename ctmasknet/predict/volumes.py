@@ -86,7 +86,7 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
         CTMaskNetError: a scan without geometry: pictures, or unevenly spaced slices.
     """
     if scan.kind == "nifti":
-        source = nibabel.load(scan.slices[0].file)
+        source = _load(scan.slices[0].file)
         volume, affine = _as_source(labels, scan, source), source.affine
         image = nibabel.Nifti1Image(volume, affine, source.header if _is_nifti1(source) else None)
         image.header.set_data_dtype(np.uint8)
@@ -108,6 +108,16 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
     with atomic_write(path, "wb") as stream:
         # Without a time in it: the same labels are the same bytes
         stream.write(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+
+
+def _load(file: str):
+    try:
+        return nibabel.load(file)
+    except nibabel.filebasedimages.ImageFileError as error:
+        raise CTMaskNetError(
+            f"{file}: its header cannot be taken over ({' '.join(str(error).split())}); give it a "
+            "name that ends with .nii or .nii.gz"
+        ) from error
 
 
 def _is_nifti1(image) -> bool:

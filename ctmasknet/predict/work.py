@@ -200,22 +200,32 @@ class Worker:
             if kind == "nifti" and scan.kind == "dicom" and scan.affine is None:
                 problems.append("no NIfTI label volume: slices are missing or unevenly spaced")
                 continue
-            path = self.output / name
-            with writing(path):
-                if kind == "nifti":
-                    write_nifti(path, scan, labels)
-                else:
-                    write_dicom_seg(
-                        path,
-                        scan,
-                        labels,
-                        self.predictor.lesion_classes,
-                        identity=self.drawing.identity,
-                        created=self.drawing.created,
-                        software=f"{ctmasknet.__version__} {self.drawing.identity[:12]}",
-                    )
+            with writing(self.output / name):
+                try:
+                    self._write_volume(kind, self.output / name, scan, labels)
+                except CTMaskNetError as error:
+                    if not self.skip_bad:
+                        raise
+                    problems.append(f"no {kind} volume: {error}")
+                    continue
             masks[kind] = name
         return {"masks": masks, "problems": problems}
+
+    def _write_volume(
+        self, kind: str, path: Path, scan: CTScan, labels: Sequence[np.ndarray]
+    ) -> None:
+        if kind == "nifti":
+            write_nifti(path, scan, labels)
+            return
+        write_dicom_seg(
+            path,
+            scan,
+            labels,
+            self.predictor.lesion_classes,
+            identity=self.drawing.identity,
+            created=self.drawing.created,
+            software=f"{ctmasknet.__version__} {self.drawing.identity[:12]}",
+        )
 
     def _overlay(
         self, piece: Piece, place: int, scan: CTScan, found: PredictedSlice, pixels: np.ndarray

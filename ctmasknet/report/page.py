@@ -38,7 +38,7 @@ class ReportOptions:
         dataset, evaluation: see :func:`read_source`.
         images: folder that the slices' names are relative to.
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
-            a prediction folder's own are used without being named.
+            a prediction folder's own are used without being named where no model draws.
         gallery: slices shown at most.
         config_file: configuration of the model that draws lesions; "" draws none.
         opts: its ``KEY VALUE`` overrides.
@@ -77,15 +77,15 @@ def write_report(
     output = Path(output)
     # Tried before a model is loaded
     _check_writable(output)
-    made = [*options.pictures]
-    if source.listing is not None:
-        made.append(source.listing.parent)
     files = SliceFiles(source.dataset, options.images, recorded_window(source.entries))
     painter = None
     if options.config_file:
         painter = evidence_painter(
             options.config_file, options.opts, source.folder, source.class_names
         )
+    made = [*options.pictures]
+    if painter is None and source.listing is not None:
+        made.append(source.listing.parent)
     pictures = SlicePictures(
         [row.file for row in source.rows],
         files,

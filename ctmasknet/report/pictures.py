@@ -98,10 +98,10 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
     """Pictures in a folder by the slice they show.
 
     A ``.jsonl`` file there tells: lines with ``file`` and ``picture`` (``tools/explain.py``) or
-    ``overlay`` (``tools/predict.py``), relative to the folder. Otherwise a picture belongs to the
-    slice whose stem it has, after the number in front where all are numbered as by
-    ``tools/visualize.py`` (``001_110_104.png`` shows ``110_104``). A stem that several pictures or
-    slices have tells nothing.
+    ``overlay`` (``tools/predict.py``), relative to the folder, by name or else by stem. Otherwise a
+    picture belongs to the slice whose stem it has, after the number in front where all are numbered
+    as by ``tools/visualize.py`` (``001_110_104.png`` shows ``110_104``). A stem that several
+    pictures or slices have tells nothing.
 
     Returns:
         name or stem of a slice -> (caption, file) of each picture.
@@ -121,7 +121,9 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
                 if "file" in item and path.is_file():
                     told.setdefault(str(item["file"]), []).append((caption, path))
     if listings:
-        return told
+        # The same slices may be named by another path there
+        stems = Counter(_stem(name) for name in told)
+        return {_stem(name): of for name, of in told.items() if stems[_stem(name)] == 1} | told
     paths = [
         path
         for path in sorted(folder.iterdir())

@@ -76,7 +76,9 @@ def unmeasured(source: ReportSource) -> dict[str, Any]:
         for index, name in enumerate(source.class_names)
     ]
     return {
-        "tiles": [_count_tile({level: len(found) for level, found in units.items()})],
+        "tiles": [
+            _tile(wording.LEVEL_NAMES[level], str(len(units[level]))) for level in reversed(units)
+        ],
         "calls": {"levels": list(units), "rows": rows},
         "operating_points": [],
     }

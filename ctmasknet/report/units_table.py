@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ctmasknet.evaluation.pooling import PooledPrediction
+from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.report.source import ReportSource
 
 #: More rows make a page that no mail takes and no browser sorts at once.
@@ -30,12 +32,16 @@ class UnitRow:
 
 @dataclass(frozen=True)
 class UnitsTable:
-    """``kind`` is "patients" or "slices"; ``left_out`` counts lines beyond :data:`MAX_ROWS`,
-    ``nameless`` slices that name no patient (in a table of patients)."""
+    """Lines, and what is not among them.
+
+    ``kind`` is "patients" or "slices"; ``left_out`` counts lines beyond :data:`MAX_ROWS`, ``lone``
+    those that are scans without a patient, ``nameless`` slices that no line is made of.
+    """
 
     kind: str
     rows: list[UnitRow]
     left_out: int
+    lone: int
     nameless: int
 
 
@@ -47,32 +53,22 @@ def units_table(source: ReportSource, max_rows: int = MAX_ROWS) -> UnitsTable:
         max_rows: lines kept, from the top.
     """
     names = source.class_names
-    patients = source.pooled["patients"]
-    if patients:
-        scans = Counter(item.patient for item in source.pooled["scans"])
-        rows = [
-            _row(
-                names,
-                item.patient,
-                scans[item.patient],
-                item.slices,
-                item.label,
-                item.mixed,
-                item.pred,
-                item.scores,
-            )
-            for item in patients
-        ]
-        kind, nameless = "patients", sum(not row.patient for row in source.rows)
-    else:
-        rows = [
-            _row(names, row.file, 0, 1, row.label, False, row.pred, row.scores)
-            for row in source.rows
-        ]
+    # A volume states no patient, yet is one scan
+    lone = [item for item in source.pooled["scans"] if not item.patient]
+    nameless = sum(not row.patient for row in source.rows) - sum(item.slices for item in lone)
+    scans = Counter(item.patient for item in source.pooled["scans"])
+    rows = [
+        _row(names, item.patient, scans[item.patient], item.slices, item, item.mixed)
+        for item in source.pooled["patients"]
+    ]
+    rows += [_row(names, item.scan, 1, item.slices, item, item.mixed) for item in lone]
+    kind = "patients"
+    if not rows:
+        rows = [_row(names, row.file, 0, 1, row, mixed=False) for row in source.rows]
         kind, nameless = "slices", 0
     rows.sort(key=lambda row: row.name)
     rows.sort(key=lambda row: (row.verdict != "wrong", -row.margin * (row.verdict == "wrong")))
-    return UnitsTable(kind, rows[:max_rows], max(0, len(rows) - max_rows), nameless)
+    return UnitsTable(kind, rows[:max_rows], max(0, len(rows) - max_rows), len(lone), nameless)
 
 
 def margin_of(scores: Sequence[float], pred: int, label: int | None) -> float:
@@ -84,8 +80,16 @@ def margin_of(scores: Sequence[float], pred: int, label: int | None) -> float:
     return scores[pred] - max(others, default=0.0)
 
 
-def _row(names, unit, scans, slices, label, mixed, pred, scores) -> UnitRow:
+def _row(
+    names: Sequence[str],
+    unit: str,
+    scans: int,
+    slices: int,
+    said: PooledPrediction | SlicePrediction,
+    mixed: bool,
+) -> UnitRow:
+    label, pred = said.label, said.pred
     truth = "mixed" if mixed else "" if label is None else names[label]
     verdict = "" if label is None else "right" if label == pred else "wrong"
-    margin = margin_of(scores, pred, label)
-    return UnitRow(unit, scans, slices, truth, names[pred], verdict, tuple(scores), margin)
+    margin = margin_of(said.scores, pred, label)
+    return UnitRow(unit, scans, slices, truth, names[pred], verdict, tuple(said.scores), margin)

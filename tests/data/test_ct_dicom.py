@@ -295,6 +295,21 @@ def test_a_truncated_stream_is_refused_from_its_header(tmp_path, share):
         read_scans([path])
 
 
+def test_runs_beyond_the_end_of_a_segment_do_not_end_the_process(tmp_path):
+    data = dicom(HU[0])
+    data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    whole = bytearray(save(data, tmp_path / "a.dcm").read_bytes())
+    first_run = whole.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # after the segments' header
+    whole[first_run] = 129  # the next byte 128 times
+    (tmp_path / "a.dcm").write_bytes(whole)
+    assert read_one(pydicom.dcmread(tmp_path / "a.dcm"), tmp_path).hu().shape == HU[0].shape
+    whole[first_run] = 127  # more bytes than the segment has
+    (tmp_path / "a.dcm").write_bytes(whole)
+    (scan,) = read_scans([tmp_path / "a.dcm"])
+    with pytest.raises(CTMaskNetError, match=r"a\.dcm: damaged or unreadable"):
+        scan.slices[0].hu()
+
+
 def test_frames_that_are_not_there_are_noticed(tmp_path):
     data = ct_samples.enhanced(HU)
     data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)

@@ -1,7 +1,9 @@
 """Every output of tools/predict.py, read back by the library its users would take."""
 
+import datetime
 import json
 
+import ct_samples
 import highdicom
 import nibabel
 import numpy as np
@@ -15,13 +17,17 @@ from running import run_tool
 from scipy.special import expit, logit
 from small_world import files_of, hu_volume, words, write_scans, write_series
 
+from ctmasknet.data.classes import MASK_LABELS
+from ctmasknet.data.ct_io import read_scans
+from ctmasknet.data.mask_volumes import read_mask_volume
 from ctmasknet.engine.run_record import read_record
 from ctmasknet.engine.stored_calibration import store_calibration
 from ctmasknet.evaluation import pool_slices, read_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.predict import CTPredictor
+from ctmasknet.predict.dicom_seg import write_dicom_seg
 from ctmasknet.predict.results import FoundBox
-from ctmasknet.predict.volumes import label_slice, mask_values
+from ctmasknet.predict.volumes import label_slice, mask_values, write_nifti
 
 CLASSES = ["normal", "pneumonia", "covid"]
 LESIONS = ["ggo", "consolidation"]
@@ -201,6 +207,71 @@ def test_dicom_seg_lies_on_its_series(answers):
         volume = seg.get_volume(combine_segments=True)
         np.testing.assert_allclose(sorted(volume.spacing), [0.7, 0.8, 2.5])
         assert "research" in seg.SeriesDescription
+
+
+def label_planes(scan):
+    """Labels of a whole series whose every slice differs, upright."""
+    height, width = scan.slices[0].shape
+    chance = np.random.default_rng(4)
+    return list(chance.choice([0, 2, 3], (len(scan.slices), height, width)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["transposed", "frames"])
+def test_dicom_seg_of_other_storage(kind, tmp_path):
+    """Rows that run to the patient's left; frames of one file in an order of their own. Headers
+    have lost what anonymisers drop."""
+    hu = ct_samples.volume()
+    if kind == "frames":
+        data = [ct_samples.enhanced(hu, [3, 1, 0, 2])]
+        measures = data[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SliceThickness = 5.0
+    else:
+        data = [
+            ct_samples.dicom(plane, index, transposed=True, flip_rows=True)
+            for index, plane in enumerate(hu)
+        ]
+    for number, item in enumerate(data):
+        item.FrameOfReferenceUID = f"{ct_samples.SERIES}.9"
+        ct_samples.save(item, tmp_path / "in" / f"{number}.dcm")
+    (scan,) = read_scans([tmp_path / "in"])
+    labels = label_planes(scan)
+    path = tmp_path / "seg.dcm"
+    when = datetime.datetime(2020, 3, 1, 12)
+    write_dicom_seg(path, scan, labels, LESIONS, identity="x", created=when, software="1")
+    seg = highdicom.seg.segread(path)
+    if kind == "frames":
+        numbers = [one.frame + 1 for one in scan.slices]
+        assert numbers == [3, 2, 4, 1]
+        pixels = seg.get_pixels_by_source_frame(
+            data[0].SOPInstanceUID, numbers, combine_segments=True
+        )
+        stored = np.array(labels)
+    else:
+        pixels = seg.get_pixels_by_source_instance(
+            [item.SOPInstanceUID for item in data], combine_segments=True
+        )
+        stored = np.array(labels).transpose(0, 2, 1)[:, ::-1]
+    np.testing.assert_array_equal(pixels, np.where(stored, stored - 1, 0))
+    # In space as well, by the project's own reader
+    mask = read_mask_volume(str(path), MASK_LABELS)
+    np.testing.assert_allclose(mask.turn.affine, scan.affine, atol=1e-6)
+    for index, label in enumerate(labels):
+        np.testing.assert_array_equal(mask.plane(index), label)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL"])
+def test_nifti_masks_of_other_storage(codes, tmp_path):
+    source = tmp_path / "ct.nii"
+    nibabel.save(ct_samples.nifti(ct_samples.volume(), codes), source)
+    (scan,) = read_scans([source])
+    labels = label_planes(scan)
+    write_nifti(tmp_path / "mask.nii.gz", scan, labels)
+    mask, image = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(source)
+    assert mask.shape == image.shape
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    turned = nibabel.as_closest_canonical(mask)  # to the right, to the front, to the head
+    upright = np.array(labels).transpose(2, 1, 0)[::-1, ::-1]
+    np.testing.assert_array_equal(np.asarray(turned.dataobj), upright)
 
 
 def test_overlays_are_of_slices_with_a_lesion(detector, scans, tmp_path, tool):

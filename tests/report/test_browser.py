@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.evaluation.resampled_metrics import threshold_metrics
@@ -108,17 +110,20 @@ def test_pictures_appear(page):
 
 @pytest.mark.parametrize("level", ["slices", "scans", "patients"])
 @pytest.mark.parametrize(
-    ("name", "threshold"), [("covid", "0.5"), ("normal", "0.137"), ("covid", "1")]
+    ("name", "threshold"), [("covid", "0.5"), ("normal", "one unit's score"), ("covid", "1")]
 )
 def test_threshold_recomputes_what_python_computes(page, test_rows, level, name, threshold):
     page.find_element("css selector", f"[name=threshold-level][value={level}]").click()
     choose(page, "threshold-class", name)
-    type_threshold(page, threshold)
     if level == "slices":
         units = slice_units(test_rows)
     else:
         units = pooled_units(pool_slices(test_rows, level, ScorePooling("mean", 0)))
     index = IMAGE_CLASSES.index(name)
+    if threshold == "one unit's score":
+        # The step just below it: one step more would lose that unit
+        threshold = f"{np.floor(1000 * units.scores[7, index]) / 1000:.3f}"
+    type_threshold(page, threshold)
     weights = np.ones((1, units.num_patients))
     expected = threshold_metrics(units, {index: float(threshold)}, IMAGE_CLASSES, weights)
     called, truth = units.scores[:, index] >= float(threshold), units.labels == index
@@ -229,3 +234,18 @@ def test_without_labels_the_page_still_works(browser, unlabelled_folder, tmp_pat
     assert shown_figures(browser)["called"][1] == f"{called} of {len(pooled)}"
     choose(browser, "filter-pred", "covid")
     assert len(shown_rows(browser)) == sum(item.pred == 2 for item in pooled)
+
+
+def test_halves_are_rounded_as_python_rounds_them(browser, unlabelled_folder, tmp_path):
+    rows = read_predictions_csv(unlabelled_folder / "predictions.csv")[0][:16]
+    # Slices alone: 1 of 16 reaches 0.6, 3 of 16 reach 0.5
+    scores = [0.6, 0.5, 0.5, *[0.1] * 13]
+    rows = [
+        replace(row, patient="", scan="", logits=(0.0, 0.0, 0.0), scores=(0.0, 0.0, score))
+        for row, score in zip(rows, scores, strict=True)
+    ]
+    write_predictions_csv(tmp_path / "predictions.csv", rows, IMAGE_CLASSES)
+    browser.get(write_report(tmp_path, tmp_path / "r.html").as_uri())
+    for threshold, share in (("0.6", 6.25), ("0.5", 18.75)):
+        type_threshold(browser, threshold)
+        assert shown_figures(browser)["called"][0] == f"{share:.1f} %"

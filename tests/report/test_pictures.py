@@ -107,6 +107,9 @@ def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
     ]
     listing = tmp_path / "attributions.jsonl"
     listing.write_text("\n".join(map(json.dumps, lines)))
+    # Known by its stem where there is one slice of that stem alone
+    renamed = SlicePictures(["other/7.png"], SliceFiles(), folders=[tmp_path])
+    assert len(renamed.of(row("other/7.png"))) == 1
     found = SlicePictures(["a/7.png", "b/7.png"], SliceFiles(), folders=[tmp_path])
     (picture,) = found.of(row("a/7.png"))
     assert picture.caption == "box weights: input to the decision, not its cause"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from running import run_tool
@@ -11,6 +12,7 @@ from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.report_text import evaluate_predictions
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 from ctmasknet.report.source import read_source
+from ctmasknet.report.units_table import units_table
 
 
 @pytest.fixture
@@ -135,3 +137,38 @@ def test_a_broken_line_of_a_prediction_is_named(unlabelled_folder, tmp_path, lin
     (tmp_path / "predictions.jsonl").write_text(f"{line}\n")
     with pytest.raises(CTMaskNetError, match=rf"predictions\.jsonl: {reason}"):
         read_source(tmp_path)
+
+
+def test_a_volume_without_a_patient_has_a_line_of_its_own(unlabelled_folder, tmp_path):
+    shutil.copy(unlabelled_folder / "predictions.csv", tmp_path)
+    scores = {"normal": 0.5, "pneumonia": 0.25, "covid": 0.75}
+    said = {"slices": 2, "pooling": "mean", "pred": "covid", "scores": scores}
+    lines = [
+        {"level": "scan", "patient": "", "scan": "volume.nii.gz", **said},
+        {"level": "scan", "patient": "1", "scan": "0", **said},
+        {"level": "patient", "patient": "1", **said},
+    ]
+    (tmp_path / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = read_source(tmp_path)
+    table = units_table(source)
+    assert [(row.name, row.scans, row.slices) for row in table.rows] == [
+        ("1", 1, 2),
+        ("volume.nii.gz", 1, 2),
+    ]
+    assert table.lone == 1
+    assert table.nameless == sum(not row.patient for row in source.rows) - 2
+    short = units_table(source, max_rows=1)
+    assert [row.name for row in short.rows] == ["1"] and short.left_out == 1
+    slices = units_table(replace(source, pooled={"scans": [], "patients": []}))
+    assert slices.kind == "slices" and len(slices.rows) == len(source.rows)
+
+
+def test_errors_stand_first_by_how_sure_they_are(run_folder):
+    rows = units_table(read_source(run_folder)).rows
+    wrong = [row for row in rows if row.verdict == "wrong"]
+    assert rows[: len(wrong)] == wrong
+    margins = [row.margin for row in wrong]
+    assert margins == sorted(margins, reverse=True) and margins[0] == pytest.approx(1, abs=1e-3)
+    assert [row.name for row in rows[len(wrong) :]] == sorted(
+        row.name for row in rows[len(wrong) :]
+    )
