@@ -162,7 +162,7 @@ class BadSlices:
     def exceeded(self) -> str | None:
         """What is wrong, in one line, when a set has more bad slices than allowed."""
         for name, files in self._found.items():
-            total = self.totals.get(name, 0)
+            total = max(self.totals.get(name, 0), len(files))
             if len(files) > self.max_share * total:
                 file, reason = next(iter(sorted(files.items())))
                 return (
@@ -213,7 +213,7 @@ class BadSlices:
             write_json(report, self.report(), indent=1)
             where = f"; all are listed in {report}"
         for name, files in self._found.items():
-            _LOGGER.warning("%d bad slices of %s were left out%s", len(files), name, where)
+            _LOGGER.warning("%s: %d bad %s left out%s", name, len(files), self._unit, where)
         if check and (problem := self.exceeded()):
             raise CTMaskNetError(problem + where)
 

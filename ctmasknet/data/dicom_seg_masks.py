@@ -76,24 +76,25 @@ def read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) 
         size = int(seg.Rows), int(seg.Columns), int(seg.NumberOfFrames)
         numbers = list(seg.segment_numbers)
         names = {number: _names_of(seg.get_segment_description(number)) for number in numbers}
+        grid = seg.get_volume_geometry()
     check_claimed_size(file, size)
+    if grid is None:
+        raise CTMaskNetError(
+            f"{file}: its frames make no even grid; give a mask of parallel slices"
+        )
+    slices, rows, columns = grid.spatial_shape
+    check_claimed_size(file, (rows, columns, slices))
     value_of = {
         number: _value_of(file, number, names[number], labels, segments) for number in numbers
     }
-    painted, affine = None, None
+    painted = np.zeros((slices, rows, columns), np.min_scalar_type(max(labels)))
     order = [_PAINT_ORDER.index(labels[value_of[number]]) for number in numbers]
     for _, number in sorted(zip(order, numbers, strict=True)):
         with decoding(file):
             # One segment at a time: a lesion mask of a scan with ten of them would not fit.
-            volume = seg.get_volume(segment_numbers=[number])
-            inside = volume.array[..., 0] >= 0.5
-        if painted is None:
-            kind = np.min_scalar_type(max(labels))
-            painted, affine = np.zeros(inside.shape, kind), volume.affine
+            inside = seg.get_volume(segment_numbers=[number]).array[..., 0] >= 0.5
         painted[inside] = value_of[number]
-    if painted is None:
-        raise CTMaskNetError(f"{file}: has no segment; give a label mask")
-    return SegMask(file, upright(_FROM_LPS @ affine, painted.shape, file), painted)
+    return SegMask(file, upright(_FROM_LPS @ grid.affine, painted.shape, file), painted)
 
 
 def _names_of(description) -> tuple[str, str]:

@@ -97,10 +97,11 @@ def find_volume_pairs(
     report = note if on_bad else None
     volumes = find_volumes(images, on_bad=report)
     used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
+    one_folder = images.resolve() == masks.resolve()
     files = [
         Path(file)
         for file in volume_files(masks)
-        if os.path.realpath(file) not in used | bad.keys() and _may_be_mask(file, report)
+        if os.path.realpath(file) not in used | bad.keys() and _is_mask(file, one_folder, report)
     ]
     mask_of = _matched(volumes, files, masks, {_stem(without_extension(f)) for f in bad.values()})
     pairs = []
@@ -216,15 +217,19 @@ def _picture_mask(pair: VolumePair, index: int, how: Conversion) -> np.ndarray:
     )
 
 
-def _may_be_mask(file: str, on_bad: Callable[[str, str], None] | None) -> bool:
-    """DICOM other than SEG is none."""
+def _is_mask(file: str, others: bool, on_bad: Callable[[str, str], None] | None) -> bool:
+    """Whether a file is NIfTI or DICOM-SEG; ``others``: there may be other DICOM beside the
+    masks."""
     try:
-        return kind_of(file) == "nifti" or seg_series(file) is not None
+        if kind_of(file) == "nifti" or seg_series(file) is not None:
+            return True
+        if not others:
+            raise CTMaskNetError(f"{file}: DICOM, but no DICOM-SEG; remove it or restore the mask")
     except CTMaskNetError as error:
         if on_bad is None:
             raise
         on_bad(file, str(error).removeprefix(f"{file}: "))
-        return False
+    return False
 
 
 def _matched(

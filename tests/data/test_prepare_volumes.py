@@ -7,6 +7,7 @@ from pathlib import Path
 import ct_samples
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import seg_samples
 from PIL import Image
@@ -208,6 +209,23 @@ def test_a_seg_finds_its_series_by_reference_and_a_gap_in_it(prepare, folders, d
         classes[patient] = [item["category_id"] for item in found["annotations"]]
     assert images == {"P1": 5, "P2": 4}
     assert classes == {"P1": [1, 1, 1, 2], "P2": [2]}
+
+
+def test_a_damaged_seg_is_named_in_one_line(prepare, folders, tmp_path, capfd):
+    series(folders[0] / "P1")
+    seg = seg_samples.write_seg(folders[0] / "P1", MASK, NAMES, folders[1] / "any.dcm")
+    whole = seg.read_bytes()
+    data = pydicom.dcmread(seg)
+    for frame, z_mm in enumerate((0, 1e-3, 1e6)):
+        group = data.PerFrameFunctionalGroupsSequence[frame]
+        group.PlanePositionSequence[0].ImagePositionPatient = [-30, -40, z_mm]
+    data.save_as(tmp_path / "wide.dcm")
+    for content in (whole[:300], whole[: len(whole) // 2], (tmp_path / "wide.dcm").read_bytes()):
+        seg.write_bytes(content)
+        assert prepare(*ALL) == 2
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+        assert str(seg) in line, line
+    assert not (tmp_path / "out" / "set").exists()
 
 
 def test_who_the_patient_is(prepare, folders, document, tmp_path, capfd):
