@@ -10,8 +10,9 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from ctmasknet.benchmarks.peers import StockClassifier, TorchvisionDetector, calibrate_norms
+from ctmasknet.benchmarks.stock_peer import StockClassifier
 from ctmasknet.benchmarks.timing import comparison, interleaved
+from ctmasknet.benchmarks.torchvision_peer import TorchvisionDetector, calibrate_norms
 from ctmasknet.engine.precision import cpu_has_bfloat16
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.modeling.inference import to_inference
@@ -40,12 +41,15 @@ def inference(
         repeats: calls of each that are timed.
         seed: of weights and noise.
     """
-    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", str(side)])
+    # Anchors and small boxes as Detectron2 has them, so that both are to give the same logits.
+    same = ["MODEL.ANCHOR_GENERATOR.ROUND", "False", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0"]
+    sides = ["INPUT.MIN_SIZE_TEST", str(side)]
+    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", *sides, *same])
     device = cfg.MODEL.DEVICE
     slices = noise_slices(batch, side, seed)
     model = calibrated_classifier(cfg, seed, slices)
     ways: dict[str, Any] = {
-        _STOCK: StockClassifier(cfg, model),
+        _STOCK: StockClassifier(cfg).to(device).eval().take_weights(model).requires_grad_(False),
         "torchvision detector, no masks, no slice class": TorchvisionDetector(cfg, slices),
         "ctmasknet, model as trained": model,
         _COPY: to_inference(model),

@@ -6,17 +6,19 @@ from ctmasknet.benchmarks.classifier_inference import (
     multiply_adds,
     noise_slices,
 )
-from ctmasknet.benchmarks.peers import StockClassifier
+from ctmasknet.benchmarks.stock_peer import StockClassifier
 
 
 @pytest.fixture
 def model(tiny_cfg):
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.ROUND = False
+    tiny_cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0
     return calibrated_classifier(tiny_cfg, 0, noise_slices(1, 64, 0))
 
 
 def test_the_usual_way_gives_the_same_logits(tiny_cfg, model):
     slices = noise_slices(2, 64, 3)
-    found = StockClassifier(tiny_cfg, model)(slices)
+    found = StockClassifier(tiny_cfg).eval().take_weights(model)(slices)
     expected = model(slices)
     assert len(found) == 2
     for ours, theirs in zip(expected, found, strict=True):
