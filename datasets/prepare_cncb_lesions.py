@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.dicom_seg_masks import parse_segments
 from ctmasknet.data.label_masks import (
     LABEL_NAMES,
     Orientation,
@@ -23,7 +24,6 @@ from ctmasknet.data.label_masks import (
     supported_mask_types,
 )
 from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
-from ctmasknet.data.mask_volumes import parse_segments
 from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
 from ctmasknet.data.root import datasets_root
@@ -82,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
         choices=["name", "each-file"],
         default="name",
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
+    )
+    p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
     )
     p.add_argument(
         "--patient-ids",
@@ -170,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         lists=lists or None,
         seed=args.seed,
         patient_ids=args.patient_ids,
+        split_like=output.with_name(args.split_like) if args.split_like else None,
         workers=args.workers,
         volumes=VolumeConversion(
             window=parse_window(args.window) if args.window else Window(),

@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
     )
     p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
+    )
+    p.add_argument(
         "--patient-ids",
         metavar="NAME",
         help="name of the numbering that the patients are of: ids are compared with those of "
@@ -135,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         per_class=args.per_class,
         seed=args.seed,
         patient_ids=args.patient_ids,
+        split_like=root / args.split_like if args.split_like else None,
         grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
         verify=args.verify,
         workers=args.workers,

@@ -71,7 +71,10 @@ def check_class_name(name: str) -> None:
 
 
 def split_records(
-    records: Sequence[SliceRecord], shares: Mapping[str, float], seed: int
+    records: Sequence[SliceRecord],
+    shares: Mapping[str, float],
+    seed: int,
+    placed: Mapping[str, str] | None = None,
 ) -> dict[str, list[SliceRecord]]:
     """Split by whole patients, with every class in the same shares.
 
@@ -80,12 +83,14 @@ def split_records(
         shares: split -> share of the patients, in 0..1, as
             :func:`~ctmasknet.data.splits.split_patients` takes.
         seed: of the random order of the patients.
+        placed: split of some patients, who stay there.
     """
     split = split_patients(
         {item: record.patient for item, record in enumerate(records)},
         shares,
         seed,
         strata={item: record.label for item, record in enumerate(records)},
+        placed=placed,
     )
     return {name: [records[item] for item in members] for name, members in split.items()}
 

@@ -247,13 +247,14 @@ def _refuse_leaks(found: Mapping[str, Path]) -> None:
 
     The preparation tools write no such splits; files that were changed by hand may hold them.
     """
-    homes: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    homes: dict[tuple[str | None, ...], dict[str, set[str]]] = {}
     for name, path in found.items():
-        if not MetadataCatalog.get(name).get("image_root"):  # broken
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("image_root"):  # broken
             continue
         lesions = _LESIONS.fullmatch(path.name) if path.parent.name == "annotations" else None
         task = lesions[1] if lesions else "slices"
-        splits = homes.setdefault((_source(path), task), {})
+        splits = homes.setdefault((_source(path), task, metadata.get("patient_ids")), {})
         splits[name] = prepared_json.patients(os.path.abspath(path))
     for splits in homes.values():
         for pair in itertools.combinations(splits.items(), 2):

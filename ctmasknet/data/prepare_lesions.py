@@ -24,6 +24,7 @@ from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.lesion_sources import LesionSource, PictureSource, VolumeSource
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, coco_document
 from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
+from ctmasknet.data.prepared_json import split_of_patients
 from ctmasknet.data.splits import SPLITS, split_patients
 from ctmasknet.data.volume_pairs import VolumeConversion
 from ctmasknet.data.volumes import volume_files
@@ -49,6 +50,7 @@ def prepare_lesions(
     lists: Mapping[str, str | os.PathLike] | None = None,
     seed: int = 0,
     patient_ids: str | None = None,
+    split_like: str | os.PathLike | None = None,
     workers: int = 1,
     progress: bool = True,
     volumes: VolumeConversion | None = None,
@@ -75,6 +77,8 @@ def prepare_lesions(
         seed: of the split by shares.
         patient_ids: name of the numbering of the patients; see
             :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
+        split_like: folder of another prepared set of the same numbering; patients stay in the split
+            that it has them in. With ``shares`` only.
         workers: number of processes.
         progress: show a progress bar.
         volumes: what is particular to volumes; its ``skip_bad`` is set here.
@@ -92,11 +96,15 @@ def prepare_lesions(
         raise CTMaskNetError("split: give either shares or list files")
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
-    published = CNCB_LESIONS if rule.by_cncb_name else None
-    patient_ids = numbering_of(images, patient_ids, published)
     bad = bad or BadSlices({})
     window = None
-    if any(volume_files(images)):
+    of_volumes = any(volume_files(images))
+    by_name = rule.by_cncb_name and not of_volumes
+    patient_ids = numbering_of(images, patient_ids, CNCB_LESIONS if by_name else None)
+    if split_like is not None and not shares:
+        raise CTMaskNetError("--split-like: lists state their split themselves; leave it out")
+    placed = split_of_patients(split_like, patient_ids) if split_like is not None else None
+    if of_volumes:
         volumes = replace(volumes or VolumeConversion(), skip_bad=bad.skip)
         window = volumes.window
         on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
@@ -124,6 +132,7 @@ def prepare_lesions(
                 shares,
                 seed,
                 {key: item.lesions for key, item in converted.items()},
+                placed,
             )
         splits = {split: [converted[key] for key in keys] for split, keys in keys_of.items()}
         made_by = {
@@ -221,7 +230,8 @@ def _converted(
                 bad.add(item.file, item.reason, SOURCE)
             else:
                 found[item.pair.key] = item
-    bad.totals[SOURCE] = len(found) + len(bad.files(SOURCE))
+    sound = {str(item.pair.image) for item in found.values()}
+    bad.totals[SOURCE] = len(sound | bad.files(SOURCE).keys())
     return found
 
 

@@ -19,6 +19,7 @@ from ctmasknet.data.covidx_ct import (
     resolve_images,
 )
 from ctmasknet.data.patient_ids import COVIDX_CT, numbering_of
+from ctmasknet.data.prepared_json import split_of_patients
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.slice_sets import sample_per_class, write_slice_set
 from ctmasknet.data.slice_volumes import (
@@ -45,6 +46,7 @@ def prepare_slices(
     per_class: int | None = None,
     seed: int = 0,
     patient_ids: str | None = None,
+    split_like: str | os.PathLike | None = None,
     grey_window: tuple[int, int] | None = None,
     verify: bool = False,
     workers: int = 1,
@@ -82,6 +84,8 @@ def prepare_slices(
             the set lists them.
         patient_ids: name of the numbering of the patients; see
             :func:`ctmasknet.data.patient_ids.numbering_of` for what is taken otherwise.
+        split_like: folder of another prepared set of the same numbering; patients stay in the split
+            that it has them in. With ``shares`` only.
         grey_window, verify, workers: as for :func:`~ctmasknet.data.slice_sets.write_slice_set`.
 
     Returns:
@@ -92,6 +96,12 @@ def prepare_slices(
     """
     bad = bad or BadSlices({})
     on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
+    placed = None
+    if split_like is not None:
+        if not shares or not (images or volume_list):
+            raise CTMaskNetError("--split-like: goes with --split and the folder of the images")
+        numbering = numbering_of(images or Path(volume_list).parent, patient_ids)
+        placed = split_of_patients(split_like, numbering)
     volumes: dict[str, tuple[Volume, int]] = {}
     if volume_list:
         if lists or source or class_folders:
@@ -107,7 +117,7 @@ def prepare_slices(
                 f"{volume_list}: needs either a column split or --split, such as train:0.8,test:0.2"
             )
         volumes = found.slices
-        splits = split_records(found.records, shares, seed) if shares else found.splits()
+        splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
         description = f"slices of {Path(volume_list).name}"
     elif class_folders:
         if images is None or not shares:
@@ -122,7 +132,7 @@ def prepare_slices(
             records, volumes = found.records, found.slices
         else:
             records = read_class_folders(images, class_folders, patient_pattern)
-        splits = split_records(records, shares, seed)
+        splits = split_records(records, shares, seed, placed)
         description = f"slices by class folder below {Path(images).name}"
     else:
         if shares:
@@ -136,7 +146,7 @@ def prepare_slices(
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
-    published = None if class_folders or patient_pattern else COVIDX_CT
+    by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     return write_slice_set(
         root,
@@ -146,7 +156,7 @@ def prepare_slices(
         images,
         description=description,
         seed=seed,
-        patient_ids=numbering_of(images, patient_ids, published),
+        patient_ids=numbering_of(images, patient_ids, COVIDX_CT if by_name else None),
         grey_window=grey_window,
         verify=verify,
         workers=workers,

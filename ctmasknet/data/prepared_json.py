@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.data.datasets import load_coco_json
 
+from ctmasknet.data.splits import SPLITS
 from ctmasknet.errors import CTMaskNetError
 
 Stamp = tuple[int, int]
@@ -72,6 +73,41 @@ def patients(json_file: str) -> set[str]:
     if "slices" in document:
         return {item["patient"] for item in document["slices"]}
     return set(document["patients"].values())
+
+
+def split_of_patients(folder: str | os.PathLike, numbering: str | None) -> dict[str, str]:
+    """The split of every patient of a prepared set, whichever task it is for.
+
+    Args:
+        folder: of the set, ``<root>/<name>``.
+        numbering: name of the numbering that the patients must be of.
+
+    Raises:
+        CTMaskNetError: no prepared set there, a broken one, one of another numbering or of none, or
+            a patient in two of its splits.
+    """
+    found: dict[str, str] = {}
+    folder = Path(os.path.abspath(folder))
+    for path in sorted([*folder.glob("annotations/*.json"), *folder.glob("slices/*.json")]):
+        split = path.stem.rpartition("_")[2]
+        if split not in SPLITS:
+            continue
+        stated = _read(str(path), _checked)["info"].get("patient_ids")
+        if stated is None or stated != numbering:
+            raise CTMaskNetError(
+                f"{path}: its patients are numbered by {stated or 'nothing stated'}, those of the "
+                f"new set by {numbering or 'nothing stated'}; where the ids are of the same "
+                "persons, prepare both with one --patient-ids"
+            )
+        for patient in patients(str(path)):
+            if found.setdefault(patient, split) != split:
+                raise CTMaskNetError(
+                    f"{folder}: patient {patient} is in two splits, {found[patient]} and {split}; "
+                    "prepare the set again"
+                )
+    if not found:
+        raise CTMaskNetError(f"{folder}: holds no prepared data set; name one below the root")
+    return found
 
 
 def load_lesions(name: str, json_file: str, root: str) -> list[dict[str, Any]]:

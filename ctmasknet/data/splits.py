@@ -26,6 +26,7 @@ def split_patients(
     shares: Mapping[str, float],
     seed: int,
     strata: Mapping[Hashable, Hashable] | None = None,
+    placed: Mapping[str, str] | None = None,
 ) -> dict[str, list]:
     """Divide items among splits so that no patient is in two of them.
 
@@ -39,12 +40,15 @@ def split_patients(
         seed: of the dealing order.
         strata: a value of each item (class, or which lesions it shows) whose frequencies all splits
             shall share.
+        placed: split of some patients, who stay there; the others make up for it. Patients of no
+            item do not matter.
 
     Returns:
         The items of each split, in the order of ``patients``. No split is empty.
 
     Raises:
-        CTMaskNetError: bad shares, no items, or fewer patients than splits.
+        CTMaskNetError: bad shares, no items, fewer patients than splits, or a patient placed in a
+            split without a share.
     """
     _check_shares(shares)
     if not patients:
@@ -58,7 +62,20 @@ def split_patients(
             "ask for fewer splits or add patients"
         )
     share = np.array([shares[name] for name in names])
-    split_of = _deal(counts, share, np.random.default_rng(seed))
+    home = np.full(len(counts), -1)
+    for patient in row_of.keys() & (placed or {}).keys():
+        if placed[patient] not in names:
+            raise CTMaskNetError(
+                f"split: patient {patient} is placed in {placed[patient]}, which has no share; "
+                f"give {placed[patient]} one"
+            )
+        home[row_of[patient]] = names.index(placed[patient])
+    split_of = _deal(counts, share, np.random.default_rng(seed), home)
+    for index, name in enumerate(names):
+        if not (split_of == index).any():
+            raise CTMaskNetError(
+                f"split {name}: stays empty, all patients are placed elsewhere; leave it out"
+            )
     result: dict[str, list] = {name: [] for name in names}
     for item, patient in patients.items():
         result[names[split_of[row_of[patient]]]].append(item)
@@ -181,14 +198,21 @@ def _count(
     return counts, row_of
 
 
-def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Split index (P,) of each patient with features ``counts`` (P, F), for shares (K,)."""
+def _deal(
+    counts: np.ndarray, share: np.ndarray, rng: np.random.Generator, placed: np.ndarray
+) -> np.ndarray:
+    """Split index (P,) of each patient with features ``counts`` (P, F), for shares (K,); those
+    ``placed`` (P,) at 0 or above are not moved."""
     wanted = share[:, None] * counts.sum(axis=0)
     weight = 1 / np.maximum(wanted, 1)
     # excess[k, f]: items of split k with feature f above (below, if negative) the number wanted.
     excess = -wanted
-    split_of = np.full(len(counts), -1)
+    split_of = placed.copy()
+    free = placed < 0
     order = rng.permutation(len(counts))
+    order = order[free[order]]
+    for split in range(len(share)):
+        excess[split] += counts[placed == split].sum(axis=0)
 
     def gain(row: np.ndarray) -> np.ndarray:
         """Change (K,) of the distance when features ``row`` (F,) join each split."""
@@ -203,7 +227,7 @@ def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np
         target = int(np.argmin(gain(counts[patient])))
         excess[target] += counts[patient]
         split_of[patient] = target
-    _fill_empty_splits(split_of, counts, len(share), move)
+    _fill_empty_splits(split_of, counts, len(share), move, free)
 
     for _ in range(_MAX_PASSES):
         changed = False
@@ -221,7 +245,7 @@ def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np
                 changed = True
                 continue
             # Exchange with patient q of split k: home changes by d = row_q - row, split k by -d.
-            others = np.flatnonzero(split_of != home)
+            others = np.flatnonzero((split_of != home) & free)
             d = counts[others] - row
             away = split_of[others]
             change = (weight[home] * (2 * excess[home] * d + d**2)).sum(axis=1)
@@ -237,10 +261,12 @@ def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np
     return split_of
 
 
-def _fill_empty_splits(split_of: np.ndarray, counts: np.ndarray, splits: int, move) -> None:
-    """Give each empty split the smallest patient of the split with most patients."""
+def _fill_empty_splits(
+    split_of: np.ndarray, counts: np.ndarray, splits: int, move, free: np.ndarray
+) -> None:
+    """Give each empty split the smallest free patient of the split with most of them."""
     for empty in range(splits):
-        if not (split_of == empty).any():
-            largest = int(np.bincount(split_of, minlength=splits).argmax())
-            members = np.flatnonzero(split_of == largest)
+        if not (split_of == empty).any() and free.any():
+            largest = int(np.bincount(split_of[free], minlength=splits).argmax())
+            members = np.flatnonzero((split_of == largest) & free)
             move(int(members[np.argmin(counts[members, 0])]), empty)

@@ -97,7 +97,21 @@ def figure_1(dataset: str, output: str | os.PathLike) -> dict[str, Any]:
     names = list(numbers["classes"])
     figure = Figure(figsize=(5.2 * len(names), 7.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(2, len(names), squeeze=False)
+    draw_lesion_statistics(figure.subplots(2, len(names), squeeze=False), numbers)
+    figure.suptitle(f"{dataset}: {numbers['images']:,} images", fontsize=11)
+    write_figure(figure, output)
+    write_json(output.with_suffix(".json"), numbers, 1)
+    return numbers
+
+
+def draw_lesion_statistics(grid: np.ndarray, numbers: dict[str, Any]) -> None:
+    """Draw Figure 1 into axes; ``numbers`` of :func:`lesion_statistics` get the bars drawn.
+
+    Args:
+        grid: (2, C) axes, a column for every class.
+        numbers: changed in place, see :func:`figure_1`.
+    """
+    names = list(numbers["classes"])
     most = max(max(item["per_image"]) for item in numbers["classes"].values())
     largest = max(
         (max(item["area_percent"], default=0.0) for item in numbers["classes"].values()),
@@ -115,10 +129,6 @@ def figure_1(dataset: str, output: str | os.PathLike) -> dict[str, Any]:
         _draw_areas(grid[1, column], item, shade)
     grid[0, 0].set_ylabel("1.1   images")
     grid[1, 0].set_ylabel("1.2   instances")
-    figure.suptitle(f"{dataset}: {numbers['images']:,} images", fontsize=11)
-    write_figure(figure, output)
-    write_json(output.with_suffix(".json"), numbers, 1)
-    return numbers
 
 
 def png_path(output: str | os.PathLike) -> Path:

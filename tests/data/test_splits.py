@@ -40,6 +40,41 @@ def test_shares_are_met_and_patients_stay_whole():
             assert here == pytest.approx(shares[name] * total, abs=4)
 
 
+def test_class_and_lesion_presence_at_once():
+    """Patients of three classes whose slices show lesions or not; every combination is shared."""
+    rng = np.random.default_rng(5)
+    patients, strata = {}, {}
+    for patient in range(200):
+        label = int(rng.choice(3, p=[0.2, 0.3, 0.5]))
+        for s in range(rng.integers(3, 12)):
+            patients[f"{patient}_{s}"] = str(patient)
+            strata[f"{patient}_{s}"] = label, bool(label and rng.random() < 0.7)
+    shares = {"train": 0.6, "val": 0.15, "test": 0.25}
+    result = split_patients(patients, shares, 1, strata)
+    assert len(set(strata.values())) == 5
+    for value in set(strata.values()):
+        total = sum(v == value for v in strata.values())
+        for name, items in result.items():
+            here = sum(strata[item] == value for item in items)
+            assert here == pytest.approx(shares[name] * total, rel=0.06)
+
+
+def test_placed_patients_stay_and_the_others_make_up_for_it():
+    patients, strata = unequal_patients()
+    shares = {"train": 0.6, "val": 0.2, "test": 0.2}
+    placed = {str(p): "test" if p % 2 else "train" for p in range(16)} | {"nobody": "val"}
+    result = split_patients(patients, shares, 2, strata, placed)
+    for name, items in result.items():
+        assert len(items) == pytest.approx(shares[name] * len(patients), abs=4)
+        for item in items:
+            assert placed.get(patients[item], name) == name
+    with pytest.raises(CTMaskNetError, match="patient 1 is placed in val, which has no share"):
+        split_patients({"a": "1", "b": "2"}, {"train": 0.5, "test": 0.5}, 0, placed={"1": "val"})
+    everybody = {"1": "train", "2": "train"}
+    with pytest.raises(CTMaskNetError, match="split test: stays empty"):
+        split_patients({"a": "1", "b": "2"}, {"train": 0.5, "test": 0.5}, 0, placed=everybody)
+
+
 def test_equal_patients_are_split_exactly():
     patients = {f"{p}_{s}": str(p) for p in range(150) for s in range(5)}
     result = split_patients(patients, {"train": 0.8, "val": 0.2}, seed=0)
