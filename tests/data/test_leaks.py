@@ -9,7 +9,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from running import run_tool
 
-from ctmasknet.data import datasets
 from ctmasknet.data.datasets import dataset_dicts, register_prepared
 from ctmasknet.data.leaks import check_held_out, check_patients_disjoint, overlap_lines, overlaps
 from ctmasknet.data.lesion_files import LesionPair, PatientRule, split_by_lists
@@ -19,14 +18,10 @@ from ctmasknet.errors import CTMaskNetError
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch) -> Path:
-    """Root of the prepared sets; the catalogs are left as they were."""
+def root(tmp_path, monkeypatch, clean_catalogs) -> Path:
+    """Root of the prepared sets."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    before = set(DatasetCatalog.list())
-    yield tmp_path
-    for name in set(DatasetCatalog.list()) - before:
-        datasets.unregister(name)
-        DatasetCatalog.pop(name, None)
+    return tmp_path
 
 
 @pytest.fixture
