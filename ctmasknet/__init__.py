@@ -6,7 +6,8 @@ Importing this package registers its parts with Detectron2. The way in:
 * :mod:`ctmasknet.modeling` holds the registered parts (``CTMaskNet``, ``RankedBoxROIHeads``, ...),
 * :mod:`ctmasknet.data` prepares and registers data sets,
 * :mod:`ctmasknet.engine` trains, :mod:`ctmasknet.evaluation` measures, :mod:`ctmasknet.visualize`
-draws.
+  draws,
+* :mod:`ctmasknet.predict` predicts scans (``CTPredictor``).
 """
 
 import warnings

@@ -118,7 +118,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
             ],
             [
                 *("tools/report.py", str(cls), "--output", str(output / REPORT)),
-                *("--gallery", "16", "--config-file", "configs/demo/cls.yaml"),
+                *("--gallery", "12", "--config-file", "configs/demo/cls.yaml"),
             ],
         ],
     }

@@ -23,6 +23,7 @@ from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
+from ctmasknet.modeling.inference import inference_model
 from ctmasknet.visualize import SliceCall, contact_sheet, side_by_side
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -135,6 +136,7 @@ def build_predictor(cfg: CfgNode) -> Predictor:
     model = load_model(cfg)
     if is_classifier(cfg):
         model.return_instances = True
+    model = inference_model(cfg, model)
     mapper = (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train=False)
 
     def predict(entry: dict[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

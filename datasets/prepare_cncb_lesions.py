@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.dicom_seg_masks import parse_segments
 from ctmasknet.data.label_masks import (
     LABEL_NAMES,
     Orientation,
@@ -23,7 +24,6 @@ from ctmasknet.data.label_masks import (
     supported_mask_types,
 )
 from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
-from ctmasknet.data.mask_volumes import parse_segments
 from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
 from ctmasknet.data.root import datasets_root

@@ -12,6 +12,7 @@ from golden_state import build, golden_model, imported_model, read_image
 
 from ctmasknet.authors_layout import Variant, authors_layout, sizes_outermost
 from ctmasknet.legacy_pickle import read_checkpoint
+from ctmasknet.modeling.inference import to_inference
 from ctmasknet.modeling.published_masks import PublishedBitMasks, PublishedROIMasks
 
 #: Scores closer than this tie: their order depends on rounding, also from one CPU to the next.
@@ -176,9 +177,15 @@ def compare_rows(model, output, ranked, logits) -> None:
     assert (again - torch.from_numpy(logits)).abs().max() < 1e-4
 
 
+#: The model itself, and the copy that evaluation and prediction use.
+FORMS = pytest.mark.parametrize("form", [lambda model: model, to_inference], ids=["model", "copy"])
+
+
 @pytest.mark.parametrize("variant", ["cls_resnet18_t1_c2", "cls_resnet50_t0_c3"])
-def test_classifiers(shared, variant):
+@FORMS
+def test_classifiers(shared, variant, form):
     model, found = golden_model(shared, variant)
+    model = form(model)
     assert found.variant.num_boxes == (256 if "50" in variant else 128)
     with np.load(shared / "golden" / f"{variant}.npz") as golden, torch.no_grad():
         for index in range(3):
@@ -186,8 +193,9 @@ def test_classifiers(shared, variant):
             compare_rows(model, output, golden[f"ranked{index}"], golden[f"logits{index}"])
 
 
-def test_segmentation(shared):
-    model, _ = golden_model(shared, "seg_resnet18_t1_c2")
+@FORMS
+def test_segmentation(shared, form):
+    model = form(golden_model(shared, "seg_resnet18_t1_c2")[0])
     with np.load(shared / "golden" / "seg_resnet18_t1_c2.npz") as golden, torch.no_grad():
         for index in range(3):
             image = read_image(shared / "golden" / f"image{index}.png")
@@ -212,10 +220,11 @@ def authors_model(shared):
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_the_authors_file(shared, authors_model, index):
+@FORMS
+def test_the_authors_file(shared, authors_model, index, form):
     folder = shared / "golden" / "authors_file"
     with np.load(folder / f"cls_r18t2_img{index}.npz") as golden, torch.no_grad():
-        output = authors_model([{"image": read_image(folder / f"img{index}.png")}])[0]
+        output = form(authors_model)([{"image": read_image(folder / f"img{index}.png")}])[0]
         assert np.abs(output["ranked_boxes"].numpy() - golden["ranked_boxes"]).max() < 1e-4
         assert np.abs(output["logits"].numpy() - golden["final_scores"]).max() < 1e-4
 

@@ -6,6 +6,7 @@ python tools/benchmark.py table README.md configs/benchmarks/*.json
 
 import argparse
 import sys
+from pathlib import Path
 
 from ctmasknet.benchmarks.catalogue import BENCHMARKS
 from ctmasknet.benchmarks.table import text_of, write_readme_table
@@ -36,6 +37,9 @@ def main(argv=None):
     print(text_of(found))
     if args.output:
         write_json(args.output, found, 1)
+        draw = BENCHMARKS[args.name].draw
+        if draw:
+            draw(found, str(Path(args.output).with_suffix(".png")))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python tools/explain.py --config-file configs/cls.yaml --dataset covidx_ct_test --limit 50 \
         --output output/cls/why
-    python tools/explain.py --config-file configs/cls.yaml --input slices/ --output why
+    python tools/explain.py --config-file configs/cls.yaml --input scans/ --output why
 
 Writes attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
 Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
@@ -25,7 +25,7 @@ def parse(argv=None):
     )
     parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
     parser.add_argument("--dataset", help="name of a prepared data set")
-    parser.add_argument("--input", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--input", nargs="+", help="DICOM, NIfTI or picture files, or folders")
     parser.add_argument("--output", required=True, help=f"folder for {ATTRIBUTIONS} and pictures")
     parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
     parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")

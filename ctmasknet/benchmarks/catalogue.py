@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctmasknet.benchmarks.agreement import agreement
+from ctmasknet.benchmarks.classifier_inference import inference
 from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
 from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
+from ctmasknet.benchmarks.exported import exported
+from ctmasknet.benchmarks.growth import draw_growth, growth
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 from ctmasknet.benchmarks.mask_targets import mask_targets
 from ctmasknet.benchmarks.registration import registration
@@ -25,11 +29,13 @@ class Benchmark:
         help: one line.
         run: called with ``repeats``, ``seed`` and the options by keyword.
         options: name -> (default, help); a value has the type of its default.
+        draw: draws a result into a PNG file, where there is something to draw.
     """
 
     help: str
     run: Callable[..., dict[str, Any]]
     options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    draw: Callable[[Mapping[str, Any], str], None] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         for name, (default, text) in self.options.items():
@@ -46,6 +52,28 @@ class Benchmark:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "inference": Benchmark(
+        "the classifier against stock Detectron2, torchvision and the machine's limit",
+        inference,
+        {
+            "config_file": _CLASSIFIER,
+            "side": (512, "of the noise slices, px"),
+            "batch": (1, "slices a call"),
+        },
+    ),
+    "agreement": Benchmark(
+        "classes and logits of the inference copy against the model's on a test set",
+        agreement,
+        {
+            "config_file": ("configs/demo/cls.yaml", "of a classifier"),
+            "weights": ("output/demo/cls/model_best.pth", "its checkpoint"),
+        },
+    ),
+    "exported": Benchmark(
+        "exported programs against the classifier they came from",
+        exported,
+        {"config_file": _CLASSIFIER, "side": (512, "of the noise slice, px")},
+    ),
     "heads-cache": Benchmark(
         "training of heads on kept rows against images",
         heads_cache,
@@ -96,5 +124,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             "batch": (2, "slices a step"),
             "side": (512, "of the slices, px"),
         },
+    ),
+    "growth": Benchmark(
+        "speed and memory of a classifier against batch, N, image side, slices, processes",
+        growth,
+        {"config_file": _CLASSIFIER, "images": (4, "slices of one measurement, at least")},
+        draw_growth,
     ),
 }

@@ -11,6 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ctmasknet.modeling.meta_arch import CTMaskNet
+
 
 def stock_cfg(cfg: CfgNode) -> CfgNode:
     """``cfg`` with Detectron2's own parts in the place of ctmasknet's, sizes kept."""
@@ -44,6 +46,19 @@ class StockClassifier(nn.Module):
             *(nn.Linear(5 * self.rows, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
             nn.Linear(width, len(cfg.MODEL.IMAGE_HEAD.CLASSES)),
         )
+
+    def take_weights(self, model: CTMaskNet) -> StockClassifier:
+        """Use the weights of a classifier; without rounded anchors, its logits become this one's.
+
+        Returns:
+            this one.
+        """
+        self.detector.load_state_dict(model.state_dict(), strict=False)
+        mine = [layer for layer in self.image_head if isinstance(layer, nn.Linear)]
+        head = model.image_head
+        for layer, source in zip(mine, (head.fc1, head.fc2, head.logits), strict=True):
+            layer.load_state_dict(source.state_dict())
+        return self
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
         """B inputs with ``image`` (3, H, W) -> (B, C) logits."""

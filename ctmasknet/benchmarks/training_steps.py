@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from ctmasknet.benchmarks.stock_peer import StockClassifier, stock_cfg
@@ -27,6 +28,7 @@ from ctmasknet.data.phantom_patient import phantom_patient
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.modeling.trainable import set_trainable
 
 #: What a step trains -> the configuration it is of.
 KINDS = {
@@ -79,7 +81,7 @@ def _stepper(kind: str, way: str, batch: int, side: int, seed: int) -> Callable[
         model = build_model(stock_cfg(cfg) if stock else cfg).train()
     else:
         model = StockClassifier(cfg).to(cfg.MODEL.DEVICE) if stock else build_model(cfg).train()
-    optimizer = Trainer.build_optimizer(cfg, model)
+    optimizer = _plain_adam(cfg, model) if stock else Trainer.build_optimizer(cfg, model)
 
     def loss_of() -> torch.Tensor:
         if stock and kind != "segmentation":
@@ -95,9 +97,25 @@ def _stepper(kind: str, way: str, batch: int, side: int, seed: int) -> Callable[
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
+
+
+def _plain_adam(cfg: CfgNode, model: nn.Module) -> torch.optim.Adam:
+    """Over what ``cfg`` trains; every weight has a gradient all the same."""
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        names = [name for name, _ in model.named_parameters()]
+    else:
+        names = set_trainable(model, cfg.MODEL.TRAINABLE)
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return torch.optim.Adam(
+        [parameters[name] for name in names],
+        lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
 
 
 def _cfg(kind: str) -> CfgNode:

@@ -22,12 +22,16 @@ def add_bad_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         metavar="SHARE",
         help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
-        "share was bad; default: %(default)s",
+        "share of the files was bad; default: %(default)s",
     )
 
 
 def bad_slices_from(args: argparse.Namespace) -> BadSlices:
     """The arguments as :class:`~ctmasknet.data.bad_slices.BadSlices`."""
     return BadSlices(
-        {}, mode=args.bad, max_share=args.max_bad_share, keys=("--bad", "--max-bad-share")
+        {},
+        mode=args.bad,
+        max_share=args.max_bad_share,
+        keys=("--bad", "--max-bad-share"),
+        unit="files",
     )

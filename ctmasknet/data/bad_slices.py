@@ -89,6 +89,7 @@ class BadSlices:
         mode: str = "error",
         max_share: float = 0.0,
         keys: tuple[str, str] = ("DATALOADER.BAD_SLICES", "DATALOADER.MAX_BAD_SHARE"),
+        unit: str = "slices",
     ):
         """
         Args:
@@ -97,6 +98,7 @@ class BadSlices:
             mode: ``error`` (the first bad slice is raised) or ``skip``.
             max_share: largest share of bad slices of a set, 0..1, that is no error.
             keys: what a user calls ``mode`` and ``max_share``; for messages.
+            unit: what is counted, ``slices`` or ``files``.
 
         Raises:
             CTMaskNetError: another mode, or a share outside 0..1.
@@ -109,6 +111,7 @@ class BadSlices:
         self.skip = mode == "skip"
         self.max_share = max_share
         self._keys = keys
+        self._unit = unit
         #: Set -> file -> reason.
         self._found: dict[str, dict[str, str]] = {}
 
@@ -159,11 +162,11 @@ class BadSlices:
     def exceeded(self) -> str | None:
         """What is wrong, in one line, when a set has more bad slices than allowed."""
         for name, files in self._found.items():
-            total = self.totals.get(name, 0)
+            total = max(self.totals.get(name, 0), len(files))
             if len(files) > self.max_share * total:
                 file, reason = next(iter(sorted(files.items())))
                 return (
-                    f"{name}: {len(files)} of {total} slices are bad "
+                    f"{name}: {len(files)} of {total} {self._unit} are bad "
                     f"({100 * len(files) / total:.2f} %), more than {self._keys[1]} "
                     f"{self.max_share:g} allows; the first is {file}: {reason}"
                 )
@@ -178,13 +181,13 @@ class BadSlices:
                     known.setdefault(file, reason)
 
     def report(self) -> dict[str, Any]:
-        """``{"max_share", "sets": {name: {"slices", "bad", "share", "files": [{"file",
+        """``{"max_share", "sets": {name: {"total", "bad", "share", "files": [{"file",
         "reason"}]}}}``, the files sorted."""
         sets = {}
         for name, total in self.totals.items():
             files = sorted(self._found.get(name, {}).items())
             sets[name] = {
-                "slices": total,
+                "total": total,
                 "bad": len(files),
                 "share": len(files) / total if total else 0.0,
                 "files": [{"file": file, "reason": reason} for file, reason in files],
@@ -210,7 +213,7 @@ class BadSlices:
             write_json(report, self.report(), indent=1)
             where = f"; all are listed in {report}"
         for name, files in self._found.items():
-            _LOGGER.warning("%d bad slices of %s were left out%s", len(files), name, where)
+            _LOGGER.warning("%s: %d bad %s left out%s", name, len(files), self._unit, where)
         if check and (problem := self.exceeded()):
             raise CTMaskNetError(problem + where)
 

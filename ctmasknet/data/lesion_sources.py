@@ -91,8 +91,15 @@ class VolumeSource:
             raise CTMaskNetError(
                 f"{images}: DICOM and NIfTI state how they lie; leave --transpose and --flip out"
             )
-        self.pairs = find_volume_pairs(images, masks, rule, on_bad)
         self.unlisted = 0
+        self._bad: set[str] = set()  # volumes and folders of bad files
+
+        def note(file: str, reason: str) -> None:
+            name = without_extension(os.path.relpath(file, images).replace(os.sep, "/"))
+            self._bad |= {name, os.path.dirname(name)}
+            on_bad(file, reason)
+
+        self.pairs = find_volume_pairs(images, masks, rule, note if on_bad else None)
         self._volumes = volumes
         self._split_of: dict[str, str] = {}
         self._splits: list[str] = []
@@ -104,6 +111,8 @@ class VolumeSource:
             self._splits.append(split)
             for number, line in read_list(path):
                 key = without_extension(line.replace("\\", "/").strip("/"))
+                if key not in known and key in self._bad:
+                    continue
                 if key not in known:
                     raise CTMaskNetError(
                         f"{path}:{number}: {line} names no volume of the data set; remove it or "

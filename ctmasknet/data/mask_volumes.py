@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import pydicom
 
 from ctmasknet.data.ct_files import kind_of
 from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
-from ctmasknet.data.ct_orientation import Upright, upright
-from ctmasknet.data.ct_scan import CTScan, check_claimed_size, decoding
+from ctmasknet.data.ct_orientation import Upright
+from ctmasknet.data.ct_scan import CTScan
+from ctmasknet.data.dicom_seg_masks import read_seg, stored_index
 from ctmasknet.data.label_masks import check_known_values
 from ctmasknet.errors import CTMaskNetError
 
@@ -27,22 +27,8 @@ PLACE_TOLERANCE_MM = 0.5
 
 #: Share of a slice's step by which a slice may lie beside its place in a grid.
 _PLACE_SHARE = 0.1
-#: Segmentation Storage and Label Map Segmentation Storage.
-_SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-#: Label name -> words all of which a segment's label or coded meaning holds.
-_SEGMENT_WORDS = {
-    "ggo": (("ground", "glass"), ("ggo",)),
-    "consolidation": (("consolidation",),),
-    "lesion": (("lesion",), ("opacity",), ("opacities",), ("infiltrat",)),
-    "lung": (("lung",),),
-    "background": (("background",),),
-}
-#: Where segments overlap, the later of these counts.
-_PAINT_ORDER = ("background", "lung", "lesion", "ggo", "consolidation")
 #: Masks compress far better than CT; no mask of a chest compresses better than this.
 _MAX_EXPANSION = 2000
-#: RAS from DICOM's LPS.
-_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class MaskVolume(Protocol):
@@ -59,7 +45,7 @@ class MaskVolume(Protocol):
     partial: bool
 
     def plane(self, index: int) -> np.ndarray:
-        """(H, W) int32 values of one slice, upright, counted from the feet."""
+        """(H, W) values of one slice, unsigned, upright, counted from the feet."""
 
 
 @dataclass(frozen=True)
@@ -79,43 +65,13 @@ class NiftiMask:
         return self.volume.turn
 
     def plane(self, index: int) -> np.ndarray:
-        values = self.volume.values(_stored(self.turn, index))
+        values = self.volume.values(stored_index(self.turn, index))
         if not (values == np.rint(values)).all():
             raise CTMaskNetError(
                 f"{self.file}: holds values that are no whole numbers; a label mask is expected"
             )
-        return check_known_values(self.file, values.astype(np.int32), self.labels)
-
-
-@dataclass(frozen=True)
-class SegMask:
-    """The segments of a DICOM-SEG, painted over one another; ``painted`` is as stored."""
-
-    file: str
-    turn: Upright
-    painted: np.ndarray
-    partial: bool = True
-
-    def plane(self, index: int) -> np.ndarray:
-        stored = np.take(self.painted, _stored(self.turn, index), axis=self.turn.axes[2])
-        return self.turn.plane(stored).astype(np.int32)
-
-
-def seg_series(file: str) -> str | None:
-    """The series that a DICOM-SEG is of, "" where it states none; None for any other file."""
-    if kind_of(file) != "dicom":
-        return None
-    with decoding(file):
-        header = pydicom.dcmread(
-            file,
-            stop_before_pixels=True,
-            force=True,
-            specific_tags=["SOPClassUID", "ReferencedSeriesSequence"],
-        )
-        if header.get("SOPClassUID") not in _SEG_CLASSES:
-            return None
-        series = header.get("ReferencedSeriesSequence") or []
-        return str(series[0].get("SeriesInstanceUID") or "") if len(series) == 1 else ""
+        check_known_values(self.file, values.astype(np.int32), self.labels)
+        return values.astype(np.min_scalar_type(max(self.labels)))
 
 
 def read_mask_volume(
@@ -134,7 +90,7 @@ def read_mask_volume(
     """
     if kind_of(file) == "nifti":
         return NiftiMask(read_volume(file, _MAX_EXPANSION), dict(labels))
-    return _read_seg(file, labels, segments or {})
+    return read_seg(file, labels, segments or {})
 
 
 def place_mask(scan: CTScan, mask: MaskVolume) -> list[int | None]:
@@ -223,10 +179,6 @@ def _check_corners(name: str, ours: np.ndarray, theirs: Upright, start: int, ste
             raise _disagree(name, what, _mm(here, 1), _mm(there, 1), "mm")
 
 
-def _stored(turn: Upright, index: int) -> int:
-    return turn.shape[2] - 1 - index if turn.flips[2] else index
-
-
 def _disagree(name: str, what: str, ours: str, theirs: str, unit: str) -> CTMaskNetError:
     unit = unit and f" {unit}"
     return CTMaskNetError(
@@ -241,96 +193,3 @@ def _times(shape: tuple[int, ...]) -> str:
 
 def _mm(values: np.ndarray, digits: int) -> str:
     return "(" + ", ".join(f"{value:.{digits}f}" for value in values) + ")"
-
-
-def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) -> SegMask:
-    try:
-        import highdicom
-    except ImportError:
-        raise CTMaskNetError(
-            f"{file}: reading DICOM-SEG needs highdicom; install it (pip install highdicom)"
-        ) from None
-    if seg_series(file) is None:
-        raise CTMaskNetError(f"{file}: no DICOM-SEG and no NIfTI; give a label mask")
-    with decoding(file):
-        seg = highdicom.seg.segread(file)
-        size = int(seg.Rows), int(seg.Columns), int(seg.NumberOfFrames)
-        numbers = list(seg.segment_numbers)
-        names = {number: _names_of(seg.get_segment_description(number)) for number in numbers}
-    check_claimed_size(file, size)
-    value_of = {
-        number: _value_of(file, number, names[number], labels, segments) for number in numbers
-    }
-    painted, affine = None, None
-    order = [_PAINT_ORDER.index(labels[value_of[number]]) for number in numbers]
-    for _, number in sorted(zip(order, numbers, strict=True)):
-        with decoding(file):
-            # One segment at a time: a lesion mask of a scan with ten of them would not fit.
-            volume = seg.get_volume(segment_numbers=[number], dtype=np.float32)
-            inside = volume.array[..., 0] >= 0.5
-        if painted is None:
-            kind = np.min_scalar_type(max(labels))
-            painted, affine = np.zeros(inside.shape, kind), volume.affine
-        painted[inside] = value_of[number]
-    if painted is None:
-        raise CTMaskNetError(f"{file}: has no segment; give a label mask")
-    return SegMask(file, upright(_FROM_LPS @ affine, painted.shape, file), painted)
-
-
-def _names_of(description) -> tuple[str, str]:
-    return str(description.segment_label), str(description.segmented_property_type.meaning)
-
-
-def _value_of(
-    file: str,
-    number: int,
-    names: tuple[str, str],
-    labels: Mapping[int, str],
-    segments: Mapping[str, str],
-) -> int:
-    given = {name.lower(): label for name, label in segments.items()}
-    label = next(
-        (given[name] for name in (str(number), *map(str.lower, names)) if name in given), None
-    ) or next(filter(None, map(_label_in, names)), None)
-    shown = f"segment {number} (label {names[0]!r}, coded meaning {names[1]!r})"
-    if label is None:
-        raise CTMaskNetError(
-            f"{file}: {shown} is none of {', '.join(_PAINT_ORDER)} by its name; say what it is "
-            f'with --segment "{names[0]}=LABEL"'
-        )
-    for value, name in sorted(labels.items()):
-        if name == label:
-            return value
-    raise CTMaskNetError(
-        f"{file}: {shown} is {label}, but no mask value is labelled so; add one to --labels, such "
-        f"as {max(labels) + 1}:{label}"
-    )
-
-
-def _label_in(name: str) -> str | None:
-    name = name.lower()
-    for label, choices in _SEGMENT_WORDS.items():
-        if any(all(word in name for word in words) for words in choices):
-            return label
-    return None
-
-
-def parse_segments(values: list[str], names: tuple[str, ...]) -> dict[str, str]:
-    """``["Infiltrate=lesion"]`` -> ``{"Infiltrate": "lesion"}``.
-
-    Args:
-        values: NAME=LABEL each.
-        names: the labels there are.
-
-    Raises:
-        CTMaskNetError: another form, an unknown label.
-    """
-    segments = {}
-    for value in values:
-        name, _, label = value.rpartition("=")
-        if not name or label not in names:
-            raise CTMaskNetError(
-                f"--segment {value}: expected NAME=LABEL with a label of {', '.join(names)}"
-            )
-        segments[name] = label
-    return segments

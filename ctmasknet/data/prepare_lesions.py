@@ -230,7 +230,8 @@ def _converted(
                 bad.add(item.file, item.reason, SOURCE)
             else:
                 found[item.pair.key] = item
-    bad.totals[SOURCE] = len(found) + len(bad.files(SOURCE))
+    sound = {str(item.pair.image) for item in found.values()}
+    bad.totals[SOURCE] = len(sound | bad.files(SOURCE).keys())
     return found
 
 

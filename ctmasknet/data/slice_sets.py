@@ -177,7 +177,6 @@ def write_slice_set(
         else:
             problems = {}
         splits = _without_bad(splits, problems, bad, image_root, volumes or {})
-        bad.totals[SOURCE] = sum(map(len, splits.values())) + len(bad.files(SOURCE))
         bad.finish(target / REPORT)
         _check_not_empty(name, splits)
         if copy_of:
@@ -207,20 +206,23 @@ def _without_bad(
     image_root: Path,
     volumes: Mapping[str, tuple[Volume, int]],
 ) -> dict[str, list[SliceRecord]]:
-    """The records without those that ``problems`` names, by image or, for volumes, by copy."""
+    """The records without those that ``problems`` names, by image or, for volumes, by copy; ``bad``
+    is told of these, and of the number of files."""
     kept: dict[str, list[SliceRecord]] = {}
+    sound: set[str] = set()
     for split, records in splits.items():
         kept[split] = []
         for record in records:
-            file = str(image_root / record.file)
-            problem = problems.get(record.file if volumes else file)
-            if problem is None:
-                kept[split].append(record)
-                continue
+            file = place = str(image_root / record.file)
             if volumes:
                 volume, index = volumes[record.file]
-                file = volume.scan.slices[index].file
-            bad.add(file, problem.removeprefix(f"{file}: "), SOURCE)
+                file, place = volume.scan.slices[index].file, record.file
+            if place in problems:
+                bad.add(file, problems[place].removeprefix(f"{file}: "), SOURCE)
+            else:
+                kept[split].append(record)
+                sound.add(file)
+    bad.totals[SOURCE] = len(sound | bad.files(SOURCE).keys())
     return kept
 
 

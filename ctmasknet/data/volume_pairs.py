@@ -6,17 +6,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.ct_files import kind_of
+from ctmasknet.data.dicom_seg_masks import seg_series
 from ctmasknet.data.images import IMAGE_SUFFIXES
 from ctmasknet.data.label_masks import read_mask
 from ctmasknet.data.lesion_files import LesionPair, PatientRule
-from ctmasknet.data.mask_volumes import MaskVolume, place_mask, read_mask_volume, seg_series
+from ctmasknet.data.mask_volumes import MaskVolume, place_mask, read_mask_volume
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, lesions_of
 from ctmasknet.data.natural import natural_key
 from ctmasknet.data.volumes import Volume, every_kth, find_volumes, volume_files, without_extension
@@ -86,6 +87,7 @@ def find_volume_pairs(
         CTMaskNetError: a volume without a mask or the reverse, two masks of one volume, an unknown
             patient; damaged files unless ``on_bad`` takes them.
     """
+    rule = replace(rule, groups={without_extension(k): who for k, who in rule.groups.items()})
     bad: dict[str, str] = {}
 
     def note(file: str, reason: str) -> None:
@@ -95,10 +97,11 @@ def find_volume_pairs(
     report = note if on_bad else None
     volumes = find_volumes(images, on_bad=report)
     used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
+    one_folder = images.resolve() == masks.resolve()
     files = [
         Path(file)
         for file in volume_files(masks)
-        if os.path.realpath(file) not in used | bad.keys() and _may_be_mask(file, report)
+        if os.path.realpath(file) not in used | bad.keys() and _is_mask(file, one_folder, report)
     ]
     mask_of = _matched(volumes, files, masks, {_stem(without_extension(f)) for f in bad.values()})
     pairs = []
@@ -107,11 +110,12 @@ def find_volume_pairs(
         if mask is None:
             if on_bad is None:
                 raise CTMaskNetError(_without_mask(volume, masks))
-            on_bad(volume.scan.slices[0].file, _without_mask(volume, masks).partition(": ")[2])
+            for file in dict.fromkeys(one.file for one in volume.scan.slices):
+                on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
-    if missing:
+    if missing and not bad:
         raise CTMaskNetError(
             f"groups: {missing[0]} is no volume under {images}; correct the groups file"
         )
@@ -131,7 +135,8 @@ def convert_volume(
     except CTMaskNetError as error:
         if not volumes.skip_bad:
             raise
-        return [BadSlice.from_error(pair.volume.scan.slices[0].file, error)]
+        files = dict.fromkeys(one.file for one in pair.volume.scan.slices)
+        return [BadSlice.from_error(file, error) for file in files]
 
 
 def _convert(
@@ -212,15 +217,19 @@ def _picture_mask(pair: VolumePair, index: int, how: Conversion) -> np.ndarray:
     )
 
 
-def _may_be_mask(file: str, on_bad: Callable[[str, str], None] | None) -> bool:
-    """DICOM other than SEG is none."""
+def _is_mask(file: str, others: bool, on_bad: Callable[[str, str], None] | None) -> bool:
+    """Whether a file is NIfTI or DICOM-SEG; ``others``: there may be other DICOM beside the
+    masks."""
     try:
-        return kind_of(file) == "nifti" or seg_series(file) is not None
+        if kind_of(file) == "nifti" or seg_series(file) is not None:
+            return True
+        if not others:
+            raise CTMaskNetError(f"{file}: DICOM, but no DICOM-SEG; remove it or restore the mask")
     except CTMaskNetError as error:
         if on_bad is None:
             raise
         on_bad(file, str(error).removeprefix(f"{file}: "))
-        return False
+    return False
 
 
 def _matched(

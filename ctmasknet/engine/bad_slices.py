@@ -1,11 +1,13 @@
 """What the processes of a run know of bad slices, put together.
 
-See :mod:`ctmasknet.data.bad_slices`."""
+See :mod:`ctmasknet.data.bad_slices`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,33 @@ from ctmasknet.data.bad_slices import REPORT, BadSlices
 from ctmasknet.engine.validation import EarlyStop
 from ctmasknet.errors import CTMaskNetError
 
+#: Iterations after which Detectron2's timer has a first value.
 _TIMED_AFTER = 3
 
 
-def finish_bad_slices(bad: BadSlices, folder: str | os.PathLike) -> None:
-    """Write ``<folder>/bad_slices.json``; every process has to call this.
+@contextlib.contextmanager
+def listed_bad_slices(bad: BadSlices, folder: str | os.PathLike) -> Iterator[None]:
+    """Write ``<folder>/bad_slices.json`` when the block ends; every process has to come here.
 
     Raises:
-        CTMaskNetError: in every process, when a data set has more bad slices than allowed.
+        CTMaskNetError: in every process, when a data set has more bad slices than allowed: before
+            the block if they are known by then, else after it.
     """
-    bad.gather(comm.all_gather)
     report = Path(folder) / REPORT
+    if bad.skip and bad.exceeded():
+        _finish(bad, report)
+    try:
+        yield
+    except CTMaskNetError:
+        # Other processes end too, but not here: what this one knows has to do.
+        if bad.skip and comm.is_main_process():
+            bad.finish(report)
+        raise
+    _finish(bad, report)
+
+
+def _finish(bad: BadSlices, report: Path) -> None:
+    bad.gather(comm.all_gather)
     if comm.is_main_process():
         bad.finish(report, check=False)
     if bad.skip and (problem := bad.exceeded()):
@@ -36,7 +54,8 @@ def finish_bad_slices(bad: BadSlices, folder: str | os.PathLike) -> None:
 class GatherBadSlices(HookBase):
     """Gives every process what the others met, and keeps it in the checkpoint.
 
-    Belongs before the hook that writes checkpoints."""
+    Belongs before the hook that writes checkpoints.
+    """
 
     def __init__(self, bad: BadSlices, periods: Sequence[int]):
         """

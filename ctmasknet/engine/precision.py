@@ -41,7 +41,7 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
         lacking = "a CPU does not train in float16; set it to bfloat16"
     elif on_gpu and name == "bfloat16" and not torch.cuda.is_bf16_supported(False):
         lacking = "this GPU does not compute in bfloat16; set it to float16"
-    elif not on_gpu and not _cpu_has_bfloat16():
+    elif not on_gpu and not cpu_has_bfloat16():
         lacking = "this CPU does not compute in bfloat16; set SOLVER.AMP.ENABLED False"
     if lacking:
         raise CTMaskNetError(f"SOLVER.AMP.DTYPE {name}: {lacking}")
@@ -118,5 +118,5 @@ def _in_float32(forward):
     return forward_float32
 
 
-def _cpu_has_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -25,6 +25,7 @@ from ctmasknet.evaluation import (
     PerImageAPEvaluator,
 )
 from ctmasknet.files import plain, write_json
+from ctmasknet.modeling.inference import inference_model
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:
@@ -56,6 +57,8 @@ def evaluate(
 ) -> OrderedDict[str, Any]:
     """Evaluate on every data set of ``DATASETS.TEST``; every process has to call this.
 
+    The model is used as ``MODEL.INFERENCE`` says.
+
     ``results.json`` beside each data set's predictions holds the figures.
 
     Args:
@@ -68,6 +71,7 @@ def evaluate(
         on the main process what the evaluators say, by data set if there are several; on others
         nothing.
     """
+    model = inference_model(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         evaluator = evaluator_of(name) if evaluator_of else build_evaluator(cfg, name)

@@ -7,7 +7,6 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, Tensorboar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ctmasknet.data.bad_slices import REPORT, BadSlices, Guarded, ReadableBatches
+from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.datasets import dataset_dicts, known_sets
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
-from ctmasknet.engine.bad_slices import EndIfTooManyBad, GatherBadSlices, finish_bad_slices
+from ctmasknet.engine.bad_slices import EndIfTooManyBad, GatherBadSlices, listed_bad_slices
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
 from ctmasknet.engine.learning_curves import LearningCurves
 from ctmasknet.engine.memory import PeakMemory
@@ -182,21 +181,12 @@ class Trainer(DefaultTrainer):
         Raises:
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
         """
-        if self.start_iter >= self.max_iter or self.is_stopping:
-            _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
-            finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
-            return None
-        if self.bad_slices.skip and self.bad_slices.exceeded():  # known from kept rows
-            finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
-        try:
+        with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR):
+            if self.start_iter >= self.max_iter or self.is_stopping:
+                _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
+                return None
             with contextlib.suppress(EarlyStop):
                 super().train()
-        except CTMaskNetError:
-            # Other processes end too, but not here: what this one knows has to do.
-            if self.bad_slices.skip and comm.is_main_process():
-                self.bad_slices.finish(Path(self.cfg.OUTPUT_DIR) / REPORT)
-            raise
-        finish_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR)
         return self._last_eval_results
 
     @property
@@ -299,14 +289,13 @@ class Trainer(DefaultTrainer):
         """
         totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
         bad = BadSlices.from_cfg(cfg, totals)
-        results = evaluate(
-            cfg,
-            model,
-            lambda name: cls.build_test_loader(cfg, name, bad=bad),
-            lambda name: cls.build_evaluator(cfg, name),
-        )
-        finish_bad_slices(bad, inference_folder(cfg))
-        return results
+        with listed_bad_slices(bad, inference_folder(cfg)):
+            return evaluate(
+                cfg,
+                model,
+                lambda name: cls.build_test_loader(cfg, name, bad=bad),
+                lambda name: cls.build_evaluator(cfg, name),
+            )
 
     def build_hooks(self) -> list[HookBase | None]:
         """In the order that an iteration ends in; see the class."""

@@ -145,7 +145,7 @@ def burdens(slices: Sequence[SliceBurden]) -> OrderedDict[str, list[Burden]]:
     by_scan: dict[tuple[str, str], list[SliceBurden]] = {}
     by_patient: dict[str, list[tuple[list[SliceBurden], np.ndarray, str]]] = {}
     for item in slices:
-        if item.patient:
+        if item.patient or item.scan:
             by_scan.setdefault((item.patient, item.scan), []).append(item)
     found = OrderedDict(slices=[], scans=[], patients=[])
     for item in slices:
@@ -155,7 +155,8 @@ def burdens(slices: Sequence[SliceBurden]) -> OrderedDict[str, list[Burden]]:
         )
     for (patient, scan), items in by_scan.items():
         weights, unit = _weights(items)
-        by_patient.setdefault(patient, []).append((items, weights, unit))
+        if patient:
+            by_patient.setdefault(patient, []).append((items, weights, unit))
         if scan:
             found["scans"].append(_total(items, weights, unit, patient=patient, scan=scan))
     for patient, scans in by_patient.items():

@@ -7,8 +7,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from detectron2.utils.visualizer import GenericMask
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ctmasknet.data.classes import MASK_LABELS
 from ctmasknet.data.datasets import dataset_dicts
-from ctmasknet.data.label_masks import LESION_LABELS, Orientation, parse_labels, read_mask
-from ctmasknet.data.lesion_files import MASK_SUFFIXES, PatientRule, files_by_key
+from ctmasknet.data.label_masks import parse_labels
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.burden import (
     ANY,
@@ -32,6 +29,7 @@ from ctmasknet.evaluation.burden import (
     burdens,
     measure_slice,
 )
+from ctmasknet.evaluation.lung_masks import LabelMasks, slice_names
 from ctmasknet.files import atomic_write, write_json
 
 FORMAT = "ctmasknet lesion burden 1"
@@ -72,8 +70,9 @@ def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
         labels = parse_labels(args.labels) if args.labels else None
         masks = LabelMasks.of(args.label_masks, document, labels)
     if args.predictions:
-        document = {**document, "annotations": _json(args.predictions, list)}
-        source = str(args.predictions)
+        lesions = _json(args.predictions, list)
+        document = _checked({**document, "annotations": lesions}, args.predictions)
+        path, source = args.predictions, str(args.predictions)
     predicted = any("score" in item for item in document["annotations"])
     if predicted:
         source += f", score > {args.score_threshold:g}"
@@ -107,7 +106,13 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CTMaskNetError: missing, no such document, or without an image.
     """
-    document = _json(path, dict)
+    document = _checked(_json(path, dict), path)
+    if not document["images"]:
+        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
+    return document
+
+
+def _checked(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
     try:
         for item in document["images"]:
             item["id"], item["file_name"], item["height"], item["width"]
@@ -120,8 +125,6 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
             f"{path}: no COCO lesions ({type(error).__name__} {error}); give a file of "
             "datasets/prepare_cncb_lesions.py or tools/predict.py"
         ) from error
-    if not document["images"]:
-        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
     return document
 
 
@@ -161,88 +164,7 @@ def coco_slices(
             mask = GenericMask(item["segmentation"], *shape).mask.astype(bool)
             lesions[names[item["category_id"]]].append(mask)
         lung = label_masks.lung(image) if label_masks is not None else None
-        yield measure_slice(lesions, shape, lung, **_names(image))
-
-
-@dataclass(frozen=True)
-class LabelMasks:
-    """Label masks that give the lung, and the lesions as they were drawn.
-
-    Attributes:
-        labels: name of each mask value.
-        orientation: from the file to the upright slice.
-        file_of: mask file of each slice, by the key of the image's name.
-        key: the key of an image's name.
-    """
-
-    labels: Mapping[int, str]
-    orientation: Orientation
-    file_of: Mapping[str, Path]
-    key: Callable[[str], str]
-
-    @classmethod
-    def of(
-        cls,
-        folder: str | os.PathLike,
-        document: Mapping[str, Any],
-        labels: Mapping[int, str] | None = None,
-    ) -> LabelMasks:
-        """Masks in a folder, for the images of a COCO document.
-
-        ``info`` of the document states labels and orientation where it was prepared from such
-        masks. Masks have the names of the images but for the extension (or both CNCB's).
-
-        Raises:
-            CTMaskNetError: no such folder, or an image without a mask.
-        """
-        folder, info = Path(folder), document.get("info") or {}
-        if not folder.is_dir():
-            raise CTMaskNetError(f"{folder}: no such folder of label masks; correct --label-masks")
-        if labels is None:
-            stated = info.get("labels") or MASK_LABELS
-            labels = {int(value): name for value, name in stated.items()}
-        files = [image["file_name"] for image in document["images"]]
-        rule = PatientRule()
-        try:
-            keys = [rule.key(file) for file in files]
-        except CTMaskNetError:
-            rule = PatientRule(each_file=True)
-            keys = [rule.key(file) for file in files]
-        found = files_by_key(folder, MASK_SUFFIXES, rule)
-        missing = [file for file, key in zip(files, keys, strict=True) if key not in found]
-        if missing:
-            raise CTMaskNetError(
-                f"{folder}: no mask for {missing[0]} ({len(missing)} of {len(files)} slices are "
-                "without); give the folder whose masks have the names of the slices"
-            )
-        orientation = Orientation(**(info.get("orientation") or {}))
-        return cls(labels, orientation, {key: folder / found[key] for key in keys}, rule.key)
-
-    @property
-    def has_lung(self) -> bool:
-        """Whether a value means lung; without one the masks do not tell where the lung ends."""
-        return "lung" in self.labels.values()
-
-    def read(self, image: Mapping[str, Any]) -> np.ndarray:
-        """(H, W) values of an image's mask, upright."""
-        path = self.file_of[self.key(image["file_name"])]
-        return self.orientation.upright(read_mask(path, self.labels))
-
-    def lung(self, image: Mapping[str, Any]) -> np.ndarray | None:
-        """(H, W) bool, lesions included; None unless a value means lung."""
-        return self._named(self.read(image), "lung", *LESION_LABELS) if self.has_lung else None
-
-    def slices(self, document: Mapping[str, Any]) -> Iterator[SliceBurden]:
-        """Measure the lesions that the masks hold themselves, of any size."""
-        names = [name for name in LESION_LABELS if name in self.labels.values()]
-        for image in document["images"]:
-            mask = self.read(image)
-            lung = self._named(mask, "lung", *LESION_LABELS) if self.has_lung else None
-            lesions = {name: [self._named(mask, name)] for name in names}
-            yield measure_slice(lesions, (image["height"], image["width"]), lung, **_names(image))
-
-    def _named(self, mask: np.ndarray, *names: str) -> np.ndarray:
-        return np.isin(mask, [value for value, name in self.labels.items() if name in names])
+        yield measure_slice(lesions, shape, lung, **slice_names(image))
 
 
 def write_burden_csv(
@@ -298,17 +220,6 @@ def burden_text(found: Mapping[str, Any]) -> str:
     )
     head = f"% of the {found['of']}: median (least-most); lesions: {found['lesions']}"
     return f"{head}\n{table}"
-
-
-def _names(image: Mapping[str, Any]) -> dict[str, Any]:
-    patient, spacing = str(image.get("patient") or ""), image.get("spacing_mm")
-    return {
-        "file": str(image["file_name"]),
-        "patient": patient,
-        "scan": str(image.get("scan") or patient),
-        "pixel_mm2": float(spacing[0]) * float(spacing[1]) if spacing else None,
-        "position_mm": image.get("position_mm"),
-    }
 
 
 def _json(path: str | os.PathLike, kind: type) -> Any:

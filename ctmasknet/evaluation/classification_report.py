@@ -93,7 +93,13 @@ def classification_report(
     if not len(slices):
         raise CTMaskNetError(f"{source}: no slice has a label; nothing can be measured")
 
-    def intervals(units: Units, statistic: Callable, behind: dict[str, int]) -> dict[str, Interval]:
+    def intervals(
+        units: Units,
+        statistic: Callable,
+        behind: dict[str, int],
+        *,
+        with_ece: bool = True,
+    ) -> dict[str, Interval]:
         return bootstrap_intervals(
             statistic,
             units.num_patients,
@@ -101,7 +107,7 @@ def classification_report(
             seed=seed,
             confidence=confidence,
             patients_behind=behind,
-            gaps=lambda weights: calibration_gaps(units, class_names, weights),
+            gaps=(lambda w: calibration_gaps(units, class_names, w)) if with_ece else None,
         )
 
     levels: dict[str, Any] = {"slices": _level("slices", slices, class_names, fit, intervals)}
@@ -189,6 +195,7 @@ def _level(
         units,
         lambda w: threshold_metrics(units, thresholds, class_names, w),
         patients_behind(units, class_names, thresholds),
+        with_ece=False,
     )
     metrics = ("sensitivity", "specificity", "precision", "npv")
     found["operating_points"] = {

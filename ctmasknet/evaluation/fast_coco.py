@@ -25,48 +25,60 @@ class FastCOCOeval(COCOeval_faster):
         self.params.compute_rle = computes_rle
 
 
-def fast_coco_eval(
-    truth: PlainCOCO,
-    results: Sequence[Mapping[str, Any]],
-    task: str,
-    max_dets: Sequence[int],
-    image_ids: Sequence[int] | None = None,
-) -> FastCOCOeval:
-    """Evaluate detections as pycocotools would.
+class FastCOCO:
+    """Detections of a data set, to be evaluated as pycocotools would."""
 
-    Args:
-        truth: the lesions; stays as it is.
-        results: at least one detection in COCO's format, masks as RLE; they stay as they are.
-        task: ``bbox`` | ``segm``.
-        max_dets: three counts of best detections of an image, of which the last limits AP.
-        image_ids: the images that count; None: all.
+    def __init__(self, truth: PlainCOCO, results: Sequence[Mapping[str, Any]]):
+        """
+        Args:
+            truth: the lesions; stays as it is.
+            results: at least one detection in COCO's format with a box, masks as RLE; they stay as
+                they are.
+        """
+        self._plain_truth = truth
+        self._lesions = [dict(lesion) for lesion in truth.dataset["annotations"]]
+        self._detections = [
+            {
+                "id": number,
+                "image_id": result["image_id"],
+                "category_id": result["category_id"],
+                "score": result["score"],
+                "bbox": result["bbox"],
+                "rle": result.get("segmentation"),
+                "iscrowd": 0,
+            }
+            for number, result in enumerate(results, 1)
+        ]
+        self._truth, self._found = (
+            COCO({**truth.dataset, "annotations": annotations})
+            for annotations in (self._lesions, self._detections)
+        )
 
-    Returns:
-        with ``stats`` (the 12 figures, 0..1 or -1 for none) and ``eval["precision"]`` (IoU, recall,
-        class, area range, max_dets).
-    """
-    with_masks = task == "segm"
-    lesions = [
-        {**lesion, "rle": truth.annToRLE(lesion)} if with_masks else dict(lesion)
-        for lesion in truth.dataset["annotations"]
-    ]
-    detections = []
-    for number, result in enumerate(results, 1):
-        found = {name: result[name] for name in ("image_id", "category_id", "score")}
-        if with_masks:
-            found["rle"] = result["segmentation"]
-            area = int(rle.area(result["segmentation"]))
+    def evaluate(
+        self, task: str, max_dets: Sequence[int], image_ids: Sequence[int] | None = None
+    ) -> FastCOCOeval:
+        """
+        Args:
+            task: ``bbox`` | ``segm``.
+            max_dets: three counts of best detections of an image, of which the last limits AP.
+            image_ids: the images that count; None: all.
+
+        Returns:
+            with ``stats`` (the 12 figures, 0..1 or -1 for none) and ``eval["precision"]`` (IoU,
+            recall, class, area range, max_dets).
+        """
+        if task == "segm":
+            for lesion in self._lesions:
+                lesion["rle"] = self._plain_truth.annToRLE(lesion)
+            for found in self._detections:
+                found["area"] = int(rle.area(found["rle"]))
         else:
-            found["bbox"] = result["bbox"]
-            area = result["bbox"][2] * result["bbox"][3]
-        detections.append({**found, "id": number, "area": area, "iscrowd": 0})
-    known, found = (
-        COCO({**truth.dataset, "annotations": annotations}) for annotations in (lesions, detections)
-    )
-    # Masks of one slice and class are too few for its threads to pay
-    evaluation = FastCOCOeval(known, found, task, rle_iou_max_workers=1)
-    evaluation.params.maxDets = list(max_dets)
-    if image_ids is not None:
-        evaluation.params.imgIds = list(image_ids)
-    evaluation.run()
-    return evaluation
+            for found in self._detections:
+                found["area"] = found["bbox"][2] * found["bbox"][3]
+        # Masks of one slice and class are too few for its threads to pay
+        evaluation = FastCOCOeval(self._truth, self._found, task, rle_iou_max_workers=1)
+        evaluation.params.maxDets = list(max_dets)
+        if image_ids is not None:
+            evaluation.params.imgIds = list(image_ids)
+        evaluation.run()
+        return evaluation

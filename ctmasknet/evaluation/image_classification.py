@@ -25,7 +25,10 @@ from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import POOLED_LEVELS, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
-from ctmasknet.files import write_json
+from ctmasknet.files import plain, write_json
+
+# How the evaluator pools; tools/evaluate_predictions.py has the others.
+_POOLING = "mean"
 
 
 def confusion_matrix(labels: Sequence[int], preds: Sequence[int], num_classes: int) -> np.ndarray:
@@ -233,6 +236,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             metrics["loss"],
             confusion_table(confusion, self._class_names),
         )
+        pooled = self._pooled_metrics(rows)
         if self._output_dir is not None:
             write_predictions_csv(self._output_dir / "predictions.csv", rows, self._class_names)
             write_json(
@@ -242,12 +246,13 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     "n_without_label": len(rows) - len(labelled),
                     "class_names": list(self._class_names),
                     "confusion_matrix": confusion.tolist(),
-                    # JSON has no NaN
-                    "metrics": {k: None if math.isnan(v) else v for k, v in metrics.items()},
+                    "metrics": plain(metrics),
+                    "pooling": _POOLING,
+                    **{f"{level}_metrics": plain(found) for level, found in pooled.items()},
                 },
                 indent=2,
             )
-        return OrderedDict(slices=metrics, **self._pooled_metrics(rows))
+        return OrderedDict(slices=metrics, **pooled)
 
     def _pooled_metrics(
         self, rows: Sequence[SlicePrediction]
@@ -255,7 +260,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
         """Metrics of scans and patients with a label; a level without any is left out."""
         found = OrderedDict()
         for level in POOLED_LEVELS:
-            pooled = pool_slices(rows, level, ScorePooling("mean"))
+            pooled = pool_slices(rows, level, ScorePooling(_POOLING))
             mixed = [item.patient for item in pooled if item.mixed]
             if mixed:
                 self._logger.warning(
@@ -272,7 +277,9 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             )
             found[level] = classification_metrics(confusion, self._class_names)
             accuracy = found[level]["accuracy"]
-            self._logger.info("%d %s; accuracy %.2f %%", len(pooled), level, accuracy)
+            self._logger.info(
+                "%d %s, pooled by %s; accuracy %.2f %%", len(pooled), level, _POOLING, accuracy
+            )
         return found
 
     def _in_order(self, shares: Sequence[dict[str, SlicePrediction]]) -> list[SlicePrediction]:

@@ -165,7 +165,7 @@ class LesionEvaluator(COCOEvaluator):
 
     def _eval_fast(self, predictions: Sequence[dict[str, Any]], img_ids=None) -> None:
         """What Detectron2's ``_eval_predictions`` does, by faster-coco-eval."""
-        from ctmasknet.evaluation.fast_coco import fast_coco_eval
+        from ctmasknet.evaluation.fast_coco import FastCOCO
 
         results = list(itertools.chain.from_iterable(item["instances"] for item in predictions))
         category_ids = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
@@ -179,11 +179,11 @@ class LesionEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             _LOGGER.info("The data set has no annotations to evaluate against.")
             return
+        detections = FastCOCO(self._coco_api, results) if results else None
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):
             found = None
-            if results:
-                limits = self._max_dets_per_image
-                found = fast_coco_eval(self._coco_api, results, task, limits, img_ids)
+            if detections:
+                found = detections.evaluate(task, self._max_dets_per_image, img_ids)
             self._results[task] = self._derive_coco_results(
                 found, task, class_names=self._metadata.get("thing_classes")
             )

@@ -12,9 +12,10 @@ A box can be hidden in two ways, which ask different questions:
     from the same zero, so for a linear head the two agree to the last digit.
 ``removed``
     The box is struck from the ranked list, the rest moves up and is stretched to N rows again, as
-    if the detector had not found it. (Boxes that it suppressed, or an N+1st, do not come back.)
-    The head knows a box by its place, so moving all the others can change a logit more than the
-    box itself did.
+    if the detector had not found it. In a full list an N+1st box would now come last; the last one
+    is repeated in its stead, for rows that far down are much alike. Boxes that the struck one
+    suppressed do not come back. The head knows a box by its place, so moving all the others can
+    change a logit more than the box itself did.
 
 Either is a statement on the image head's input. It says nothing of why a patient is ill, and not
 even which px the detector looked at.
@@ -195,9 +196,13 @@ def _hide(rows: Tensor, places: Tensor, boxes: Tensor, hidden: str) -> Tensor:
         return rows * (places != boxes[:, None])[..., None]
     first = torch.searchsorted(places, torch.arange(int(places[-1]) + 1, device=rows.device))
     alone = rows[first]
-    return torch.stack(
-        [stretch_rows(torch.cat([alone[:k], alone[k + 1 :]]), len(rows)) for k in boxes.tolist()]
-    )
+    hidden_rows = []
+    for k in boxes.tolist():
+        left = torch.cat([alone[:k], alone[k + 1 :]])
+        if len(alone) == len(rows):
+            left = torch.cat([left, left[-1:]])
+        hidden_rows.append(stretch_rows(left, len(rows)))
+    return torch.stack(hidden_rows)
 
 
 def _captum() -> Callable:

@@ -6,7 +6,8 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 from tqdm import tqdm
 
+from ctmasknet.data.ct_io import CTSlice, read_scans
 from ctmasknet.data.datasets import dataset_dicts
+from ctmasknet.data.images import IMAGE_SUFFIXES
 from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.data.window import Window
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
+from ctmasknet.explain.attribution import attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
+from ctmasknet.explain.record import attribution_record
 from ctmasknet.files import atomic_write
 from ctmasknet.gallery import (
-    image_entries,
     model_cfg,
     pick,
     read_rgb,
@@ -46,7 +50,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
 
     Args:
         args: ``config_file`` and ``opts`` (see :func:`ctmasknet.engine.setup.setup_cfg`), one of
-            ``dataset`` (registered name) and ``input`` (files and folders), ``output`` (folder),
+            ``dataset`` (registered name) and ``input`` (whatever
+            :func:`ctmasknet.data.ct_io.read_scans` reads), ``output`` (folder),
             ``limit`` (slices; None for all), ``seed`` (None: evenly spread), ``method``,
             ``hidden``, ``target`` (class; None for the predicted one), ``boxes`` (drawn at most),
             ``pictures`` (bool).
@@ -64,7 +69,7 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     if args.boxes < 1:
         raise CTMaskNetError(f"--boxes: {args.boxes} is not a number of boxes; give 1 or more")
     check_method(args.method, args.hidden)
-    entries = dataset_dicts(args.dataset) if args.dataset else image_entries(args.input)
+    entries, found = _entries(args)
     entries = [entries[index] for index in pick(len(entries), args.limit, args.seed)]
     cfg = model_cfg(args)
     if not is_classifier(cfg):
@@ -73,14 +78,15 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
             "classifier's configuration such as configs/cls.yaml"
         )
     if args.dataset:
-        found = list(MetadataCatalog.get(args.dataset).get("image_classes", ()))
-        same_classes(args.dataset, "slice", found, cfg.MODEL.IMAGE_HEAD.CLASSES)
+        classes = list(MetadataCatalog.get(args.dataset).get("image_classes", ()))
+        same_classes(args.dataset, "slice", classes, cfg.MODEL.IMAGE_HEAD.CLASSES)
     class_names = list(cfg.MODEL.IMAGE_HEAD.CLASSES)
     if args.target is not None and args.target not in class_names:
         raise CTMaskNetError(
             f"--target: {args.target!r} is no class; choose one of {', '.join(class_names)}"
         )
     output = writable_folder(args.output)
+    window = Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU)
     return explain_slices(
         load_model(cfg),
         cfg,
@@ -91,6 +97,7 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
         target=args.target,
         most=args.boxes,
         pictures=args.pictures,
+        read=(lambda entry: found[entry["file_name"]].pixels(window)) if found else None,
     )
 
 
@@ -105,8 +112,9 @@ def explain_slices(
     target: str | None = None,
     most: int = MOST_BOXES,
     pictures: bool = True,
+    read: Callable[[Mapping[str, Any]], np.ndarray] | None = None,
 ) -> int:
-    """Write ``attributions.jsonl`` and ``pictures/<number>_<stem>.png``.
+    """Write ``attributions.jsonl`` and ``pictures/<number>_<name>.png``.
 
     Args:
         model: a loaded ``CTMaskNet``.
@@ -117,6 +125,7 @@ def explain_slices(
         target: the class whose logit is drawn; None for the predicted one. The file has all.
         most: boxes drawn at most.
         pictures: draw them.
+        read: gives an entry's px, (H, W) or (H, W, 3) uint8; default: the picture ``file_name``.
 
     Returns:
         The number of slices.
@@ -129,7 +138,7 @@ def explain_slices(
     output, written, incomplete = Path(output), 0, 0
     try:
         with atomic_write(output / ATTRIBUTIONS) as stream:
-            for item, result in _predicted(model, cfg, entries):
+            for item, result, pixels in _predicted(model, cfg, entries, read or _read_picture):
                 found = attribute(
                     model.image_head,
                     result["ranked_boxes"],
@@ -145,9 +154,9 @@ def explain_slices(
                 )
                 record["target"] = class_names[drawn]
                 if pictures:
-                    name = f"{PICTURES}/{written:03d}_{Path(item['file_name']).stem}.png"
+                    name = f"{PICTURES}/{written:03d}_{_file_stem(item['file_name'])}.png"
                     page = attribution_page(
-                        read_rgb(item["file_name"], item.get("crop_box")),
+                        _seen(pixels, item.get("crop_box")),
                         result["ranked_instances"],
                         found,
                         drawn,
@@ -172,91 +181,57 @@ def explain_slices(
     return written
 
 
-def attribution_record(
-    item: Mapping[str, Any],
-    result: Mapping[str, Any],
-    found: BoxAttribution,
-    class_names: Sequence[str],
-    lesion_classes: Sequence[str],
-    *,
-    hidden: str = "zero",
-) -> dict[str, Any]:
-    """One slice as plain values: a line of ``attributions.jsonl``.
-
-    Lists of numbers by class are in the order of ``classes``. ``boxes`` are best score first; of
-    each ``class``, ``score``, ``box_px`` ([x0, y0, x1, y1] px of the file, whatever was cropped),
-    ``rows`` (how many rows it fills) and ``weights``. For the rest see :class:`BoxAttribution`.
-
-    Args:
-        item: the model's input, as mapped.
-        result: the model's result, with ``ranked_instances``.
-        found: the attribution.
-        class_names: C names.
-        lesion_classes: names of the boxes' classes.
-        hidden: how occlusion hid boxes.
-    """
-    ranked = result["ranked_instances"]
-    left, top = (item.get("crop_box") or (0, 0))[:2]
-    boxes = ranked.pred_boxes.tensor.cpu().numpy() + np.array([left, top, left, top])
-    rows = np.bincount(found.places.cpu().numpy().clip(0), minlength=len(ranked))
-    image_id, label = item.get("image_id"), item.get("label")
-    return {
-        "file": image_id if isinstance(image_id, str) else str(item["file_name"]),
-        "patient": str(item.get("patient") or ""),
-        "scan": str(item.get("scan") or ""),
-        "label": None if label is None else class_names[label],
-        "pred": class_names[result["pred_class"]],
-        "classes": list(class_names),
-        "method": found.method,
-        "hidden": hidden,
-        "note": CAVEAT,
-        "logits": _numbers(found.logits),
-        "without_boxes": _numbers(found.without_boxes),
-        "rest": _numbers(found.rest),
-        "complete": found.complete,
-        "boxes": [
-            {
-                "class": lesion_classes[index],
-                "score": _digits(score),
-                "box_px": [round(float(side), 2) for side in box],
-                "rows": int(count),
-                "weights": _numbers(weights),
-            }
-            for index, score, box, count, weights in zip(
-                ranked.pred_classes.tolist(),
-                ranked.scores.tolist(),
-                boxes,
-                rows[: len(ranked)],
-                found.weights,
-                strict=True,
-            )
-        ],
-    }
+def _entries(
+    args: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], dict[str, CTSlice]]:
+    """Dataset dicts, and the slices of ``--input`` by name."""
+    if args.dataset:
+        return dataset_dicts(args.dataset), {}
+    found = {item.name: item for scan in read_scans(args.input) for item in scan.slices}
+    entries = [
+        {"file_name": name, "image_id": name, "patient": item.patient, "scan": item.scan}
+        for name, item in found.items()
+    ]
+    return entries, found
 
 
 def _predicted(
-    model: nn.Module, cfg: CfgNode, entries: Sequence[dict[str, Any]]
-) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
-    """Input and result of every slice, TEST.IMS_PER_BATCH at a time."""
-    mapper: Callable = SliceMapper(cfg, is_train=False)
+    model: nn.Module,
+    cfg: CfgNode,
+    entries: Sequence[dict[str, Any]],
+    read: Callable[[Mapping[str, Any]], np.ndarray],
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], np.ndarray]]:
+    """Input, result and px of every slice, TEST.IMS_PER_BATCH at a time."""
+    mapper = SliceMapper(cfg, is_train=False)
     before, model.return_ranked_instances = model.return_ranked_instances, True
     try:
         with tqdm(total=len(entries), desc="attributions", unit="slice", disable=None) as bar:
             for start in range(0, len(entries), cfg.TEST.IMS_PER_BATCH):
-                items = [mapper(e) for e in entries[start : start + cfg.TEST.IMS_PER_BATCH]]
+                batch = entries[start : start + cfg.TEST.IMS_PER_BATCH]
+                pixels = [read(entry) for entry in batch]
+                items = [mapper.map_pixels(*pair) for pair in zip(batch, pixels, strict=True)]
                 with torch.no_grad():
                     results = model(items)
-                for item, result in zip(items, results, strict=True):
-                    yield item, result
+                for found in zip(items, results, pixels, strict=True):
+                    yield found
                     bar.update()
     finally:
         model.return_ranked_instances = before
 
 
-def _numbers(values: torch.Tensor) -> list[float]:
-    return [_digits(value) for value in values.tolist()]
+def _read_picture(entry: Mapping[str, Any]) -> np.ndarray:
+    return read_rgb(entry["file_name"], None)
 
 
-def _digits(value: float) -> float:
-    """Seven digits, as many as a float32 has."""
-    return float(format(value, ".7g"))
+def _seen(pixels: np.ndarray, crop_box: Sequence[int] | None) -> np.ndarray:
+    """(H, W, 3) what the model saw before the resize."""
+    x0, y0, x1, y1 = crop_box or (0, 0, pixels.shape[1], pixels.shape[0])
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    return np.ascontiguousarray(rgb[y0:y1, x0:x1])
+
+
+def _file_stem(name: str) -> str:
+    """A slice's name without folder and picture suffix, fit for a file: ``ct.nii.gz_0012``."""
+    path = Path(name)
+    known = path.suffix.lower() in IMAGE_SUFFIXES
+    return re.sub(r"[^\w.-]", "_", path.stem if known else path.name)

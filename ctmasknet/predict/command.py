@@ -88,7 +88,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         found = check_output(output, settings, resume=args.resume, overwrite=args.overwrite)
     done = comm.all_gather(found is not None and found["status"] == "finished")[0]
     if done:
-        return _finished(output, found) if main else None
+        return _finished(output, found, bad.max_share) if main else None
     predictor = CTPredictor(
         cfg,
         calibration=spec.get(CALIBRATION),
@@ -162,10 +162,11 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             **surroundings(cfg, getattr(args, "num_gpus", 1)),
         }
         write_record(output, [entry])
+        if bad.skip:
+            bad.finish(output / REPORT, check=False)
     finish(output, manifest, asdict(summary))
     print(summary_text(summary, output, rate))
-    with writing(output):
-        bad.finish(output / REPORT if bad.skip else None)
+    _check_share(summary, bad.max_share, output)
     return summary
 
 
@@ -191,8 +192,18 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
     return "\n".join([*lines, f"in {output}"])
 
 
-def _finished(output: Path, manifest: dict[str, Any]) -> Summary:
+def _finished(output: Path, manifest: dict[str, Any], max_bad_share: float) -> Summary:
     Parts(output).remove()
     summary = Summary(**manifest["summary"])
     print("finished already:", summary_text(summary, output))
+    _check_share(summary, max_bad_share, output)
     return summary
+
+
+def _check_share(summary: Summary, max_bad_share: float, output: Path) -> None:
+    if summary.bad_share > max_bad_share:
+        raise CTMaskNetError(
+            f"{output / REPORT}: {summary.skipped} of {summary.skipped + summary.slices} slices "
+            f"and files could not be read ({100 * summary.bad_share:.2f} %), more than "
+            f"--max-bad-share {max_bad_share:g} allows; the others are predicted"
+        )

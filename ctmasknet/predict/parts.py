@@ -80,7 +80,6 @@ class Parts:
                 "kind": scan.kind,
                 "slices": len(scan.slices),
                 "problems": list(scan.problems),
-                "files": [scan.slices[0].file, scan.slices[-1].file] if scan.slices else [],
             }
             for scan in scans
         ]

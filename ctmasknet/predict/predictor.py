@@ -27,6 +27,7 @@ from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model
 from ctmasknet.engine.stored_calibration import CALIBRATION
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.inference import inference_model
 from ctmasknet.predict.pooled import Pooler, build_pooler
 from ctmasknet.predict.results import FoundBox, PredictedScan, PredictedSlice, found_boxes
 from ctmasknet.predict.setup import prediction_cfg
@@ -129,7 +130,7 @@ class CTPredictor:
             )
         mapper = SliceMapper.from_config(cfg, is_train=False)
         return {
-            "model": load_model(cfg),
+            "model": inference_model(cfg, load_model(cfg)),
             "augmentations": mapper["augmentations"],
             "crop_to_body": mapper["crop_to_body"],
             "window": Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU),

@@ -19,6 +19,7 @@ from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
 from ctmasknet.lesion_list import lesions_of
+from ctmasknet.modeling.inference import inference_model
 from ctmasknet.report.pictures import Painter
 from ctmasknet.report.slice_files import FoundSlice
 from ctmasknet.visualize import draw_lesions
@@ -57,7 +58,7 @@ def evidence_painter(
             f"{config_file}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
             f"predictions have {', '.join(class_names)}; give the model that made them"
         )
-    model = load_model(cfg)
+    model = inference_model(cfg, load_model(cfg))
     if classifies:
         model.return_instances = model.return_ranked_instances = True
     mapper = (SliceMapper if classifies else LesionMapper)(cfg, is_train=False)

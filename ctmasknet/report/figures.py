@@ -21,6 +21,8 @@ _GRID = "#010204"
 _CLASS = "#0102{:02x}"
 _CLASS_COLOR = re.compile(r"#0102([1-9a-f][0-9a-f])")
 _FIRST_CLASS = 0x10
+#: Classes with a colour of their own in the style sheet; more begin again.
+_COLORS = 8
 
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _SIDE_INCHES = 3.4
@@ -99,7 +101,7 @@ def _line(index: int, name: str, area: Mapping[str, Any]) -> dict[str, Any]:
     label = name.replace("$", r"\$").lstrip("_")
     value = "" if area["value"] is None else f" {area['value']:.3f}"
     return {
-        "color": _CLASS.format(_FIRST_CLASS + index),
+        "color": _CLASS.format(_FIRST_CLASS + index % _COLORS),
         "linestyle": _DASHES[index % len(_DASHES)],
         "linewidth": 1.8,
         "label": f"{label}{value}",

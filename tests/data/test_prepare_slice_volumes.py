@@ -178,9 +178,9 @@ def test_bad_slices_are_left_out_and_listed(raw, prepare, slices, tmp_path, capf
     assert prepare(*words) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {header}: ")
-    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.13") == 2
-    assert "source: 3 of 21 slices are bad (14.29 %)" in capfd.readouterr().err
-    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.15") == 0
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.2") == 2
+    assert "source: 3 of 12 files are bad (25.00 %)" in capfd.readouterr().err
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.25") == 0
     assert sum(len(slices(split)["slices"]) for split in ("train", "val")) == 18
     found = json.loads((tmp_path / "out" / "set" / "bad_slices.json").read_text())
     files = [item["file"] for item in found["sets"]["source"]["files"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import ct_samples
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import seg_samples
 from PIL import Image
@@ -21,11 +22,11 @@ NAMES = {1: "Lung", 2: "Ground glass opacity", 3: "Consolidation"}
 
 def label_volume() -> np.ndarray:
     """(5, 40, 48): lungs everywhere, GGO in slices 1 to 3 (patient's right), consolidation in
-    slice 2 (patient's left); feet and head slices hold nothing at all."""
+    slice 3 (patient's left); feet and head slices hold nothing at all."""
     mask = np.zeros(HU.shape, np.uint8)
     mask[1:4, 12:28, 8:20] = mask[1:4, 12:28, 28:40] = 1
     mask[1:4, 14:26, 9:13] = 2
-    mask[2, 20:26, 30:38] = 3
+    mask[3, 20:26, 30:38] = 3
     return mask
 
 
@@ -207,7 +208,24 @@ def test_a_seg_finds_its_series_by_reference_and_a_gap_in_it(prepare, folders, d
         images[patient] = len(found["images"])
         classes[patient] = [item["category_id"] for item in found["annotations"]]
     assert images == {"P1": 5, "P2": 4}
-    assert classes == {"P1": [1, 1, 2, 1], "P2": [2]}
+    assert classes == {"P1": [1, 1, 1, 2], "P2": [2]}
+
+
+def test_a_damaged_seg_is_named_in_one_line(prepare, folders, tmp_path, capfd):
+    series(folders[0] / "P1")
+    seg = seg_samples.write_seg(folders[0] / "P1", MASK, NAMES, folders[1] / "any.dcm")
+    whole = seg.read_bytes()
+    data = pydicom.dcmread(seg)
+    for frame, z_mm in enumerate((0, 1e-3, 1e6)):
+        group = data.PerFrameFunctionalGroupsSequence[frame]
+        group.PlanePositionSequence[0].ImagePositionPatient = [-30, -40, z_mm]
+    data.save_as(tmp_path / "wide.dcm")
+    for content in (whole[:300], whole[: len(whole) // 2], (tmp_path / "wide.dcm").read_bytes()):
+        seg.write_bytes(content)
+        assert prepare(*ALL) == 2
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+        assert str(seg) in line, line
+    assert not (tmp_path / "out" / "set").exists()
 
 
 def test_who_the_patient_is(prepare, folders, document, tmp_path, capfd):
@@ -217,7 +235,7 @@ def test_who_the_patient_is(prepare, folders, document, tmp_path, capfd):
     assert prepare("--split", "train:0.5,val:0.5") == 2
     assert "a.nii: states no patient; give --patient-pattern" in capfd.readouterr().err
     groups = tmp_path / "groups.csv"
-    groups.write_text("stem,patient\na,one\nb,one\n")
+    groups.write_text("stem,patient\na,one\nb.nii,one\n")
     assert prepare(*ALL, "--groups", groups) == 0
     assert {image["patient"] for image in document()["images"]} == {"one"}
 
@@ -268,16 +286,21 @@ def test_bad_volumes_are_left_out_and_listed(prepare, folders, document, tmp_pat
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {folders[0] / 'b.nii.gz'}: ")
     report = tmp_path / "out" / "set" / "bad_slices.json"
-    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.1") == 2
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.4") == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "source: 2 of 12 slices are bad (16.67 %), more than --max-bad-share 0.1" in error
+    assert "source: 2 of 4 files are bad (50.00 %), more than --max-bad-share 0.4" in error
     assert not (tmp_path / "out" / "set" / "annotations").exists()
-    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.2") == 0
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.5") == 0
     assert {image["patient"] for image in document()["images"]} == {"a", "d"}
     found = json.loads(report.read_text())["sets"]["source"]
     assert found["bad"] == 2
     assert [Path(item["file"]).name for item in found["files"]] == ["b.nii.gz", "c.nii.gz"]
     assert str(folders[1] / "c.nii.gz") in found["files"][1]["reason"]
+    # A list, too, may name what turns out to be bad.
+    (tmp_path / "list").write_text("a\nb\nc\n")
+    words = ["--list", f"train={tmp_path / 'list'}", *words[2:]]
+    assert prepare(*words, "--bad", "skip", "--max-bad-share", "0.7") == 0
+    assert {image["patient"] for image in document()["images"]} == {"a"}
 
 
 def test_a_bad_picture_is_left_out_and_listed(prepare, folders, document, tmp_path, capfd):
@@ -295,4 +318,4 @@ def test_a_bad_picture_is_left_out_and_listed(prepare, folders, document, tmp_pa
     assert "unreadable" in reasons[0]
     assert "30 x 20 px" in reasons[1] and "30 x 21 px" in reasons[1]
     assert prepare(*ALL, "--bad", "skip", "--max-bad-share", "0.3") == 2
-    assert "2 of 5 slices are bad" in capfd.readouterr().err
+    assert "2 of 5 files are bad" in capfd.readouterr().err

@@ -61,7 +61,7 @@ def test_a_bad_slice_is_replaced_by_seed_and_position(cfg):
         "max_share": 0.2,
         "sets": {
             TRAINING: {
-                "slices": 10,
+                "total": 10,
                 "bad": 2,
                 "share": 0.2,
                 "files": [
@@ -98,6 +98,21 @@ def test_too_many_bad_slices(cfg):
     only_bad = build_train_loader(cfg, read, [DICTS[3], DICTS[7]])
     with pytest.raises(CTMaskNetError, match="training: no slice can be read"):
         next(iter(only_bad))
+
+
+def test_processes_know_together_what_each_met(cfg):
+    ours, theirs = (BadSlices.from_cfg(cfg, {"a": 10, "b": 10}) for _ in range(2))
+    ours.add("1.png", "seen here", "a")
+    for file, name in (("1.png", "a"), ("2.png", "a"), ("1.png", "b")):
+        theirs.add(file, "seen there", name)
+    met = theirs.state_dict()
+    ours.gather(lambda mine: [mine, {name: theirs.files(name) for name in "ab"}])
+    assert ours.files("a") == {"1.png": "seen here", "2.png": "seen there"}
+    assert ours.files("b") == {"1.png": "seen there"}
+    again = BadSlices.from_cfg(cfg, {"a": 10})
+    again.load_state_dict(met)
+    assert again.report()["sets"].keys() == {"a"}
+    assert again.files("a").keys() == {"1.png", "2.png"}
 
 
 @pytest.mark.parametrize(

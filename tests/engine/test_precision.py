@@ -13,7 +13,7 @@ from ctmasknet.errors import CTMaskNetError
 
 @pytest.fixture
 def amp_cfg(tiny_cfg, monkeypatch):
-    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     tiny_cfg.SOLVER.AMP.ENABLED = True
     return tiny_cfg
 
@@ -84,7 +84,7 @@ def test_off_by_default(tiny_cfg):
     ],
 )
 def test_refusals(amp_cfg, monkeypatch, device, dtype, has, message):
-    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args: has)
     amp_cfg.MODEL.DEVICE, amp_cfg.SOLVER.AMP.DTYPE = device, dtype
     with pytest.raises(CTMaskNetError, match=message):

@@ -11,7 +11,8 @@ from PIL import Image
 from running import run_tool
 from test_train_net import TINY
 
-from ctmasknet.data.datasets import register_prepared
+from ctmasknet.data.datasets import dataset_dicts, register_prepared
+from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.engine.learning_curves import draw_curves, read_metrics
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
@@ -97,6 +98,28 @@ def test_validation_losses_repeat_and_leave_everything_alone(detector):
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[0] += 1
     assert detector_losses(cfg, model)["loss_cls"] != losses["loss_cls"]
+
+
+def test_validation_losses_are_means_over_the_slices_that_can_be_read(detector, monkeypatch):
+    cfg, model = detector
+    cfg.DATALOADER.BAD_SLICES = "skip"
+    found = detector_losses(cfg, model)
+    first, *others = sorted({entry["file_name"] for entry in dataset_dicts(cfg.DATASETS.VAL[0])})
+    read = LesionMapper.__call__
+
+    def losses(readable):
+        def call(mapper, entry):
+            if entry["file_name"] not in readable:
+                raise CTMaskNetError(f"{entry['file_name']}: damaged")
+            return read(mapper, entry)
+
+        monkeypatch.setattr(LesionMapper, "__call__", call)
+        return detector_losses(cfg, model)["total_loss"]
+
+    alone, rest = losses([first]), losses(others)
+    whole = (alone + rest * len(others)) / (1 + len(others))
+    assert alone != rest
+    assert found["total_loss"] == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("config", ["seg_light", "cls_light"])

@@ -97,7 +97,7 @@ class TestScansAndPatients:
     def test_a_patients_scans_add_up_and_nameless_slices_are_in_none(self):
         known = [one(10, 100, position=p, area=1.0) for p in (0, 1)]
         second = [one(50, 100, scan="t", position=p, area=1.0) for p in (0, 3)]
-        found = burdens([*known, *second, one(1, 1, patient=""), one(5, 50, scan="")])
+        found = burdens([*known, *second, one(1, 1, patient="", scan=""), one(5, 50, scan="")])
         assert [(item.patient, item.scan) for item in found["scans"]] == [("p", "s"), ("p", "t")]
         (patient,) = found["patients"]
         # In px, since the slice without a scan has no place
@@ -106,6 +106,8 @@ class TestScansAndPatients:
         (patient,) = burdens([*known, *second])["patients"]
         assert patient.percent()["ggo"] == pytest.approx(100 * (20 + 300) / (200 + 600))
         assert len(found["slices"]) == 6
+        alone = burdens([one(10, 100, patient="", scan="folder")])
+        assert [item.scan for item in alone["scans"]] == ["folder"] and not alone["patients"]
 
 
 @pytest.fixture
@@ -196,6 +198,17 @@ class TestFiles:
         assert found["lesions"].endswith("coco_instances_results.json, score > 0.5")
         assert shares(run(lesion_set, **given)) == [(20, 0, 20), (0, 5, 5)]
 
+    def test_masks_are_turned_as_the_set_was_prepared(self, lesion_set):
+        path = lesion_set / "datasets" / "hand" / "annotations" / "both_test.json"
+        document = json.loads(path.read_text())
+        document["info"]["orientation"] = {"flip_horizontal": True}
+        path.write_text(json.dumps(document))
+        (lesion_set / "found.json").write_text(json.dumps([lesion(1, 1, (8, 0, 18, 1), 0.9)]))
+        given = {"dataset": "hand_both_test", "predictions": str(lesion_set / "found.json")}
+        found = run(lesion_set, **given, label_masks=str(lesion_set / "mask"))
+        # The lung is now in columns 10 to 19
+        assert shares(found)[0] == (8, 0, 8) and found["outside_lung_px"] == 2
+
     def test_lesions_in_cocos_form_with_places(self, lesion_set):
         places = {"height": 10, "width": 20, "patient": "a", "scan": "b"}
         images = [
@@ -227,6 +240,8 @@ class TestFiles:
             ({"dataset": "hand_both_test", "label_masks": "{}/image"}, "no mask for 7/1.jpg"),
             ({"lesions": "{}/boxes.json"}, "a lesion of 1 has no mask"),
             ({"lesions": "{}/list.json"}, "holds no lesions"),
+            ({"lesions": "{}/size.json"}, "1: is 20 x 10 px but a mask 5 x 5"),
+            ({"dataset": "hand_both_test", "predictions": "{}/other_list.json"}, "no COCO lesions"),
             ({"lesions": "{}/other.json"}, "no COCO lesions"),
         ],
     )
@@ -234,7 +249,11 @@ class TestFiles:
         image = {"id": 1, "file_name": "1", "height": 10, "width": 20}
         boxes = {"images": [image], "categories": [{"id": 1, "name": "lesion"}]}
         boxes["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]
-        for name, content in (("boxes", boxes), ("list", []), ("other", {"images": []})):
+        counts = mask_util.encode(np.ones((5, 5), np.uint8, "F"))["counts"].decode()
+        small = {"segmentation": {"size": [5, 5], "counts": counts}}
+        size = boxes | {"annotations": [{"image_id": 1, "category_id": 1} | small]}
+        contents = {"boxes": boxes, "list": [], "other": {"images": []}, "size": size}
+        for name, content in (contents | {"other_list": [{"image_id": 1}]}).items():
             (lesion_set / f"{name}.json").write_text(json.dumps(content))
         given = {key: value.format(lesion_set) for key, value in given.items()}
         with pytest.raises(CTMaskNetError, match=message):

@@ -113,6 +113,7 @@ def test_evaluator_counts_each_file_once_and_unlabelled_slices_not_at_all(tmp_pa
     assert saved["n"] == 2 and saved["n_without_label"] == 1
     assert saved["confusion_matrix"] == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
     assert saved["metrics"]["sensitivity-pneumonia"] is None
+    assert saved["pooling"] == "mean" and set(saved["patients_metrics"]) < set(saved["metrics"])
 
 
 def test_predictions_csv_is_the_agreed_table(tmp_path):

@@ -34,8 +34,12 @@ class LinearHead:
 
 @pytest.fixture
 def image_head():
+    """S with biases: without them it is linear along every straight way from zero."""
     torch.manual_seed(0)
-    return RankedBoxImageHead(num_boxes=12, fc_dim=32, num_classes=3).eval()
+    head = RankedBoxImageHead(num_boxes=12, fc_dim=32, num_classes=3).eval()
+    for layer in (head.fc1, head.fc2, head.logits):
+        torch.nn.init.normal_(layer.bias)
+    return head
 
 
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
@@ -78,6 +82,17 @@ def test_by_hand():
     assert found.weights.flatten().tolist() == pytest.approx(
         [59.9 - 55.5, -0.9 + 0.5, 59.9 - 99.9, 0], abs=1e-4
     )
+
+
+def test_in_a_full_list_the_rest_moves_up_and_the_last_stands_for_the_next():
+    def head(rows):
+        return rows[..., 0] @ torch.tensor([[1.0], [10], [100]])
+
+    rows = torch.tensor([[0.9], [0.5], [0.2]]).expand(3, 5)
+    found = occlude(head, rows, 3, hidden="removed")
+    # 0.5 0.2 0.2, 0.9 0.2 0.2 and 0.9 0.5 0.5 instead of 0.9 0.5 0.2
+    expected = [25.9 - 22.5, 25.9 - 22.9, 25.9 - 55.9]
+    assert found.weights.flatten().tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_boxes_of_equal_numbers_are_not_taken_for_one():
@@ -132,6 +147,14 @@ def test_integrated_gradients_add_up_on_the_image_head(image_head):
     torch.testing.assert_close(found.rest, change - found.weights.sum(0))
     assert found.rest.abs().max() <= 0.01 * change.abs().max()
     assert all(parameter.grad is None for parameter in image_head.parameters())
+
+
+def test_more_points_are_taken_until_they_add_up(image_head, monkeypatch):
+    rows = stretch_rows(some_boxes(7), 12)
+    monkeypatch.setattr(attribution, "_STEPS", 1)
+    assert integrate_gradients(image_head, rows, 7).complete
+    monkeypatch.setattr(attribution, "_MOST_STEPS", 1)
+    assert integrate_gradients(image_head, rows, 7).complete is False
 
 
 def test_what_does_not_add_up_is_said(monkeypatch):

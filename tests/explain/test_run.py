@@ -4,13 +4,17 @@ import argparse
 import json
 import os
 
+import ct_samples
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.explain import occlude
+from ctmasknet.explain import occlude, run
 from ctmasknet.explain.run import explain_from_command_line, explain_slices
 
 CLASSES = ["normal", "pneumonia", "covid"]
@@ -56,7 +60,8 @@ def test_a_line_and_a_picture_a_slice(tiny_model, small_cfg, entries, tmp_path):
         assert record["label"] == CLASSES[number] and record["classes"] == CLASSES
         assert record["note"] == "input to the decision, not cause"
         assert record["picture"] == f"pictures/{number + 1:03d}_{number}.png"
-        assert Image.open(out / record["picture"]).width > 600
+        # All three were seen as 64 x 64 px, two slices side by side
+        assert Image.open(out / record["picture"]).size == (2 * 576 + 30, 750)
         assert record["target"] == record["pred"] == CLASSES[int(np.argmax(record["logits"]))]
         assert sum(box["rows"] for box in record["boxes"]) == 16
         scores = [box["score"] for box in record["boxes"]]
@@ -125,6 +130,33 @@ def test_a_bad_slice_leaves_no_half_file(tiny_model, small_cfg, entries, tmp_pat
     with pytest.raises(CTMaskNetError, match=r"2\.png: unreadable or truncated"):
         explain_slices(tiny_model.eval(), small_cfg, entries, tmp_path / "out", pictures=False)
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_dicom_series_and_a_volume_give_the_same(
+    tiny_model, small_cfg, tmp_path, repository, monkeypatch
+):
+    """Read through the window, named as read_scans names them, and drawn."""
+    small_cfg.INPUT.CROP_TO_BODY = False
+    hu = ct_samples.volume(slices=2)
+    ct_samples.dicom_series(tmp_path / "series", hu)
+    nib.save(ct_samples.nifti(hu), tmp_path / "volume.nii.gz")
+    monkeypatch.setattr(run, "model_cfg", lambda args: small_cfg)
+    monkeypatch.setattr(run, "load_model", lambda cfg: tiny_model.eval())
+    found = []
+    for name in ("series", "volume.nii.gz"):
+        out = tmp_path / f"out_{name}"
+        given = {"input": [str(tmp_path / name)], "pictures": name != "series"}
+        assert explain_from_command_line(arguments(out, **given)) == 2
+        found.append(lines(out))
+    dicom, nifti = found
+    assert nifti[1]["file"].endswith("volume.nii.gz#0001") and dicom[0]["scan"]
+    assert nifti[1]["picture"] == "pictures/002_volume.nii.gz_0001.png"
+    assert (tmp_path / "out_volume.nii.gz" / nifti[1]["picture"]).is_file()
+    for one, other in zip(dicom, nifti, strict=True):
+        assert one["boxes"] == other["boxes"] and one["logits"] == other["logits"]
+    expected = Window().to_uint8(hu[1])
+    item = SliceMapper(small_cfg, is_train=False).map_pixels({"file_name": ""}, expected)
+    assert tiny_model([item])[0]["logits"].tolist() == pytest.approx(dicom[1]["logits"], abs=1e-5)
 
 
 def arguments(output, **given):

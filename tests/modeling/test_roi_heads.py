@@ -112,13 +112,13 @@ class TestRankedBoxROIHeads:
     def test_the_boxes_behind_the_rows_are_decoded_in_their_order(self, heads):
         logits = torch.tensor([[2.0, -9.0, 0.0], [-9.0, 3.0, 0.0]])
         deltas = torch.zeros(2, 8)
-        # Class 1 of proposal 1 moves right by half its width and doubles its height
-        deltas[1, 4:] = torch.tensor([5.0, 0.0, 0.0, 5.0 * torch.log(torch.tensor(2.0))])
+        # Class 1 of proposal 1 moves right by its width, out of the image, and doubles its height
+        deltas[1, 4:] = torch.tensor([10.0, 0.0, 0.0, 5.0 * torch.log(torch.tensor(2.0))])
         proposals = [self.proposals([0, 0, 20, 20], [30, 30, 50, 50]), self.proposals()]
         found, none = heads.ranked_instances((logits, deltas), proposals)
         rows = heads.rank((logits, deltas), proposals)[0]
         assert len(found) == 4 and len(none) == 0
-        expected = [40, 20, 60, 60, 0, 0, 20, 20]
+        expected = [50, 20, 64, 60, 0, 0, 20, 20]
         assert found.pred_boxes.tensor[:2].flatten().tolist() == pytest.approx(expected)
         assert found.pred_classes.tolist()[:2] == [1, 0]
         assert torch.equal(found.scores[stretched_places(4, 16)], rows[:, 0])

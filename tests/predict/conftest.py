@@ -12,9 +12,9 @@ from small_world import SMALL, save_model, write_scans
 from ctmasknet.engine.setup import read_cfg
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The same sums in every process."""
+    """The same sums in every process; before any other fixture predicts."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

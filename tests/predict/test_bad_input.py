@@ -58,9 +58,12 @@ def test_bad_scans_are_skipped_listed_and_too_many_an_error(classifier, own_scan
     output = tmp_path / "out"
     skip = ["--bad", "skip", "--max-bad-share"]
     line = refused(
-        tool, "2 of 15 slices are bad", *words(classifier, [own_scans], output, *skip, 0.1)
+        tool,
+        "2 of 15 slices and files could not be read",
+        *words(classifier, [own_scans], output, *skip, 0.1),
     )
     assert "bad_slices.json" in line
+    refused(tool, "2 of 15", *words(classifier, [own_scans], output, *skip, 0.1, "--resume"))
     report = json.loads((output / "bad_slices.json").read_text())["sets"]["inputs"]
     assert [item["file"] for item in report["files"]] == [str(path) for path in cut]
     assert all(item["reason"] for item in report["files"])

@@ -6,8 +6,10 @@ import pytest
 from dying import start_prediction
 from small_world import files_of, words
 
-from ctmasknet.predict.units import UNIT_FILES, Unit
-from ctmasknet.predict.work import is_shared
+from ctmasknet.predict import work
+from ctmasknet.predict.parts import Parts
+from ctmasknet.predict.units import UNIT_FILES, Unit, list_units
+from ctmasknet.predict.work import Worker, is_shared
 
 
 def free_port():
@@ -60,6 +62,21 @@ def test_one_process_s_failure_ends_the_one_that_waits(repository, classifier, o
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [2, 2]
+
+
+@pytest.mark.parametrize("units_a_process", [0, 100], ids=["whole units", "shared units"])
+def test_every_piece_is_one_process_s(units_a_process, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "_UNITS_A_PROCESS", units_a_process)
+    units, _ = list_units([scans / name for name in ("a_dicom", "b_nifti", "c_pictures")])
+    shares = []
+    for rank in range(2):
+        worker = Worker(None, Parts(tmp_path), tmp_path, None, skip_bad=False, rank=rank, world=2)
+        pieces = worker._pieces(units, work._Progress(len(units), rank, 2))
+        shares.append({(piece.unit, piece.scan) for (piece, _), _ in pieces})
+    assert shares[0] & shares[1] == set() and all(shares)
+    assert shares[0] | shares[1] == {(0, 0), (1, 0), (2, 0), (2, 1)}
+    # A whole unit is one process's
+    assert ({(2, 0), (2, 1)} <= shares[0]) == (units_a_process == 0)
 
 
 def test_large_inputs_are_dealt_out_whole():

@@ -8,6 +8,7 @@ import torch
 from scipy.special import expit, logit
 from small_world import hu_volume, write_series
 
+from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.window import Window
@@ -17,7 +18,7 @@ from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.predict import CTPredictor
 from ctmasknet.predict.pooled import build_pooler
-from ctmasknet.predict.stream import ahead
+from ctmasknet.predict.stream import Loaded, ahead, batches
 
 CLASSES = ("normal", "pneumonia", "covid")
 
@@ -84,7 +85,21 @@ def test_threads_change_nothing_and_batches_only_rounding(classifier, own_scans)
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_batches_stay_within_a_scan_and_a_size(classifier, scans):
+def test_a_batch_has_one_size_and_no_bad_slice():
+    def loaded(name, side):
+        if side is None:
+            return Loaded(name, None, None, BadSlice(name, "damaged"))
+        return Loaded(name, {"image": torch.zeros(3, side, side)}, None)
+
+    members = [loaded(*one) for one in zip("abcdefg", (8, 8, 8, 9, None, 9, 8), strict=True)]
+    found = [
+        one.file if isinstance(one, BadSlice) else "".join(item.source for item in one)
+        for one in batches(members, 2)
+    ]
+    assert found == ["ab", "c", "d", "e", "f", "g"]
+
+
+def test_batches_stay_within_a_scan(classifier, scans):
     sizes = []
     predictor = build(classifier, batch_size=3)
     predictor.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))

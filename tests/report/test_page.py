@@ -1,6 +1,7 @@
 """What stands in the page, without a browser."""
 
 import base64
+import errno
 import hashlib
 import json
 import re
@@ -91,6 +92,8 @@ def test_a_screen_reader_finds_its_way(page):
     assert len(ids) == len(set(ids))
     targets = [a["href"][1:] for tag, a in page.elements if tag in ("a", "use") and "href" in a]
     assert set(targets) <= set(ids)
+    # Ticks of the curves are references inside their picture
+    assert page.of("use") and all("href" in attributes for attributes in page.of("use"))
 
 
 def test_record_hardware_and_hashes_are_there(page):
@@ -138,6 +141,15 @@ def test_what_cannot_be_written_is_one_line(repository, run_folder, tmp_path, ca
     assert run_tool(repository, TOOL, run_folder, "--output", tmp_path) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "cannot be written" in first and "is a folder" in second
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(CTMaskNetError, match=r"r\.html: cannot be written \(No space left"):
+            write_report(run_folder, tmp_path / "r.html", ReportOptions(gallery=0))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(CTMaskNetError, match="no permission"):
         write_report(run_folder, tmp_path / "r.html")

@@ -140,7 +140,7 @@
       const x = left + (bin * width) / bins;
       const high = (height * Math.sqrt(up[bin])) / tallest;
       const low = (height * Math.sqrt(down[bin])) / tallest;
-      if (high) draw("rect", { x: x + 0.5, y: middle - high, width: width / bins - 1, height: high, fill: `var(--class-${classIndex})` });
+      if (high) draw("rect", { x: x + 0.5, y: middle - high, width: width / bins - 1, height: high, fill: `var(--class-${classIndex % 8})` });
       if (low) draw("rect", { x: x + 0.5, y: middle, width: width / bins - 1, height: low, fill: "var(--quiet)" });
     }
     draw("line", { x1: left, x2: left + width, y1: middle, y2: middle, stroke: "currentColor", "stroke-width": 1 });

@@ -1,0 +1,163 @@
+"""What naming a slice costs: this classifier in its forms, its peers, and the machine's limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from ctmasknet.benchmarks.stock_peer import StockClassifier
+from ctmasknet.benchmarks.timing import comparison, interleaved
+from ctmasknet.benchmarks.torchvision_peer import TorchvisionDetector, calibrate_norms
+from ctmasknet.engine.precision import cpu_has_bfloat16
+from ctmasknet.engine.setup import read_cfg
+from ctmasknet.modeling.inference import to_inference
+from ctmasknet.modeling.meta_arch import CTMaskNet
+
+_STOCK = "stock Detectron2, image head behind it"
+_COPY = "ctmasknet, inference copy"
+_HALF = "ctmasknet, inference copy in bfloat16"
+#: Side of the square matrices whose product is the machine's limit.
+_GEMM_SIDE = 2048
+
+
+def inference(
+    *, config_file: str, side: int, batch: int, repeats: int, seed: int
+) -> dict[str, Any]:
+    """The classifier against stock Detectron2 and torchvision on noise slices.
+
+    Weights are random, with batch normalisation's statistics taken from such slices, so that
+    proposals are as many and as large as a trained detector's. Stock Detectron2 has the same
+    weights and has to give the same logits, which the figures state.
+
+    Args:
+        config_file: of a classifier with ResNet-50.
+        side: of the slices, px.
+        batch: slices a call; stock Detectron2 takes them one by one.
+        repeats: calls of each that are timed.
+        seed: of weights and noise.
+    """
+    # Anchors and small boxes as Detectron2 has them, so that both are to give the same logits.
+    same = ["MODEL.ANCHOR_GENERATOR.ROUND", "False", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0"]
+    sides = ["INPUT.MIN_SIZE_TEST", str(side)]
+    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", *sides, *same])
+    device = cfg.MODEL.DEVICE
+    slices = noise_slices(batch, side, seed)
+    model = calibrated_classifier(cfg, seed, slices)
+    ways: dict[str, Any] = {
+        _STOCK: StockClassifier(cfg).to(device).eval().take_weights(model).requires_grad_(False),
+        "torchvision detector, no masks, no slice class": TorchvisionDetector(cfg, slices),
+        "ctmasknet, model as trained": model,
+        _COPY: to_inference(model),
+    }
+    if cpu_has_bfloat16():
+        ways[_HALF] = to_inference(model, torch.bfloat16)
+    gemms = {_gemm_name(dtype): _gemm(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    calls = {name: _call(way, device, slices) for name, way in ways.items()}
+    calls |= {name: _call(gemm, device) for name, gemm in gemms.items()}
+    times = interleaved(calls, repeats)
+    limits = {name: 2 * _GEMM_SIDE**3 / times.pop(name)["median_s"] for name in gemms}
+    work = 2 * batch * multiply_adds(model, slices[0]["image"])
+    stock, plain = ways[_STOCK](slices), model(slices)
+    copied = [result["logits"] for result in ways[_COPY](slices)]
+    figures = {
+        "multiply-adds a slice, 10^9": work / 2 / batch / 1e9,
+        **{f"limit: {name}, GFLOP/s": value / 1e9 for name, value in limits.items()},
+        "inference copy: share of the float32 limit": work
+        / times[_COPY]["median_s"]
+        / limits[_gemm_name(torch.float32)],
+        "largest logit difference, model and stock": _largest(plain, stock),
+        "largest logit difference, inference copy and model": _largest(plain, copied),
+    }
+    if _HALF in ways:
+        figures["inference copy in bfloat16: share of the bfloat16 limit"] = (
+            work / times[_HALF]["median_s"] / limits[_gemm_name(torch.bfloat16)]
+        )
+    return comparison(
+        f"classifier inference, ResNet-50, {batch} x {side} px",
+        times,
+        _STOCK,
+        device,
+        figures=figures,
+        config_file=config_file,
+    )
+
+
+def multiply_adds(model: CTMaskNet, image: Tensor) -> float:
+    """Multiply-adds of one slice in convolutions and linear layers, as fvcore counts them.
+
+    Args:
+        model: the classifier, not its inference copy.
+        image: (3, H, W).
+    """
+    tensor = model.preprocess_image([{"image": image}]).tensor
+    with torch.no_grad():
+        features = list(model.backbone(tensor).values())
+    pooler = model.roi_heads.box_pooler
+    boxes = model.proposal_generator.post_nms_topk[False]
+    pooled = tensor.new_zeros(boxes, features[0].shape[1], *pooler.output_size)
+    rows = tensor.new_zeros(1, model.roi_heads.num_ranked_boxes, 5)
+    parts = (
+        (model.backbone, tensor),
+        (model.proposal_generator.rpn_head, (features,)),
+        (nn.Sequential(model.roi_heads.box_head, model.roi_heads.box_predictor), pooled),
+        (model.image_head, rows),
+    )
+    total = 0.0
+    for part, inputs in parts:
+        counter = FlopCountAnalysis(part, inputs).unsupported_ops_warnings(False)
+        counts = counter.uncalled_modules_warnings(False).by_operator()
+        total += sum(counts[name] for name in ("conv", "linear"))
+    return total
+
+
+def noise_slices(count: int, side: int, seed: int) -> list[dict[str, Any]]:
+    """Inputs of the classifier, squares with a side of ``side`` px."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {"image": torch.randint(0, 256, (3, side, side), generator=generator).float()}
+        for _ in range(count)
+    ]
+
+
+def calibrated_classifier(cfg: CfgNode, seed: int, slices: list[dict[str, Any]]) -> CTMaskNet:
+    """A classifier with random weights whose features, scores and boxes on ``slices`` have a
+    trained one's scale."""
+    torch.manual_seed(seed)
+    model = build_model(cfg)
+    # Scores that differ as a trained detector's do.
+    for layer in (
+        model.proposal_generator.rpn_head.objectness_logits,
+        model.roi_heads.box_predictor.cls_score,
+    ):
+        nn.init.normal_(layer.weight, std=0.1)
+    calibrate_norms(model.backbone, model.preprocess_image(slices[:1]).tensor)
+    return model.eval()
+
+
+def _gemm_name(dtype: torch.dtype) -> str:
+    return f"matrix product in {str(dtype).removeprefix('torch.')}"
+
+
+def _gemm(dtype: torch.dtype, device: str):
+    left, right = (torch.randn(_GEMM_SIDE, _GEMM_SIDE).to(device, dtype) for _ in range(2))
+    return lambda: left @ right
+
+
+def _call(way, device: str, *arguments):
+    def call() -> None:
+        way(*arguments)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    return call
+
+
+def _largest(ours: list[dict[str, Any]], logits: list[Tensor]) -> float:
+    return max(
+        float((one["logits"] - other).abs().max()) for one, other in zip(ours, logits, strict=True)
+    )

@@ -1,0 +1,142 @@
+"""A trained classifier as one file that runs without Detectron2 (``tools/export.py``)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from ctmasknet.engine.checkpoint import is_classifier, spec_of
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write
+from ctmasknet.modeling.export import ExportableClassifier
+from ctmasknet.modeling.meta_arch import CTMaskNet
+
+#: A file's suffix -> what it holds.
+FORMATS = {".pt2": "torch.export", ".onnx": "ONNX"}
+#: Names of the program's input and outputs.
+INPUT, OUTPUTS = "image", ("logits", "ranked_boxes")
+#: Where the file keeps what its checkpoint carries (classes, N, window, ...), as JSON.
+SPEC_NAME = "ctmasknet.json"
+#: ONNX's version of the operators; RoiAlign is as Detectron2's since 16.
+_OPSET = 17
+
+
+def export_classifier(
+    cfg: CfgNode, model: CTMaskNet, path: str | os.PathLike, height: int, width: int
+) -> float:
+    """Write a classifier as a program from a slice (1, 3, H, W), float32 RGB 0..255 as the mapper
+    resizes it, to ``logits`` (1, C) and ``ranked_boxes`` (1, N, 5).
+
+    The file is tried on a noise slice before it gets its name.
+
+    Args:
+        cfg: of ``model``.
+        model: with its weights loaded.
+        path: ends in ``.pt2`` (:func:`torch.export.load`) or ``.onnx`` (standard operators alone).
+        height: H, px.
+        width: W, px.
+
+    Returns:
+        the largest difference between the file's logits and the model's on that slice.
+
+    Raises:
+        CTMaskNetError: not a classifier, another suffix, sides that are not positive, or a missing
+            package.
+    """
+    path = Path(path)
+    if not is_classifier(cfg):
+        raise CTMaskNetError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only classifiers "
+            "(configs/cls*.yaml) are exported: their output has a fixed shape"
+        )
+    if path.suffix not in FORMATS:
+        raise CTMaskNetError(f"{path}: end the name in {' or '.join(FORMATS)}")
+    if min(height, width) < 1:
+        raise CTMaskNetError(f"height {height}, width {width}: give both in px, above 0")
+    model = model.eval().cpu()
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
+    spec = json.dumps(spec_of(cfg))
+    write = _onnx if path.suffix == ".onnx" else _program
+    content = write(model, image, spec)
+    logits, _ = load_exported(content, path.suffix)(image)
+    difference = float((logits[0].detach() - model([{"image": image[0]}])[0]["logits"]).abs().max())
+    with atomic_write(path, "wb") as stream:
+        stream.write(content)
+    return difference
+
+
+def load_exported(
+    file: bytes | str | os.PathLike, suffix: str | None = None
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The program of a file as a function of a slice (1, 3, H, W).
+
+    Args:
+        file: its path, or its content.
+        suffix: of the content's format.
+
+    Raises:
+        CTMaskNetError: a missing package.
+    """
+    if not isinstance(file, bytes):
+        suffix, file = Path(file).suffix, Path(file).read_bytes()
+    if suffix != ".onnx":
+        program = torch.export.load(io.BytesIO(file)).module()
+        return lambda image: program(image)
+    runtime = _package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda image: tuple(
+        torch.from_numpy(found) for found in session.run(list(OUTPUTS), {INPUT: image.numpy()})
+    )
+
+
+@torch.no_grad()
+def _program(model: CTMaskNet, image: Tensor, spec: str) -> bytes:
+    exportable = ExportableClassifier(model, *image.shape[2:]).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(exportable, (image,), strict=False)
+    stream = io.BytesIO()
+    torch.export.save(program, stream, extra_files={SPEC_NAME: spec})
+    return stream.getvalue()
+
+
+@torch.no_grad()
+def _onnx(model: CTMaskNet, image: Tensor, spec: str) -> bytes:
+    onnx = _package("onnx")
+    exportable = ExportableClassifier(model, *image.shape[2:], standard_operators=True).eval()
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The exporter by tracing: torchvision's operators have standard forms in it.
+        torch.onnx.export(
+            exportable,
+            (image,),
+            stream,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+        )
+    made = onnx.load_from_string(stream.getvalue())
+    onnx.helper.set_model_props(made, {SPEC_NAME: spec})
+    onnx.checker.check_model(made)
+    return made.SerializeToString()
+
+
+def _package(name: str):
+    try:
+        return __import__(name)
+    except ImportError:
+        raise CTMaskNetError(
+            f"{name} is not installed; `pip install 'ctmasknet[onnx]'`, or write a .pt2 file"
+        ) from None

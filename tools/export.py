@@ -1,0 +1,36 @@
+"""Write a trained classifier as one file that runs without Detectron2.
+
+    python tools/export.py --config-file configs/cls.yaml --output output/cls/model.pt2
+    python tools/export.py --config-file configs/cls.yaml --output output/cls/model.onnx
+
+Weights are the best checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ctmasknet.engine.export import export_classifier
+from ctmasknet.engine.setup import load_model, setup_cfg
+from ctmasknet.errors import command_line
+
+
+@command_line
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
+    parser.add_argument("--output", required=True, help="file to write, .pt2 or .onnx")
+    parser.add_argument("--height", type=int, default=512, help="of every slice, px (512)")
+    parser.add_argument("--width", type=int, default=512, help="of every slice, px (512)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    args = parser.parse_args(argv)
+    cfg = setup_cfg(args)
+    difference = export_classifier(cfg, load_model(cfg), args.output, args.height, args.width)
+    size = Path(args.output).stat().st_size / 1e6
+    print(f"{args.output}: {size:.1f} MB, logits within {difference:.1e} of the model's")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
