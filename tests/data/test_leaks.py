@@ -125,8 +125,9 @@ def test_sets_of_other_packages(write_set):
     with pytest.raises(CTMaskNetError, match="patient 18"):
         check_patients_disjoint(["one_train", "theirs"])
     DatasetCatalog.register("nobody", lambda: [{"file_name": "a.png"}])
-    with pytest.raises(CTMaskNetError, match="nobody: its slices name no patient"):
-        check_patients_disjoint(["one_train", "nobody"])
+    DatasetCatalog.register("nobody_else", lambda: [{"file_name": "b.png"}])
+    nobody, others = overlaps(["nobody", "one_train", "nobody_else"])[:2]
+    assert not nobody.comparable and not others.comparable
 
 
 def test_overlaps_in_words(write_set):
