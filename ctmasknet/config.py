@@ -92,8 +92,11 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # rounding, in less time.
     cfg.MODEL.INFERENCE.FUSED = True
     # What that copy computes in: "" for float32 | bfloat16, where the CPU or GPU has it, which
-    # moves scores in their third digit.
+    # moves logits by some tenths.
     cfg.MODEL.INFERENCE.DTYPE = ""
+    # In bfloat16, a slice whose two best logits are less than this apart is named again in float32;
+    # 0: never.
+    cfg.MODEL.INFERENCE.RECHECK_MARGIN = 1.0
 
     # --- solver ---
     # ADAM | SGD

@@ -38,6 +38,7 @@ from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
+from ctmasknet.modeling.inference import inference_model
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
 CACHE_MODES = ("auto", "on", "off")
@@ -209,7 +210,7 @@ def _compute(
         batch_size=cfg.TEST.IMS_PER_BATCH,
     )
     training = model.training
-    model.eval()
+    form = inference_model(cfg, model.eval())
     mine: dict[str, Tensor] = {}
     bar = tqdm(
         total=len(loader.dataset),
@@ -219,7 +220,7 @@ def _compute(
     )
     with bar:
         for batch in bad.readable(loader, name):
-            for item, output in zip(batch, model(batch), strict=True):
+            for item, output in zip(batch, form(batch), strict=True):
                 mine[item["file_name"]] = output["ranked_boxes"].cpu()
             bar.update(len(batch))
     model.train(training)

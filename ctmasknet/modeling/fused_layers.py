@@ -63,6 +63,7 @@ class FusedConv2d(nn.Module):
         """(B, C, H, W) and, where given, a map of the result's shape that is added before the
         ReLU -> (B, C', H', W') in channels_last."""
         x = x.to(self.dtype, memory_format=torch.channels_last)
+        add = None if add is None else add.to(self.dtype, memory_format=torch.channels_last)
         place = (self.padding, self.stride, self.dilation, self.groups)
         if not _one_dnn(x):
             found = F.conv2d(

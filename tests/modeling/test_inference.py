@@ -95,6 +95,23 @@ def test_other_normalisations_stay_in_float32_and_are_refused_in_bfloat16(
         to_inference(model, torch.bfloat16)
 
 
+def test_close_calls_are_decided_in_float32(tiny_cfg, model, slices, monkeypatch):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: True)
+    half = to_inference(model, torch.bfloat16)(slices)
+    judge = to_inference(model)
+    full = [judge([one])[0] for one in slices]  # a batch's close calls are a batch of their own
+    best = [result["logits"].topk(2).values for result in half]
+    margins = sorted(float(two[0] - two[1]) for two in best)
+    tiny_cfg.MODEL.INFERENCE.DTYPE = "bfloat16"
+    tiny_cfg.MODEL.INFERENCE.RECHECK_MARGIN = (margins[0] + margins[1]) / 2
+    found = inference_model(tiny_cfg, model)(slices)
+    for one, half_one, full_one, two in zip(found, half, full, best, strict=True):
+        close = float(two[0] - two[1]) == margins[0]
+        expected, other = (full_one, half_one) if close else (half_one, full_one)
+        assert torch.equal(one["logits"], expected["logits"])
+        assert not torch.equal(one["logits"], other["logits"])
+
+
 def test_keys(tiny_cfg, tiny_model, monkeypatch):
     assert inference_model(tiny_cfg, tiny_model) is not tiny_model
     tiny_cfg.MODEL.INFERENCE.FUSED = False
