@@ -50,8 +50,7 @@ def draw_card(card: Mapping[str, Any], output: str | os.PathLike, seed: int = 0)
         grid = parts[1].subplots(2, len(lesions["classes"]), squeeze=False)
         draw_lesion_statistics(grid, lesions)
     _draw_samples(parts[-1], list(sets), seed)
-    count, patients = (sum(one[key] for one in sets.values()) for key in ("images", "patients"))
-    figure.suptitle(f"{', '.join(sets)}: {count:,} slices, {patients:,} patients", fontsize=12)
+    figure.suptitle(", ".join(sets), fontsize=12)
     write_figure(figure, output)
 
 
@@ -88,7 +87,7 @@ def _draw_classes(axes, sets: Mapping[str, Any]) -> None:
             label=name,
         )
         axes.bar_label(bars, fontsize=7)
-    axes.set_xticks(range(len(classes)), classes)
+    axes.set_xticks(range(len(classes)), classes, rotation=20 if len(classes) > 3 else 0)
     axes.set_title("slices or lesions of each class", fontsize=10)
     axes.legend(fontsize=7)
 

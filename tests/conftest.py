@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from scipy.special import expit
 
 from ctmasknet.config import add_ctmasknet_config
+from ctmasknet.data import datasets
 from ctmasknet.evaluation import SlicePrediction
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,6 +33,17 @@ def shared() -> Path:
             f"no folder {SHARED.name}/ with real data and golden vectors beside the project"
         )
     return SHARED
+
+
+@pytest.fixture
+def clean_catalogs():
+    """What a test registers is gone after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        datasets.unregister(name)
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture

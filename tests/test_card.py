@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
 from PIL import Image
 from running import run_tool
 
@@ -15,13 +14,10 @@ from ctmasknet.errors import CTMaskNetError
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    """Root of the prepared sets; the catalogs are left as they were."""
+def root(tmp_path, monkeypatch, clean_catalogs):
+    """Root of the prepared sets."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
-    before = set(DatasetCatalog.list())
-    yield tmp_path / "root"
-    for name in set(DatasetCatalog.list()) - before:
-        datasets.unregister(name)
+    return tmp_path / "root"
 
 
 @pytest.fixture

@@ -12,15 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import nibabel
 import numpy as np
 import torch
 from detectron2.modeling import build_model
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from ctmasknet.benchmarks.timing import comparison, spread
 from ctmasknet.data.ct_io import read_scans
@@ -87,7 +84,9 @@ def growth(*, config_file: str, images: int, repeats: int, seed: int) -> dict[st
 def draw_growth(result: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Speed and memory over each axis of a result of :func:`growth`, as a PNG."""
     axes = result["axes"]
-    figure, plots = plt.subplots(2, len(axes), figsize=(3 * len(axes), 5), sharex="col")
+    figure = Figure(figsize=(3 * len(axes), 5), dpi=100, layout="tight")
+    FigureCanvasAgg(figure)
+    plots = figure.subplots(2, len(axes), sharex="col")
     for column, (axis, points) in zip(plots.T, axes.items(), strict=True):
         values = [point["value"] for point in points]
         for plot, key, label in zip(
@@ -103,9 +102,7 @@ def draw_growth(result: Mapping[str, Any], path: str | os.PathLike) -> None:
                 plot.set_ylabel(label)
         column[1].set_xlabel(axis + (" (px)" if axis == "image side" else ""))
         column[1].set_xticks(values)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def _measure(

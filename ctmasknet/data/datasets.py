@@ -167,21 +167,19 @@ def known_sets(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in DatasetCatalog]
 
 
-def patients_of(name: str) -> tuple[set[str], str | None]:
-    """The patients of a registered set, and the name of their numbering (``patient_ids`` of its
-    metadata; None where it states none).
+def patients_of(name: str) -> tuple[set[str] | None, str | None]:
+    """The patients of a registered set (None where its slices name none, as other packages' may),
+    and the name of their numbering (``patient_ids`` of its metadata; None where it states none).
 
     Raises:
-        CTMaskNetError: no such set, it cannot be used, or its slices name no patient.
+        CTMaskNetError: no such set, or it cannot be used.
     """
     if name not in DatasetCatalog:
         register_prepared()
     if name not in _registered or not MetadataCatalog.get(name).get("image_root"):
         dicts = dataset_dicts(name)
         if not all("patient" in entry for entry in dicts):
-            raise CTMaskNetError(
-                f"data set {name}: its slices name no patient; add 'patient' to its dataset dicts"
-            )
+            return None, None
         patients = {str(entry["patient"]) for entry in dicts}
     else:  # without building 100,000 dicts
         patients = prepared_json.patients(_registered[name][0])

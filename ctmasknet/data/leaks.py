@@ -23,12 +23,13 @@ ADVICE = "or set DATASETS.SHARED_PATIENTS warn to go on all the same"
 class Patients(NamedTuple):
     """The patients of a registered set.
 
-    ``numbering`` is the name the set states for it, None where it states none; ``source`` is the
-    folder of the prepared set, ``""`` for others.
+    ``ids`` is None where its slices name no patient; ``numbering`` is the name the set states for
+    them, None where it states none; ``source`` is the folder of the prepared set, ``""`` for
+    others.
     """
 
     name: str
-    ids: frozenset[str]
+    ids: frozenset[str] | None
     numbering: str | None
     source: str
 
@@ -40,11 +41,13 @@ class Patients(NamedTuple):
             CTMaskNetError: no such set, or it cannot be used.
         """
         ids, numbering = patients_of(name)
-        return cls(name, frozenset(ids), numbering, source_of(name))
+        return cls(name, ids if ids is None else frozenset(ids), numbering, source_of(name))
 
     def comparable(self, other: Patients) -> bool:
         """Whether equal ids mean the same person: both sets state one numbering, or neither states
         any and they were prepared as one."""
+        if self.ids is None or other.ids is None:
+            return False
         if self.numbering is None and other.numbering is None:
             return self.source == other.source
         return self.numbering == other.numbering

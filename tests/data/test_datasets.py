@@ -10,7 +10,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as rle
 
-from ctmasknet.data import datasets
 from ctmasknet.data.datasets import (
     dataset_dicts,
     lesion_colors,
@@ -23,14 +22,7 @@ from ctmasknet.data.masks_to_coco import Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions
 from ctmasknet.errors import CTMaskNetError
 
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        datasets.unregister(name)
-        DatasetCatalog.pop(name, None)
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 @pytest.fixture

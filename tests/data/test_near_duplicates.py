@@ -5,11 +5,10 @@ import io
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
 from PIL import Image
 from running import run_tool
 
-from ctmasknet.data import datasets, near_duplicates
+from ctmasknet.data import near_duplicates
 from ctmasknet.data.near_duplicates import (
     DEFAULT_DISTANCE,
     alike_patients,
@@ -21,13 +20,7 @@ from ctmasknet.data.near_duplicates import (
 from ctmasknet.data.phantom import phantom_patient
 from ctmasknet.errors import CTMaskNetError
 
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        datasets.unregister(name)
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 @pytest.fixture(scope="module")

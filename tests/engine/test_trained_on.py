@@ -15,20 +15,15 @@ from ctmasknet.errors import CTMaskNetError
 
 
 @pytest.fixture
-def register():
+def register(clean_catalogs):
     """Register a set with these patients, of a numbering."""
-    made = []
 
     def make(name, patients, ids):
         DatasetCatalog.register(name, lambda: [{"patient": p} for p in patients.split()])
         MetadataCatalog.get(name).patient_ids = ids
-        made.append(name)
         return name
 
-    yield make
-    for name in made:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make
 
 
 @pytest.fixture
