@@ -71,7 +71,8 @@ def inference(
         / times[_COPY]["median_s"]
         / limits[_gemm_name(torch.float32)],
         "largest logit difference, model and stock": _largest(plain, stock),
-        "largest logit difference, inference copy and model": _largest(plain, copied),
+        "largest logit difference, inference copy and model (random weights: rows of like score "
+        "swap)": _largest(plain, copied),
     }
     if _HALF in ways:
         figures["inference copy in bfloat16: share of the bfloat16 limit"] = (

@@ -39,7 +39,10 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
             path = Path(folder) / f"model{suffix}"
             difference = export_classifier(cfg, model, path, side, side)
             figures[f"{name}: file, MB"] = path.stat().st_size / 1e6
-            figures[f"{name}: largest logit difference from the model"] = difference
+            figures[
+                f"{name}: largest logit difference from the model (random weights: rows of like "
+                "score swap)"
+            ] = difference
             run = load_exported(path)
             ways[name] = lambda run=run: run(image)
     with torch.no_grad():

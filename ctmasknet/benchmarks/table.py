@@ -34,10 +34,12 @@ def write_readme_table(readme: str | os.PathLike, files: Sequence[str | os.PathL
         _rows(results), headers=_headers(results), tablefmt="pipe", disable_numparse=True
     )
     machines = sorted({_machine(result["circumstances"]) for result in results})
+    loads = [result["circumstances"]["load_1_min"] for result in results]
     note = (
         "Medians with quartiles in brackets; a ratio is the median of the row marked 1 over the "
         f"row's own, both from one run with the repetitions in turn. Measured on: "
-        f"{'; '.join(machines)}. Made by `python tools/benchmark.py table` from the files that "
+        f"{'; '.join(machines)}; load {min(loads):.1f} to {max(loads):.1f}, the benchmark's own "
+        "threads among it. Made by `python tools/benchmark.py table` from the files that "
         "`python tools/benchmark.py NAME --output FILE` wrote."
     )
     replace_between_marks(readme, "benchmarks", f"{table}\n\n{note}")
