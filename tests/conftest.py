@@ -37,7 +37,9 @@ def shared() -> Path:
 
 @pytest.fixture
 def clean_catalogs():
-    """What a test registers is gone after it."""
+    """No prepared set is known before a test, and what it registers is gone after it."""
+    for name in DatasetCatalog.list():
+        datasets.unregister(name)
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
