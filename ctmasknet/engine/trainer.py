@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from ctmasknet.engine.bad_slices import EndIfTooManyBad, GatherBadSlices, listed
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
 from ctmasknet.engine.learning_curves import LearningCurves
 from ctmasknet.engine.memory import PeakMemory
+from ctmasknet.engine.optimizer import build_optimizer
 from ctmasknet.engine.periodic_checkpoint import PeriodicCheckpoint
 from ctmasknet.engine.precision import build_step_trainer
 from ctmasknet.engine.random_states import RandomStates
@@ -41,18 +41,6 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished
 
 _LOGGER = logging.getLogger(__name__)
-_OPTIMIZERS = {
-    "ADAM": lambda parameters, cfg: torch.optim.Adam(
-        parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-    ),
-    "SGD": lambda parameters, cfg: torch.optim.SGD(
-        parameters,
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        nesterov=cfg.SOLVER.NESTEROV,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    ),
-}
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
@@ -224,22 +212,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER`` over the trainable weights (paper section 4: Adam)."""
-        if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
-            raise CTMaskNetError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of "
-                f"{', '.join(_OPTIMIZERS)}"
-            )
-        parameters = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            lr_factor_func=lambda name: _lr_factor(cfg, name),
-        )
-        optimizer = _OPTIMIZERS[cfg.SOLVER.OPTIMIZER](parameters, cfg)
-        return maybe_add_gradient_clipping(cfg, optimizer)
+        """See :func:`ctmasknet.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(
@@ -335,8 +309,3 @@ class Trainer(DefaultTrainer):
             # Events of iterations that a resumed training does again are dropped by TensorBoard.
             TensorboardXWriter(self.cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
-
-
-def _lr_factor(cfg: CfgNode, parameter: str) -> float:
-    in_detector = is_classifier(cfg) and not parameter.startswith("image_head.")
-    return cfg.SOLVER.DETECTOR_LR_FACTOR if in_detector else 1.0
