@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.command_words import parse_assignments
 from ctmasknet.data.dicom_seg_masks import parse_segments
 from ctmasknet.data.label_masks import (
     LABEL_NAMES,
@@ -134,22 +135,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def lists_from(arguments: list[str]) -> dict[str, str]:
-    lists: dict[str, str] = {}
-    for argument in arguments:
-        split, _, path = argument.partition("=")
-        if not path:
-            raise CTMaskNetError(f"--list {argument}: expected SPLIT=FILE, such as train=train.txt")
-        if split in lists:
-            raise CTMaskNetError(f"--list {argument}: {split} already has a list, {lists[split]}")
-        lists[split] = path
-    return lists
-
-
 @command_line
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    lists = lists_from(args.list)
+    lists = parse_assignments(args.list, "--list")
     if lists and args.split:
         raise CTMaskNetError("--split and --list: give one of the two")
     labels = parse_labels(args.labels)

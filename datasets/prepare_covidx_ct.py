@@ -7,8 +7,8 @@ import os
 import sys
 
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
+from ctmasknet.data.command_words import parse_assignments
 from ctmasknet.data.prepare_slices import (
-    parse_assignments,
     parse_class_folders,
     parse_counts,
     parse_grey_window,

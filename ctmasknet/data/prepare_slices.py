@@ -13,6 +13,7 @@ from typing import Any
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.class_folders import read_class_folders, split_records
 from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.data.command_words import parse_assignments
 from ctmasknet.data.covidx_ct import (
     find_standard_lists,
     read_slice_lists,
@@ -164,23 +165,6 @@ def prepare_slices(
         window=window or Window(),
         bad=bad,
     )
-
-
-def parse_assignments(values: Sequence[str], option: str) -> dict[str, str]:
-    """``["train=a.txt", "val=b.txt"]`` -> ``{"train": "a.txt", "val": "b.txt"}``, order kept.
-
-    Raises:
-        CTMaskNetError: a value without ``=`` or a name given twice; it names ``option``.
-    """
-    assigned: dict[str, str] = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise CTMaskNetError(f"{option} {value}: expected NAME=VALUE")
-        if key in assigned:
-            raise CTMaskNetError(f"{option} {value}: {key} is given twice")
-        assigned[key] = text
-    return assigned
 
 
 def parse_class_folders(values: Sequence[str]) -> dict[str, list[str]]:

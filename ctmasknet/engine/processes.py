@@ -32,7 +32,7 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
 
     On a GPU the processes talk through NCCL, on the CPU through gloo. ``--num-gpus`` counts the
     processes of a machine, on the CPU too. Each CPU process gets its share of the cores unless
-    ``OMP_NUM_THREADS`` says otherwise.
+    ``OMP_NUM_THREADS`` says otherwise. Under torchrun this is the last a process does.
 
     Args:
         run: importable by name, for it is called in new processes.
@@ -52,7 +52,7 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             )
         rank, world, local, per_machine = (int(os.environ[name]) for name in _TORCHRUN)
         _join(run, args, "env://", rank, world, local, per_machine, on_gpu)
-        return
+        _leave()
     if asked <= 1:
         run(args)
         return

@@ -336,9 +336,9 @@ def test_bad_input_keeps_the_earlier_result(source, prepare, tmp_path):
     ("arguments", "message"),
     [
         (["--split", "train:0.8"], "sum to 0.8"),
-        (["--list", "train"], "SPLIT=FILE"),
+        (["--list", "train"], "expected NAME=VALUE"),
         (["--list", "dev=x.txt"], "'dev'"),
-        (["--list", "train=x.txt", "--list", "train=y.txt"], "already has a list"),
+        (["--list", "train=x.txt", "--list", "train=y.txt"], "train is given twice"),
         (["--list", "train=x.txt", "--split", "train:1"], "one of the two"),
         (["--list", "train=absent.txt"], "absent.txt: no such list file"),
         (["--labels", "0:background,1:ggo", "--mask-type", "both"], "consolidation"),
