@@ -57,7 +57,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
                 *("datasets/prepare_phantom.py", "--output", str(raw)),
                 *("--seed", str(phantom_seed), "--side", "256"),
                 *("--lesion-patients", "120", "--lesion-slices", "3", "--slices", "3"),
-                *("--train-patients", "360", "--val-patients", "16", "--test-patients", "40"),
+                *("--train-patients", "240", "--val-patients", "16", "--test-patients", "40"),
             ]
         ],
         "conversion": [
