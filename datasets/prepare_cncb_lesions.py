@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.data.command_words import parse_assignments
+from ctmasknet.data.command_words import add_numbering_arguments, parse_assignments
 from ctmasknet.data.dicom_seg_masks import parse_segments
 from ctmasknet.data.label_masks import (
     LABEL_NAMES,
@@ -84,19 +84,7 @@ def parser() -> argparse.ArgumentParser:
         default="name",
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
     )
-    p.add_argument(
-        "--split-like",
-        metavar="NAME",
-        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
-        "stay in the split that it has them in",
-    )
-    p.add_argument(
-        "--patient-ids",
-        metavar="NAME",
-        help="name of the numbering that the patients are of: ids are compared with those of "
-        "another set under the same name (default: that of the CNCB lesion set for its names, "
-        "else none)",
-    )
+    add_numbering_arguments(p, "that of the CNCB lesion set for its names, else none")
     p.add_argument(
         "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
     )

@@ -7,7 +7,7 @@ import os
 import sys
 
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
-from ctmasknet.data.command_words import parse_assignments
+from ctmasknet.data.command_words import add_numbering_arguments, parse_assignments
 from ctmasknet.data.prepare_slices import (
     parse_class_folders,
     parse_counts,
@@ -57,18 +57,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="REGEX",
         help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
     )
-    p.add_argument(
-        "--split-like",
-        metavar="NAME",
-        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
-        "stay in the split that it has them in",
-    )
-    p.add_argument(
-        "--patient-ids",
-        metavar="NAME",
-        help="name of the numbering that the patients are of: ids are compared with those of "
-        "another set under the same name (default: that of COVIDx-CT for its names, else none)",
-    )
+    add_numbering_arguments(p, "that of COVIDx-CT for its names, else none")
     p.add_argument(
         "--sample",
         action="append",
