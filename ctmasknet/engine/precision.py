@@ -17,6 +17,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fused_layers import cpu_has_bfloat16
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -126,7 +127,3 @@ def _in_float32(forward):
             return forward(x.float())
 
     return forward_float32
-
-
-def cpu_has_bfloat16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
