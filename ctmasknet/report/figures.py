@@ -121,15 +121,20 @@ def _to_svg(figure: Figure, axes: Any, key: str) -> str:
     # The only rule of the style element would reach the whole page
     for element in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>"):
         text = re.sub(element, "", text, flags=re.DOTALL)
-    for attribute in (r' xmlns(:xlink)?="[^"]*"', r' (width|height)="[0-9.]+pt"'):
-        text = re.sub(attribute, "", text)
     # Of all names only those referred to (ticks, clipping) are needed
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    text = re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.2f}", text)
-    text = text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
-    text = re.sub(
-        _CLASS_COLOR, lambda found: f"var(--class-{int(found[1], 16) - _FIRST_CLASS})", text
-    )
+    text = re.sub(r"<[^>]+>", lambda tag: _shortened(tag[0], used), text)
     return re.sub(r">\s+<", "><", text).strip()
+
+
+def _shortened(tag: str, used: set[str]) -> str:
+    """A tag with what the page needs of it; text between tags stays as it is."""
+    for attribute in (r' xmlns(:xlink)?="[^"]*"', r' (width|height)="[0-9.]+pt"'):
+        tag = re.sub(attribute, "", tag)
+    tag = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", tag)
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.2f}", tag)
+    tag = tag.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    return re.sub(
+        _CLASS_COLOR, lambda found: f"var(--class-{int(found[1], 16) - _FIRST_CLASS})", tag
+    )

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.data.images import IMAGE_SUFFIXES, naming_file
+from ctmasknet.data.natural import natural_key
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.gallery import CONTACT_SHEET
@@ -126,7 +127,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
         return {_stem(name): of for name, of in told.items() if stems[_stem(name)] == 1} | told
     paths = [
         path
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name != CONTACT_SHEET
     ]
     if not paths:

@@ -107,7 +107,7 @@ def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> 
         )
     error = f"ECE {ece.value}" + (f" ({ece.interval})." if ece.interval else ".")
     return {
-        "sentence": f"{level['n']} {name} of {level['n_patients']} patients: {counts}.",
+        "sentence": f"{_counted(name, level)}: {counts}.",
         "confusion": [
             _confusion_line(label, line, index)
             for index, (label, line) in enumerate(
@@ -135,6 +135,16 @@ def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> 
             },
         ],
     }
+
+
+def _counted(name: str, level: Mapping[str, Any]) -> str:
+    """``120 slices of 40 patients``; a slice that names no patient is no patient either."""
+    text = f"{level['n']} {name}"
+    nameless = level["left_out"].get("no_patient", 0)
+    if name == "patients" or nameless == level["n"]:
+        return text
+    text += f" of {level['n_patients'] - nameless} patients"
+    return text + (f" and {nameless} that name none" if nameless else "")
 
 
 def _confusion_line(label: str, counts: Sequence[int], index: int) -> dict[str, Any]:

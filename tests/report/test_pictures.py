@@ -185,3 +185,18 @@ def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
     _, caption = evidence._lesions(pixels, {"instances": instances}, ["lesion"])
     assert [lesion.score for lesion in drawn] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
     assert caption == "5 best of 8 lesions, highest score 0.40"
+
+
+def test_each_page_of_a_tiff_is_its_own_slice(tmp_path):
+    pages = [Image.fromarray(np.full((32, 32), level, dtype=np.uint8)) for level in (60, 170)]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    files = SliceFiles(images=tmp_path)
+    names = [one.name for one in read_scans([tmp_path / "scan.tif"])[0].slices]
+    assert [int(files.find(name).pixels.max()) for name in names] == [60, 170]
+    assert files.find("scan.tif#0002") is None
+
+
+def test_more_than_999_numbered_pictures_are_still_known(tmp_path):
+    for number in range(1, 1002):
+        (tmp_path / f"{number:03d}_{number}_7.png").touch()
+    assert set(index_pictures(tmp_path)) == {f"{number}_7" for number in range(1, 1002)}
