@@ -19,6 +19,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write
 from ctmasknet.report import wording
+from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.evidence import evidence_painter
 from ctmasknet.report.origin import report_facts, run_facts
 from ctmasknet.report.pictures import SlicePictures
@@ -35,7 +36,7 @@ class ReportOptions:
     """What goes into a report besides the folder's figures.
 
     Attributes:
-        dataset, evaluation: see :func:`read_source`.
+        dataset, evaluation, burden, burden_truth: see :func:`read_source`.
         images: folder that the slices' names are relative to.
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
             a prediction folder's own are used without being named where no model draws.
@@ -46,6 +47,8 @@ class ReportOptions:
 
     dataset: str | None = None
     evaluation: str | os.PathLike | None = None
+    burden: str | os.PathLike | None = None
+    burden_truth: str | os.PathLike | None = None
     images: str | os.PathLike | None = None
     pictures: Sequence[str | os.PathLike] = ()
     gallery: int = 24
@@ -73,7 +76,13 @@ def write_report(
             an output that cannot be written.
     """
     options = options or ReportOptions()
-    source = read_source(folder, dataset=options.dataset, evaluation=options.evaluation)
+    source = read_source(
+        folder,
+        dataset=options.dataset,
+        evaluation=options.evaluation,
+        burden=options.burden,
+        burden_truth=options.burden_truth,
+    )
     output = Path(output)
     # Tried before a model is loaded
     _check_writable(output)
@@ -149,6 +158,7 @@ def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "table_name": "Patients" if table.kind == "patients" else "Slices",
         "table_columns": _columns(source, table),
         "table_caption": _table_caption(source, table),
+        "burden": burden_section(source),
         "predictions_name": source.predictions.name,
         "gallery": shown,
         "per_patient": PER_PATIENT,
@@ -221,6 +231,8 @@ def _sections(source, table: UnitsTable, gallery) -> list[tuple[str, str]]:
         found.append(("detail", "Confusions, curves, calibration"))
     found.append(("threshold", "Move the threshold"))
     found.append(("patients", "Patients" if table.kind == "patients" else "Slices"))
+    if source.burden:
+        found.append(("burden", "Lesion burden"))
     if gallery:
         found.append(("gallery", "Slices to look at"))
     return [*found, ("limits", "Limits"), ("origin", "Where the figures are from")]

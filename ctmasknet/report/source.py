@@ -24,6 +24,7 @@ from ctmasknet.evaluation.pooling import (
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.units import slice_units
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.report.burden_source import BurdenSource, read_burden
 from ctmasknet.report.json_lines import json_lines
 from ctmasknet.report.run_files import described_sets, read_bad_slices, read_run
 
@@ -50,6 +51,7 @@ class ReportSource:
         pooled: scans and patients, labelled or not, by level.
         record: ``run.json`` as it is, None without one.
         entries: the runs in it, oldest first.
+        burden: lesion burden, None where none was measured.
         bad_slices: (unreadable, all) slices or files, None where the run left none out.
     """
 
@@ -65,6 +67,7 @@ class ReportSource:
     pooled: dict[str, list[PooledPrediction]]
     record: Any
     entries: list[dict[str, Any]]
+    burden: BurdenSource | None
     bad_slices: tuple[int, int] | None
 
 
@@ -73,6 +76,8 @@ def read_source(
     *,
     dataset: str | None = None,
     evaluation: str | os.PathLike | None = None,
+    burden: str | os.PathLike | None = None,
+    burden_truth: str | os.PathLike | None = None,
 ) -> ReportSource:
     """Read a folder of an evaluation (``OUTPUT_DIR`` of ``tools/train_net.py``, or one data set's
     folder in it) or of predictions.
@@ -85,10 +90,11 @@ def read_source(
         dataset: which of several; default the one evaluated last (see ``run.json``).
         evaluation: folder of ``report.json``; default ``<folder>/report`` and ``folder`` itself,
             where they hold one.
+        burden, burden_truth: see :func:`read_burden`.
 
     Raises:
-        CTMaskNetError: no or several predictions, a broken file, or a ``report.json`` that was made
-            from other predictions.
+        CTMaskNetError: no or several predictions, a broken file, a ``report.json`` that was made
+            from other predictions, or burdens that cannot be compared.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -135,6 +141,7 @@ def read_source(
         pooled=pooled,
         record=record,
         entries=entries,
+        burden=read_burden(folder, burden, burden_truth),
         bad_slices=read_bad_slices(path, name),
     )
 

@@ -10,6 +10,7 @@ from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.evaluation import write_predictions_csv
+from ctmasknet.evaluation.burden_files import FORMAT
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.evaluation.resampled_metrics import threshold_metrics
@@ -249,3 +250,36 @@ def test_halves_are_rounded_as_python_rounds_them(browser, unlabelled_folder, tm
     for threshold, share in (("0.6", 6.25), ("0.5", 18.75)):
         type_threshold(browser, threshold)
         assert shown_figures(browser)["called"][0] == f"{share:.1f} %"
+
+
+def test_the_table_of_burden_sorts_with_unknown_shares_last(browser, unlabelled_folder, tmp_path):
+    percent = {"a": 2.0, "b": None, "c": 10.0}
+    scans = [
+        {
+            **{"patient": name, "scan": "1", "file": "", "slices": 1, "weighted_by": "px"},
+            **{"percent": {"ggo": share, "any": share}, "ml": None},
+        }
+        for name, share in percent.items()
+    ]
+    document = {"format": FORMAT, "lesions": "x", "of": "lung", "classes": ["ggo"]}
+    document |= {"outside_lung_px": 0, "slices": [], "scans": scans, "patients": []}
+    (tmp_path / "burden.json").write_text(json.dumps(document))
+    options = ReportOptions(burden=tmp_path, gallery=0)
+    browser.get_log("browser")
+    browser.get(write_report(unlabelled_folder, tmp_path / "r.html", options).as_uri())
+    assert browser.get_log("browser") == []
+
+    def order():
+        cells = browser.find_elements("css selector", "#burden-table tbody th")
+        return "".join(cell.text for cell in cells)
+
+    buttons = browser.find_elements("css selector", "#burden-table thead button")
+    button = next(button for button in buttons if button.text == "ggo, %")
+    assert order() == "cab"
+    button.send_keys(Keys.ENTER)
+    assert order() == "cab"
+    button.send_keys(Keys.ENTER)
+    assert order() == "acb"
+    assert by_id(browser, "burden-status").text == "sorted by ggo, %, ascending"
+    # The other table keeps its own order
+    assert shown_rows(browser) != []
