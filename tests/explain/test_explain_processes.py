@@ -1,5 +1,6 @@
 """Several processes explain what one explains."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -7,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from PIL import Image
 from running import run_tool
@@ -19,12 +21,16 @@ TOOL = "tools/explain.py"
 
 
 @pytest.fixture
-def words(tiny_cfg, tiny_model, tmp_path):
-    """A command line of five slices in batches of two, without --output."""
+def words(tiny_cfg, tmp_path):
+    """A command line of five slices in batches of two, without --output. The weights state other
+    classes than the configuration, and no data set does."""
     tiny_cfg.INPUT.MIN_SIZE_TEST = tiny_cfg.INPUT.MAX_SIZE_TEST = 64
     tiny_cfg.TEST.IMS_PER_BATCH = 2
     (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
-    CTMaskNetCheckpointer(tiny_model, str(tmp_path), spec=spec_of(tiny_cfg)).save("weights")
+    tiny_cfg.MODEL.IMAGE_HEAD.CLASSES = ["normal", "covid"]
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    CTMaskNetCheckpointer(model, str(tmp_path), spec=spec_of(tiny_cfg)).save("weights")
     (tmp_path / "slices").mkdir()
     rng = np.random.default_rng(0)
     for number in range(5):
@@ -83,6 +89,9 @@ def test_two_processes_write_what_one_writes(repository, words, tmp_path):
     assert in_two_processes(repository, words, tmp_path / "two") == [0, 0]
     one, two = files_of(tmp_path / "one"), files_of(tmp_path / "two")
     assert len(one) == 6 and two == one
+    lines = [json.loads(line) for line in one["attributions.jsonl"].splitlines()]
+    assert [line["file"][-5:] for line in lines] == [f"{number}.png" for number in range(5)]
+    assert lines[0]["classes"] == ["normal", "covid"]
     assert not stale.parents[1].exists()
 
 

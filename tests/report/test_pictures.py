@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -170,6 +171,20 @@ def test_evidence_is_drawn_by_the_model_that_made_the_predictions(model_file, ti
         paint(replace(predicted, scores=tuple((scores + 0.3).tolist())), found_slice)
     with pytest.raises(CTMaskNetError, match="classes normal, pneumonia, covid, but"):
         evidence_painter(*options, ["normal", "covid"])
+
+
+def test_evidence_needs_no_data_set_for_other_classes(tiny_cfg, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    tiny_cfg.MODEL.IMAGE_HEAD.CLASSES = ["normal", "covid"]
+    model = build_model(tiny_cfg)
+    CTMaskNetCheckpointer(model, str(tmp_path), spec=spec_of(tiny_cfg)).save("model_best")
+    grey(tmp_path / "s.png", 100)
+    paint = evidence_painter(str(tmp_path / "tiny.yaml"), [], tmp_path, ["normal", "covid"])
+    image = torch.full((3, 512, 512), 100.0)
+    scores = model.eval()([{"image": image, "height": 32, "width": 32}])[0]["scores"].tolist()
+    said = row("s.png", pred=1, scores=tuple(scores))
+    pictures = paint(said, SliceFiles().find(str(tmp_path / "s.png")))
+    assert pictures[1][1].startswith("boxes that moved covid most")
 
 
 def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
