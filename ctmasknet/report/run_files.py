@@ -46,6 +46,11 @@ def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]
     }
 
 
+def dataset_names(entry: Mapping[str, Any], split: str) -> list[str]:
+    """Names of the data sets of one split (``train``, ``val``, ``test``) of a run."""
+    return [str(item.get("name")) for item in described_sets(entry).get(split, ())]
+
+
 def read_bad_slices(predictions: Path, dataset: str | None) -> tuple[int, int] | None:
     """(unreadable, all) slices or files behind ``predictions``; None where none was left out.
 

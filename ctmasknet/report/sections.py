@@ -84,6 +84,19 @@ def unmeasured(source: ReportSource) -> dict[str, Any]:
     }
 
 
+def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
+    """(name in the page's script, text) of each line of the threshold table."""
+    if source.evaluation is None:
+        return [("called", "Called"), ("not-called", "Not called")]
+    return [
+        *((metric, wording.METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
+        ("tp", "Has the class, called (true positive)"),
+        ("fn", "Has the class, not called (false negative)"),
+        ("fp", "Has it not, called (false positive)"),
+        ("tn", "Has it not, not called (true negative)"),
+    ]
+
+
 def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """One level's sentence, confusion matrix and curves."""
     counts = ", ".join(f"{count} {label}" for label, count in level["n_per_class"].items())

@@ -26,7 +26,7 @@ from ctmasknet.evaluation.units import slice_units
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 from ctmasknet.report.burden_source import BurdenSource, read_burden
 from ctmasknet.report.json_lines import json_lines
-from ctmasknet.report.run_files import described_sets, read_bad_slices, read_run
+from ctmasknet.report.run_files import dataset_names, read_bad_slices, read_run
 
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
@@ -176,18 +176,14 @@ def _find_predictions(
         (name, path) = next(iter(found.items()))
         return path, name
     # Validation data are no test set, even when they were evaluated last
-    validation = {name for entry in entries for name in _dataset_names(entry, "val")}
+    validation = {name for entry in entries for name in dataset_names(entry, "val")}
     for entry in reversed(entries):
-        for name in _dataset_names(entry, "test"):
+        for name in dataset_names(entry, "test"):
             if name in found and name not in validation:
                 return found[name], name
     raise CTMaskNetError(
         f"{folder}: predictions of {', '.join(sorted(found))}; choose one with --dataset NAME"
     )
-
-
-def _dataset_names(entry: dict[str, Any], split: str) -> list[str]:
-    return [str(item.get("name")) for item in described_sets(entry).get(split, ())]
 
 
 def _find_evaluation(folder: Path, given: str | os.PathLike | None) -> Path | None:

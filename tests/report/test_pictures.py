@@ -95,6 +95,8 @@ def test_a_picture_goes_to_the_slice_it_shows_or_to_none(tmp_path):
     assert decoded(picture).getpixel((5, 5)) == (10, 10, 10)
     # Two slices are called 7, and 104 is the end of another slice's name
     assert [found.of(row(file)) for file in files[1:]] == [[], [], []]
+    with pytest.raises(CTMaskNetError, match="drawn: its pictures are of other slices"):
+        SlicePictures(files[1:], SliceFiles(), folders=[tmp_path / "drawn"])
 
 
 def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):

@@ -12,7 +12,7 @@ from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv
 from ctmasknet.evaluation.report_text import evaluate_predictions
 from ctmasknet.evaluation.validation_fit import PoolingChoice
-from ctmasknet.report import write_report
+from ctmasknet.report import ReportOptions, write_report
 from ctmasknet.report.source import read_source
 from ctmasknet.report.units_table import units_table
 from ctmasknet.report.wording import limits
@@ -176,9 +176,8 @@ def test_errors_stand_first_by_how_sure_they_are(run_folder):
     assert rows[: len(wrong)] == wrong
     margins = [row.margin for row in wrong]
     assert margins == sorted(margins, reverse=True) and margins[0] == pytest.approx(1, abs=1e-3)
-    assert [row.name for row in rows[len(wrong) :]] == sorted(
-        row.name for row in rows[len(wrong) :]
-    )
+    names = [int(row.name) for row in rows[len(wrong) :]]
+    assert names == sorted(names) and max(names) > 99
 
 
 def test_inside_the_folder_of_a_set_its_name_is_known(run_folder, monkeypatch):
@@ -229,3 +228,13 @@ def test_slices_that_were_left_out_are_counted(copied_run, unlabelled_folder, tm
     sets = {"inputs": {"bad": 2, "total": 60, "files": []}}
     (tmp_path / "bad_slices.json").write_text(json.dumps({"sets": sets}))
     assert limits(read_source(tmp_path))[0].startswith("2 of 60 slices or files")
+
+
+def test_the_date_is_that_of_the_predictions_shown(copied_run):
+    record = json.loads((copied_run / "run.json").read_text())
+    for day, entry in enumerate(record["entries"], start=1):
+        entry["end"] = f"2026-05-0{day}T10:00:00+00:00"
+    (copied_run / "run.json").write_text(json.dumps(record))
+    html = write_report(copied_run, copied_run / "r.html", ReportOptions(gallery=0)).read_text()
+    # The second run tested this set, the third another
+    assert "patients, made 2026-05-02; classes" in html
