@@ -18,6 +18,7 @@ from ctmasknet.evaluation.units import pooled_units, slice_units
 from ctmasknet.report import ReportOptions, write_report
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
+Wait = pytest.importorskip("selenium.webdriver.support.ui", reason="no selenium").WebDriverWait
 
 
 @pytest.fixture
@@ -88,7 +89,9 @@ def test_opens_without_errors_and_asks_no_outside_address(page, report_file):
         "const image = new Image(); image.src = 'http://example.invalid/x.png';"
         "document.body.append(image)"
     )
-    assert "Content Security Policy" in page.get_log("browser")[0]["message"]
+    # The browser tells it a moment later
+    told = Wait(page, 10).until(lambda browser: browser.get_log("browser"))
+    assert "Content Security Policy" in told[0]["message"]
 
 
 def test_hostile_names_are_text(page):
