@@ -134,8 +134,11 @@ def explain_slices(
         if rank == 0:
             _put_together(parts, pieces, output)
     except BaseException as error:
-        # One process alone has nobody to tell
-        parts.remove() if world == 1 else parts.mark_failed(rank)
+        if world > 1:
+            parts.mark_failed(rank)
+        else:
+            with contextlib.suppress(OSError):
+                parts.remove()
         if isinstance(error, OSError):
             raise CTMaskNetError(
                 f"{output}: cannot write ({error}); choose another folder"
