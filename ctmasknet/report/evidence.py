@@ -21,6 +21,7 @@ from ctmasknet.lesion_list import lesions_of
 from ctmasknet.modeling.inference import inference_model
 from ctmasknet.predict.setup import prediction_cfg
 from ctmasknet.report.pictures import Painter
+from ctmasknet.report.run_files import run_folders
 from ctmasknet.report.slice_files import FoundSlice
 from ctmasknet.visualize import draw_lesions
 
@@ -40,7 +41,8 @@ def evidence_painter(
     Args:
         config_file: of a classifier or a detector.
         opts: ``KEY VALUE`` overrides.
-        run: folder whose ``model_best.pth`` is used unless ``opts`` name weights or OUTPUT_DIR.
+        run: folder of the run, or of one of its data sets, whose ``model_best.pth`` is used unless
+            ``opts`` name weights or OUTPUT_DIR.
         class_names: of the predictions; a classifier has to have the same.
 
     Raises:
@@ -49,8 +51,9 @@ def evidence_painter(
     """
     opts = list(opts)
     named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
-    if not named and (Path(run) / BEST_CHECKPOINT).is_file():
-        opts += ["OUTPUT_DIR", str(run)]
+    places = [] if named else run_folders(Path(run))
+    own = [place for place in places if (place / BEST_CHECKPOINT).is_file()]
+    opts += ["OUTPUT_DIR", str(own[0])] if own else []
     # Classes are those of the weights: the data set need not be on this machine
     cfg, _ = prediction_cfg(config_file, opts)
     classifies = is_classifier(cfg)

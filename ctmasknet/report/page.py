@@ -182,7 +182,9 @@ def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(values).lstrip()
+    page = environment.get_template("report.html.j2").render(values).lstrip()
+    # Names of files need not be text; what is none becomes a question mark
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:

@@ -76,6 +76,10 @@ class SlicePictures:
         self._made = []
         for folder in folders:
             made = index_pictures(folder)
+            if not made:
+                raise CTMaskNetError(
+                    f"{folder}: names no picture that tells its slice; correct --pictures"
+                )
             if not any(self._made_of(made, name) for name in names):
                 raise CTMaskNetError(
                     f"{folder}: its pictures are of other slices than the predictions; correct "

@@ -17,10 +17,7 @@ def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
 
     A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
     """
-    places = [folder]
-    if folder.resolve().parent.name == "inference":
-        places.append(folder.resolve().parent.parent)
-    for path in (place / RUN_RECORD for place in places):
+    for path in (place / RUN_RECORD for place in run_folders(folder)):
         if not path.is_file():
             continue
         try:
@@ -33,6 +30,13 @@ def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
         runs = runs if isinstance(runs, list) else []
         return record, [entry for entry in runs if isinstance(entry, dict)]
     return None, []
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Where the run's own files may lie: the folder, and the ``OUTPUT_DIR`` that it is
+    ``inference/<data set>`` of."""
+    place = folder.resolve().parent
+    return [folder, place.parent] if place.name == "inference" else [folder]
 
 
 def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

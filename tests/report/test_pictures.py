@@ -119,6 +119,9 @@ def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
     assert decoded(picture).getpixel((5, 5)) == (40, 40, 40)
     assert found.of(row("b/7.png")) == []
     assert len(found.of(row("v.nii.gz#0000"))) == 1
+    listing.write_text('{"file": "a/7.png"}\n')
+    with pytest.raises(CTMaskNetError, match="names no picture that tells its slice"):
+        SlicePictures(["a/7.png"], SliceFiles(), folders=[tmp_path])
     listing.write_text("[]\n")
     with pytest.raises(CTMaskNetError, match=r"attributions\.jsonl: cannot be read"):
         index_pictures(tmp_path)
@@ -181,7 +184,10 @@ def test_evidence_needs_no_data_set_for_other_classes(tiny_cfg, tmp_path):
     model = build_model(tiny_cfg)
     CTMaskNetCheckpointer(model, str(tmp_path), spec=spec_of(tiny_cfg)).save("model_best")
     grey(tmp_path / "s.png", 100)
-    paint = evidence_painter(str(tmp_path / "tiny.yaml"), [], tmp_path, ["normal", "covid"])
+    # The weights are those of the run that the folder is of
+    run = tmp_path / "inference" / "some_test"
+    run.mkdir(parents=True)
+    paint = evidence_painter(str(tmp_path / "tiny.yaml"), [], run, ["normal", "covid"])
     image = torch.full((3, 512, 512), 100.0)
     scores = model.eval()([{"image": image, "height": 32, "width": 32}])[0]["scores"].tolist()
     said = row("s.png", pred=1, scores=tuple(scores))

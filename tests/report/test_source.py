@@ -200,6 +200,7 @@ def test_an_evaluation_of_other_weights_with_the_same_calls_is_refused(copied_ru
     [
         [1],
         {"entries": 7},
+        {"entries": [{"command": "predict caf\udce9.png"}]},
         {"entries": [{"datasets": {"test": ["x"], "val": {"a": 1}}, "config": {"INPUT": 3}}]},
         {"entries": [{"datasets": {"test": [{}]}, "hardware": [1], "end": 5}]},
     ],
