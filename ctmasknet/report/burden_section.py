@@ -51,6 +51,7 @@ def burden_section(source: ReportSource) -> dict[str, Any] | None:
         "lesions": found["lesions"],
         "outside_px": found["outside_lung_px"],
         "slices": len(measured),
+        "scanless": level == "scans" and sum(not item["scan"] for item in found["slices"]),
         "shared": len(measured & {row.file for row in source.rows}),
         "summary": [_summary(items, name) for name in names],
         "columns": columns,

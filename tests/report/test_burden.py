@@ -109,6 +109,7 @@ def test_merged_lesions_are_held_against_all_of_the_truth(unlabelled_folder, tmp
     for item in (*document["scans"], *document["slices"]):
         item["percent"]["lesion"] = item["percent"]["any"]
         item["ml"] = None
+    document["slices"][0]["scan"] = ""
     (tmp_path / "b" / "burden.json").write_text(json.dumps(document))
     write_burden(tmp_path / "t")
     options = ReportOptions(burden=tmp_path / "b", burden_truth=tmp_path / "t", gallery=0)
@@ -117,6 +118,7 @@ def test_merged_lesions_are_held_against_all_of_the_truth(unlabelled_folder, tmp
     assert [name for name in header if "%" in name] == [
         *("lesion, %", "all lesions, %", "all lesions, ground truth, %")
     ]
+    assert "1 slices name no scan and are in none of the lines." in page.text
 
 
 def test_a_burden_in_the_folder_is_found(unlabelled_folder, tmp_path):
