@@ -226,6 +226,20 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_paper_is_light_and_shows_whole_tables(page):
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    try:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen", "features": dark})
+        assert page.execute_script(style, "body", "color") == "rgb(232, 234, 237)"
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+        assert page.execute_script(style, "body", "color") == "rgb(26, 29, 33)"
+        assert page.execute_script(style, ".scroll.tall", "overflow-y") == "visible"
+        assert page.execute_script(style, ".controls", "display") == "none"
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 def test_without_labels_the_page_still_works(browser, unlabelled_folder, tmp_path):
     browser.get_log("browser")
     path = write_report(unlabelled_folder, tmp_path / "r.html", ReportOptions(gallery=4))

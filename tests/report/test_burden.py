@@ -10,7 +10,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.burden import SliceBurden, burdens
 from ctmasknet.evaluation.burden_files import FORMAT
 from ctmasknet.evaluation.predictions import read_predictions_csv
-from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.evaluation.uncertainty import Interval
+from ctmasknet.report import ReportOptions, figures, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -156,3 +157,18 @@ def test_a_burden_with_a_class_left_out_is_refused(unlabelled_folder, tmp_path):
     write_burden(tmp_path / "b", classes=["ggo", "fibrosis"])
     with pytest.raises(CTMaskNetError, match=r"burden\.json: not a burden .*'fibrosis'"):
         write_report(unlabelled_folder, tmp_path / "r.html", ReportOptions(burden=tmp_path / "b"))
+
+
+def test_pictures_of_agreement_show_the_pairs(monkeypatch):
+    monkeypatch.setattr(figures, "_to_svg", lambda figure, axes, key: axes)
+    true, measured = np.array([1.0, 2.0, 6.0]), np.array([2.0, 4.0, 5.0])
+    ends = {"bias": 0.7, "lower_limit": -2.3, "upper_limit": 3.7}
+    agreement = {name: Interval(value, None, None, None, 0) for name, value in ends.items()}
+    dots = [("ggo", true, measured, agreement)]
+    chance, drawn = figures.burden_scatter(dots, "key").lines
+    assert np.array_equal(chance.get_xdata(), chance.get_ydata())
+    assert drawn.get_xdata().tolist() == [1, 2, 6] and drawn.get_ydata().tolist() == [2, 4, 5]
+    zero, drawn, *across = figures.burden_differences(dots, "key").lines
+    assert drawn.get_xdata().tolist() == [1.5, 3, 5.5] and drawn.get_ydata().tolist() == [1, 2, -1]
+    assert [line.get_ydata()[0] for line in across] == list(ends.values())
+    assert zero.get_ydata()[0] == 0
