@@ -216,6 +216,18 @@ class TestImages:
         with pytest.raises(CTMaskNetError, match="no such folder"):
             resolve_images(self.records("a.png"), tmp_path / "absent")
 
+    def test_only_images_below_the_folder(self, tmp_path):
+        """A copy of any other would be written over the image itself, or beside the set."""
+        write_image(tmp_path / "in" / "a.png")
+        write_image(tmp_path / "b.png")
+        named = self.records(str(tmp_path / "in" / "a.png"))
+        assert resolve_images(named, tmp_path / "in")["train"][0].file == "a.png"
+        for outside in ("../b.png", str(tmp_path / "b.png")):
+            with pytest.raises(CTMaskNetError, match=r"b\.png: lies outside the folder"):
+                resolve_images(self.records("a.png", outside), tmp_path / "in")
+        with pytest.raises(CTMaskNetError, match=r"a\.png: two lines .* as \./a\.png"):
+            resolve_images(self.records("a.png", "./a.png"), tmp_path / "in")
+
     @pytest.mark.parametrize("folder", ["images", "2A_images", "."])
     def test_standard_lists_and_images_are_found(self, tmp_path, folder):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -305,12 +317,24 @@ class TestClassFolders:
             ({"normal": ["ct0"]}, "at least two classes"),
             ({"a,b": ["ct0"], "c": ["ct1"]}, "class name 'a,b'"),
             ({"normal": ["ct0"], "covid": ["empty"]}, "empty: holds no picture"),
+            ({"normal": ["ct0"], "covid": ["empty/../ct0"]}, "is in class normal and again"),
+            ({"normal": ["ct0"], "covid": [".."]}, r"\.\.: lies outside the folder of the images"),
         ],
     )
     def test_bad_folders(self, folders, classes, message):
         (folders / "empty").mkdir()
         with pytest.raises(CTMaskNetError, match=message):
             read_class_folders(folders, classes)
+
+    def test_linked_folders_count_and_hidden_ones_do_not(self, folders):
+        (folders / "ct2" / "more").symlink_to(folders / "ct0")
+        (folders / "ct2" / "again").symlink_to(folders / "ct2")
+        write_image(folders / "ct1" / ".thumbnails" / "study_1000.jpg")
+        (folders / "ct1" / "UPPER.PNG").write_bytes(b"")
+        found = read_class_folders(folders, {"normal": ["ct1"], "covid": ["ct2"]})
+        files = [record.file for record in found]
+        assert len(files) == 5 + 2 + 6
+        assert "ct1/UPPER.PNG" in files and "ct2/more/study_0000.jpg" in files
 
     def test_file_the_pattern_does_not_match_is_named(self, folders):
         with pytest.raises(CTMaskNetError, match=r"ct0/study_0000\.jpg: the patient pattern"):
