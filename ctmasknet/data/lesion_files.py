@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.ct_files import find_files
 from ctmasknet.data.natural import natural_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
@@ -272,25 +273,23 @@ def split_by_lists(
 
 
 def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
-    """Relative path of each slice's file ; linked folders count, hidden ones do not."""
+    """Relative path of each slice's file; linked folders count, each once, hidden ones do not."""
     found: dict[str, str] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.startswith(".") or Path(name).suffix.lower() not in suffixes:
-                continue
-            file = Path(parent, name).relative_to(folder).as_posix()
-            try:
-                key = rule.key(file)
-            except CTMaskNetError as error:
-                raise CTMaskNetError(
-                    f"{folder}: {error}; for other names give --patient-pattern, --groups or "
-                    "--patients each-file"
-                ) from None
-            if key in found:
-                raise CTMaskNetError(
-                    f"{folder / file}: the slice {key} is named twice, also as "
-                    f"{folder / found[key]}; remove one"
-                )
-            found[key] = file
+    for path in (Path(each.path) for each in find_files([folder])):
+        if path.suffix.lower() not in suffixes:
+            continue
+        file = path.relative_to(folder).as_posix()
+        try:
+            key = rule.key(file)
+        except CTMaskNetError as error:
+            raise CTMaskNetError(
+                f"{folder}: {error}; for other names give --patient-pattern, --groups or "
+                "--patients each-file"
+            ) from None
+        if key in found:
+            raise CTMaskNetError(
+                f"{folder / file}: the slice {key} is named twice, also as "
+                f"{folder / found[key]}; remove one"
+            )
+        found[key] = file
     return found

@@ -152,6 +152,18 @@ def test_image_and_mask_may_share_a_folder(prepare, tmp_path):
     assert len(read(tmp_path, "both_val.json")["images"]) == 3
 
 
+def test_linked_folders_count_once_even_in_a_ring(prepare, tmp_path):
+    for stem in ("a", "b"):
+        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
+        write_slice(tmp_path / "image", tmp_path / "mask", f"sub{stem}", lesion_mask(1))
+    for kind in ("image", "mask"):
+        (tmp_path / "s" / kind / "ring").symlink_to(tmp_path / "s" / kind)
+        (tmp_path / "s" / kind / "more").symlink_to(tmp_path / kind)
+    assert prepare("--source", tmp_path / "s", "--patients", "each-file", "--split", "val:1") == 0
+    names = [image["file_name"] for image in read(tmp_path, "both_val.json")["images"]]
+    assert names == ["a.jpg", "b.jpg", "more/suba.jpg", "more/subb.jpg"]
+
+
 def test_images_inside_the_data_set_get_a_relative_root(prepare, tmp_path):
     home = tmp_path / "root" / "cncb_lesions"
     for patient in range(3):
