@@ -7,8 +7,6 @@ import functools
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,6 +24,7 @@ from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, coco_docume
 from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
 from ctmasknet.data.prepared_json import split_of_patients
 from ctmasknet.data.splits import SPLITS, split_patients
+from ctmasknet.data.staging import COPIES, check_copies_allowed, put_copies, staging_folder
 from ctmasknet.data.volume_pairs import VolumeConversion
 from ctmasknet.data.volumes import volume_files
 from ctmasknet.errors import CTMaskNetError
@@ -33,8 +32,6 @@ from ctmasknet.files import write_json
 
 #: Lies in a folder of upright copies; a folder without it is never replaced.
 COPIES_MARK = ".upright_copies"
-#: Folder of the upright copies, in the data set's folder.
-COPIES = "image"
 
 _ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
 
@@ -115,15 +112,13 @@ def prepare_lesions(
         source.read_lists(lists)
     copied = window is not None or not how.orientation.is_upright
     image_root = _image_root(images, output, copied)
-    existed = output.is_dir()
-    output.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".prepare-", dir=output))
-    try:
+    with staging_folder(output) as stage:
         if copied:
             how = replace(how, copies=stage / COPIES)
             how.copies.mkdir()
         converted = _converted(source.convert(how, workers, progress), bad)
-        bad.finish(output / REPORT)
+        if bad.skip:
+            bad.finish(output / REPORT)
         if lists:
             keys_of = source.in_splits(converted)
         else:
@@ -146,13 +141,8 @@ def prepare_lesions(
         }
         summaries = _stage_annotations(stage / "annotations", splits, how, made_by, source.unlisted)
         _put_in_place(stage, output, made_by)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not existed:
-            with contextlib.suppress(OSError):
-                output.rmdir()
-        raise
-    shutil.rmtree(stage, ignore_errors=True)
+        if not bad.skip:
+            bad.finish(output / REPORT)
     return summaries
 
 
@@ -206,16 +196,7 @@ def _image_root(images: Path, output: Path, copied: bool) -> str:
     folder, home = Path(os.path.abspath(images)), Path(os.path.abspath(output))
     if not copied:
         return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
-    target = (home / COPIES).resolve()
-    if target.exists() and not (target / COPIES_MARK).is_file():
-        raise CTMaskNetError(
-            f"{target}: upright copies would replace this folder, which no earlier run made; give "
-            "another --name"
-        )
-    if images.resolve().is_relative_to(target):
-        raise CTMaskNetError(
-            f"{images}: lies in the folder of the upright copies; give another --name"
-        )
+    check_copies_allowed(home, images, COPIES_MARK)
     return COPIES
 
 
@@ -271,11 +252,7 @@ def _put_in_place(stage: Path, output: Path, made_by: Mapping[str, Any]) -> None
         and _ANNOTATIONS.fullmatch(path.name)
         and not _fits(path, made_by, staged)
     ]
-    if (stage / COPIES).is_dir():
-        (stage / COPIES / COPIES_MARK).touch()
-        if (output / COPIES).exists():
-            (output / COPIES).rename(stage / "replaced")
-        (stage / COPIES).rename(output / COPIES)
+    put_copies(stage, output, COPIES_MARK, made_by["image_root"])
     for name in sorted(staged):
         (stage / "annotations" / name).replace(annotations / name)
     for path in stale:

@@ -21,6 +21,7 @@ from ctmasknet.data.covidx_ct import (
 )
 from ctmasknet.data.patient_ids import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared_json import split_of_patients
+from ctmasknet.data.root import set_folder
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.slice_sets import sample_per_class, write_slice_set
 from ctmasknet.data.slice_volumes import (
@@ -95,6 +96,7 @@ def prepare_slices(
     Raises:
         CTMaskNetError: bad input of any kind; nothing has been written then.
     """
+    home = set_folder(Path(root), name)
     bad = bad or BadSlices({})
     on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
     placed = None
@@ -139,7 +141,7 @@ def prepare_slices(
         if shares:
             raise CTMaskNetError("--split: lists state their split themselves; leave it out")
         if not lists:
-            lists, beside_lists = find_standard_lists(source or Path(root) / name)
+            lists, beside_lists = find_standard_lists(source or home)
             images = images or beside_lists
         elif images is None:
             raise CTMaskNetError("--list: needs the folder of the images, --images DIR")

@@ -461,11 +461,11 @@ class TestCommand:
 
     def test_copies_never_replace_what_another_wrote(self, covidx, tmp_path):
         (tmp_path / "covidx_ct" / "image").mkdir(parents=True)
-        with pytest.raises(CTMaskNetError, match="not written by an earlier run"):
+        with pytest.raises(CTMaskNetError, match="which no earlier run made"):
             prepare_slices(tmp_path, "covidx_ct", source=covidx, grey_window=(0, 99))
         covidx.rename(tmp_path / "own")
         (tmp_path / "own" / "images").rename(tmp_path / "own" / "image")
-        with pytest.raises(CTMaskNetError, match="replace the images themselves"):
+        with pytest.raises(CTMaskNetError, match="which no earlier run made"):
             prepare_slices(
                 tmp_path,
                 "own",
@@ -473,6 +473,18 @@ class TestCommand:
                 source=tmp_path / "own",
                 grey_window=(0, 99),
             )
+
+    def test_copies_go_when_the_next_run_needs_none(self, covidx, tmp_path):
+        image = tmp_path / "covidx_ct" / "image"
+        for window in ((0, 99), None, (0, 99)):
+            prepare_slices(tmp_path, "covidx_ct", source=covidx, grey_window=window)
+            assert image.is_dir() == (window is not None)
+        with pytest.raises(CTMaskNetError, match="lies in the folder of the copies"):
+            prepare_slices(tmp_path, "covidx_ct", source=covidx, images=image, grey_window=(0, 99))
+
+    def test_a_name_that_would_not_be_registered_is_refused(self, covidx, tmp_path):
+        with pytest.raises(CTMaskNetError, match="set name 'a/b'"):
+            prepare_slices(tmp_path, "a/b", source=covidx)
 
     def test_split_without_a_slice_is_refused(self, tmp_path):
         for folder in ("a", "b"):

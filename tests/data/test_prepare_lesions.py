@@ -1,6 +1,7 @@
 """The converter from folders to prepared sets, by its command line: layouts, splits, bad input."""
 
 import csv
+import errno
 import json
 import runpy
 from pathlib import Path
@@ -13,6 +14,7 @@ from pycocotools.coco import COCO
 
 from ctmasknet.data.lesion_files import PatientRule, find_pairs, split_by_lists
 from ctmasknet.data.masks_to_coco import Conversion, convert_slices
+from ctmasknet.data.staging import staging_folder
 from ctmasknet.errors import CTMaskNetError
 
 MASK_TYPES = ("both", "ggo", "merge")
@@ -223,8 +225,66 @@ def test_copies_never_replace_a_folder_of_somebody_else(prepare, tmp_path, capsy
     write_slice(home / "image", home / "mask", "1_0", lesion_mask(1))
     before = tree(home)
     assert prepare("--source", home, "--transpose", "--split", "train:1") == 2
-    assert "upright copies would replace" in capsys.readouterr().err
+    assert "copies would replace" in capsys.readouterr().err
     assert tree(home) == before
+
+
+def test_copies_go_when_the_next_run_needs_none(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    assert prepare("--source", source, "--flip", "vertical", "--mask-type", "both") == 0
+    assert len(list((home / "image").glob("*.png"))) == 30
+    # As images of the set they stay.
+    again = ("--images", home / "image", "--masks", source / "mask", "--mask-type", "both")
+    assert prepare(*again) == 0
+    assert read(tmp_path, "both_val.json")["info"]["image_root"] == "image"
+    assert len(list((home / "image").glob("*.png"))) == 30
+    assert prepare("--source", source, "--mask-type", "both") == 0
+    assert not (home / "image").exists()
+
+
+def test_what_a_killed_run_left_goes_and_what_another_writes_stays(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    (home / ".prepare-killed" / "image").mkdir(parents=True)
+    with staging_folder(home) as at_work:
+        assert prepare("--source", source) == 0
+        assert at_work.is_dir()
+    assert [path.name for path in home.iterdir()] == ["annotations"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(source, prepare, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cncb_lesions").write_text("a file")
+    assert prepare("--source", source) == 2
+    assert f"{root / 'cncb_lesions'}: cannot be written (File exists)" in capsys.readouterr().err
+
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert prepare("--source", source, "--flip", "vertical", "--name", "other") == 2
+    error = capsys.readouterr().err
+    assert f"{root / 'other'}: cannot be written (No space left on device)" in error
+    assert not (root / "other").exists()
+
+
+def test_a_split_that_fails_keeps_the_earlier_report(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    assert prepare("--source", source, "--bad", "skip") == 0
+    assert prepare("--source", source, "--patient-pattern", "(?P<patient>_)") == 2
+    assert (home / "bad_slices.json").is_file()
+    assert prepare("--source", source) == 0
+    assert not (home / "bad_slices.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", ".", ""])
+def test_a_name_that_would_not_be_registered_is_refused(source, prepare, tmp_path, capsys, name):
+    assert prepare("--source", source, "--name", name) == 2
+    assert f"set name {name!r}: give the name of one folder" in capsys.readouterr().err
+    if name:
+        assert prepare("--source", source, "--split-like", name) == 2
+        assert f"set name {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
 
 
 def test_leftovers_of_other_settings_are_removed(source, prepare, tmp_path):
