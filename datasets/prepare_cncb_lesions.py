@@ -17,6 +17,7 @@ from pathlib import Path
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.data.command_words import add_numbering_arguments, parse_assignments
+from ctmasknet.data.convert_volumes import VolumeConversion
 from ctmasknet.data.dicom_seg_masks import parse_segments
 from ctmasknet.data.label_masks import (
     LABEL_NAMES,
@@ -29,7 +30,6 @@ from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
 from ctmasknet.data.root import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
-from ctmasknet.data.volume_pairs import VolumeConversion
 from ctmasknet.data.window import Window, parse_window
 from ctmasknet.errors import CTMaskNetError, command_line
 

@@ -11,11 +11,12 @@ from typing import Protocol
 from tqdm import tqdm
 
 from ctmasknet.data.bad_slices import BadSlice
+from ctmasknet.data.convert_volumes import VolumeConversion, convert_volume
 from ctmasknet.data.label_masks import Orientation
 from ctmasknet.data.lesion_files import PatientRule, find_pairs, split_by_lists
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, convert_slices, in_processes
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
-from ctmasknet.data.volume_pairs import VolumeConversion, convert_volume, find_volume_pairs
+from ctmasknet.data.volume_pairs import find_volume_pairs
 from ctmasknet.data.volumes import without_extension
 from ctmasknet.errors import CTMaskNetError
 
@@ -116,7 +117,7 @@ class VolumeSource:
                 if key not in known:
                     raise CTMaskNetError(
                         f"{path}:{number}: {line} names no volume of the data set; remove it or "
-                        f"add the volume (volumes are named such as {next(iter(known))})"
+                        f"add the volume (volumes are named such as {next(iter(known), 'case_7')})"
                     )
                 if key in self._split_of:
                     raise CTMaskNetError(f"{path}:{number}: {line} is listed twice; remove one")

@@ -340,6 +340,11 @@ def truncate(path: Path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def fractions(path: Path):
+    path.unlink()
+    Image.fromarray(np.full((40, 48), 2.5, np.float32)).save(path.with_suffix(".tif"))
+
+
 def set_value(path: Path, value: int):
     mask = np.asarray(Image.open(path)).copy()
     mask[0, 0] = value
@@ -356,6 +361,10 @@ def set_value(path: Path, value: int):
             "48 x 40 px (width x height) and its mask",
         ),
         (lambda s: set_value(s / "mask/9_2.png", 4), "mask/9_2.png: mask value 4 is outside"),
+        (
+            lambda s: fractions(s / "mask/9_2.png"),
+            "mask/9_2.tif: holds values that are no whole numbers",
+        ),
         (lambda s: truncate(s / "image/9_2.jpg"), "image/9_2.jpg: unreadable or truncated"),
         (lambda s: truncate(s / "mask/9_2.png"), "mask/9_2.png: unreadable or truncated"),
         (
@@ -414,6 +423,7 @@ def test_bad_input_keeps_the_earlier_result(source, prepare, tmp_path):
         (["--list", "train=x.txt", "--split", "train:1"], "one of the two"),
         (["--list", "train=absent.txt"], "absent.txt: no such list file"),
         (["--labels", "0:background,1:ggo", "--mask-type", "both"], "consolidation"),
+        (["--labels", "²:ggo"], "is not VALUE:NAME"),
         (["--patient-pattern", "("], "not a regular expression"),
         (["--patient-pattern", "(.)"], "(?P<patient>...)"),
         (["--groups", "absent.csv"], "absent.csv: no such groups file"),
