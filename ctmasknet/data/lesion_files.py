@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -180,8 +180,19 @@ def source_folders(
     return found[0], found[1]
 
 
-def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]:
+def find_pairs(
+    images: Path,
+    masks: Path,
+    rule: PatientRule,
+    on_bad: Callable[[str, str], None] | None = None,
+) -> list[LesionPair]:
     """Pair the images under ``images`` with the masks under ``masks``, sorted by slice.
+
+    Args:
+        images, masks: the folders; they may be one.
+        rule: what names mean.
+        on_bad: called with (file, reason) for an image without mask or the reverse, which is then
+            left out; None: an error.
 
     Raises:
         CTMaskNetError: an image without mask or the reverse, a slice named twice, a name that does
@@ -196,24 +207,20 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
             f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
         )
     alone = [
-        (file, f"no mask of the same name in {masks}")
-        for key, file in image_of.items()
-        if key not in mask_of
+        (folder / file, f"no {wanted} of the same name in {other}")
+        for folder, found, wanted, other, partners in (
+            (images, image_of, "mask", masks, mask_of),
+            (masks, mask_of, "image", images, image_of),
+        )
+        for key, file in found.items()
+        if key not in partners
     ]
-    folder = images
-    if not alone:
-        folder = masks
-        alone = [
-            (f, f"no image of the same name in {images}")
-            for key, f in mask_of.items()
-            if key not in image_of
-        ]
-    if alone:
+    if alone and on_bad is None:
         file, reason = alone[0]
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise CTMaskNetError(
-            f"{folder / file}: {reason}{more}; add the missing file or remove this one"
-        )
+        raise CTMaskNetError(f"{file}: {reason}{more}; add the missing file or remove this one")
+    for file, reason in alone:
+        on_bad(str(file), reason)
     missing = sorted(set(rule.groups) - set(image_of))
     if missing:
         raise CTMaskNetError(
@@ -227,14 +234,23 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
             masks / mask_of[key],
             rule.patient(image_of[key]),
         )
-        for key in sorted(image_of, key=natural_key)
+        for key in sorted(image_of.keys() & mask_of.keys(), key=lambda key: (natural_key(key), key))
     ]
 
 
 def split_by_lists(
-    pairs: Sequence[LesionPair], lists: Mapping[str, str | os.PathLike], rule: PatientRule
+    pairs: Sequence[LesionPair],
+    lists: Mapping[str, str | os.PathLike],
+    rule: PatientRule,
+    left_out: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """The keys of each split as list files say. Slices on no list are left out.
+
+    Args:
+        pairs: of the data set.
+        lists: split -> list file.
+        rule: what the names in them mean.
+        left_out: keys that lists may name too, which are of no pair.
 
     Raises:
         CTMaskNetError: a line that does not parse or names a file that is not there, a slice named
@@ -252,6 +268,8 @@ def split_by_lists(
                 key = rule.key(line)
             except CTMaskNetError as error:
                 raise CTMaskNetError(f"{where}: {error}") from None
+            if key in left_out:
+                continue
             if key not in pair_of:
                 raise CTMaskNetError(
                     f"{where}: {line} names no image of the data set; remove it or add the file"

@@ -48,15 +48,28 @@ class PictureSource:
     """8-bit pictures and masks of the same names; see
     :func:`~ctmasknet.data.lesion_files.find_pairs`."""
 
-    def __init__(self, images: Path, masks: Path, rule: PatientRule, *, skip_bad: bool):
-        self.pairs = find_pairs(images, masks, rule)
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        rule: PatientRule,
+        on_bad: Callable[[str, str], None] | None,
+    ):
+        self._left_out: set[str] = set()
+
+        def note(file: str, reason: str) -> None:
+            folder = images if Path(file).is_relative_to(images) else masks
+            self._left_out.add(rule.key(Path(file).relative_to(folder).as_posix()))
+            on_bad(file, reason)
+
+        self.pairs = find_pairs(images, masks, rule, note if on_bad else None)
         self.unlisted = 0
         self._rule = rule
-        self._skip_bad = skip_bad
+        self._skip_bad = on_bad is not None
         self._keys_of: dict[str, list[str]] = {}
 
     def read_lists(self, lists: Lists) -> None:
-        self._keys_of = split_by_lists(self.pairs, lists, self._rule)
+        self._keys_of = split_by_lists(self.pairs, lists, self._rule, self._left_out)
         listed = {key for keys in self._keys_of.values() for key in keys}
         self.unlisted = len(self.pairs) - len(listed)
         self.pairs = [pair for pair in self.pairs if pair.key in listed]

@@ -87,7 +87,8 @@ def prepare_lesions(
         For each mask type what was written; see :func:`summarize`.
 
     Raises:
-        CTMaskNetError: bad input; nothing is changed in ``output`` then.
+        CTMaskNetError: bad input, or ``volumes`` asks something of pictures; nothing is changed in
+            ``output`` then, but for the list of bad slices.
     """
     if bool(shares) == bool(lists):
         raise CTMaskNetError("split: give either shares or list files")
@@ -101,13 +102,18 @@ def prepare_lesions(
     if split_like is not None and not shares:
         raise CTMaskNetError("--split-like: lists state their split themselves; leave it out")
     placed = split_of_patients(split_like, patient_ids) if split_like is not None else None
+    on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
     if of_volumes:
         volumes = replace(volumes or VolumeConversion(), skip_bad=bad.skip)
         window = volumes.window
-        on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
         source: LesionSource = VolumeSource(images, masks, rule, volumes, how.orientation, on_bad)
     else:
-        source = PictureSource(images, masks, rule, skip_bad=bad.skip)
+        if volumes not in (None, VolumeConversion()):
+            raise CTMaskNetError(
+                f"{images}: holds no DICOM and no NIfTI; --window, --segment, --every and "
+                "--keep-empty are for these, leave them out"
+            )
+        source = PictureSource(images, masks, rule, on_bad)
     if lists:
         source.read_lists(lists)
     copied = window is not None or not how.orientation.is_upright
@@ -130,6 +136,11 @@ def prepare_lesions(
                 placed,
             )
         splits = {split: [converted[key] for key in keys] for split, keys in keys_of.items()}
+        for split, items in splits.items():
+            if not items:
+                raise CTMaskNetError(
+                    f"{images}: no slice of split {split} can be used; mend them or leave it out"
+                )
         made_by = {
             "labels": {str(value): name for value, name in sorted(how.labels.items())},
             "image_root": image_root,

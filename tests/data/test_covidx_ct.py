@@ -425,6 +425,9 @@ class TestCommand:
             ("", ["--source", "{s}", "--split", "train:1"], "--split: lists state their split"),
             ("", ["--source", "{s}", "--grey-window", "9,3"], "--grey-window 9,3"),
             ("", ["--class-folder", "a=b"], "needs --images"),
+            ("", ["--source", "{s}", "--every", "2"], "--window and --every are for DICOM"),
+            ("", ["--source", "{s}", "--window=40,400"], "--window and --every are for DICOM"),
+            ("", ["--source", "{s}", "--classes", "a,b"], "--classes: names the classes of a"),
             ("remove", ["--source", "{s}"], "CP_11_101_0002.png (train)"),
             ("truncate", ["--source", "{s}", "--verify"], "CP_11_101_0002.png: unreadable"),
             (

@@ -424,6 +424,8 @@ def test_bad_input_keeps_the_earlier_result(source, prepare, tmp_path):
         (["--list", "train=absent.txt"], "absent.txt: no such list file"),
         (["--labels", "0:background,1:ggo", "--mask-type", "both"], "consolidation"),
         (["--labels", "²:ggo"], "is not VALUE:NAME"),
+        (["--every", "2"], "holds no DICOM and no NIfTI; --window, --segment, --every"),
+        (["--window=40,400"], "holds no DICOM and no NIfTI"),
         (["--patient-pattern", "("], "not a regular expression"),
         (["--patient-pattern", "(.)"], "(?P<patient>...)"),
         (["--groups", "absent.csv"], "absent.csv: no such groups file"),

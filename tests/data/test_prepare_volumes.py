@@ -401,6 +401,23 @@ def test_a_bad_picture_is_left_out_and_listed(prepare, folders, document, tmp_pa
         for folder, value in zip(folders, (7, 2), strict=True):
             Image.new("L", (30, 20), value).save(folder / f"{patient}_1.png")
     (folders[0] / "3_1.png").write_bytes(b"none")
+    Image.new("L", (30, 20)).save(folders[0] / "5_1.png")
+    Image.new("L", (30, 20)).save(folders[1] / "6_1.png")
+    assert prepare(*ALL) == 2
+    assert f"{folders[0] / '5_1.png'}: no mask of the same name" in capfd.readouterr().err
+    assert prepare(*ALL, "--bad", "skip", "--max-bad-share", "0.4") == 2
+    assert "3 of 7 files are bad" in capfd.readouterr().err
+    (tmp_path / "list").write_text("0_1\n1_1\n2_1\n5_1\n6_1\n")
+    lists = ["--list", f"train={tmp_path / 'list'}"]
+    assert prepare(*lists, "--bad", "skip", "--max-bad-share", "0.4") == 0
+    assert [image["patient"] for image in document()["images"]] == ["0", "1", "2"]
+    (tmp_path / "other").write_text("5_1\n")
+    (tmp_path / "list").write_text("0_1\n1_1\n2_1\n")
+    lists += ["--list", f"val={tmp_path / 'other'}"]
+    assert prepare(*lists, "--bad", "skip", "--max-bad-share", "0.5") == 2
+    assert "no slice of split val can be used" in capfd.readouterr().err
+    (folders[0] / "5_1.png").unlink()
+    (folders[1] / "6_1.png").unlink()
     Image.new("L", (30, 21)).save(folders[1] / "4_1.png")
     assert prepare(*ALL, "--bad", "skip", "--max-bad-share", "0.4") == 0
     assert [image["patient"] for image in document()["images"]] == ["0", "1", "2"]
