@@ -25,8 +25,9 @@ from ctmasknet.data.label_masks import (
     parse_labels,
     supported_mask_types,
 )
-from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
+from ctmasknet.data.lesion_files import source_folders
 from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
+from ctmasknet.data.patient_rules import PatientRule, read_groups
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
 from ctmasknet.data.root import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.convert_volumes import VolumeConversion, convert_volume
 from ctmasknet.data.label_masks import Orientation
-from ctmasknet.data.lesion_files import PatientRule, find_pairs, split_by_lists
+from ctmasknet.data.lesion_files import find_pairs, split_by_lists
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, convert_slices, in_processes
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.data.volume_pairs import find_volume_pairs
 from ctmasknet.data.volumes import without_extension

@@ -19,10 +19,10 @@ from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlice, BadSlices
 from ctmasknet.data.classes import MASK_TYPES
 from ctmasknet.data.convert_volumes import VolumeConversion
 from ctmasknet.data.label_masks import mask_type_classes
-from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.lesion_sources import LesionSource, PictureSource, VolumeSource
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, coco_document
 from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.prepared_json import split_of_patients
 from ctmasknet.data.splits import SPLITS, split_patients
 from ctmasknet.data.staging import COPIES, check_copies_allowed, put_copies, staging_folder

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ctmasknet.data.ct_files import kind_of
 from ctmasknet.data.dicom_seg_masks import seg_series
-from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.mask_pictures import pictures_in
 from ctmasknet.data.natural import natural_key
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.volumes import Volume, find_volumes, volume_files, without_extension
 from ctmasknet.errors import CTMaskNetError
 

@@ -12,8 +12,9 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from ctmasknet.data.lesion_files import PatientRule, find_pairs, split_by_lists
+from ctmasknet.data.lesion_files import find_pairs, split_by_lists
 from ctmasknet.data.masks_to_coco import Conversion, convert_slices
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.staging import staging_folder
 from ctmasknet.errors import CTMaskNetError
 
