@@ -99,7 +99,12 @@ def parser() -> argparse.ArgumentParser:
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     add_bad_arguments(p)
-    p.add_argument("--verify", action="store_true", help="decode every image to find damaged ones")
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        help="decode every image, to find those that are truncated or damaged inside; without it "
+        "only headers are read",
+    )
     p.add_argument(
         "--output-root",
         metavar="DIR",

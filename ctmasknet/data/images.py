@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -97,18 +98,23 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(image.convert("L"))
 
 
-def find_unreadable(paths: Iterable[str | os.PathLike], workers: int = 1) -> dict[str, str]:
+def find_unreadable(
+    paths: Iterable[str | os.PathLike], workers: int = 1, *, headers_only: bool = False
+) -> dict[str, str]:
     """Decode every picture completely.
 
     Args:
         paths: the files.
         workers: number of processes; 1 stays in this one.
+        headers_only: decode nothing: finds what is no picture, too large or not of 8 bits, but no
+            truncated one. 100,000 files of a local disk take some seconds.
 
     Returns:
         file -> what is wrong with it, for the damaged ones only.
     """
     paths = [os.fspath(path) for path in paths]
-    problems = map_in_processes(_problem_of, paths, workers, "verify")
+    look = functools.partial(_problem_of, read=check_eight_bit if headers_only else read_grey)
+    problems = map_in_processes(look, paths, workers, "headers" if headers_only else "verify")
     return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
@@ -167,9 +173,9 @@ def raise_problems(problems: list[str], total: int) -> None:
         raise CTMaskNetError(f"{problems[0]}{more}")
 
 
-def _problem_of(path: str) -> str | None:
+def _problem_of(path: str, read: Callable[[str], Any]) -> str | None:
     try:
-        read_grey(path)
+        read(path)
     except CTMaskNetError as error:
         return str(error)
     return None

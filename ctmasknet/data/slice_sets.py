@@ -126,7 +126,7 @@ def write_slice_set(
         grey_window: (low, high) 8-bit grey levels: contrast-stretched PNG copies go to
             ``root/name/image`` (:func:`~ctmasknet.data.images.write_in_grey_window`), and the json
             names these.
-        verify: decode every image first (copying does so anyway).
+        verify: decode every image first (copying does so anyway); otherwise headers are read.
         workers: number of processes.
         volumes: where the slices are not pictures: of each record's file, which is to be written,
             the volume and the slice's index.
@@ -168,12 +168,12 @@ def write_slice_set(
         elif grey_window is not None:
             targets = {str(image_root / file): str(copies / copy_of[file]) for file in files}
             problems = write_in_grey_window(targets, grey_window, workers, skip_bad=bad.skip)
-        elif verify or bad.skip:
-            problems = find_unreadable([image_root / file for file in files], workers)
+        else:
+            # Without headers, what is no picture would be met hours into a training only.
+            paths = [image_root / file for file in files]
+            problems = find_unreadable(paths, workers, headers_only=not (verify or bad.skip))
             if not bad.skip:
                 raise_problems(list(problems.values()), len(files))
-        else:
-            problems = {}
         splits = _without_bad(splits, problems, bad, image_root, volumes or {})
         if bad.skip:
             bad.finish(target / REPORT)

@@ -429,6 +429,8 @@ class TestCommand:
             ("", ["--source", "{s}", "--window=40,400"], "--window and --every are for DICOM"),
             ("", ["--source", "{s}", "--classes", "a,b"], "--classes: names the classes of a"),
             ("remove", ["--source", "{s}"], "CP_11_101_0002.png (train)"),
+            ("empty", ["--source", "{s}"], "CP_11_101_0002.png: unreadable"),
+            ("deep", ["--source", "{s}"], "CP_11_101_0002.png: has more than 8 bits"),
             ("truncate", ["--source", "{s}", "--verify"], "CP_11_101_0002.png: unreadable"),
             (
                 "truncate",
@@ -446,12 +448,23 @@ class TestCommand:
             image.unlink()
         elif change == "truncate":
             image.write_bytes(image.read_bytes()[:50])
+        elif change == "empty":
+            image.write_bytes(b"")
+        elif change == "deep":
+            Image.fromarray(np.zeros((8, 8), np.uint16)).save(image)
         root = tmp_path / "new" / "root"
         arguments = [argument.format(s=covidx) for argument in arguments]
         assert command([*arguments, "--output-root", str(root)]) == 2
         error = capsys.readouterr().err
         assert message in error and error.startswith("error: ") and error.count("\n") == 1
         assert not (tmp_path / "new").exists()
+
+    def test_without_verify_only_headers_are_read(self, covidx, tmp_path, command):
+        image = covidx / "images" / "CP_11_101_0002.png"
+        image.write_bytes(image.read_bytes()[:50])
+        arguments = ["--source", str(covidx), "--output-root", str(tmp_path / "root")]
+        assert command(arguments) == 0
+        assert command([*arguments, "--verify"]) == 2
 
     def test_failed_run_leaves_an_earlier_set_as_it_was(self, covidx, tmp_path, command):
         arguments = ["--source", str(covidx), "--output-root", str(tmp_path), "--grey-window"]
