@@ -99,6 +99,15 @@ def test_only_volumes_below_the_folder(raw, prepare, capfd, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_volumes_whose_copies_would_have_one_name(raw, prepare, capfd):
+    """b.nii and b.nii.gz go by their paths, one of which is the name of a third."""
+    volume(raw / "ill" / "b.nii")
+    path = str(raw / "ill" / "b.nii").replace("/", "_")
+    volume(raw / "ill" / "b" / f"{path}.nii")
+    assert prepare("--images", raw, *CLASSES, "--split", "train:0.5,val:0.5") == 2
+    assert "the copies of both would be called ill/b/" in capfd.readouterr().err
+
+
 def write_csv(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n")
     return path
