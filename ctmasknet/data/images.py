@@ -70,15 +70,29 @@ def check_sides(name: str | os.PathLike, shape: Sequence[int]) -> None:
         )
 
 
+def check_one_page(path: str | os.PathLike, image: Image.Image) -> None:
+    """Refuse a TIFF of several pages, of which all but the first would be lost.
+
+    Args:
+        path: for the error.
+        image: as opened.
+    """
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise CTMaskNetError(
+            f"{path}: holds {image.n_frames} pages; save each slice as a picture of its own"
+        )
+
+
 def check_eight_bit(path: str | os.PathLike) -> None:
-    """Refuse a picture with more than 8 bits a channel or a side above :data:`MAX_SIDE_PX`. Reads
-    the header only.
+    """Refuse a picture with more than 8 bits a channel, a side above :data:`MAX_SIDE_PX` or several
+    pages. Reads the header only.
 
     Raises:
         CTMaskNetError: such a picture, or a missing or unreadable file.
     """
     with naming_file(path), Image.open(path) as image:
         mode, (width, height) = image.mode, image.size
+        check_one_page(path, image)
     check_sides(path, (height, width))
     if mode in _DEEP_MODES:
         raise CTMaskNetError(

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.images import check_one_page
 from ctmasknet.errors import CTMaskNetError
 
 #: Names a mask value may have. All but the last three are background for the detector.
@@ -229,7 +230,9 @@ def check_same_size(image_path: Path, image: np.ndarray, mask_path: Path, mask: 
 
 def _opened(path: str | os.PathLike) -> Image.Image:
     try:
-        return Image.open(path)
+        image = Image.open(path)
+        check_one_page(path, image)
+        return image
     except FileNotFoundError:
         raise CTMaskNetError(f"{path}: no such image file; check the path") from None
     except _DECODE_ERRORS as error:

@@ -430,6 +430,7 @@ class TestCommand:
             ("", ["--source", "{s}", "--classes", "a,b"], "--classes: names the classes of a"),
             ("remove", ["--source", "{s}"], "CP_11_101_0002.png (train)"),
             ("empty", ["--source", "{s}"], "CP_11_101_0002.png: unreadable"),
+            ("pages", ["--source", "{s}"], "CP_11_101_0002.tif: holds 2 pages"),
             ("deep", ["--source", "{s}"], "CP_11_101_0002.png: has more than 8 bits"),
             ("truncate", ["--source", "{s}", "--verify"], "CP_11_101_0002.png: unreadable"),
             (
@@ -450,6 +451,10 @@ class TestCommand:
             image.write_bytes(image.read_bytes()[:50])
         elif change == "empty":
             image.write_bytes(b"")
+        elif change == "pages":
+            image.unlink()
+            page = Image.new("L", (8, 8))
+            page.save(image.with_suffix(".tif"), save_all=True, append_images=[page])
         elif change == "deep":
             Image.fromarray(np.zeros((8, 8), np.uint16)).save(image)
         root = tmp_path / "new" / "root"

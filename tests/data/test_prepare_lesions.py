@@ -346,6 +346,12 @@ def fractions(path: Path):
     Image.fromarray(np.full((40, 48), 2.5, np.float32)).save(path.with_suffix(".tif"))
 
 
+def pages(path: Path):
+    path.unlink()
+    page = Image.new("L", (48, 40))
+    page.save(path.with_suffix(".tif"), save_all=True, append_images=[page])
+
+
 def set_value(path: Path, value: int):
     mask = np.asarray(Image.open(path)).copy()
     mask[0, 0] = value
@@ -366,6 +372,8 @@ def set_value(path: Path, value: int):
             lambda s: fractions(s / "mask/9_2.png"),
             "mask/9_2.tif: holds values that are no whole numbers",
         ),
+        (lambda s: pages(s / "mask/9_2.png"), "mask/9_2.tif: holds 2 pages"),
+        (lambda s: pages(s / "image/9_2.jpg"), "image/9_2.tif: holds 2 pages"),
         (lambda s: truncate(s / "image/9_2.jpg"), "image/9_2.jpg: unreadable or truncated"),
         (lambda s: truncate(s / "mask/9_2.png"), "mask/9_2.png: unreadable or truncated"),
         (
