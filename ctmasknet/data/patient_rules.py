@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.csv_rows import read_csv_rows
 from ctmasknet.errors import CTMaskNetError
 
 #: Of the images of a lesion set.
@@ -104,28 +104,18 @@ def read_groups(path: str | os.PathLike) -> dict[str, str]:
     """Read a CSV file with the columns ``stem,patient``; an image extension in ``stem`` is ignored.
 
     Raises:
-        CTMaskNetError: the file is missing, lacks a column, has an empty cell or names a slice
-            twice.
+        CTMaskNetError: the file is missing, lacks a column, has an empty cell, names a slice twice
+            or none at all.
     """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise CTMaskNetError(f"{path}: no such groups file; check the path") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    if not {"stem", "patient"} <= set(columns):
-        raise CTMaskNetError(f"{path}: needs the columns stem,patient in its first line")
     groups: dict[str, str] = {}
-    for number, row in rows:
-        stem, patient = (row["stem"] or "").strip(), (row["patient"] or "").strip()
+    for number, row in read_csv_rows(path, ("stem", "patient"), what="groups file"):
+        stem, patient = row["stem"], row["patient"]
         if not stem or not patient:
             raise CTMaskNetError(f"{path}:{number}: needs both a stem and a patient")
         key = PatientRule(each_file=True).key(stem)
         if key in groups:
             raise CTMaskNetError(f"{path}:{number}: {stem} is listed twice; remove one line")
         groups[key] = patient
+    if not groups:
+        raise CTMaskNetError(f"{path}: lists no slice; leave --groups out")
     return groups

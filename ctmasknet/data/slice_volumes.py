@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from ctmasknet.data.class_folders import check_class_name, pictures_below
 from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.data.csv_rows import read_csv_rows
 from ctmasknet.data.natural import natural_key
 from ctmasknet.data.slice_records import SliceRecord, match_patient, part_below
 from ctmasknet.data.splits import check_disjoint, check_split_name
 from ctmasknet.data.volumes import Volume, every_kth, find_volumes, volume_files
 from ctmasknet.errors import CTMaskNetError
-
-_COLUMNS = ("path", "class", "patient", "scan", "split")
 
 Report = Callable[[str, str], None]
 
@@ -120,7 +118,9 @@ def read_volume_list(
             there, is not below ``root`` or is listed twice, pictures and volumes in one list, a
             patient in two splits; the message names file and line.
     """
-    rows = _rows(path)
+    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"))
+    if not rows:
+        raise CTMaskNetError(f"{path}: lists no volume")
     classes = _classes(path, rows, classes)
     found = _Found(every)
     seen: dict[str, int] = {}
@@ -235,26 +235,6 @@ def _picture_names(file: str, pattern: re.Pattern | None) -> tuple[str, str, str
         return match_patient(file, pattern)
     own = str(PurePosixPath(file).with_suffix(""))
     return own, own, PurePosixPath(file).stem
-
-
-def _rows(path: str | os.PathLike) -> list[tuple[int, dict[str, str]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = [str(name).strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise CTMaskNetError(f"{path}: no such list; check the path") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    if not {"path", "class"} <= set(columns):
-        raise CTMaskNetError(f"{path}: needs the columns path,class in its first line")
-    if not rows:
-        raise CTMaskNetError(f"{path}: lists no volume")
-    return [
-        (number, {name: (row.get(name) or "").strip() for name in _COLUMNS}) for number, row in rows
-    ]
 
 
 def _classes(

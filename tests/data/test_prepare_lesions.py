@@ -472,6 +472,7 @@ def test_patients_of_sets_with_other_names(prepare, tmp_path):
         ("stem,patient\na,x\n", "b.jpg: the groups do not list it"),
         ("stem,patient\na,x\nb,x\nc,x\n", "groups: c is no image"),
         ("stem,patient\na,x\na,y\n", "groups.csv:3: a is listed twice"),
+        ("stem,patient\n", "groups.csv: lists no slice"),
         ("stem,patient\na\n", "groups.csv:2: needs both"),
         ("name,patient\na,x\n", "columns stem,patient"),
     ],
