@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from ctmasknet.errors import CTMaskNetError
 
@@ -16,6 +16,7 @@ from ctmasknet.errors import CTMaskNetError
 COPIES = "image"
 
 _PREFIX = ".prepare-"
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
         _remove_left_over(target)
         staging = Path(tempfile.mkdtemp(dir=target, prefix=_PREFIX))
         at_end.callback(shutil.rmtree, staging)
-        at_end.callback(os.close, _lock(staging))
+        at_end.enter_context(_lock(staging))
         yield staging
 
 
@@ -98,21 +99,20 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _lock(folder: Path) -> int:
-    """Lock a folder for as long as the returned descriptor, or this process, lives."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks: its left-overs stay
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
+def _lock(folder: Path) -> IO:
+    """Lock a folder until the returned file is closed or this process ends.
+
+    A POSIX record lock: processes that this one forks do not hold it, and may outlive it.
+    """
+    stream = open(folder / _LOCK, "wb")  # noqa: SIM115  (open as long as the lock shall last)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return stream
 
 
 def _remove_left_over(target: Path) -> None:
     for folder in target.glob(f"{_PREFIX}*"):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # An OSError: locked by a run that is still at it
+        with contextlib.suppress(OSError), open(folder / _LOCK, "ab") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
-        except OSError:  # of a run that is still at it
-            continue
-        finally:
-            os.close(descriptor)

@@ -3,7 +3,11 @@
 import csv
 import errno
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,6 @@ from pycocotools.coco import COCO
 from ctmasknet.data.lesion_files import find_pairs, split_by_lists
 from ctmasknet.data.masks_to_coco import Conversion, convert_slices
 from ctmasknet.data.patient_rules import PatientRule
-from ctmasknet.data.staging import staging_folder
 from ctmasknet.errors import CTMaskNetError
 
 MASK_TYPES = ("both", "ggo", "merge")
@@ -243,13 +246,35 @@ def test_copies_go_when_the_next_run_needs_none(source, prepare, tmp_path):
     assert not (home / "image").exists()
 
 
+HOLD = """
+import multiprocessing, sys, time
+from pathlib import Path
+from ctmasknet.data.staging import staging_folder
+with staging_folder(Path(sys.argv[1])) as stage:
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True).start()
+    print(stage.name, multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
 def test_what_a_killed_run_left_goes_and_what_another_writes_stays(source, prepare, tmp_path):
+    """The processes of a killed run may live on for a while; they do not count."""
     home = tmp_path / "root" / "cncb_lesions"
-    (home / ".prepare-killed" / "image").mkdir(parents=True)
-    with staging_folder(home) as at_work:
-        assert prepare("--source", source) == 0
-        assert at_work.is_dir()
-    assert [path.name for path in home.iterdir()] == ["annotations"]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home)], stdout=subprocess.PIPE, text=True
+    ) as run:
+        stage, child = run.stdout.readline().split()
+        try:
+            assert prepare("--source", source) == 0
+            assert {path.name for path in home.iterdir()} == {stage, "annotations"}
+        finally:
+            run.kill()
+        run.wait()
+        try:
+            assert prepare("--source", source) == 0
+            assert [path.name for path in home.iterdir()] == ["annotations"]
+        finally:
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_a_place_that_cannot_be_written_is_one_line(source, prepare, tmp_path, capsys, monkeypatch):
