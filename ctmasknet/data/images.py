@@ -9,15 +9,14 @@ import contextlib
 import functools
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ctmasknet.data.ct_scan import MAX_SIDE_PX
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 #: Longest side over shortest.
@@ -108,7 +107,7 @@ def find_unreadable(paths: Iterable[str | os.PathLike], workers: int = 1) -> dic
         file -> what is wrong with it, for the damaged ones only.
     """
     paths = [os.fspath(path) for path in paths]
-    problems = map_in_processes(_problem_of, paths, workers, "verify")
+    problems = map_in_processes(_problem_of, paths, workers, title="verify")
     return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
@@ -140,7 +139,7 @@ def write_in_grey_window(
         functools.partial(_copy_in_window, table=table),
         list(copies.items()),
         workers,
-        "grey window",
+        title="grey window",
     )
     found = {file: why for file, why in zip(copies, problems, strict=True) if why}
     if not skip_bad:
@@ -183,29 +182,3 @@ def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> str
         return str(error)
     Image.fromarray(np.asarray(table, dtype=np.uint8)[grey]).save(target, format="PNG")
     return None
-
-
-def map_in_processes(
-    function: Callable,
-    items: list,
-    workers: int,
-    title: str,
-    unit: str = "image",
-    chunksize: int | None = None,
-) -> list:
-    """``[function(item) for item in items]`` with a progress bar (shown on a terminal only), in
-    order.
-
-    Args:
-        function: importable by name.
-        items: what it is called with.
-        workers: number of processes; 1 stays in this one.
-        title, unit: of the progress bar.
-        chunksize: items a process takes at a time; default: by their number.
-    """
-    bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
-    if workers <= 1 or len(items) < 2:
-        return list(bar(map(function, items)))
-    with ProcessPoolExecutor(min(workers, len(items))) as pool:
-        chunk = chunksize or max(1, min(64, len(items) // (4 * workers)))
-        return list(bar(pool.map(function, items, chunksize=chunk)))
