@@ -29,6 +29,10 @@ _DAMAGED = (
 )
 #: Pillow's modes with more than 8 bits a channel; a conversion to RGB would clip them at 255.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_PNG_BIT_DEPTH_PLACE = 24
+_TIFF_BITS_PER_SAMPLE = 258
+#: The orientation tag (EXIF, TIFF), and its values that mean turned or mirrored.
+_ORIENTATION, _TURNED = 274, range(2, 9)
 
 
 @contextlib.contextmanager
@@ -68,19 +72,55 @@ def check_sides(name: str | os.PathLike, shape: Sequence[int]) -> None:
         )
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened picture, or its present page, has more than 8 bits a channel."""
+    # Pillow narrows 16 bits a channel to 8 in colour and with alpha, so its mode is no guide.
+    if image.format == "PNG":
+        place = image.fp.tell()
+        image.fp.seek(_PNG_BIT_DEPTH_PLACE)
+        depth = image.fp.read(1)[0]
+        image.fp.seek(place)
+        return depth > 8
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))) > 8
+    return image.mode in _DEEP_MODES
+
+
+def check_not_turned(path: str | os.PathLike, image: Image.Image) -> None:
+    """Refuse an opened picture, or its present page, whose orientation tag tells viewers to turn or
+    mirror it: programs differ in whether they follow the tag.
+
+    Raises:
+        CTMaskNetError: such a picture.
+    """
+    if image.format == "TIFF":
+        stated = image.tag_v2.get(_ORIENTATION)
+    else:
+        exif = Image.Exif()  # image.getexif() would decode a PNG
+        exif.load(image.info.get("exif", b""))
+        stated = exif.get(_ORIENTATION)
+    if stated in _TURNED:
+        raise CTMaskNetError(
+            f"{path}: its orientation tag ({stated}) says that it is stored turned or mirrored; "
+            "save it upright, without the tag"
+        )
+
+
 def check_eight_bit(path: str | os.PathLike) -> None:
-    """Refuse a picture with more than 8 bits a channel or a side above :data:`MAX_SIDE_PX`. Reads
-    the header only.
+    """Refuse a picture with more than 8 bits a channel, a side above :data:`MAX_SIDE_PX`, or an
+    orientation tag that turns it. Reads the header only.
 
     Raises:
         CTMaskNetError: such a picture, or a missing or unreadable file.
     """
     with naming_file(path), Image.open(path) as image:
         mode, (width, height) = image.mode, image.size
+        deep = is_deep(image)
+        check_not_turned(path, image)
     check_sides(path, (height, width))
-    if mode in _DEEP_MODES:
+    if deep:
         raise CTMaskNetError(
-            f"{path}: has more than 8 bits a pixel (mode {mode}); "
+            f"{path}: has more than 8 bits a channel (mode {mode}); "
             "convert it through one HU window to 8 bits first"
         )
 

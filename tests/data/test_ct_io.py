@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.window import Window
@@ -187,6 +187,30 @@ def test_pages_that_are_no_slices_are_passed_over(tmp_path):
     assert [one.frame for one in slices] == [0, 2]
     assert slices[1].name == f"{tmp_path / 'a.tif'}#0002" and slices[1].scan == "a"
     np.testing.assert_array_equal(slices[1].pixels(Window()), GREY[1])
+
+
+def write_pages(path, planes, thumbnails):
+    """A TIFF of pages; those in ``thumbnails`` are marked as smaller copies."""
+    with TiffImagePlugin.AppendingTiffWriter(path, new=True) as tiff:
+        for place, plane in enumerate(planes):
+            Image.fromarray(plane).save(tiff, "TIFF", tiffinfo={254: int(place in thumbnails)})
+            tiff.newFrame()
+
+
+def test_the_full_page_is_read_and_not_the_thumbnail_before_it(tmp_path):
+    write_pages(tmp_path / "a.tif", [GREY[0, :10, :12], GREY[1]], {0})
+    (one,) = only_scan(tmp_path / "a.tif").slices
+    assert (one.frame, one.name, one.shape) == (None, str(tmp_path / "a.tif"), GREY[1].shape)
+    np.testing.assert_array_equal(one.pixels(Window()), GREY[1])
+    write_pages(tmp_path / "b.tif", [HU[0, :10, :12] + 1024, HU[1] + 1024], {0})
+    (one,) = only_scan(tmp_path / "b.tif", rescale=(1, -1024)).slices
+    np.testing.assert_array_equal(one.hu(), HU[1])
+
+
+def test_a_tiff_of_thumbnails_alone_is_refused(tmp_path):
+    write_pages(tmp_path / "a.tif", [GREY[0]], {0})
+    with pytest.raises(CTMaskNetError, match=r"a\.tif: marks all its pages as thumbnails"):
+        read_scans([tmp_path / "a.tif"])
 
 
 def test_content_and_not_the_suffix_decides(tmp_path):
