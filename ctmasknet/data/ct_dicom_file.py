@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
@@ -65,6 +66,7 @@ _KEYWORDS = (
     "PixelSpacing",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -117,6 +119,8 @@ def read_header(file: str) -> Dataset:
         compressed = header.file_meta.TransferSyntaxUID.is_compressed
         fragments = _count_fragments(stream, end) if compressed and tag[0] == 0x7FE0 else 0
     if tag != [0x7FE0, 0x0010]:
+        if _is_cut(file):
+            raise CTMaskNetError(f"{file}: truncated, ends before its pixels; restore the file")
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
         size = [int(header.get(key) or 0) for key in ("Rows", "Columns")]
@@ -221,6 +225,18 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _is_cut(file: str) -> bool:
+    """Whether a file without pixels ends within an element, or before the first."""
+    with decoding(file), _opened(file) as stream:
+        header = pydicom.dcmread(stream, force=True)
+        if not header:
+            return True
+        last = header.get_item(max(header.keys()))
+        stream.seek(0, io.SEEK_END)
+        # A sequence of undefined length has been read to its end.
+        return isinstance(last, RawDataElement) and last.value_tell + last.length != stream.tell()
 
 
 def _count_fragments(stream: BinaryIO, end: int) -> int:

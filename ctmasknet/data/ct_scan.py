@@ -114,8 +114,8 @@ class CTScan:
         kind: ``dicom``, ``nifti`` or ``image``.
         slices: feet to head; pictures in the natural order of their names.
         affine: (4, 4) upright (column, row, slice) index -> RAS mm. None for pictures, and where
-            slices are missing or unevenly spaced. With a single slice the third column is a unit
-            vector.
+            slices are missing, unevenly spaced or shifted sideways. With a single slice the third
+            column is a unit vector.
         problems: what was missing, doubled or left out, one sentence each.
     """
 

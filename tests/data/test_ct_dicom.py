@@ -97,6 +97,28 @@ def test_padding_is_outside(tmp_path, signed, intercept, stored, stated, limit):
     np.testing.assert_array_equal(hu.ravel()[2:], HU[0].ravel()[2:])
 
 
+@pytest.mark.parametrize(
+    "signed, intercept, hu, stated, padding",
+    [
+        (True, 0, 40, -32768 + 40, False),  # 40 in its 12 low bits, which are tissue's
+        (False, -1024, 1072, 63536, False),  # 2096 in its 12 low bits: bone
+        (True, 3000, 1000, -2000, True),
+        (True, 3000, 1000, 63536, True),  # the same with 16 bits, unsigned
+        (True, 3000, 1000, 2096, True),  # and with 12
+    ],
+)
+def test_padding_beyond_the_stored_bits_is_no_tissue(
+    tmp_path, signed, intercept, hu, stated, padding
+):
+    values = np.full((4, 5), -900 + max(0, intercept))
+    values[1, 2] = hu
+    data = dicom(values, intercept=intercept, signed=signed, bits_stored=12)
+    data.add_new("PixelPaddingValue", "SS" if stated < 0 else "US", stated)
+    found = read_one(data, tmp_path).hu()
+    values[1, 2] = OUTSIDE_HU if padding else hu
+    np.testing.assert_array_equal(found, values)
+
+
 @pytest.mark.parametrize("intercept, stated", [(-1024, 0), (0, -2000)])
 def test_padding_no_denser_than_air_stays(tmp_path, intercept, stated):
     hu = HU[0].copy()
@@ -124,6 +146,31 @@ def test_missing_and_duplicate_positions_are_reported(tmp_path):
         "missing: 2 between z = 4 and 10 mm (step 2 mm)",
     )
     assert scan.affine is None
+
+
+def test_of_doubled_positions_the_lower_instance_numbers_are_kept(tmp_path):
+    """Two phases in one series, whose stated positions differ by rounding."""
+    for phase in (0, 1):
+        for index, noise in enumerate((0.0, 0.02, -0.02, 0.0)):
+            data = dicom(HU[0] + phase, 4 * phase + index, z_mm=5 * index + phase * noise)
+            save(data, tmp_path / f"{'ba'[phase]}{index}.dcm")
+    (scan,) = read_scans([tmp_path])
+    assert [one.name[-6:] for one in scan.slices] == ["b0.dcm", "b1.dcm", "b2.dcm", "b3.dcm"]
+    assert len(scan.problems) == 4 and all("duplicate" in line for line in scan.problems)
+    assert scan.affine[2, 2] == 5
+
+
+def test_slices_shifted_sideways_are_reported(tmp_path):
+    for index, plane in enumerate(HU):
+        data = dicom(plane, index)
+        data.ImagePositionPatient[1] += 3 * index + 20 * (index == 2)  # an even shift is a lean
+        save(data, tmp_path / f"{index}.dcm")
+    (scan,) = read_scans([tmp_path])
+    assert scan.problems == ("slices are shifted sideways against each other, by 20.0 mm",)
+    assert scan.affine is None
+    (tmp_path / "2.dcm").unlink()
+    (scan,) = read_scans([tmp_path])
+    assert [line[:7] for line in scan.problems] == ["missing"]
 
 
 def test_uneven_steps_are_reported(tmp_path):
@@ -233,6 +280,7 @@ def setting(**values):
         (setting(PixelSpacing=[0, 1]), "PixelSpacing"),
         (setting(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "in colour"),
         (without("PixelData"), "holds no image"),
+        (setting(HighBit=15, BitsStored=12), r"12 bits a value .* \(HighBit is 15\)"),
         (setting(NumberOfFrames=2), "truncated"),
         (setting(Rows=5000), "longest side read is 4096"),
         (setting(Columns=0), "claims 40 x 0 x 1 px"),
@@ -243,6 +291,28 @@ def test_what_is_no_axial_ct_is_refused_with_the_reason(tmp_path, change, reason
     change(data)
     with pytest.raises(CTMaskNetError, match=rf"a\.dcm: .*{reason}"):
         read_scans([save(data, tmp_path / "a.dcm")])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_gantrys_tilt_is_found_among_functional_groups(tmp_path, shared):
+    data = ct_samples.enhanced(HU)
+    details = Dataset()
+    details.GantryDetectorTilt = 15
+    groups = (
+        data.SharedFunctionalGroupsSequence if shared else data.PerFrameFunctionalGroupsSequence
+    )
+    groups[-1].CTAcquisitionDetailsSequence = [details]
+    with pytest.raises(CTMaskNetError, match="tilted by 15 degrees"):
+        read_scans([save(data, tmp_path / "a.dcm")])
+
+
+def test_a_ct_image_cut_before_its_pixels_is_damaged_and_not_left_out(tmp_path):
+    ct_samples.dicom_series(tmp_path, HU)
+    whole = (tmp_path / "2.dcm").read_bytes()
+    for length in (135, 200, 330, 400, whole.index(b"\xe0\x7f\x10\x00") + 3):
+        (tmp_path / "2.dcm").write_bytes(whole[:length])
+        with pytest.raises(CTMaskNetError, match=r"2\.dcm: (truncated|damaged)"):
+            read_scans([tmp_path])
 
 
 def test_a_lean_within_the_tolerance_is_read(tmp_path):
