@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from ctmasknet.data.ct_dicom import dicom_scans, read_dicom_file
-from ctmasknet.data.ct_files import FoundFile, find_files, kind_of
+from ctmasknet.data.ct_files import FoundFile, check_name, find_files, kind_of
 from ctmasknet.data.ct_nifti import read_nifti_file
 from ctmasknet.data.ct_pictures import picture_scans, read_picture_file
 from ctmasknet.data.ct_scan import CTScan, CTSlice, Report, UnsuitableFile
@@ -85,6 +85,7 @@ class _Reading:
         self.seen: set[str] = set()
         self.found: dict[str, tuple[int, int]] = {}  # file -> (input, order)
         self.left_out: list[tuple[FoundFile, str]] = []
+        self.unsuitable: dict[str, str] = {}  # real path -> why
         self.used: set[int] = set()
         self.reported: set[int] = set()
 
@@ -92,11 +93,14 @@ class _Reading:
         file = found.path
         real = os.path.realpath(file)
         if real in self.seen:
+            if found.alone and real in self.unsuitable:
+                self.bad(file, self.unsuitable[real], found.given)
             self.used.add(found.given)
             return
         self.seen.add(real)
         self.found[file] = (found.given, len(self.found))
         try:
+            check_name(file)
             kind = kind_of(file)
             if kind == "nifti":
                 self.volumes.append(read_nifti_file(file, file))
@@ -106,6 +110,7 @@ class _Reading:
                 self.pictures += self.sound(read_picture_file(file, file, self.rescale))
             self.used.add(found.given)
         except UnsuitableFile as error:
+            self.unsuitable[real] = _reason(file, error)
             if found.alone:
                 self.bad(file, _reason(file, error), found.given)
             else:

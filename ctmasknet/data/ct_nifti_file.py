@@ -70,7 +70,7 @@ class NiftiVolume:
             index: along the stored slice axis.
 
         Returns:
-            (H, W) float64, upright, slope and intercept applied.
+            (H, W) float64, upright, slope and intercept applied in float64.
 
         Raises:
             CTMaskNetError: truncated, damaged, or changed since its header was read.
@@ -78,7 +78,7 @@ class NiftiVolume:
         layout = _layout(self)
         with decoding(self.file):
             plane = layout.plane(index)
-            return self.turn.plane(plane) * self.slope + self.intercept
+            return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
 
     def __hash__(self) -> int:
         return hash((self.file, self.stamp))
@@ -141,9 +141,11 @@ def read_volume(file: str, max_expansion: float = MAX_EXPANSION) -> NiftiVolume:
     turn = upright(_affine(header, file), shape, file)
     columns, rows, slices = turn.shape
     check_claimed_size(file, (rows, columns, slices))
-    if not (math.isfinite(slope or 1.0) and math.isfinite(intercept or 0.0)):
-        raise CTMaskNetError(f"{file}: scl_slope or scl_inter is no number; the file is damaged")
     needed = math.prod(shape) * dtype.itemsize
+    if offset < header.single_vox_offset:
+        raise CTMaskNetError(
+            f"{file}: its voxels begin at byte {offset}, within its header; the file is damaged"
+        )
     _check_length(file, stat.st_size, offset, needed, compressed, max_expansion)
     return NiftiVolume(
         file=file,
@@ -187,7 +189,7 @@ def _affine(header: Nifti1Header, file: str) -> np.ndarray:
 def _check_length(
     file: str, size: int, offset: int, needed: int, compressed: bool, max_expansion: float
 ) -> None:
-    if not 0 <= offset <= _MAX_OFFSET:
+    if offset > _MAX_OFFSET:
         raise CTMaskNetError(f"{file}: its voxels begin at byte {offset}; the file is damaged")
     if not compressed and size < offset + needed:
         raise CTMaskNetError(

@@ -258,6 +258,44 @@ def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
         read_scans([tmp_path / "series" / "scout.dcm"])
 
 
+def test_a_file_that_is_named_itself_is_no_less_refused_after_its_folder(tmp_path):
+    series = ct_samples.dicom_series(tmp_path / "series", HU)
+    (series / "notes.txt").write_text("hello")
+    for inputs in ([series, series / "notes.txt"], [series / "notes.txt", series]):
+        with pytest.raises(CTMaskNetError, match=r"notes\.txt: no PNG"):
+            read_scans(inputs)
+    scan = only_scan(series, series / "1.dcm", series)
+    assert len(scan.slices) == len(HU) and len(scan.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["Müller ÄÖÜ", "肺 #1 %s {0}", "two\nlines", "-x"])
+def test_odd_names_are_read(tmp_path, name):
+    folder = ct_samples.dicom_series(tmp_path / name, HU)
+    nib.save(ct_samples.nifti(HU), folder / f"{name}.nii.gz")
+    Image.fromarray(GREY[0]).save(folder / f"{name}.png")
+    Image.fromarray(HU[0].astype(np.uint16) + 1024).save(folder / f"{name}.tif")
+    scans = read_scans([folder], rescale=(1, -1024))
+    assert sorted((scan.kind, len(scan.slices)) for scan in scans) == [
+        ("dicom", 4),
+        ("image", 2),
+        ("nifti", 4),
+    ]
+    for scan in scans:
+        for one in scan.slices:
+            assert one.pixels(Window()).shape == GREY[0].shape
+            assert one.name.startswith(str(folder))
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path):
+    series = ct_samples.dicom_series(tmp_path / "series", HU)
+    os.rename(series / "2.dcm", os.fsencode(series) + b"/\xff.dcm")
+    with pytest.raises(CTMaskNetError, match="its name is no UTF-8 text; rename the file"):
+        read_scans([series])
+    told = []
+    scan = only_scan(series, on_bad=lambda file, reason: told.append(os.fsencode(file)))
+    assert len(scan.slices) == 3 and told == [os.fsencode(series) + b"/\xff.dcm"]
+
+
 def test_bad_files_are_raised_or_told(tmp_path):
     series = ct_samples.dicom_series(tmp_path / "series", HU)
     whole = (series / "2.dcm").read_bytes()

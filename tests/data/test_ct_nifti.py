@@ -1,3 +1,4 @@
+import gzip
 import os
 import tracemalloc
 
@@ -51,6 +52,29 @@ def test_types_and_scaling(tmp_path, dtype):
     image.header.set_slope_inter(2, -1024)
     scan = read_back(image, tmp_path / "b.nii")
     np.testing.assert_array_equal(scan.slices[2].hu(), (HU[2] + 1024) // 2 * 2 - 1024)
+
+
+def test_scaling_is_computed_in_float64(tmp_path):
+    stored = np.random.default_rng(0).uniform(-900, 900, HU.shape).astype(np.float32)
+    image = nifti(stored, dtype="<f4")
+    image.header.set_slope_inter(0.3, -300.7)
+    (one, *_) = read_back(image, tmp_path / "a.nii").slices
+    slope, intercept = float(np.float32(0.3)), float(np.float32(-300.7))
+    expected = (stored[0].astype(np.float64) * slope + intercept).astype(np.float32)
+    np.testing.assert_array_equal(one.hu(), expected)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_voxels_within_the_header_are_damage(tmp_path, suffix, version):
+    path = tmp_path / f"a.{suffix}"
+    nib.save(nifti(HU, version=version), tmp_path / "a.nii")
+    whole = bytearray((tmp_path / "a.nii").read_bytes())
+    place, size = ((108, 4), (168, 8))[version - 1]  # vox_offset: float32, int64
+    whole[place : place + size] = bytes(size)
+    path.write_bytes(gzip.compress(whole) if suffix == "nii.gz" else whole)
+    with pytest.raises(CTMaskNetError, match="its voxels begin at byte 0, within its header"):
+        read_scans([path])
 
 
 def test_what_was_not_measured_is_outside(tmp_path):
