@@ -239,6 +239,23 @@ def test_a_folder_and_a_volume_of_one_name_stay_apart(tmp_path, monkeypatch):
     assert [scan.scan for scan in read_scans(["ct", "ct.nii"])] == ["ct", "ct.nii"]
 
 
+def test_scans_of_one_name_stay_apart(tmp_path):
+    """One UID in two studies; DICOM without series beside pictures, both called by the folder."""
+    for study in ("1.2.3", "1.2.4"):
+        data = ct_samples.dicom(HU[0])
+        data.StudyInstanceUID = study
+        ct_samples.save(data, tmp_path / "a" / f"{study}.dcm")
+    data = ct_samples.dicom(HU[0])
+    del data.SeriesInstanceUID, data.PatientID
+    ct_samples.save(data, tmp_path / "b" / "a.dcm")
+    Image.fromarray(GREY[0]).save(tmp_path / "b" / "b.png")
+    scans = read_scans([tmp_path])
+    folder, uid = f"{tmp_path}/b", ct_samples.SERIES
+    expected = [("P1", uid), ("P1", f"{uid}#2"), ("", folder), ("", f"{folder}#2")]
+    assert [(scan.patient, scan.scan) for scan in scans] == expected
+    assert [(scan.slices[0].patient, scan.slices[0].scan) for scan in scans] == expected
+
+
 def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
     ct_samples.dicom_series(tmp_path / "series", HU)
     localizer = ct_samples.dicom(HU[0])
