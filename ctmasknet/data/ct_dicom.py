@@ -65,9 +65,8 @@ def read_dicom_file(file: str, name: str) -> list[CTSlice]:
         UnsuitableFile: not CT, a localizer, no rescale to HU, not axial, no position, no image.
         CTMaskNetError: damaged.
     """
-    header = read_header(file)
+    header = read_header(file, check_is_ct)
     with decoding(file):
-        check_is_ct(header, file)
         frames = frames_of(header, file)
         padding = _padding(header)
         source = {

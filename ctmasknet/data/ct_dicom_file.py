@@ -14,7 +14,7 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -94,15 +94,20 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[:3] == b"\x00\x08\x00" and bool(re.match(rb"[A-Z]{2}", head[4:6]))
 
 
-def read_header(file: str) -> Dataset:
+def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
     """Read what :data:`_KEYWORDS` names, without pixels, and check that the pixels are there.
+
+    Args:
+        file: path.
+        check: called with header and file before the pixels are looked for, so that an object of
+            another kind is refused as that, whatever else is wrong with it.
 
     Returns:
         the data set; ``file_meta.TransferSyntaxUID`` is set, guessed where the file states none.
 
     Raises:
         UnsuitableFile: an object without an image.
-        CTMaskNetError: damaged, truncated, or impossible sizes.
+        CTMaskNetError: damaged, truncated, or impossible sizes; what ``check`` raises.
     """
     with decoding(file), _opened(file) as stream:
         header = pydicom.dcmread(
@@ -123,6 +128,7 @@ def read_header(file: str) -> Dataset:
             raise CTMaskNetError(f"{file}: truncated, ends before its pixels; restore the file")
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
+        check(header, file)
         size = [int(header.get(key) or 0) for key in ("Rows", "Columns")]
         frames = int(header.get("NumberOfFrames") or 1)
         pixel_bytes = int(header.get("BitsAllocated") or 0) // 8

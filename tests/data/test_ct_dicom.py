@@ -293,6 +293,18 @@ def test_what_is_no_axial_ct_is_refused_with_the_reason(tmp_path, change, reason
         read_scans([save(data, tmp_path / "a.dcm")])
 
 
+def test_an_object_of_another_kind_is_left_out_though_it_is_too_large_or_truncated(tmp_path):
+    ct_samples.dicom_series(tmp_path, HU)
+    for name, frames in (("large", 60000), ("truncated", 2)):
+        data = dicom(HU[0])
+        data.Modality, data.Rows, data.Columns, data.NumberOfFrames = "SM", 256, 256, frames
+        save(data, tmp_path / f"{name}.dcm")
+    (scan,) = read_scans([tmp_path])
+    assert len(scan.slices) == len(HU)
+    (problem,) = scan.problems
+    assert problem.startswith("2 files left out") and "Modality is SM" in problem
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_gantrys_tilt_is_found_among_functional_groups(tmp_path, shared):
     data = ct_samples.enhanced(HU)
@@ -459,7 +471,7 @@ def test_pydicoms_folder_with_a_dicomdir():
         ("rtdose.dcm", "not CT"),
         ("liver_1frame.dcm", "Modality is SEG"),
         ("J2K_pixelrep_mismatch.dcm", "tilted by -22 degrees"),
-        ("MR_truncated.dcm", "truncated"),
+        ("MR_truncated.dcm", "Modality is MR"),
         ("test-SR.dcm", "holds no image"),
         ("SC_rgb_jpeg_dcmtk.dcm", "not CT"),
     ],
