@@ -9,6 +9,7 @@ another modality, or CT that has lost its offset.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
     _check_hu(volume)
     turn = volume.turn
     columns, rows, count = turn.shape
-    scan = os.path.basename(file).removesuffix(".gz").removesuffix(".nii")
+    scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
     source = NiftiSource(volume)
     slices = []
     for place in range(count):
@@ -69,7 +70,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
                 source=source,
             )
         )
-    return CTScan("", scan, "nifti", tuple(slices), turn.affine)
+    return CTScan("", scan, "nifti", tuple(slices), turn.affine, volume.problems)
 
 
 def _check_hu(volume: NiftiVolume) -> None:

@@ -35,6 +35,8 @@ from ctmasknet.errors import CTMaskNetError
 _HEADER_BYTES = 540
 _MAX_OFFSET = 2**26
 _BLOCK_BYTES = 2**26
+#: Share by which the voxel sizes of sform and qform may differ.
+_SIZE_SHARE = 0.01
 _TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
@@ -51,6 +53,7 @@ class NiftiVolume:
         offset: where the voxels begin, bytes.
         slope, intercept: stored value -> value.
         turn: how the grid is turned upright.
+        problems: what the header contradicts itself in, one sentence each.
     """
 
     file: str
@@ -62,6 +65,7 @@ class NiftiVolume:
     slope: float
     intercept: float
     turn: Upright
+    problems: tuple[str, ...] = ()
 
     def values(self, index: int) -> np.ndarray:
         """One slice.
@@ -138,7 +142,8 @@ def read_volume(file: str, max_expansion: float = MAX_EXPANSION) -> NiftiVolume:
     if dtype.fields or dtype.kind not in "iuf":
         raise UnsuitableFile(f"{file}: holds {dtype}, no single number a voxel; give CT in HU")
     shape = (*shape, 1)[:3]
-    turn = upright(_affine(header, file), shape, file)
+    affine, problems = _affine(header, file)
+    turn = upright(affine, shape, file)
     columns, rows, slices = turn.shape
     check_claimed_size(file, (rows, columns, slices))
     needed = math.prod(shape) * dtype.itemsize
@@ -157,11 +162,13 @@ def read_volume(file: str, max_expansion: float = MAX_EXPANSION) -> NiftiVolume:
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         turn=turn,
+        problems=problems,
     )
 
 
-def _affine(header: Nifti1Header, file: str) -> np.ndarray:
-    """(4, 4) stored index -> RAS mm. nibabel alone would make one up where none is stated."""
+def _affine(header: Nifti1Header, file: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(4, 4) stored index -> RAS mm, and problems. The sform goes before the qform, as everywhere
+    in nibabel, which alone would make one up where none is stated."""
     with decoding(file):
         units = header.get_xyzt_units()[0]
         stated = [
@@ -183,7 +190,13 @@ def _affine(header: Nifti1Header, file: str) -> np.ndarray:
             raise CTMaskNetError(f"{file}: its voxels are {lengths} mm large; the file is damaged")
     if len(stated) == 2 and not np.array_equal(*map(io_orientation, stated)):
         raise UnsuitableFile(f"{file}: its sform and qform state different orientations")
-    return stated[0]
+    sizes = [np.linalg.norm(affine[:3, :3], axis=0) for affine in stated]
+    if np.allclose(sizes[0], sizes[-1], rtol=_SIZE_SHARE):
+        return stated[0], ()
+    ours, theirs = (" x ".join(f"{side:.4g}" for side in size) for size in sizes)
+    return stated[0], (
+        f"its sform states voxels of {ours} mm, which are used, its qform of {theirs} mm",
+    )
 
 
 def _check_length(

@@ -98,6 +98,30 @@ def test_units_and_qform(tmp_path):
     assert scan.slices[0].spacing_mm == pytest.approx(ct_samples.SPACING_MM[:2], abs=1e-4)
 
 
+def test_the_sform_goes_before_the_qform_and_unlike_voxel_sizes_are_reported(tmp_path):
+    scaled = AFFINE @ np.diag([1.2, 1, 1, 1])
+    scan = read_back(with_affine(AFFINE, scaled), tmp_path / "a.nii")
+    np.testing.assert_allclose(scan.affine, AFFINE, atol=1e-4)
+    assert scan.problems == (
+        "its sform states voxels of 1.5 x 2 x 5 mm, which are used, its qform of 1.8 x 2 x 5 mm",
+    )
+    moved = AFFINE.copy()
+    moved[:3, 3] += 7
+    scan = read_back(with_affine(moved, AFFINE @ np.diag([1.001, 1, 1, 1])), tmp_path / "b.nii")
+    np.testing.assert_allclose(scan.affine, moved, atol=1e-4)
+    assert scan.problems == ()
+
+
+@pytest.mark.parametrize("name", ["CT.NII.GZ", "CT.nii", "CT.Nii.gz"])
+def test_a_volume_is_called_by_its_file_without_extension(tmp_path, name):
+    path = tmp_path / "a.nii"
+    nib.save(nifti(HU), path)
+    if name.lower().endswith("gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    (scan,) = read_scans([path.rename(tmp_path / name)])
+    assert scan.scan == scan.slices[0].scan == "CT"
+
+
 def rotated(degrees):
     angle = np.radians(degrees)
     turn = np.eye(4)
