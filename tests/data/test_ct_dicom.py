@@ -8,6 +8,7 @@ from ct_samples import dicom, save
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
+from ctmasknet.data.ct_codestream import codestream_size
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import OUTSIDE_HU
 from ctmasknet.data.window import Window
@@ -365,6 +366,17 @@ def test_a_stream_of_another_size_is_not_decoded(tmp_path):
     data.Rows = 39
     with pytest.raises(CTMaskNetError, match=r"compressed as 40 x 48 .* says 39 x 48"):
         read_one(data, tmp_path).hu()
+
+
+def test_bytes_that_fill_up_before_a_marker_are_passed_over(tmp_path):
+    stream = ct_samples.jpeg_dicom(HU[0])
+    plain = read_one(stream, tmp_path).hu()
+    encoded = next(pydicom.encaps.generate_frames(stream.PixelData, number_of_frames=1))
+    frame = encoded.index(b"\xff\xc0")
+    filled = encoded[:frame] + b"\xff" * 100_000 + encoded[frame:]
+    assert codestream_size(filled) == codestream_size(encoded) == (*HU[0].shape, 1)
+    stream.PixelData = pydicom.encaps.encapsulate([filled])
+    np.testing.assert_array_equal(read_one(stream, tmp_path).hu(), plain)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95])
