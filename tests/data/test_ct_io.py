@@ -313,6 +313,27 @@ def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path):
     assert len(scan.slices) == 3 and told == [os.fsencode(series) + b"/\xff.dcm"]
 
 
+def test_folders_are_walked_in_natural_order_without_hidden_names(tmp_path):
+    for name in ("s10", "s9", ".hidden"):
+        for index in range(2):
+            data = ct_samples.dicom(HU[index], index)
+            data.SeriesInstanceUID = f"1.2.{name.strip('.shiden') or 0}"
+            ct_samples.save(data, tmp_path / name / f"{index}.dcm")
+    # As macOS leaves beside each file on a foreign disk.
+    (tmp_path / "s9" / "._1.dcm").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    scans = read_scans([tmp_path])
+    assert [scan.scan for scan in scans] == ["1.2.9", "1.2.10"]
+    assert all(scan.problems == () for scan in scans)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.DCM", "a.nii.gz", "a.ima", "a.tif"])
+def test_a_name_that_promises_ct_makes_other_content_damage(tmp_path, name):
+    Image.fromarray(GREY[0]).save(tmp_path / "sound.png")
+    (tmp_path / name).write_bytes(b"\0" * 600)
+    with pytest.raises(CTMaskNetError, match=f"{name}: damaged, or not what its name says"):
+        read_scans([tmp_path])
+
+
 def test_bad_files_are_raised_or_told(tmp_path):
     series = ct_samples.dicom_series(tmp_path / "series", HU)
     whole = (series / "2.dcm").read_bytes()
