@@ -334,6 +334,22 @@ def test_a_name_that_promises_ct_makes_other_content_damage(tmp_path, name):
         read_scans([tmp_path])
 
 
+def test_what_was_left_out_is_told_at_the_scans_beside_it_alone(tmp_path):
+    for name in ("a", "b"):
+        data = ct_samples.dicom(HU[0])
+        data.SeriesInstanceUID = f"1.2.{len(name)}.{ord(name)}"
+        ct_samples.save(data, tmp_path / name / "1.dcm")
+    (tmp_path / "a" / "notes.txt").write_text("hello")
+    first, second = read_scans([tmp_path])
+    assert len(first.problems) == 1 and second.problems == ()
+    (tmp_path / "reports").mkdir()  # no scan of its own: every scan of the input says so
+    (tmp_path / "reports" / "notes.md").write_text("hello")
+    first, second = read_scans([tmp_path])
+    assert first.problems[0].startswith("2 files") and "reports/notes.md" in second.problems[0]
+    first, second = read_scans([tmp_path / "a", tmp_path / "b"])
+    assert len(first.problems) == 1 and second.problems == ()
+
+
 def test_bad_files_are_raised_or_told(tmp_path):
     series = ct_samples.dicom_series(tmp_path / "series", HU)
     whole = (series / "2.dcm").read_bytes()
