@@ -39,6 +39,7 @@ from ctmasknet.data.ct_scan import (
     check_claimed_size,
     decoding,
     max_expanded_bytes,
+    unpacking,
 )
 from ctmasknet.errors import CTMaskNetError
 
@@ -187,7 +188,8 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         begin = _deflated_begin(file, mapped)
         if begin is not None:
             stream.seek(begin)
-            inflated = stack.enter_context(tempfile.TemporaryFile())
+            with unpacking(file):
+                inflated = stack.enter_context(tempfile.TemporaryFile())
             _inflate(file, stream, inflated)
             mapped = stack.enter_context(_mapped(inflated))
         yield mapped
@@ -204,11 +206,12 @@ def _inflate(file: str, source: BinaryIO, target: BinaryIO) -> None:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     while (piece := inflater.unconsumed_tail or source.read(CHUNK_BYTES)) and not inflater.eof:
         inflated = inflater.decompress(piece, CHUNK_BYTES)
-        target.write(inflated)
+        with unpacking(file):
+            target.write(inflated)
+            target.flush()
         left -= len(inflated)
         if left < 0:
             raise CTMaskNetError(f"{file}: inflates further than any CT does; the file is damaged")
-    target.flush()
 
 
 def _deflated_begin(file: str, mapped: mmap.mmap) -> int | None:

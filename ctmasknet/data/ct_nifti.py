@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
+from ctmasknet.data.ct_nifti_file import read_volume
+from ctmasknet.data.ct_nifti_voxels import NiftiVolume
 from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, mark_outside
 
 #: A volume in HU has a slice with this share of its values below this.

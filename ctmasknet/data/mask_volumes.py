@@ -14,7 +14,8 @@ import numpy as np
 
 from ctmasknet.data.ct_dicom import beside_mm
 from ctmasknet.data.ct_files import kind_of
-from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
+from ctmasknet.data.ct_nifti_file import read_volume
+from ctmasknet.data.ct_nifti_voxels import NiftiVolume
 from ctmasknet.data.ct_orientation import Upright
 from ctmasknet.data.ct_scan import CTScan
 from ctmasknet.data.dicom_seg_masks import read_seg, stored_index

@@ -1,6 +1,8 @@
+import functools
 import gzip
 import os
 import pickle
+import tempfile
 
 import ct_samples
 import nibabel as nib
@@ -400,6 +402,18 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(CTMaskNetError, match=r"circle: damaged or unreadable .*symbolic links"):
         read_scans([tmp_path / "circle"])
+
+
+@pytest.mark.parametrize("place", ["full", "missing"])
+@pytest.mark.parametrize("name", ["packed.nii.gz", "sagittal.nii", "deflated.dcm"])
+def test_a_full_disk_is_no_damage_of_the_file(tmp_path, monkeypatch, name, place):
+    ct_samples.damage_seeds(tmp_path)
+    if place == "full":
+        monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(CTMaskNetError, match=rf"{name}: cannot be unpacked in .* TMPDIR"):
+        only_scan(tmp_path / name).slices[0].hu()
 
 
 def test_other_gzip_files_are_no_volumes(tmp_path):

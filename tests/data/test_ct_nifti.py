@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ct_samples import AFFINE, ORIENTATIONS, nifti
 
-from ctmasknet.data import ct_nifti_file
+from ctmasknet.data import ct_nifti_voxels
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import OUTSIDE_HU
 from ctmasknet.errors import CTMaskNetError
@@ -177,7 +177,7 @@ def test_small_lean_is_read(tmp_path):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_a_changed_file_is_not_read_on(tmp_path, name):
     scan = read_back(nifti(HU), tmp_path / name)
-    ct_nifti_file._layout.cache_clear()
+    ct_nifti_voxels._layout.cache_clear()
     nib.save(nifti(HU[:3]), tmp_path / name)
     with pytest.raises(CTMaskNetError, match="changed while it was read"):
         scan.slices[0].hu()
@@ -187,7 +187,7 @@ def test_a_changed_file_is_not_read_on(tmp_path, name):
     "codes, name", [("LPS", "a.nii.gz"), ("SPL", "a.nii"), ("PSR", "a.nii.gz")]
 )
 def test_a_thousand_slices_do_not_sit_in_memory(tmp_path, monkeypatch, codes, name):
-    monkeypatch.setattr(ct_nifti_file, "_BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(ct_nifti_voxels, "_BLOCK_BYTES", 2**20)
     hu = np.random.default_rng(0).integers(-1000, 400, (1000, 96, 96), np.int16)
     nib.save(nifti(hu, codes), tmp_path / name)
     raw_bytes = hu.nbytes
