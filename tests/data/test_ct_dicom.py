@@ -174,11 +174,22 @@ def test_slices_shifted_sideways_are_reported(tmp_path):
     assert [line[:7] for line in scan.problems] == ["missing"]
 
 
-def test_uneven_steps_are_reported(tmp_path):
-    for index, z_mm in enumerate((0, 2, 4.5, 6.5)):
-        save(dicom(HU[0], index, z_mm=z_mm), tmp_path / f"{index}.dcm")
+@pytest.mark.parametrize(
+    "z_mm, problems",
+    [
+        ((0, 2, 4.5, 6.5), ["uneven steps, 2 to 2.5 mm"]),
+        ((0, 1, 3, 5, 7), ["uneven steps, 1 to 2 mm"]),
+        ((0, 2, 4, 12), ["missing: 3 between z = 4 and 12 mm (step 2 mm)"]),
+        ((0, 2, 8), ["missing: 2 between z = 2 and 8 mm (step 2 mm)"]),
+        ((0, 2.01, 4, 6.01), []),  # rounded when they were written
+    ],
+)
+def test_uneven_steps_are_reported(tmp_path, z_mm, problems):
+    for index, place in enumerate(z_mm):
+        save(dicom(HU[0], index, z_mm=place), tmp_path / f"{index}.dcm")
     (scan,) = read_scans([tmp_path])
-    assert scan.problems == ("uneven steps, 2 to 2.5 mm",) and scan.affine is None
+    assert list(scan.problems) == problems
+    assert (scan.affine is None) == bool(problems)
 
 
 def test_series_of_one_folder_are_told_apart(tmp_path):
@@ -189,10 +200,14 @@ def test_series_of_one_folder_are_told_apart(tmp_path):
         save(data, tmp_path / f"b{index}.dcm")
         data = dicom(HU[index][:, :40], index)  # same series, other size
         save(data, tmp_path / f"c{index}.dcm")
+    data = dicom(HU[0])
+    data.PixelSpacing = [2.0, 1.53]  # same series and size
+    save(data, tmp_path / "d.dcm")
     scans = {scan.scan: scan for scan in read_scans([tmp_path])}
     assert {name: len(scan.slices) for name, scan in scans.items()} == {
         ct_samples.SERIES: 4,
         f"{ct_samples.SERIES}#2": 2,
+        f"{ct_samples.SERIES}#3": 1,
         "1.2.3": 2,
     }
     assert "unlike grids" in scans[ct_samples.SERIES].problems[0]
@@ -275,7 +290,7 @@ def setting(**values):
         (without("ImagePositionPatient"), "states no ImagePositionPatient"),
         (setting(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "not axial, a sagittal plane"),
         (setting(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "not axial, a coronal plane"),
-        (setting(ImageOrientationPatient=[1, 0, 0, 0, 0.9, -0.4359]), "oblique, .* 26 degrees"),
+        (setting(ImageOrientationPatient=[1, 0, 0, 0, 0.9, -0.4359]), "oblique, .* 25.8 degrees"),
         (setting(ImageOrientationPatient=[1, 0, 0, 0.5, 0.9, 0]), "perpendicular"),
         (setting(GantryDetectorTilt="-18"), "tilted by -18 degrees"),
         (setting(PixelSpacing=[0, 1]), "PixelSpacing"),
@@ -328,10 +343,16 @@ def test_a_ct_image_cut_before_its_pixels_is_damaged_and_not_left_out(tmp_path):
             read_scans([tmp_path])
 
 
-def test_a_lean_within_the_tolerance_is_read(tmp_path):
+@pytest.mark.parametrize("degrees, read", [(6, True), (9.9, True), (10.1, False), (-10.1, False)])
+def test_a_lean_within_the_tolerance_is_read(tmp_path, degrees, read):
     data = dicom(HU[0])
-    data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(0.1), np.sin(0.1)]
-    np.testing.assert_array_equal(read_one(data, tmp_path).hu(), HU[0])
+    angle = np.radians(degrees)
+    data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(angle), np.sin(angle)]
+    if read:
+        np.testing.assert_array_equal(read_one(data, tmp_path).hu(), HU[0])
+        return
+    with pytest.raises(CTMaskNetError, match=r"oblique, its axes lean 10\.1 degrees"):
+        read_one(data, tmp_path)
 
 
 def test_without_modality_the_sop_class_decides(tmp_path):
