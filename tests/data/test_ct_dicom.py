@@ -238,9 +238,16 @@ def test_compressed_frames(tmp_path, syntax):
     np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
 
 
-def old_multi_frame():
-    data = dicom(HU[0])
-    ct_samples.set_pixels(data, HU[::-1] + 1024)
+def test_frames_that_are_not_described_are_damage(tmp_path):
+    data = ct_samples.enhanced(HU)
+    del data.PerFrameFunctionalGroupsSequence[2]
+    with pytest.raises(CTMaskNetError, match="says 4 frames and describes 3"):
+        read_scans([save(data, tmp_path / "a.dcm")])
+
+
+def old_multi_frame(flip_rows=False):
+    data = dicom(HU[0], flip_rows=flip_rows)
+    ct_samples.set_pixels(data, (HU[::-1, ::-1] if flip_rows else HU[::-1]) + 1024)
     data.NumberOfFrames = len(HU)
     data.ImagePositionPatient[2] = 115
     return data
@@ -251,10 +258,12 @@ def test_frames_placed_by_a_vector(tmp_path):
     data.GridFrameOffsetVector = [0, -5, -10, -15]
     (scan,) = read_scans([save(data, tmp_path / "a.dcm")])
     np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
-    data = old_multi_frame()
-    data.SliceLocationVector = [115, 110, 105, 100]
-    (scan,) = read_scans([save(data, tmp_path / "b.dcm")])
-    np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
+    for flip_rows in (True, False):  # flipped, the normal runs to the feet
+        data = old_multi_frame(flip_rows)
+        data.SliceLocationVector = [115, 110, 105, 100]
+        (scan,) = read_scans([save(data, tmp_path / "b.dcm")])
+        np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
+        np.testing.assert_allclose(scan.affine, ct_samples.AFFINE)
     data.SliceLocationVector = [0, 5, 10, 15]  # an origin and direction of its own
     with pytest.raises(CTMaskNetError, match="4 frames without a stated position"):
         read_scans([save(data, tmp_path / "c.dcm")])
