@@ -331,15 +331,22 @@ def test_an_object_of_another_kind_is_left_out_though_it_is_too_large_or_truncat
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_gantrys_tilt_is_found_among_functional_groups(tmp_path, shared):
+@pytest.mark.parametrize(
+    "sequence, key, value, reason",
+    [
+        ("CTAcquisitionDetailsSequence", "GantryDetectorTilt", 15, "tilted by 15 degrees"),
+        ("CTImageFrameTypeSequence", "FrameType", ["ORIGINAL", "LOCALIZER"], "a localizer"),
+    ],
+)
+def test_functional_groups_refuse_too(tmp_path, shared, sequence, key, value, reason):
     data = ct_samples.enhanced(HU)
-    details = Dataset()
-    details.GantryDetectorTilt = 15
+    item = Dataset()
+    setattr(item, key, value)
     groups = (
         data.SharedFunctionalGroupsSequence if shared else data.PerFrameFunctionalGroupsSequence
     )
-    groups[-1].CTAcquisitionDetailsSequence = [details]
-    with pytest.raises(CTMaskNetError, match="tilted by 15 degrees"):
+    setattr(groups[-1], sequence, [item])
+    with pytest.raises(CTMaskNetError, match=reason):
         read_scans([save(data, tmp_path / "a.dcm")])
 
 

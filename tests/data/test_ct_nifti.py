@@ -147,7 +147,7 @@ def with_affine(sform, qform=None):
         (lambda: nifti(np.clip(HU // 8 + 128, 0, 255)), "not HU"),
         (lambda: nifti(HU / 4000 + 0.3, dtype="<f4"), "not HU"),
         (lambda: nifti(HU * 0 + np.nan, dtype="<f4"), "no number at all"),
-        (lambda: nifti(HU * 1e9, dtype="<f4"), "not HU"),
+        (lambda: nifti(HU * 1e3, dtype="<f4"), "not HU"),
         (lambda: nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), AFFINE), "4 dimensions"),
         (lambda: nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), AFFINE), "complex64"),
         (
