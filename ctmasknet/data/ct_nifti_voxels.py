@@ -2,18 +2,18 @@
 
 A slice is read with one read of the file. Where the volume is compressed, or stored so that the
 voxels of an axial slice are scattered, it is first laid out anew in a temporary file, which has no
-name and goes when another volume is read or the process ends. TMPDIR says where; it needs the room
-of one uncompressed volume, or two.
+name and goes when two other volumes are read or the process ends. TMPDIR says where; it needs the
+room of two uncompressed volumes, or three.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gzip
 import math
 import os
 import tempfile
+import threading
 from dataclasses import dataclass
 from typing import IO
 
@@ -66,7 +66,7 @@ class NiftiVolume:
         Raises:
             CTMaskNetError: truncated, damaged, or changed since its header was read.
         """
-        layout = _layout(self)
+        layout = _layout_of(self)
         with decoding(self.file):
             plane = layout.plane(index)
             return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
@@ -99,9 +99,23 @@ class _Layout:
         return np.frombuffer(data, self.dtype).reshape(self.shape, order=self.order)
 
 
-# One volume at a time, so that temporary files do not add up.
-@functools.lru_cache(maxsize=1)
-def _layout(volume: NiftiVolume) -> _Layout:
+#: Two, so that threads which read ahead from one volume into the next keep both; no more, so that
+#: temporary files do not add up.
+_MAX_LAYOUTS = 2
+_layouts: dict[NiftiVolume, _Layout] = {}
+_one_at_a_time = threading.Lock()
+
+
+def _layout_of(volume: NiftiVolume) -> _Layout:
+    with _one_at_a_time:
+        if volume not in _layouts:
+            while len(_layouts) >= _MAX_LAYOUTS:
+                del _layouts[next(iter(_layouts))]
+            _layouts[volume] = _laid_out(volume)
+        return _layouts[volume]
+
+
+def _laid_out(volume: NiftiVolume) -> _Layout:
     with decoding(volume.file), contextlib.ExitStack() as passed:
         stream = passed.enter_context(open(volume.file, "rb"))
         stat = os.fstat(stream.fileno())

@@ -167,17 +167,20 @@ def test_deep_colour_has_no_hu(tmp_path):
 
 def test_pictures_are_grouped_by_what_their_names_state(tmp_path):
     picture = Image.fromarray(GREY[0])
-    for name in ("IMG-1-10", "IMG-1-9", "NCP_341_1834_0022", "NCP_341_1834_0003", "110_104"):
-        picture.save(tmp_path / f"{name}.png")
-    scans = {
-        (scan.patient, scan.scan): [os.path.basename(one.name) for one in scan.slices]
-        for scan in read_scans([tmp_path])
-    }
-    assert scans == {
-        ("", str(tmp_path)): ["IMG-1-9.png", "IMG-1-10.png"],
-        ("341", "1834"): ["NCP_341_1834_0003.png", "NCP_341_1834_0022.png"],
-        ("110", "110"): ["110_104.png"],
-    }
+    names = ["IMG-1-10", "IMG-1-9", "slice_12", "NCP_341_1834_0022", "NCP_341_1834_0003", "110_104"]
+    files = [tmp_path / f"{name}.png" for name in names]
+    for file in files:
+        picture.save(file)
+    for inputs in ([tmp_path], files):  # also when they are named in another order
+        scans = {
+            (scan.patient, scan.scan): [os.path.basename(one.name) for one in scan.slices]
+            for scan in read_scans(inputs)
+        }
+        assert scans == {
+            ("", str(tmp_path)): ["IMG-1-9.png", "IMG-1-10.png", "slice_12.png"],
+            ("341", "1834"): ["NCP_341_1834_0003.png", "NCP_341_1834_0022.png"],
+            ("110", "110"): ["110_104.png"],
+        }
 
 
 def test_pages_that_are_no_slices_are_passed_over(tmp_path):

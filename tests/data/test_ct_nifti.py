@@ -1,5 +1,6 @@
 import gzip
 import os
+import tempfile
 import tracemalloc
 
 import ct_samples
@@ -12,6 +13,7 @@ from ctmasknet.data import ct_nifti_voxels
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import OUTSIDE_HU
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict.stream import ahead
 
 HU = ct_samples.volume()
 NIBABEL_DATA = os.path.join(os.path.dirname(nib.__file__), "tests", "data")
@@ -86,13 +88,14 @@ def test_what_was_not_measured_is_outside(tmp_path):
     np.testing.assert_array_equal(found[2:], hu[0, 2:])
 
 
-def test_units_and_qform(tmp_path):
+@pytest.mark.parametrize("unit, mm", [("meter", 1000), ("micron", 0.001), ("mm", 1)])
+def test_units_and_qform(tmp_path, unit, mm):
     image = nifti(HU)
     affine = AFFINE.copy()
-    affine[:3] /= 1000
+    affine[:3] /= mm
     image.set_sform(None, 0)
     image.set_qform(affine, 1)
-    image.header.set_xyzt_units("meter")
+    image.header.set_xyzt_units(unit)
     scan = read_back(image, tmp_path / "a.nii")
     np.testing.assert_allclose(scan.affine, AFFINE, atol=1e-3)
     assert scan.slices[0].spacing_mm == pytest.approx(ct_samples.SPACING_MM[:2], abs=1e-4)
@@ -163,6 +166,18 @@ def test_what_is_no_ct_volume_is_refused_with_the_reason(tmp_path, image, reason
         read_scans([tmp_path / "a.nii.gz"])
 
 
+@pytest.mark.parametrize("air_px, read", [(19, False), (20, True)])
+def test_one_percent_of_air_in_one_slice_tells_hu(tmp_path, air_px, read):
+    hu = np.full((4, 40, 48), 40)  # 1,920 px a slice
+    hu[3, 0, :air_px] = -201
+    nib.save(nifti(hu), tmp_path / "a.nii")
+    if read:
+        assert len(read_scans([tmp_path])) == 1
+        return
+    with pytest.raises(CTMaskNetError, match="its values, -201 to 40, are not HU of a chest"):
+        read_scans([tmp_path])
+
+
 def test_a_trailing_axis_of_one_is_no_fourth_dimension(tmp_path):
     image = nib.Nifti1Image(HU.transpose(2, 1, 0)[..., None], AFFINE)
     np.testing.assert_array_equal(read_back(image, tmp_path / "a.nii").slices[1].hu(), HU[1])
@@ -175,9 +190,9 @@ def test_small_lean_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_a_changed_file_is_not_read_on(tmp_path, name):
+def test_a_changed_file_is_not_read_on(tmp_path, monkeypatch, name):
     scan = read_back(nifti(HU), tmp_path / name)
-    ct_nifti_voxels._layout.cache_clear()
+    monkeypatch.setattr(ct_nifti_voxels, "_layouts", {})
     nib.save(nifti(HU[:3]), tmp_path / name)
     with pytest.raises(CTMaskNetError, match="changed while it was read"):
         scan.slices[0].hu()
@@ -199,6 +214,20 @@ def test_a_thousand_slices_do_not_sit_in_memory(tmp_path, monkeypatch, codes, na
     assert lowest == -1000 and len(scan.slices) == 1000
     np.testing.assert_array_equal(scan.slices[777].hu(), hu[777])
     assert peak < raw_bytes / 1.5, f"{peak >> 20} MiB of {raw_bytes >> 20} MiB of int16"
+
+
+def test_a_volume_is_unpacked_once_by_threads_that_read_ahead(tmp_path, monkeypatch):
+    made = []
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: made.append(1) or make())
+    hu = np.random.default_rng(0).integers(-1000, 400, (40, 64, 64), np.int16)
+    for name in "abc":
+        nib.save(nifti(hu), tmp_path / f"{name}.nii.gz")
+    slices = [one for scan in read_scans([tmp_path]) for one in scan.slices]
+    assert len(made) == 3  # to see whether they are HU
+    planes = list(ahead(lambda one: one.hu(), slices, threads=4, limit=8))
+    np.testing.assert_array_equal(planes, np.concatenate([hu] * 3))
+    assert len(made) == 6
 
 
 # --- nibabel's own files ---
