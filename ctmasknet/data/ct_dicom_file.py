@@ -19,10 +19,11 @@ from typing import BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -78,6 +79,7 @@ _KEYWORDS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
@@ -239,14 +241,20 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
 
 def _is_cut(file: str) -> bool:
     """Whether a file without pixels ends within an element, or before the first."""
+    last = (0, 0)  # where its value begins, and its length
+
     with decoding(file), _opened(file) as stream:
-        header = pydicom.dcmread(stream, force=True)
-        if not header:
-            return True
-        last = header.get_item(max(header.keys()))
+
+        def note(tag: BaseTag, vr: str | None, length: int) -> bool:
+            nonlocal last
+            last = stream.tell(), length
+            return False
+
+        # With a tag to look for, all other values are passed over, however large.
+        read_partial(stream, stop_when=note, force=True, specific_tags=[Tag("SOPClassUID")])
         stream.seek(0, io.SEEK_END)
-        # A sequence of undefined length has been read to its end.
-        return isinstance(last, RawDataElement) and last.value_tell + last.length != stream.tell()
+        # A sequence of undefined length was read to its end, or its reader would have raised.
+        return last[1] != _UNDEFINED_LENGTH and sum(last) != stream.tell()
 
 
 def _count_fragments(stream: BinaryIO, end: int) -> int:
