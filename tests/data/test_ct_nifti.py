@@ -228,6 +228,9 @@ def test_a_volume_is_unpacked_once_by_threads_that_read_ahead(tmp_path, monkeypa
     planes = list(ahead(lambda one: one.hu(), slices, threads=4, limit=8))
     np.testing.assert_array_equal(planes, np.concatenate([hu] * 3))
     assert len(made) == 6
+    for one in (slices[40], slices[80], slices[41], slices[81]):  # b and c in turns
+        one.hu()
+    assert len(made) == 6
 
 
 # --- nibabel's own files ---

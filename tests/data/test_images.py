@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from ctmasknet.data.ct_io import read_scans
-from ctmasknet.data.images import check_eight_bit, is_deep, read_grey
+from ctmasknet.data.images import check_eight_bit, read_grey
 from ctmasknet.data.label_masks import read_image
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.window import Window
@@ -28,14 +28,6 @@ def test_more_than_eight_bits_a_channel_are_refused_in_colour_too(tmp_path, read
     cv2.imwrite(str(tmp_path / name), deep if channels == 1 else np.stack([deep] * channels, -1))
     with pytest.raises(CTMaskNetError, match=rf"{name}: .*8 bits"):
         read(tmp_path / name)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P"])
-def test_looking_at_the_depth_leaves_a_picture_as_it_was(tmp_path, mode):
-    Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as image:
-        assert not is_deep(image)
-        np.testing.assert_array_equal(np.asarray(image.convert("L")), GREY)
 
 
 @pytest.mark.parametrize("read", [*READERS, lambda path: read_scans([path])])
