@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from pydicom.dataset import FileMetaDataset
 from running import run_tool
 from scipy.special import expit, logit
 from small_world import files_of, hu_volume, words, write_scans, write_series
@@ -22,6 +23,7 @@ from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.mask_volumes import read_mask_volume
 from ctmasknet.engine.run_record import read_record
 from ctmasknet.engine.stored_calibration import store_calibration
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import pool_slices, read_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.predict import CTPredictor
@@ -216,6 +218,13 @@ def label_planes(scan):
     return list(chance.choice([0, 2, 3], (len(scan.slices), height, width)).astype(np.uint8))
 
 
+def write_seg(path, scan):
+    when = datetime.datetime(2020, 3, 1, 12)
+    write_dicom_seg(
+        path, scan, label_planes(scan), LESIONS, identity="x", created=when, software="1"
+    )
+
+
 @pytest.mark.parametrize("kind", ["transposed", "frames"])
 def test_dicom_seg_of_other_storage(kind, tmp_path):
     """Rows that run to the patient's left; frames of one file in an order of their own. Headers
@@ -236,8 +245,7 @@ def test_dicom_seg_of_other_storage(kind, tmp_path):
     (scan,) = read_scans([tmp_path / "in"])
     labels = label_planes(scan)
     path = tmp_path / "seg.dcm"
-    when = datetime.datetime(2020, 3, 1, 12)
-    write_dicom_seg(path, scan, labels, LESIONS, identity="x", created=when, software="1")
+    write_seg(path, scan)
     seg = highdicom.seg.segread(path)
     if kind == "frames":
         numbers = [one.frame + 1 for one in scan.slices]
@@ -257,6 +265,81 @@ def test_dicom_seg_of_other_storage(kind, tmp_path):
     np.testing.assert_allclose(mask.turn.affine, scan.affine, atol=1e-6)
     for index, label in enumerate(labels):
         np.testing.assert_array_equal(mask.plane(index), label)
+
+
+def saved_series(folder, change, count=4):
+    """A series whose headers ``change`` has touched, read."""
+    for index, plane in enumerate(ct_samples.volume(count)):
+        data = ct_samples.dicom(plane, index)
+        data.FrameOfReferenceUID = f"{ct_samples.SERIES}.9"
+        change(data)
+        ct_samples.save(data, folder / f"{index}.dcm")
+    (scan,) = read_scans([folder])
+    return scan
+
+
+@pytest.mark.parametrize("change", ["empty", "missing"])
+def test_dicom_seg_of_slices_without_thickness(change, tmp_path):
+    """Type 2 in CT, so it may be empty, but not in a segmentation: no reader would take it."""
+
+    def open_end(data):
+        data.SliceThickness = None
+        if change == "missing":
+            del data.SliceThickness
+
+    scan = saved_series(tmp_path / "in", open_end)
+    write_seg(tmp_path / "seg.dcm", scan)
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    assert volume.spacing == (5.0, 2.0, 1.5)
+    with pytest.raises(CTMaskNetError, match=r"0\.dcm: states no slice thickness"):
+        write_seg(tmp_path / "one.dcm", saved_series(tmp_path / "one", open_end, count=1))
+    assert not (tmp_path / "one.dcm").exists()
+
+
+def test_dicom_seg_of_files_without_preamble(tmp_path):
+    scan = saved_series(tmp_path / "in", lambda data: None)
+    for one in scan.slices:
+        header = pydicom.dcmread(one.file)
+        header.preamble, header.file_meta = None, FileMetaDataset()
+        with open(one.file, "wb") as stream:
+            pydicom.dcmwrite(stream, header, implicit_vr=False, little_endian=True)
+    (bare,) = read_scans([tmp_path / "in"])
+    for name, its in (("with", scan), ("without", bare)):
+        write_seg(tmp_path / f"{name}.dcm", its)
+    assert (tmp_path / "without.dcm").read_bytes() == (tmp_path / "with.dcm").read_bytes()
+
+
+def test_no_dicom_seg_of_several_files_with_frames(tmp_path):
+    hu = ct_samples.volume(6)
+    for number in range(2):
+        data = ct_samples.enhanced(hu[3 * number : 3 * number + 3])
+        data.SOPInstanceUID = f"{ct_samples.SERIES}.{number}"
+        for index, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+            frame.PlanePositionSequence[0].ImagePositionPatient[2] = 15.0 * number + 5 * index
+        ct_samples.save(data, tmp_path / "in" / f"{number}.dcm")
+    (scan,) = read_scans([tmp_path / "in"])
+    assert len(scan.slices) == 6
+    with pytest.raises(CTMaskNetError, match=r"0\.dcm: .* several files that hold several frames"):
+        write_seg(tmp_path / "seg.dcm", scan)
+
+
+def test_nifti_masks_keep_unit_and_dimensions(tmp_path):
+    """In metres; four dimensions, the last of one volume; a single slice of two dimensions."""
+    hu = ct_samples.volume().transpose(2, 1, 0)
+    affine = np.diag([-0.001, -0.001, 0.003, 1])
+    for name, stored in (("m", hu), ("4d", hu[..., None]), ("2d", hu[..., 0])):
+        source = nibabel.Nifti1Image(stored, affine)
+        source.header.set_xyzt_units("meter")
+        nibabel.save(source, tmp_path / f"{name}.nii")
+        (scan,) = read_scans([tmp_path / f"{name}.nii"])
+        np.testing.assert_allclose(scan.affine[2, 2], 3.0)
+        labels = label_planes(scan)
+        write_nifti(tmp_path / "mask.nii.gz", scan, labels)
+        mask = nibabel.load(tmp_path / "mask.nii.gz")
+        assert mask.header.get_xyzt_units()[0] == "meter" and mask.shape == stored.shape
+        np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / f"{name}.nii").affine)
+        expected = np.array(labels).transpose(2, 1, 0).reshape(stored.shape)
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL"])
@@ -349,7 +432,7 @@ def test_calibrated_scores_and_the_stored_pooling_are_used(own_classifier, scans
 
 def test_a_series_without_lesions_has_empty_volumes(classifier, scans, tmp_path, tool):
     output = tmp_path / "answers"
-    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 1.5]
+    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 1]
     assert tool(*words(classifier, [scans / "a_dicom"], output, *flags))[0] == 0
     (value,) = objects(output, "scan")
     assert not np.asarray(nibabel.load(output / value["masks"]["nifti"]).dataobj).any()
