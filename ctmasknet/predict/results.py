@@ -5,8 +5,8 @@ Shapes: C slice classes, N ranked rows, n lesions, (H, W) px of the upright slic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from ctmasknet.data.ct_io import CTScan, CTSlice
+from ctmasknet.errors import CTMaskNetError
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,50 @@ class PredictedScan:
     pred_class: int | None
     calibrated_scores: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+def predicted_slice(
+    source: CTSlice,
+    output: Mapping[str, Any],
+    *,
+    classes: bool,
+    lesions: bool,
+    top_boxes: int,
+    calibrated: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> PredictedSlice:
+    """What a model's output says of a slice.
+
+    Args:
+        source: the slice.
+        output: of a ``CTMaskNet`` or a detector of Detectron2's.
+        classes: the model names a class.
+        lesions: take its ``instances``.
+        top_boxes: best boxes kept.
+        calibrated: (C,) logits to calibrated scores, or to None.
+
+    Raises:
+        CTMaskNetError: logits that are no finite numbers.
+    """
+    found = found_boxes(output["instances"]) if lesions else None
+    if not classes:
+        best = tuple(replace(lesion, rle=None) for lesion in found[:top_boxes])
+        return PredictedSlice(source, None, None, None, None, best, found)
+    logits = output["logits"].cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise CTMaskNetError(
+            f"{source.name}: the model gives logits that are no finite numbers; its weights have "
+            "diverged in training, take an earlier checkpoint"
+        )
+    return PredictedSlice(
+        source=source,
+        pred_class=output["pred_class"],
+        logits=logits,
+        scores=output["scores"].cpu().numpy(),
+        ranked_boxes=output["ranked_boxes"].cpu().numpy(),
+        top_boxes=found_boxes(output["ranked_instances"], top_boxes),
+        lesions=found,
+        calibrated_scores=calibrated(logits) if calibrated else None,
+    )
 
 
 def found_boxes(instances: Instances, limit: int | None = None) -> tuple[FoundBox, ...]:

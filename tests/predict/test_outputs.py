@@ -372,9 +372,12 @@ def test_overlays_are_of_slices_with_a_lesion(detector, scans, tmp_path, tool):
         assert picture.width > 2 * 576
 
 
-def test_the_record_names_pooling_and_mask_values(answers):
+def test_the_record_names_what_was_predicted_by_what(answers, classifier):
     output, _ = answers
     (entry,) = read_record(output)
+    assert entry["inputs"] == [str(output.parent / "scans")]
+    assert entry["weights"] == str(classifier.weights)
+    assert entry["settings"] == json.loads((output / "prediction.json").read_text())["settings"]
     assert (entry["kind"], entry["status"], entry["pooling"]) == ("prediction", "finished", "mean")
     assert entry["mask_values"] == {"ggo": 2, "consolidation": 3}
     assert entry["results"]["slices"] == 18 and entry["hardware"]["device"] == "cpu"
