@@ -94,8 +94,8 @@ def write_dicom_seg(
     highdicom = require_highdicom()
     if scan.kind != "dicom":
         raise CTMaskNetError(
-            f"{scan.slices[0].file}: a DICOM segmentation needs a DICOM series; leave out --masks "
-            "dicom-seg"
+            f"{scan.slices[0].file}: a DICOM segmentation needs a DICOM series; leave out "
+            "--masks dicom-seg"
         )
     values = mask_values(lesion_classes)
     segment_of = np.zeros(256, dtype=np.uint8)

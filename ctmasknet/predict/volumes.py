@@ -83,7 +83,7 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
         labels: (H, W) uint8 of each of its slices.
 
     Raises:
-        CTMaskNetError: a scan without geometry: pictures, or unevenly spaced slices.
+        CTMaskNetError: a scan without even geometry; a NIfTI source that nibabel cannot read.
     """
     unit = "mm"
     if scan.kind == "nifti":
@@ -100,8 +100,8 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
         image.set_sform(affine, code="scanner")
     else:
         raise CTMaskNetError(
-            f"{scan.slices[0].file}: no label volume can be made of {scan.scan}, because it states "
-            "no even geometry; leave out --masks nifti"
+            f"{scan.slices[0].file}: slices of its series are missing, uneven or of unknown "
+            "spacing, so no NIfTI volume can hold their labels; leave out --masks nifti"
         )
     image.header.extensions.clear()
     image.header["cal_min"] = image.header["cal_max"] = 0

@@ -148,26 +148,19 @@ class Worker:
             yield self._volumes(piece, scan, labels)
 
     def _volumes(self, piece: Piece, scan: CTScan, labels: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Write the label volumes; what a scan's geometry does not allow becomes a problem."""
+        """Write the label volumes; one that the source does not allow becomes a problem."""
         masks: dict[str, str] = {}
         problems = []
         if not labels:
             return {"masks": masks, "problems": ["no label volume: pictures state no geometry"]}
         for kind in self.drawing.masks:
             name = f"masks/{self._stem(piece, scan)}{MASKS[kind]}"
-            if kind == "dicom-seg" and scan.kind != "dicom":
-                problems.append("no DICOM segmentation: the source is no DICOM")
-                continue
-            if kind == "nifti" and scan.kind == "dicom" and scan.affine is None:
-                problems.append("no NIfTI label volume: slices are missing or unevenly spaced")
-                continue
             with writing(self.output / name):
                 try:
                     self._write_volume(kind, self.output / name, scan, labels)
                 except CTMaskNetError as error:
-                    if not self.skip_bad:
-                        raise
                     problems.append(f"no {kind} volume: {error}")
+                    logging.getLogger(__name__).warning("No %s volume: %s", kind, error)
                     continue
             masks[kind] = name
         return {"masks": masks, "problems": problems}

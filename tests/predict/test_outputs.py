@@ -433,6 +433,32 @@ def test_calibrated_scores_and_the_stored_pooling_are_used(own_classifier, scans
     assert "calibrated_scores" not in patient
 
 
+def test_a_label_volume_that_a_source_does_not_allow_is_its_problem(
+    classifier, own_scans, tmp_path, tool
+):
+    """The others are written, and the run goes on."""
+    series = own_scans / "a_dicom"
+    (series / "001.dcm").unlink()
+    write_series(own_scans / "a_other", hu_volume(6, 3), patient="P3")
+    for path in (own_scans / "a_other").iterdir():
+        header = pydicom.dcmread(path)
+        del header.FrameOfReferenceUID
+        header.save_as(path)
+    output = tmp_path / "answers"
+    flags = ["--masks", "nifti", "nifti", "dicom-seg"]
+    assert tool(*words(classifier, [own_scans], output, *flags))[0] == 0
+    found = objects(output, "scan")
+    assert [list(one["masks"]) for one in found] == [["dicom-seg"], ["nifti"], ["nifti"], [], []]
+    for one, reason in zip(
+        found,
+        ("slices of its series are missing", "Frame Of Reference", "needs a DICOM series")
+        + ("pictures state no geometry",) * 2,
+        strict=True,
+    ):
+        assert reason in one["problems"][-1]
+    assert len(list((output / "masks").iterdir())) == 3
+
+
 def test_a_series_without_lesions_has_empty_volumes(classifier, scans, tmp_path, tool):
     output = tmp_path / "answers"
     flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 1]
