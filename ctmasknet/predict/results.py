@@ -50,6 +50,7 @@ class PredictedSlice:
         top_boxes: the best boxes, best first: of the ranked ones, or of a detector's lesions.
         lesions: every lesion of the detector part; None where lesions were not asked for.
         calibrated_scores: (C,) scores at the stored temperature; None where none is stored.
+        has_masks: lesions have masks, also where there are no lesions.
     """
 
     source: CTSlice
@@ -60,6 +61,7 @@ class PredictedSlice:
     top_boxes: tuple[FoundBox, ...]
     lesions: tuple[FoundBox, ...] | None
     calibrated_scores: np.ndarray | None = None
+    has_masks: bool = False
 
     @property
     def instances(self) -> Instances | None:
@@ -75,9 +77,11 @@ class PredictedSlice:
         found.pred_classes = torch.tensor(
             [lesion.class_index for lesion in self.lesions], dtype=torch.int64
         )
-        masks = [lesion.mask(height, width) for lesion in self.lesions]
-        if masks and all(mask is not None for mask in masks):
-            found.pred_masks = torch.from_numpy(np.stack(masks))
+        if self.has_masks:
+            masks = np.zeros((len(boxes), height, width), dtype=bool)
+            for mask, lesion in zip(masks, self.lesions, strict=True):
+                mask[:] = lesion.mask(height, width)
+            found.pred_masks = torch.from_numpy(masks)
         return found
 
 
@@ -132,9 +136,12 @@ def predicted_slice(
         CTMaskNetError: logits that are no finite numbers.
     """
     found = found_boxes(output["instances"]) if lesions else None
+    has_masks = lesions and output["instances"].has("pred_masks")
     if not classes:
         best = tuple(replace(lesion, rle=None) for lesion in found[:top_boxes])
-        return PredictedSlice(source, None, None, None, None, best, found)
+        return PredictedSlice(
+            source, None, None, None, None, best, lesions=found, has_masks=has_masks
+        )
     logits = output["logits"].cpu().numpy()
     if not np.isfinite(logits).all():
         raise CTMaskNetError(
@@ -150,6 +157,7 @@ def predicted_slice(
         top_boxes=found_boxes(output["ranked_instances"], top_boxes),
         lesions=found,
         calibrated_scores=calibrated(logits) if calibrated else None,
+        has_masks=has_masks,
     )
 
 

@@ -109,6 +109,17 @@ def test_a_detector_finds_lesions_and_names_no_class(detector, scans):
             ]
 
 
+def test_a_slice_without_lesions_has_all_fields_too(detector, scans):
+    none = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.999]
+    (scan,) = build(detector, overrides=none)(scans / "a_dicom")
+    found = scan.slices[0].instances
+    assert len(found) == 0 and found.pred_masks.shape == (0, 64, 64)
+    assert found.pred_masks.dtype == torch.bool and found.pred_boxes.tensor.shape == (0, 4)
+    boxes_only = build(detector, overrides=["MODEL.MASK_ON", False])
+    (scan,) = boxes_only(scans / "a_dicom")
+    assert len(scan.slices[0].instances) == 6 and not scan.slices[0].instances.has("pred_masks")
+
+
 def test_threads_change_nothing_and_batches_only_rounding(classifier, own_scans):
     scans = own_scans
     write_series(scans / "d_other_size", hu_volume(4, 2, side=80))
