@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 from small_world import files_of, hu_volume, words, write_scans, write_series
 
 from ctmasknet.data.classes import MASK_LABELS
-from ctmasknet.data.ct_io import read_scans
+from ctmasknet.data.ct_io import CTSlice, read_scans
 from ctmasknet.data.mask_volumes import read_mask_volume
 from ctmasknet.engine.run_record import read_record
 from ctmasknet.engine.stored_calibration import store_calibration
@@ -431,6 +431,66 @@ def test_calibrated_scores_and_the_stored_pooling_are_used(own_classifier, scans
     assert scan["scores"]["covid"] == pytest.approx(best)
     (patient,) = objects(output, "patient")
     assert "calibrated_scores" not in patient
+
+
+def test_a_patient_is_pooled_over_inputs_and_a_scan_over_pieces(
+    classifier, own_scans, tmp_path, tool, monkeypatch
+):
+    """Two series of one patient with pictures of others between them, cut into pieces of two."""
+    write_series(own_scans / "z_dicom", hu_volume(7, 2), patient="P1")
+    inputs = [own_scans / name for name in ("a_dicom", "c_pictures", "z_dicom")]
+    flags = ["--overlays", "--score-threshold", 0.8, "--pooling", "top_k_mean", "--top-k", 2]
+    assert tool(*words(classifier, inputs, tmp_path / "whole", *flags))[0] == 0
+    monkeypatch.setattr("ctmasknet.predict.parts.PIECE_SLICES", 2)
+    assert tool(*words(classifier, inputs, tmp_path / "pieces", *flags))[0] == 0
+    output = tmp_path / "pieces"
+    assert files_of(output) == files_of(tmp_path / "whole")
+    assert (output / "overlays" / "000002-001_7_1" / "0003.png").is_file(), "of a second piece"
+    rows, _ = read_predictions_csv(output / "predictions.csv")
+    pooling = ScorePooling("top_k_mean", 0, 2)
+    for level, scans in (("patient", [2, 1, 1]), ("scan", None)):
+        found = objects(output, level)
+        for value, expected in zip(found, pool_slices(rows, f"{level}s", pooling), strict=True):
+            assert value["pooling"] == "top_k_mean (k = 2)"
+            assert (value["patient"], value["slices"]) == (expected.patient, expected.slices)
+            np.testing.assert_allclose([value["scores"][n] for n in CLASSES], expected.scores)
+            assert value["pred"] == CLASSES[expected.pred]
+        if scans:
+            assert [value["scans"] for value in found] == scans
+
+
+def test_a_slice_that_cannot_be_decoded_is_empty_in_the_label_volume(
+    classifier, scans, tmp_path, tool, monkeypatch
+):
+    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 0.6]
+    series = scans / "a_dicom"
+    assert tool(*words(classifier, [series], tmp_path / "whole", *flags))[0] == 0
+    pixels = CTSlice.pixels
+
+    def damaged(self, window):
+        if self.file.endswith("001.dcm"):
+            raise CTMaskNetError(f"{self.file}: damaged")
+        return pixels(self, window)
+
+    monkeypatch.setattr(CTSlice, "pixels", damaged)
+    flags += ["--bad", "skip", "--max-bad-share", 0.3]
+    assert tool(*words(classifier, [series], tmp_path / "skipped", *flags))[0] == 0
+    labels, segments = [], []
+    for name in ("whole", "skipped"):
+        (value,) = objects(tmp_path / name, "scan")
+        masks = {kind: tmp_path / name / path for kind, path in value["masks"].items()}
+        labels.append(np.asarray(nibabel.load(masks["nifti"]).dataobj))
+        seg = highdicom.seg.segread(masks["dicom-seg"])
+        uids = [pydicom.dcmread(path).SOPInstanceUID for path in sorted(series.iterdir())]
+        segments.append(
+            seg.get_pixels_by_source_instance(
+                uids, combine_segments=True, assert_missing_frames_are_empty=True
+            )
+        )
+    assert labels[0][..., 1].any() and segments[0][1].any(), "the test needs lesions there"
+    labels[0][..., 1] = segments[0][1] = 0
+    np.testing.assert_array_equal(*labels)
+    np.testing.assert_array_equal(*segments)
 
 
 def test_a_label_volume_that_a_source_does_not_allow_is_its_problem(
