@@ -26,6 +26,7 @@ from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.manifest import (
     begin,
     check_output,
+    check_output_apart,
     finish,
     is_finished,
     read_manifest,
@@ -74,6 +75,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     lesions = bool(args.lesions or masks or args.overlays or not is_classifier(cfg))
     if "dicom-seg" in masks:
         require_highdicom()
+    check_output_apart(args.output, args.input)
     units, inputs_sha256 = list_units(args.input, skip_bad=bad.skip)
     if not units:
         raise CTMaskNetError(f"{args.input[0]}: no file in it; give a folder of CT slices")

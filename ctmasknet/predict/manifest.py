@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,21 @@ def settings_of(cfg: CfgNode, inputs_sha256: str, options: Mapping[str, Any]) ->
         "configuration": hashlib.sha256(text.encode()).hexdigest(),
         "options": dict(options),
     }
+
+
+def check_output_apart(output: str | os.PathLike, inputs: Sequence[str | os.PathLike]) -> None:
+    """Refuse an output folder within an input, for what is written would be read as input.
+
+    Raises:
+        CTMaskNetError: names both.
+    """
+    place = Path(output).resolve()
+    for given in inputs:
+        if Path(given).resolve() in (place, *place.parents):
+            raise CTMaskNetError(
+                f"{output}: lies in the input {given}, so that pictures and volumes written there "
+                "would be taken for scans; choose an --output elsewhere"
+            )
 
 
 def check_output(

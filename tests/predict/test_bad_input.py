@@ -6,9 +6,13 @@ import resource
 import shutil
 import signal
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from small_world import files_of, words
+
+from ctmasknet.engine.run_record import read_record
 
 
 def refused(tool, message, *command):
@@ -76,6 +80,24 @@ def test_bad_scans_are_skipped_listed_and_too_many_an_error(classifier, own_scan
     assert tool(*again)[0] == 0
 
 
+def test_what_is_no_ct_in_a_cut_folder_is_counted(
+    classifier, own_scans, tmp_path, tool, monkeypatch
+):
+    """A label mask beside its volume and a report, as in a folder that needs no cutting."""
+    source = nibabel.load(own_scans / "b_nifti" / "ct.nii.gz")
+    labels = (source.get_fdata() > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, source.affine), own_scans / "b_nifti" / "mask.nii.gz")
+    (own_scans / "c_pictures" / "report.txt").write_text("a report")
+    tables = []
+    for name, files in (("whole", 4096), ("cut", 5)):
+        monkeypatch.setattr("ctmasknet.predict.units.UNIT_FILES", files)
+        assert tool(*words(classifier, [own_scans], tmp_path / name))[0] == 0
+        tables.append((tmp_path / name / "predictions.csv").read_bytes())
+    assert tables[0] == tables[1]
+    (entry,) = read_record(tmp_path / "cut")
+    assert (entry["results"]["left_out"], entry["results"]["skipped"]) == (2, 0)
+
+
 def test_folders_of_something_else(classifier, detector, scans, tmp_path, tool):
     output, inputs = tmp_path / "out", [scans / "a_dicom"]
     output.mkdir()
@@ -85,6 +107,9 @@ def test_folders_of_something_else(classifier, detector, scans, tmp_path, tool):
         tool, "something else, such as notes.txt", *words(classifier, inputs, output, "--overwrite")
     )
     refused(tool, "is a file", *words(classifier, inputs, output / "notes.txt"))
+    within = scans / "a_dicom" / "new" / "out"
+    refused(tool, f"out: lies in the input {inputs[0]}", *words(classifier, inputs, within))
+    assert not within.parent.exists()
     assert os.listdir(output) == ["notes.txt"]
 
 

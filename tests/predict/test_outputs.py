@@ -179,6 +179,9 @@ def test_label_volume_of_a_dicom_series(answers):
             place = mask.affine @ [0, 0, number, 1]
             np.testing.assert_allclose(place[:3], [-x, -y, z], atol=1e-4)
         assert nibabel.aff2axcodes(mask.affine) == ("L", "P", "S")
+        for form, code in (mask.get_qform(coded=True), mask.get_sform(coded=True)):
+            np.testing.assert_allclose(form, mask.affine, atol=1e-4)
+            assert code == 1, "scanner"
 
 
 def test_dicom_seg_lies_on_its_series(answers):
@@ -330,6 +333,9 @@ def test_nifti_masks_keep_unit_and_dimensions(tmp_path):
     for name, stored in (("m", hu), ("4d", hu[..., None]), ("2d", hu[..., 0])):
         source = nibabel.Nifti1Image(stored, affine)
         source.header.set_xyzt_units("meter")
+        # Neither a comment on the source nor its grey levels are the labels'
+        source.header["cal_min"], source.header["cal_max"] = -1350, 150
+        source.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"P. Name"))
         nibabel.save(source, tmp_path / f"{name}.nii")
         (scan,) = read_scans([tmp_path / f"{name}.nii"])
         np.testing.assert_allclose(scan.affine[2, 2], 3.0)
@@ -337,6 +343,7 @@ def test_nifti_masks_keep_unit_and_dimensions(tmp_path):
         write_nifti(tmp_path / "mask.nii.gz", scan, labels)
         mask = nibabel.load(tmp_path / "mask.nii.gz")
         assert mask.header.get_xyzt_units()[0] == "meter" and mask.shape == stored.shape
+        assert mask.header["cal_max"] == 0 and not mask.header.extensions
         np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / f"{name}.nii").affine)
         expected = np.array(labels).transpose(2, 1, 0).reshape(stored.shape)
         np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
@@ -439,7 +446,8 @@ def test_a_patient_is_pooled_over_inputs_and_a_scan_over_pieces(
     """Two series of one patient with pictures of others between them, cut into pieces of two."""
     write_series(own_scans / "z_dicom", hu_volume(7, 2), patient="P1")
     inputs = [own_scans / name for name in ("a_dicom", "c_pictures", "z_dicom")]
-    flags = ["--overlays", "--score-threshold", 0.8, "--pooling", "top_k_mean", "--top-k", 2]
+    flags = ["--overlays", "--masks", "nifti", "--score-threshold", 0.8]
+    flags += ["--pooling", "top_k_mean", "--top-k", 2]
     assert tool(*words(classifier, inputs, tmp_path / "whole", *flags))[0] == 0
     monkeypatch.setattr("ctmasknet.predict.parts.PIECE_SLICES", 2)
     assert tool(*words(classifier, inputs, tmp_path / "pieces", *flags))[0] == 0
