@@ -28,9 +28,11 @@ _SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "posi
 
 @dataclass
 class Summary:
-    """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion;
-    ``skipped`` slices and files could not be read, ``left_out`` files of folders that were cut are no
-    axial CT."""
+    """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion.
+
+    ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
+    are no axial CT.
+    """
 
     slices: int = 0
     scans: int = 0
