@@ -7,7 +7,6 @@ looked at here, no file is opened.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -178,10 +177,10 @@ class _Listing:
         for name, is_folder, is_link in sorted(found, key=lambda item: natural_key(item[0])):
             inner = os.path.join(path, name)
             (folders if is_folder else files).append(inner)
-            if is_link and not is_folder:
-                with contextlib.suppress(OSError):  # leads nowhere; adding the file tells
-                    target = _place(os.path.dirname(os.path.realpath(inner)))
-                    self._links.append((inner, target, number))
+            if is_link and not is_folder and os.path.exists(inner):
+                target = Path(inner).resolve()
+                if target.name[0] != ".":  # those are no inputs
+                    self._links.append((inner, _place(target.parent), number))
         for file in files:
             self.add(file)
         inner_folders = [self._listed(folder) for folder in folders]
@@ -198,7 +197,7 @@ class _Listing:
         return "unseen"
 
 
-def _place(folder: str) -> tuple[int, int]:
+def _place(folder: str | os.PathLike) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 

@@ -111,19 +111,23 @@ def test_what_is_no_ct_is_left_out_of_a_cut_folder_as_of_a_whole_one(tmp_path, m
 
 
 def test_a_link_to_a_file_gives_no_slice_twice(tmp_path, monkeypatch):
+    pictures = [f"{number}.png" for number in range(1, 6)]
     write_pictures(tmp_path / "in" / "a", 1, ["1.png", "2.png"])
     write_pictures(tmp_path / "in" / "b", 2, ["3.png"])
     write_pictures(tmp_path / "elsewhere", 2, ["4.png"])
     os.symlink(tmp_path / "elsewhere" / "4.png", tmp_path / "in" / "b" / "4.png")
+    # What it leads to is passed over itself
+    hidden = write_pictures(tmp_path / "in" / "b", 3, [".5.png"]) / ".5.png"
+    os.symlink(hidden, tmp_path / "in" / "b" / "5.png")
     link = tmp_path / "in" / "b" / "latest.png"
     os.symlink(tmp_path / "in" / "a" / "2.png", link)
-    assert names(list_units([tmp_path / "in"])[0]) == ["1.png", "2.png", "3.png", "4.png"]
+    assert names(list_units([tmp_path / "in"])[0]) == pictures
     for inputs, files in (([tmp_path / "in"], 3), ([tmp_path / "in" / c for c in "ab"], 4096)):
         monkeypatch.setattr(units, "UNIT_FILES", files)
         with pytest.raises(CTMaskNetError, match=r"latest\.png: leads to what is among the inputs"):
             list_units(inputs)
     link.unlink()
-    assert names(list_units([tmp_path / "in"])[0]) == ["1.png", "2.png", "3.png", "4.png"]
+    assert names(list_units([tmp_path / "in"])[0]) == pictures
 
 
 @pytest.mark.parametrize("files", [2, 4096], ids=["cut", "whole"])
