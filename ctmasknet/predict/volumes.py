@@ -100,8 +100,8 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
         image.set_sform(affine, code="scanner")
     else:
         raise CTMaskNetError(
-            f"{scan.slices[0].file}: slices of its series are missing, uneven or of unknown "
-            "spacing, so no NIfTI volume can hold their labels; leave out --masks nifti"
+            f"{scan.slices[0].file}: slices of its series are missing, uneven, shifted or of "
+            "unknown spacing, so no NIfTI volume can hold their labels; leave out --masks nifti"
         )
     image.header.extensions.clear()
     image.header["cal_min"] = image.header["cal_max"] = 0
