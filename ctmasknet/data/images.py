@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -69,15 +70,29 @@ def check_sides(name: str | os.PathLike, shape: Sequence[int]) -> None:
         )
 
 
+def check_one_page(path: str | os.PathLike, image: Image.Image) -> None:
+    """Refuse a TIFF of several pages, of which all but the first would be lost.
+
+    Args:
+        path: for the error.
+        image: as opened.
+    """
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise CTMaskNetError(
+            f"{path}: holds {image.n_frames} pages; save each slice as a picture of its own"
+        )
+
+
 def check_eight_bit(path: str | os.PathLike) -> None:
-    """Refuse a picture with more than 8 bits a channel or a side above :data:`MAX_SIDE_PX`. Reads
-    the header only.
+    """Refuse a picture with more than 8 bits a channel, a side above :data:`MAX_SIDE_PX` or several
+    pages. Reads the header only.
 
     Raises:
         CTMaskNetError: such a picture, or a missing or unreadable file.
     """
     with naming_file(path), Image.open(path) as image:
         mode, (width, height) = image.mode, image.size
+        check_one_page(path, image)
     check_sides(path, (height, width))
     if mode in _DEEP_MODES:
         raise CTMaskNetError(
@@ -97,18 +112,23 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(image.convert("L"))
 
 
-def find_unreadable(paths: Iterable[str | os.PathLike], workers: int = 1) -> dict[str, str]:
+def find_unreadable(
+    paths: Iterable[str | os.PathLike], workers: int = 1, *, headers_only: bool = False
+) -> dict[str, str]:
     """Decode every picture completely.
 
     Args:
         paths: the files.
         workers: number of processes; 1 stays in this one.
+        headers_only: decode nothing: finds what is no picture, too large or not of 8 bits, but no
+            truncated one. 100,000 files of a local disk take some seconds.
 
     Returns:
         file -> what is wrong with it, for the damaged ones only.
     """
     paths = [os.fspath(path) for path in paths]
-    problems = map_in_processes(_problem_of, paths, workers, "verify")
+    look = functools.partial(_problem_of, read=check_eight_bit if headers_only else read_grey)
+    problems = map_in_processes(look, paths, workers, "headers" if headers_only else "verify")
     return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
@@ -167,9 +187,9 @@ def raise_problems(problems: list[str], total: int) -> None:
         raise CTMaskNetError(f"{problems[0]}{more}")
 
 
-def _problem_of(path: str) -> str | None:
+def _problem_of(path: str, read: Callable[[str], Any]) -> str | None:
     try:
-        read_grey(path)
+        read(path)
     except CTMaskNetError as error:
         return str(error)
     return None

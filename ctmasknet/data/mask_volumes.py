@@ -86,7 +86,8 @@ def read_mask_volume(
             case); goes before the words these hold, such as "ground glass".
 
     Raises:
-        CTMaskNetError: damaged, oblique, another format; a segment whose name says nothing.
+        CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
+            contradict each other; no value labelled background for what is in no segment.
     """
     if kind_of(file) == "nifti":
         return NiftiMask(read_volume(file, _MAX_EXPANSION), dict(labels))

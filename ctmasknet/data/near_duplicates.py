@@ -76,6 +76,8 @@ def perceptual_hash(grey: np.ndarray) -> np.ndarray:
     Returns:
         (4,) uint64.
     """
+    if grey.min() == grey.max():  # its mean would be a bit, and all such pictures alike
+        return np.zeros(_WORDS, np.uint64)
     bits = imagehash.phash(Image.fromarray(grey), _SIDE).hash
     return np.packbits(bits.ravel()).view(np.uint64)
 

@@ -84,7 +84,8 @@ def find_volumes(
         on_bad: see :func:`ctmasknet.data.ct_io.read_scans`.
 
     Raises:
-        CTMaskNetError: a damaged file; pictures among the volumes.
+        CTMaskNetError: a damaged file; pictures among the volumes; two of them that cannot be told
+            apart by name.
     """
     scans = read_scans(
         [os.path.normpath(os.path.join(root, part)) for part in below], on_bad=on_bad
@@ -101,6 +102,13 @@ def find_volumes(
         f"{key}/{_plain(scan.scan)}" if count[key] > 1 else key
         for key, scan in zip(keys, scans, strict=True)
     ]
+    first: dict[str, CTScan] = {}
+    for key, scan in zip(keys, scans, strict=True):
+        if first.setdefault(key, scan) is not scan:
+            raise CTMaskNetError(
+                f"{scan.slices[0].file} and {first[key].slices[0].file}: the copies of both would "
+                f"be called {key}; rename one of them"
+            )
     return [Volume(key, scan) for key, scan in zip(keys, scans, strict=True)]
 
 
