@@ -193,8 +193,8 @@ class Parts:
                 asked = time.monotonic()
                 logging.getLogger(__name__).warning(
                     "Waiting for another process of this run to finish %s. Should its machine be "
-                    "gone, end this run too and continue with --resume.",
-                    path.name,
+                    "gone, end this run too and %s.",
+                    *(path.name, self._how_to_go_on),
                 )
 
     def _unit_path(self, unit: int) -> Path:
