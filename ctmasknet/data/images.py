@@ -10,15 +10,14 @@ import functools
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ctmasknet.data.ct_scan import MAX_SIDE_PX
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 #: Longest side over shortest.
@@ -31,6 +30,10 @@ _DAMAGED = (
 )
 #: Pillow's modes with more than 8 bits a channel; a conversion to RGB would clip them at 255.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_PNG_BIT_DEPTH_PLACE = 24
+_TIFF_BITS_PER_SAMPLE = 258
+#: The orientation tag (EXIF, TIFF), and its values that mean turned or mirrored.
+_ORIENTATION, _TURNED = 274, range(2, 9)
 
 
 @contextlib.contextmanager
@@ -83,9 +86,43 @@ def check_one_page(path: str | os.PathLike, image: Image.Image) -> None:
         )
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened picture, or its present page, has more than 8 bits a channel."""
+    # Pillow narrows 16 bits a channel to 8 in colour and with alpha, so its mode is no guide.
+    if image.format == "PNG":
+        place = image.fp.tell()
+        image.fp.seek(_PNG_BIT_DEPTH_PLACE)
+        depth = image.fp.read(1)[0]
+        image.fp.seek(place)
+        return depth > 8
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))) > 8
+    return image.mode in _DEEP_MODES
+
+
+def check_not_turned(path: str | os.PathLike, image: Image.Image) -> None:
+    """Refuse an opened picture, or its present page, whose orientation tag tells viewers to turn or
+    mirror it: programs differ in whether they follow the tag.
+
+    Raises:
+        CTMaskNetError: such a picture.
+    """
+    if image.format == "TIFF":
+        stated = image.tag_v2.get(_ORIENTATION)
+    else:
+        exif = Image.Exif()  # image.getexif() would decode a PNG
+        exif.load(image.info.get("exif", b""))
+        stated = exif.get(_ORIENTATION)
+    if stated in _TURNED:
+        raise CTMaskNetError(
+            f"{path}: its orientation tag ({stated}) says that it is stored turned or mirrored; "
+            "save it upright, without the tag"
+        )
+
+
 def check_eight_bit(path: str | os.PathLike) -> None:
-    """Refuse a picture with more than 8 bits a channel, a side above :data:`MAX_SIDE_PX` or several
-    pages. Reads the header only.
+    """Refuse a picture with more than 8 bits a channel, a side above :data:`MAX_SIDE_PX`, several
+    pages, or an orientation tag that turns it. Reads the header only.
 
     Raises:
         CTMaskNetError: such a picture, or a missing or unreadable file.
@@ -93,10 +130,12 @@ def check_eight_bit(path: str | os.PathLike) -> None:
     with naming_file(path), Image.open(path) as image:
         mode, (width, height) = image.mode, image.size
         check_one_page(path, image)
+        deep = is_deep(image)
+        check_not_turned(path, image)
     check_sides(path, (height, width))
-    if mode in _DEEP_MODES:
+    if deep:
         raise CTMaskNetError(
-            f"{path}: has more than 8 bits a pixel (mode {mode}); "
+            f"{path}: has more than 8 bits a channel (mode {mode}); "
             "convert it through one HU window to 8 bits first"
         )
 
@@ -128,7 +167,8 @@ def find_unreadable(
     """
     paths = [os.fspath(path) for path in paths]
     look = functools.partial(_problem_of, read=check_eight_bit if headers_only else read_grey)
-    problems = map_in_processes(look, paths, workers, "headers" if headers_only else "verify")
+    title = "headers" if headers_only else "verify"
+    problems = map_in_processes(look, paths, workers, title=title)
     return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
@@ -160,7 +200,7 @@ def write_in_grey_window(
         functools.partial(_copy_in_window, table=table),
         list(copies.items()),
         workers,
-        "grey window",
+        title="grey window",
     )
     found = {file: why for file, why in zip(copies, problems, strict=True) if why}
     if not skip_bad:
@@ -203,29 +243,3 @@ def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> str
         return str(error)
     Image.fromarray(np.asarray(table, dtype=np.uint8)[grey]).save(target, format="PNG")
     return None
-
-
-def map_in_processes(
-    function: Callable,
-    items: list,
-    workers: int,
-    title: str,
-    unit: str = "image",
-    chunksize: int | None = None,
-) -> list:
-    """``[function(item) for item in items]`` with a progress bar (shown on a terminal only), in
-    order.
-
-    Args:
-        function: importable by name.
-        items: what it is called with.
-        workers: number of processes; 1 stays in this one.
-        title, unit: of the progress bar.
-        chunksize: items a process takes at a time; default: by their number.
-    """
-    bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
-    if workers <= 1 or len(items) < 2:
-        return list(bar(map(function, items)))
-    with ProcessPoolExecutor(min(workers, len(items))) as pool:
-        chunk = chunksize or max(1, min(64, len(items) // (4 * workers)))
-        return list(bar(pool.map(function, items, chunksize=chunk)))

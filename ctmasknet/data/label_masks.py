@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.data.images import check_one_page
+from ctmasknet.data.images import check_not_turned, check_one_page, is_deep
 from ctmasknet.errors import CTMaskNetError
 
 #: Names a mask value may have. All but the last three are background for the detector.
@@ -206,10 +206,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         (H, W) or (H, W, 3) uint8.
 
     Raises:
-        CTMaskNetError: the file cannot be decoded, or is not of 8 bits a channel.
+        CTMaskNetError: the file cannot be decoded, is not of 8 bits a channel, or has an
+            orientation tag that turns it.
     """
     with _opened(path) as image:
-        if image.mode not in _EIGHT_BIT_MODES:
+        check_not_turned(path, image)
+        if image.mode not in _EIGHT_BIT_MODES or is_deep(image):
             raise CTMaskNetError(
                 f"{path}: pixels of mode {image.mode}, not 8 bits; map the slice to 8 bits "
                 "through one HU window first"

@@ -14,11 +14,12 @@ from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.convert_volumes import VolumeConversion, convert_volume
 from ctmasknet.data.label_masks import Orientation
 from ctmasknet.data.lesion_files import find_pairs, split_by_lists
-from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, convert_slices, in_processes
+from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, convert_slices
 from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.data.volume_pairs import find_volume_pairs
 from ctmasknet.data.volumes import without_extension
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 Lists = Mapping[str, str | os.PathLike]
@@ -149,7 +150,7 @@ class VolumeSource:
     ) -> Iterator[ConvertedSlice | BadSlice]:
         convert = functools.partial(convert_volume, how=how, volumes=self._volumes)
         # A volume at a time: a compressed one is unpacked by the process that reads its slices.
-        found = in_processes(convert, self.pairs, workers, chunksize=1)
+        found = map_in_processes(convert, self.pairs, workers, chunksize=1)
         for slices in tqdm(
             found, total=len(self.pairs), desc="volumes", unit="volume", disable=not progress
         ):

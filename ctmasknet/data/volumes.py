@@ -19,8 +19,9 @@ from PIL import Image
 from ctmasknet.data.ct_files import find_files, kind_of
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import CTScan, UnsuitableFile
-from ctmasknet.data.images import IMAGE_SUFFIXES, map_in_processes, raise_problems
+from ctmasknet.data.images import IMAGE_SUFFIXES, raise_problems
 from ctmasknet.data.window import Window
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 _EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
@@ -143,7 +144,9 @@ def write_copies(
     write = functools.partial(_write_volume, folder=folder, window=window)
     tasks = [(volume_of[key], found) for key, found in indices.items()]
     problems: dict[str, str] = {}
-    for found in map_in_processes(write, tasks, workers, "volumes", "volume", chunksize=1):
+    for found in map_in_processes(
+        write, tasks, workers, title="volumes", unit="volume", chunksize=1
+    ):
         problems |= found
     if not skip_bad:
         raise_problems(list(problems.values()), len(copies))

@@ -168,6 +168,18 @@ def test_volume_and_mask_that_disagree_give_both_values(message, prepare, folder
     assert not (tmp_path / "out" / "set").exists()
 
 
+def test_a_series_whose_slices_are_shifted_sideways_takes_no_mask_volume(prepare, folders, capfd):
+    """On the grid through its first and last slice the mask would lie beside the lesions."""
+    file = series(folders[0] / "a") / "IM3.dcm"
+    data = pydicom.dcmread(file)
+    data.ImagePositionPatient[0] += 12
+    data.save_as(file)
+    volume(folders[1] / "a.nii", MASK)
+    assert prepare(*ALL) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "no even grid" in error and "shifted sideways against each other, by 12.0 mm" in error
+
+
 def test_small_differences_are_no_disagreement(prepare, folders):
     volume(folders[0] / "a.nii", HU)
     volume(folders[1] / "a.nii", MASK, affine=moved(a00=-1.505, a23=100.2))
