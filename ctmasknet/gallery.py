@@ -19,10 +19,12 @@ from tqdm import tqdm
 from ctmasknet.data.datasets import dataset_dicts, register_prepared
 from ctmasknet.data.images import IMAGE_SUFFIXES, check_eight_bit, naming_file
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
+from ctmasknet.data.natural import natural_key
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
+from ctmasknet.lesion_list import check_score_threshold
 from ctmasknet.modeling.inference import inference_model
 from ctmasknet.visualize import SliceCall, contact_sheet, side_by_side
 
@@ -54,6 +56,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
         raise CTMaskNetError("give either --dataset NAME or --input FILE_OR_FOLDER")
     if args.input and args.ground_truth_only:
         raise CTMaskNetError("--ground-truth-only: files have no ground truth; give --dataset NAME")
+    check_score_threshold(args.score_threshold)
     if args.dataset:
         entries, metadata = dataset_dicts(args.dataset), MetadataCatalog.get(args.dataset)
     else:
@@ -148,7 +151,9 @@ def build_predictor(cfg: CfgNode) -> Predictor:
 
 
 def image_entries(inputs: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
-    """Dataset dicts of files, and of the pictures that lie directly in folders, sorted by name.
+    """Dataset dicts of files, and of the pictures that lie directly in folders, in natural order
+    (``slice_9.png`` before ``slice_10.png``). In folders, names that begin with a dot are passed
+    over.
 
     Raises:
         CTMaskNetError: a path that does not exist, or a folder without pictures.
@@ -156,9 +161,17 @@ def image_entries(inputs: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
     entries = []
     for given in map(Path, inputs):
         if given.is_dir():
-            files = sorted(
-                path for path in given.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
-            )
+            try:
+                found = list(given.iterdir())
+            except OSError as error:
+                raise CTMaskNetError(
+                    f"{given}: cannot be listed ({error.strerror}); check its permissions"
+                ) from error
+            files = [
+                path
+                for path in sorted(found, key=lambda path: natural_key(path.name))
+                if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
+            ]
             if not files:
                 raise CTMaskNetError(
                     f"{given}: no image in this folder; it must hold {', '.join(IMAGE_SUFFIXES)} "

@@ -66,6 +66,16 @@ def lesions_of(
     return lesions
 
 
+def check_score_threshold(threshold: float) -> None:
+    """Refuse what no score can be compared with, such as a percentage.
+
+    Raises:
+        CTMaskNetError: outside 0..1, or no number.
+    """
+    if not 0 <= threshold <= 1:
+        raise CTMaskNetError(f"--score-threshold: {threshold} is no score; give one of 0 to 1")
+
+
 def has_masks(found: Found) -> bool:
     """Whether the lesions come with masks, even if there are none of them."""
     if isinstance(found, Instances):

@@ -130,8 +130,9 @@ def side_by_side(
     if prediction is not None:
         shown = lesions_of(prediction, height, width, score_threshold=score_threshold)
         picture = draw_lesions(image_rgb, prediction, class_names, **options)
-        caption = f"prediction: {_count(len(shown))} with score > {score_threshold:g}"
-        panels.append(Panel(f"{caption} (of {len(prediction)})", picture))
+        count = f"{len(shown)} of {_count(len(prediction))}"
+        # Short, for captions of narrow slices lose their middle
+        panels.append(Panel(f"prediction: {count}, score > {score_threshold:g}", picture))
     if len(panels) < 2:
         panels.insert(0, bare)
     legend = [

@@ -100,6 +100,10 @@ def test_folders_are_listed_and_bad_paths_are_one_clear_error(slices, tmp_path):
     assert [entry["file_name"] for entry in entries] == [
         str(path) for path in (slices[1], slices[2], slices[0])
     ]
+    for name in ("10.png", "._8.jpg"):
+        (slices[1].parent / name).touch()
+    names = [os.path.basename(one["file_name"]) for one in image_entries([slices[1].parent])]
+    assert names == ["7.png", "8.jpg", "10.png"]
     with pytest.raises(CTMaskNetError, match=r"slices: no image in this folder"):
         image_entries([tmp_path / "slices"])
     with pytest.raises(CTMaskNetError, match="absent: no such file or folder"):
@@ -129,6 +133,7 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(slices, tmp_path, m
         ({"dataset": "x", "input": ["y"]}, "either --dataset NAME or --input"),
         ({"input": ["."], "ground_truth_only": True}, "files have no ground truth"),
         ({"dataset": "absent_both_val"}, "absent_both_val"),
+        ({"input": ["."], "score_threshold": 75.0}, "--score-threshold: 75.0 is no score"),
     ],
 )
 def test_contradicting_arguments_are_one_clear_error(tmp_path, given, message):

@@ -35,7 +35,7 @@ def parse(argv=None):
         default=0.75,
         help="lesions in masks, overlays and counts must score more (0.75)",
     )
-    add("--pooling", choices=POOLINGS, help="default: the checkpoint's, else mean")
+    add("--pooling", choices=POOLINGS, help="of a classifier; default: the checkpoint's, else mean")
     add("--top-k", type=int, help="slices of top_k_mean; default: the checkpoint's, else 5")
     add("--batch-size", type=int, help="slices a batch; default: TEST.IMS_PER_BATCH")
     add("--bad", choices=("error", "skip"), default="error", help="slices that cannot be read")

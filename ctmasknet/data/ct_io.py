@@ -29,6 +29,7 @@ def read_scans(
     inputs: Sequence[str | os.PathLike] | str | os.PathLike,
     *,
     on_bad: Report | None = None,
+    on_left_out: Report | None = None,
     rescale: tuple[float, float] | None = None,
     verify: bool = False,
 ) -> list[CTScan]:
@@ -46,6 +47,9 @@ def read_scans(
         inputs: files and folders, or one of them.
         on_bad: called with (file, reason) for each bad file, which is then left out; None: the
             first bad file raises.
+        on_left_out: for inputs that were themselves found in a folder. Files among them that are no
+            axial CT in HU are left out, and inputs in which nothing is found are no error; it is
+            called with (file, reason) for each file left out.
         rescale: (slope, intercept) from stored value to HU for pictures with more than 8 bits a
             pixel, which state none themselves and are refused without it.
         verify: decode every slice once, so that all damage is found here.
@@ -60,10 +64,14 @@ def read_scans(
         raise CTMaskNetError(f"rescale is {rescale}; expected a slope other than 0, an intercept")
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
-    reading = _Reading(on_bad, rescale, verify)
+    reading = _Reading(on_bad, rescale, verify, found_in_folder=on_left_out is not None)
     for found in find_files(inputs):
         reading.read(found)
     scans = reading.scans()
+    if on_left_out is not None:
+        for found, reason in reading.left_out:
+            on_left_out(found.path, reason)
+        return scans
     for given, item in enumerate(inputs):
         if given not in reading.used and given not in reading.reported:
             reading.bad(os.fspath(item), reading.why_empty(given))
@@ -74,9 +82,15 @@ class _Reading:
     """One call's state: slices by kind, what was left out, and which inputs gave something."""
 
     def __init__(
-        self, on_bad: Report | None, rescale: tuple[float, float] | None, verify: bool
+        self,
+        on_bad: Report | None,
+        rescale: tuple[float, float] | None,
+        verify: bool,
+        *,
+        found_in_folder: bool,
     ) -> None:
         self.on_bad = on_bad
+        self.found_in_folder = found_in_folder
         self.rescale = rescale
         self.verify = verify
         self.pictures: list[CTSlice] = []
@@ -93,7 +107,7 @@ class _Reading:
         file = found.path
         real = os.path.realpath(file)
         if real in self.seen:
-            if found.alone and real in self.unsuitable:
+            if found.alone and not self.found_in_folder and real in self.unsuitable:
                 self.bad(file, self.unsuitable[real], found.given)
             self.used.add(found.given)
             return
@@ -111,7 +125,7 @@ class _Reading:
             self.used.add(found.given)
         except UnsuitableFile as error:
             self.unsuitable[real] = _reason(file, error)
-            if found.alone:
+            if found.alone and not self.found_in_folder:
                 self.bad(file, _reason(file, error), found.given)
             else:
                 self.left_out.append((found, _reason(file, error)))

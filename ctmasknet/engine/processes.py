@@ -40,8 +40,8 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         args: from Detectron2's ``default_argument_parser``.
 
     Raises:
-        CTMaskNetError: what any process raised; more processes than GPUs; torchrun and
-            ``--num-gpus`` at once.
+        CTMaskNetError: what any process raised; a process that was killed; more processes than
+            GPUs; torchrun and ``--num-gpus`` at once.
     """
     on_gpu = read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cuda")
     asked = args.num_gpus * args.num_machines
@@ -78,10 +78,16 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             nprocs=args.num_gpus,
             start_method="spawn",
         )
-    except mp.ProcessExitedException:
-        if problems.empty():
+    except mp.ProcessExitedException as error:
+        if not problems.empty():
+            raise CTMaskNetError(problems.get()) from None
+        if error.signal_name is None:
             raise
-        raise CTMaskNetError(problems.get()) from None
+        raise CTMaskNetError(
+            f"process {error.error_index + 1} of {args.num_gpus} was ended by {error.signal_name}, "
+            "as the system does when memory runs out; take fewer processes (--num-gpus) or a "
+            "smaller batch, and continue with --resume"
+        ) from None
 
 
 def _worker(local: int, run, args, url: str, world: int, on_gpu: bool, problems) -> None:

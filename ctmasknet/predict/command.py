@@ -21,12 +21,16 @@ from ctmasknet.engine.run_record import now, write_record
 from ctmasknet.engine.stored_calibration import CALIBRATION
 from ctmasknet.engine.surroundings import surroundings
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.lesion_list import check_score_threshold
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.manifest import (
     begin,
     check_output,
+    check_output_apart,
     finish,
+    is_finished,
     read_manifest,
+    remove_parts,
     settings_of,
     writing,
 )
@@ -66,15 +70,18 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     bad = BadSlices(
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("--bad", "--max-bad-share")
     )
-    lesions = bool(args.lesions or args.masks or args.overlays or not is_classifier(cfg))
-    if "dicom-seg" in args.masks:
+    check_score_threshold(args.score_threshold)
+    masks = tuple(sorted(set(args.masks)))
+    lesions = bool(args.lesions or masks or args.overlays or not is_classifier(cfg))
+    if "dicom-seg" in masks:
         require_highdicom()
-    units, inputs_sha256 = list_units(args.input)
+    check_output_apart(args.output, args.input)
+    units, inputs_sha256 = list_units(args.input, skip_bad=bad.skip)
     if not units:
         raise CTMaskNetError(f"{args.input[0]}: no file in it; give a folder of CT slices")
     options = {
         "lesions": lesions,
-        "masks": sorted(args.masks),
+        "masks": list(masks),
         "overlays": args.overlays,
         "score_threshold": args.score_threshold,
         "pooling": args.pooling,
@@ -86,7 +93,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     found = None
     if main:
         found = check_output(output, settings, resume=args.resume, overwrite=args.overwrite)
-    done = comm.all_gather(found is not None and found["status"] == "finished")[0]
+    done = comm.all_gather(found is not None and is_finished(found))[0]
     if done:
         return _finished(output, found, bad.max_share) if main else None
     predictor = CTPredictor(
@@ -97,7 +104,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         batch_size=args.batch_size,
         lesions=lesions,
     )
-    refuse_masks_without_head(predictor, args.masks)
+    refuse_masks_without_head(predictor, masks)
     if main:
         begin(output, settings, found)
     comm.synchronize()
@@ -115,7 +122,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             parts,
             output,
             Drawing(
-                masks=tuple(sorted(args.masks)),
+                masks=masks,
                 overlays=args.overlays,
                 score_threshold=args.score_threshold,
                 identity=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
@@ -155,9 +162,9 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             "command": shlex.join(["python", "tools/predict.py", *args.words]),
             "inputs": [str(path) for path in args.input],
             "weights": cfg.MODEL.WEIGHTS,
-            **settings,
+            "settings": settings,
             "pooling": summary.pooling,
-            "mask_values": mask_values(predictor.lesion_classes) if args.masks else {},
+            "mask_values": mask_values(predictor.lesion_classes) if masks else {},
             "results": asdict(summary),
             **surroundings(cfg, getattr(args, "num_gpus", 1)),
         }
@@ -185,15 +192,17 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
         found = ", ".join(f"{name} {count}" for name, count in summary.slices_with.items())
         lines.append(f"slices with: {found}; {summary.lesions} lesions of any score")
     if summary.skipped:
-        share = f"{100 * summary.bad_share:.2g} %"
+        share = f"{100 * summary.bad_share:.2f} %"
         lines.append(f"{summary.skipped} slices or files ({share}) could not be read, see {REPORT}")
+    if summary.left_out:
+        lines.append(f"{summary.left_out} files are no axial CT and were left out, see the log")
     if summary.problems:
         lines.append(f"{summary.problems} problems of scans, see predictions.jsonl")
     return "\n".join([*lines, f"in {output}"])
 
 
 def _finished(output: Path, manifest: dict[str, Any], max_bad_share: float) -> Summary:
-    Parts(output).remove()
+    remove_parts(output)
     summary = Summary(**manifest["summary"])
     print("finished already:", summary_text(summary, output))
     _check_share(summary, max_bad_share, output)

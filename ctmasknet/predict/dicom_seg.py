@@ -26,6 +26,7 @@ from pydicom.uid import generate_uid
 
 import ctmasknet
 from ctmasknet.data.ct_io import CTScan
+from ctmasknet.data.ct_scan import decoding
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.predict.volumes import mask_values, stored_plane
@@ -93,21 +94,19 @@ def write_dicom_seg(
     highdicom = require_highdicom()
     if scan.kind != "dicom":
         raise CTMaskNetError(
-            f"{scan.slices[0].file}: a DICOM segmentation needs a DICOM series; leave out --masks "
-            "dicom-seg"
+            f"{scan.slices[0].file}: a DICOM segmentation needs a DICOM series; leave out "
+            "--masks dicom-seg"
         )
     values = mask_values(lesion_classes)
     segment_of = np.zeros(256, dtype=np.uint8)
     for number, name in enumerate(lesion_classes, start=1):
         segment_of[values[name]] = number
-    planes = [
-        segment_of[stored_plane(one.source.turn, label).T]
-        for one, label in zip(scan.slices, labels, strict=True)
-    ]
     images = _source_images(scan)
-    pixels = np.zeros((_frame_count(images), *planes[0].shape), dtype=np.uint8)
-    for place, (one, plane) in enumerate(zip(scan.slices, planes, strict=True)):
-        pixels[place if one.frame is None else one.frame] = plane
+    rows, columns = int(images[0].Rows), int(images[0].Columns)
+    pixels = np.zeros((_frame_count(scan, images), rows, columns), dtype=np.uint8)
+    for place, (one, label) in enumerate(zip(scan.slices, labels, strict=True)):
+        frame = place if one.frame is None else one.frame
+        pixels[frame] = segment_of[stored_plane(one.source.turn, label).T]
     series_uid, image_uid, dimensions_uid = (
         generate_uid(entropy_srcs=[identity, scan.scan, scan.slices[0].name, what])
         for what in ("series", "image", "dimensions")
@@ -156,6 +155,12 @@ def write_dicom_seg(
             f"{scan.slices[0].file}: no DICOM segmentation can refer to this series "
             f"({' '.join(str(error).split())}); leave out --masks dicom-seg"
         ) from error
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    if not measures.get("SliceThickness"):  # written so, no reader would take it
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: states no slice thickness, which a DICOM segmentation has to; "
+            "leave out --masks dicom-seg"
+        )
     # highdicom takes these from the clock and by chance; a run that is continued gives them anew
     segmentation.InstanceCreationDate = created.strftime("%Y%m%d")
     segmentation.InstanceCreationTime = created.strftime("%H%M%S")
@@ -168,17 +173,32 @@ def write_dicom_seg(
 
 
 def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
-    """Headers of the files that hold the slices, each file once, in the order of the slices."""
-    files = dict.fromkeys(one.file for one in scan.slices)
-    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    for image in images:
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in image:
-                setattr(image, keyword, "")
+    """Headers of the files that hold the slices, each file once, in the order of the slices.
+
+    Where a slice's thickness is left open, it is taken to reach to the next slice."""
+    step_mm = None
+    if scan.affine is not None and len(scan.slices) > 1:
+        step_mm = float(np.linalg.norm(scan.affine[:3, 2]))
+    images = []
+    for file in dict.fromkeys(one.file for one in scan.slices):
+        with decoding(file):
+            # As when the slices were read: without a preamble too
+            image = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            for keyword in _MAY_BE_EMPTY:
+                if keyword not in image:
+                    setattr(image, keyword, "")
+            if "NumberOfFrames" not in image and not image.get("SliceThickness"):
+                image.SliceThickness = format(step_mm, ".6g") if step_mm else None
+        images.append(image)
     return images
 
 
-def _frame_count(images: Sequence[pydicom.Dataset]) -> int:
+def _frame_count(scan: CTScan, images: Sequence[pydicom.Dataset]) -> int:
     if len(images) == 1:
-        return int(images[0].get("NumberOfFrames", 1))
+        return int(images[0].get("NumberOfFrames") or 1)
+    if any(one.frame is not None for one in scan.slices):
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: no DICOM segmentation can refer to several files that hold "
+            "several frames each; leave out --masks dicom-seg"
+        )
     return len(images)

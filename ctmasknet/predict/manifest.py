@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ OUTPUTS = (
     *("predictions.csv", "predictions.jsonl", "lesions.json", "bad_slices.json", "run.json"),
     *("masks", "overlays"),
 )
+#: A run's states. One that was killed while it removed what an earlier run left has to go on with
+#: that, or it would take the earlier run's results for its own.
+_CLEARING, _RUNNING, _FINISHED = "clearing", "running", "finished"
 #: Where weights lie and what computes is no part of what is predicted.
 _NOT_A_SETTING = ("WEIGHTS", "DEVICE")
 _WORDS = {
@@ -42,13 +46,31 @@ def settings_of(cfg: CfgNode, inputs_sha256: str, options: Mapping[str, Any]) ->
     """All that the outputs depend on: hashes of inputs, weights and configuration, and options."""
     config = yaml.safe_load(cfg.dump())
     model = {key: value for key, value in config["MODEL"].items() if key not in _NOT_A_SETTING}
-    text = json.dumps({"MODEL": model, "INPUT": config["INPUT"]}, sort_keys=True)
+    limit = config["TEST"]["DETECTIONS_PER_IMAGE"]
+    text = json.dumps(
+        {"MODEL": model, "INPUT": config["INPUT"], "DETECTIONS_PER_IMAGE": limit}, sort_keys=True
+    )
     return {
         "inputs": inputs_sha256,
         "weights": file_sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS)),
         "configuration": hashlib.sha256(text.encode()).hexdigest(),
         "options": dict(options),
     }
+
+
+def check_output_apart(output: str | os.PathLike, inputs: Sequence[str | os.PathLike]) -> None:
+    """Refuse an output folder within an input, for what is written would be read as input.
+
+    Raises:
+        CTMaskNetError: names both.
+    """
+    place = Path(output).resolve()
+    for given in inputs:
+        if Path(given).resolve() in (place, *place.parents):
+            raise CTMaskNetError(
+                f"{output}: lies in the input {given}, so that pictures and volumes written there "
+                "would be taken for scans; choose an --output elsewhere"
+            )
 
 
 def check_output(
@@ -70,6 +92,8 @@ def check_output(
         if output.exists() and not output.is_dir():
             raise CTMaskNetError(f"{output}: is a file; choose a folder as --output")
         present = sorted(os.listdir(output)) if output.is_dir() else []
+        # Of a run that was killed while it wrote its manifest, before anything else
+        present = [name for name in present if not fnmatch(name, f".{MANIFEST}.*.tmp")]
         nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise CTMaskNetError(f"{nearest}: no permission to write here; choose another --output")
@@ -91,7 +115,7 @@ def check_output(
             "--overwrite replaces it"
         )
     if not resume:
-        state = "finished" if manifest["status"] == "finished" else "unfinished"
+        state = "finished" if is_finished(manifest) else "unfinished"
         raise CTMaskNetError(
             f"{output}: holds this prediction already, {state}; --resume continues it, "
             "--overwrite replaces it"
@@ -116,20 +140,30 @@ def begin(
             found = {
                 "format": _FORMAT,
                 "settings": dict(settings),
-                "status": "running",
+                "status": _CLEARING,
                 "started": now.isoformat(timespec="seconds"),
             }
             # First the manifest, for it names the rest as this tool's to remove
             write_json(output / MANIFEST, found, 1)
+        if found["status"] == _CLEARING:
             parts.remove()
             for name in OUTPUTS:
                 path = output / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            found = {**found, "status": _RUNNING}
+            write_json(output / MANIFEST, found, 1)
         parts.forget_failures()
         parts.remove_unfinished()
-        for folder in (output, output / "masks", output / "overlays"):
-            remove_unfinished(folder)
+        remove_unfinished(output)
+        for name in ("masks", "overlays"):
+            for folder, _, _ in os.walk(output / name):
+                remove_unfinished(folder)
     return dict(found)
+
+
+def is_finished(manifest: Mapping[str, Any]) -> bool:
+    """Whether everything of the run is written."""
+    return manifest["status"] == _FINISHED
 
 
 def read_manifest(output: str | os.PathLike) -> dict[str, Any]:
@@ -147,9 +181,15 @@ def finish(output: str | os.PathLike, manifest: dict[str, Any], summary: dict[st
     """Everything is written: say so, then remove the parts it was made of."""
     with writing(output):
         write_json(
-            Path(output) / MANIFEST, {**manifest, "status": "finished", "summary": summary}, 1
+            Path(output) / MANIFEST, {**manifest, "status": _FINISHED, "summary": summary}, 1
         )
-    Parts(output).remove()
+    remove_parts(output)
+
+
+def remove_parts(output: str | os.PathLike) -> None:
+    """Of a finished run, as far as they can be removed: they take room and harm nothing."""
+    with contextlib.suppress(OSError):
+        Parts(output).remove()
 
 
 @contextlib.contextmanager

@@ -28,12 +28,17 @@ _SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "posi
 
 @dataclass
 class Summary:
-    """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion."""
+    """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion.
+
+    ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
+    are no axial CT.
+    """
 
     slices: int = 0
     scans: int = 0
     patients: int = 0
     skipped: int = 0
+    left_out: int = 0
     lesions: int = 0
     pooling: str = ""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -88,7 +93,6 @@ class Outputs:
         self._pooler = pooler
         self._lesions = lesions
         self._threshold = score_threshold
-        self._bad_files = 0
 
     def write(self, bad: BadSlices) -> Summary:
         """Write all files, each whole or not at all.
@@ -99,8 +103,7 @@ class Outputs:
         Raises:
             CTMaskNetError: no slice was found at all; a file cannot be written.
         """
-        units = map(self._parts.unit, range(self._units))
-        if not any(unit["scans"] or unit["bad"] for unit in units):
+        if not any(unit["scans"] or unit["bad"] for unit in self._found()):
             raise CTMaskNetError(
                 "--input: no CT slice was found in it; give folders that hold some"
             )
@@ -179,7 +182,9 @@ class Outputs:
                     )
         summary.scans = len(scans)
         summary.patients = sum(bool(patient) for patient in patients)
-        summary.skipped += self._bad_files
+        for unit in self._found():
+            summary.skipped += len(unit["bad"])
+            summary.left_out += unit["left_out"]
         summary.classes = {
             level: {name: found[name] for name in self._image_classes}
             for level, found in counts.items()
@@ -188,12 +193,13 @@ class Outputs:
             summary.slices_with = self._by_lesion(with_lesion)
         return summary
 
+    def _found(self) -> Iterator[dict[str, Any]]:
+        """What was found in each unit, as soon as it is there."""
+        return map(self._parts.unit, range(self._units))
+
     def _scans(self) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
         """Every scan's description and lines."""
-        self._bad_files = 0
-        for number in range(self._units):
-            unit = self._parts.unit(number)
-            self._bad_files += len(unit["bad"])
+        for number, unit in enumerate(self._found()):
             for index, lines in self._parts.scan_lines(number):
                 yield unit["scans"][index], lines
 
@@ -259,8 +265,8 @@ class Outputs:
             )
 
     def _tell(self, bad: BadSlices) -> None:
-        for number in range(self._units):
-            for file, reason in self._parts.unit(number)["bad"]:
+        for number, unit in enumerate(self._found()):
+            for file, reason in unit["bad"]:
                 bad.add(file, reason, "inputs")
             for _, lines in self._parts.scan_lines(number):
                 for line in lines:

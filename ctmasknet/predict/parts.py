@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -21,10 +22,11 @@ from typing import Any
 from ctmasknet.data.ct_io import CTScan, CTSlice
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, remove_unfinished
+from ctmasknet.predict.reading import ReadUnit
 
 PIECE_SLICES = 256
 _FOLDER = ".parts"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _TELL_SECONDS = 0.5, 60.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,13 @@ class Parts:
         self._how_to_go_on = how_to_go_on
 
     def remove(self) -> None:
-        """Remove all of them."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        """Remove all of them.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._root)
 
     def forget_failures(self) -> None:
         """Of an earlier run; before any process starts."""
@@ -82,10 +89,13 @@ class Parts:
             self._root.mkdir(parents=True, exist_ok=True)
             (self._root / f"failed-{rank}").touch()
 
-    def write_unit(
-        self, unit: int, scans: Sequence[CTScan], bad: Sequence[tuple[str, str]]
-    ) -> None:
-        """Keep what was found in a unit: its scans, and (file, reason) of what was skipped."""
+    def write_unit(self, unit: int, read: ReadUnit) -> None:
+        """Keep what was found in a unit: its scans, what was skipped, how much was left out.
+
+        Raises:
+            CTMaskNetError: an earlier start, or another process, has found something else there,
+                so that finished pieces would be taken for those of other scans.
+        """
         described = [
             {
                 "patient": scan.patient,
@@ -94,11 +104,24 @@ class Parts:
                 "slices": len(scan.slices),
                 "problems": list(scan.problems),
             }
-            for scan in scans
+            for scan in read.scans
         ]
-        pieces = [[piece.scan, piece.start, piece.stop] for piece in pieces_of(unit, scans)]
-        document = {"scans": described, "bad": list(bad), "pieces": pieces}
-        with atomic_write(self._unit_path(unit)) as stream:
+        document = {
+            "scans": described,
+            "bad": [list(item) for item in read.bad],
+            "left_out": len(read.left_out),
+            "pieces": [[one.scan, one.start, one.stop] for one in pieces_of(unit, read.scans)],
+        }
+        path = self._unit_path(unit)
+        if path.is_file():
+            if json.loads(path.read_text(encoding="utf-8")) != document:
+                raise CTMaskNetError(
+                    f"{self._root.parent}: scans among the inputs are not those that this run "
+                    "found first, such as files that cannot be read now or could not be then; "
+                    "restore them, or begin anew with --overwrite"
+                )
+            return
+        with atomic_write(path) as stream:
             json.dump(document, stream)
 
     def write_piece(self, piece: Piece, lines: Iterable[dict[str, Any]]) -> None:
@@ -118,7 +141,8 @@ class Parts:
         )
 
     def unit(self, unit: int) -> dict[str, Any]:
-        """What :meth:`write_unit` kept, as soon as it is there: ``scans``, ``bad``, ``pieces``.
+        """What :meth:`write_unit` kept, as soon as it is there: ``scans``, ``bad``,
+        ``left_out`` (count), ``pieces``.
 
         Raises:
             CTMaskNetError: the process that was to write it has failed.
@@ -157,6 +181,7 @@ class Parts:
     def _wait_for(self, path: Path) -> None:
         """Until another process has written the file. Nothing else joins the processes: barriers
         give up after a while, and shares may take unlike times."""
+        asked = time.monotonic()
         while not path.is_file():
             if any(self._root.glob("failed-*")):
                 raise CTMaskNetError(
@@ -164,6 +189,13 @@ class Parts:
                     f"message; mend that and {self._how_to_go_on}"
                 )
             time.sleep(_POLL_SECONDS)
+            if time.monotonic() - asked >= _TELL_SECONDS:
+                asked = time.monotonic()
+                logging.getLogger(__name__).warning(
+                    "Waiting for another process of this run to finish %s. Should its machine be "
+                    "gone, end this run too and %s.",
+                    *(path.name, self._how_to_go_on),
+                )
 
     def _unit_path(self, unit: int) -> Path:
         # At most a thousand units a folder

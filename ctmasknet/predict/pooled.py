@@ -72,15 +72,21 @@ def build_pooler(
         calibration: what :func:`ctmasknet.engine.stored_calibration.store_calibration` put into the
             checkpoint; None without.
         name: of the pooling.
-        top_k: slices it looks at; the learned pooling has its own.
+        top_k: slices that ``top_k_mean`` looks at.
         source: where the calibration is from, for messages.
 
     Raises:
-        CTMaskNetError: an unknown pooling, or a learned one that the checkpoint does not hold.
+        CTMaskNetError: an unknown pooling, a learned one that the checkpoint does not hold, or
+            ``top_k`` for a pooling that does not ask for it.
     """
     stored = dict((calibration or {}).get("pooling") or {})
     if name is None:
         name = stored.get("name", "mean")
+    if top_k is not None and name != "top_k_mean":
+        raise CTMaskNetError(
+            f"--top-k: is of no use to the pooling {name}; leave it out, or add --pooling "
+            "top_k_mean"
+        )
     if top_k is None:
         top_k = stored.get("top_k", PoolingChoice.top_k)
     learned = None

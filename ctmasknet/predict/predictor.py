@@ -9,6 +9,7 @@ for scan in predictor(["/data/scans"]):
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from ctmasknet.data.bad_slices import BadSlice
-from ctmasknet.data.ct_io import CTScan, CTSlice, read_scans
+from ctmasknet.data.ct_io import CTScan, CTSlice
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.window import Window
 from ctmasknet.engine.checkpoint import is_classifier
@@ -29,9 +30,11 @@ from ctmasknet.engine.stored_calibration import CALIBRATION
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.inference import inference_model
 from ctmasknet.predict.pooled import Pooler, build_pooler
-from ctmasknet.predict.results import FoundBox, PredictedScan, PredictedSlice, found_boxes
+from ctmasknet.predict.reading import read_ahead
+from ctmasknet.predict.results import PredictedScan, PredictedSlice, predicted_slice
 from ctmasknet.predict.setup import prediction_cfg
 from ctmasknet.predict.stream import Loaded, batches, load_groups
+from ctmasknet.predict.units import Unit, list_units
 
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
@@ -121,12 +124,21 @@ class CTPredictor:
             batch_size: default ``TEST.IMS_PER_BATCH``.
             num_workers: default ``DATALOADER.NUM_WORKERS``.
             options: further arguments of the constructor.
+
+        Raises:
+            CTMaskNetError: see :func:`ctmasknet.engine.setup.load_model` and ``build_pooler``; a
+                pooling for a lesion detector.
         """
         classes = tuple(cfg.MODEL.IMAGE_HEAD.CLASSES) if is_classifier(cfg) else ()
         pooler = None
         if classes:
             pooler = build_pooler(
                 classes, calibration, name=pooling, top_k=top_k, source=cfg.MODEL.WEIGHTS
+            )
+        elif pooling is not None or top_k is not None:
+            raise CTMaskNetError(
+                "--pooling, --top-k: a lesion detector names no class that could be pooled; leave "
+                "them out, or give a classifier's configuration and weights"
             )
         mapper = SliceMapper.from_config(cfg, is_train=False)
         return {
@@ -171,24 +183,39 @@ class CTPredictor:
         inputs: str | os.PathLike | Sequence[str | os.PathLike],
         on_bad: Callable[[str, str], None] | None = None,
     ) -> Iterator[PredictedScan]:
-        """Predict every scan in files and folders, one after the other.
+        """Predict every scan in files and folders, one after the other, as they are found.
 
-        Headers of all inputs are read before the first scan comes; pixels are held for a few
-        slices only. For more scans than a machine should list at once, see
-        :func:`ctmasknet.predict.run.predict`.
+        Names are listed at the call. Headers are read a unit ahead of the model
+        (:mod:`ctmasknet.predict.units`), pixels a few slices ahead; nothing is kept of a scan once
+        the next is asked for. Scans come as in ``tools/predict.py``, which does the same and writes
+        it to files.
 
         Args:
-            inputs: what :func:`ctmasknet.data.ct_io.read_scans` takes.
+            inputs: files and folders of any depth, or one of them.
             on_bad: called with file and reason of what cannot be read, which is then left out; by
-                default the first such file raises.
+                default the first such file raises when its turn comes.
 
         Raises:
-            CTMaskNetError: see :func:`ctmasknet.data.ct_io.read_scans`.
+            CTMaskNetError: see :func:`ctmasknet.predict.units.list_units`, at the call; see
+                :func:`ctmasknet.data.ct_io.read_scans`, while it goes on.
         """
         paths = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-        scans = read_scans(paths, on_bad=on_bad)
-        slices = ((scan, scan.slices) for scan in scans)
-        for scan, found in self.predict_slices(slices, skip_bad=on_bad is not None):
+        units, _ = list_units(paths, skip_bad=on_bad is not None)
+        return self._scans(units, on_bad)
+
+    def _scans(
+        self, units: Sequence[Unit], on_bad: Callable[[str, str], None] | None
+    ) -> Iterator[PredictedScan]:
+        skip_bad = on_bad is not None
+
+        def groups() -> Iterator[tuple[CTScan, Sequence[CTSlice]]]:
+            numbered = enumerate(units)
+            for _, read in read_ahead(numbered, skip_bad=skip_bad, threads=self.num_workers):
+                for problem in read.bad:
+                    on_bad(*problem)
+                yield from ((scan, scan.slices) for scan in read.scans)
+
+        for scan, found in self.predict_slices(groups(), skip_bad=skip_bad):
             predicted, bad = [], []
             for result, _ in found:
                 if isinstance(result, BadSlice):
@@ -263,26 +290,12 @@ class CTPredictor:
         with torch.no_grad():
             outputs = self.model([one.item for one in batch])
         for one, output in zip(batch, outputs, strict=True):
-            yield self._predicted(one.source, output), one.pixels
-
-    def _predicted(self, source: CTSlice, output: Mapping[str, Any]) -> PredictedSlice:
-        lesions: tuple[FoundBox, ...] | None = None
-        if self.lesions:
-            lesions = found_boxes(output["instances"])
-        if not self.image_classes:
-            best = tuple(
-                FoundBox(lesion.class_index, lesion.score, lesion.box_px)
-                for lesion in lesions[: self.top_boxes]
+            found = predicted_slice(
+                one.source,
+                output,
+                classes=bool(self.image_classes),
+                lesions=self.lesions,
+                top_boxes=self.top_boxes,
+                calibrated=self.pooler and functools.partial(self.pooler.calibrated, "slices"),
             )
-            return PredictedSlice(source, None, None, None, None, best, lesions)
-        logits = output["logits"].cpu().numpy()
-        return PredictedSlice(
-            source=source,
-            pred_class=output["pred_class"],
-            logits=logits,
-            scores=output["scores"].cpu().numpy(),
-            ranked_boxes=output["ranked_boxes"].cpu().numpy(),
-            top_boxes=found_boxes(output["ranked_instances"], self.top_boxes),
-            lesions=lesions,
-            calibrated_scores=self.pooler.calibrated("slices", logits) if self.pooler else None,
-        )
+            yield found, one.pixels

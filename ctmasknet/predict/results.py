@@ -5,8 +5,8 @@ Shapes: C slice classes, N ranked rows, n lesions, (H, W) px of the upright slic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from ctmasknet.data.ct_io import CTScan, CTSlice
+from ctmasknet.errors import CTMaskNetError
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class PredictedSlice:
         top_boxes: the best boxes, best first: of the ranked ones, or of a detector's lesions.
         lesions: every lesion of the detector part; None where lesions were not asked for.
         calibrated_scores: (C,) scores at the stored temperature; None where none is stored.
+        has_masks: lesions have masks, also where there are no lesions.
     """
 
     source: CTSlice
@@ -59,6 +61,7 @@ class PredictedSlice:
     top_boxes: tuple[FoundBox, ...]
     lesions: tuple[FoundBox, ...] | None
     calibrated_scores: np.ndarray | None = None
+    has_masks: bool = False
 
     @property
     def instances(self) -> Instances | None:
@@ -74,9 +77,11 @@ class PredictedSlice:
         found.pred_classes = torch.tensor(
             [lesion.class_index for lesion in self.lesions], dtype=torch.int64
         )
-        masks = [lesion.mask(height, width) for lesion in self.lesions]
-        if masks and all(mask is not None for mask in masks):
-            found.pred_masks = torch.from_numpy(np.stack(masks))
+        if self.has_masks:
+            masks = np.zeros((len(boxes), height, width), dtype=bool)
+            for mask, lesion in zip(masks, self.lesions, strict=True):
+                mask[:] = lesion.mask(height, width)
+            found.pred_masks = torch.from_numpy(masks)
         return found
 
 
@@ -106,6 +111,54 @@ class PredictedScan:
     pred_class: int | None
     calibrated_scores: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+def predicted_slice(
+    source: CTSlice,
+    output: Mapping[str, Any],
+    *,
+    classes: bool,
+    lesions: bool,
+    top_boxes: int,
+    calibrated: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> PredictedSlice:
+    """What a model's output says of a slice.
+
+    Args:
+        source: the slice.
+        output: of a ``CTMaskNet`` or a detector of Detectron2's.
+        classes: the model names a class.
+        lesions: take its ``instances``.
+        top_boxes: best boxes kept.
+        calibrated: (C,) logits to calibrated scores, or to None.
+
+    Raises:
+        CTMaskNetError: logits that are no finite numbers.
+    """
+    found = found_boxes(output["instances"]) if lesions else None
+    has_masks = lesions and output["instances"].has("pred_masks")
+    if not classes:
+        best = tuple(replace(lesion, rle=None) for lesion in found[:top_boxes])
+        return PredictedSlice(
+            source, None, None, None, None, best, lesions=found, has_masks=has_masks
+        )
+    logits = output["logits"].cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise CTMaskNetError(
+            f"{source.name}: the model gives logits that are no finite numbers; its weights have "
+            "diverged in training, take an earlier checkpoint"
+        )
+    return PredictedSlice(
+        source=source,
+        pred_class=output["pred_class"],
+        logits=logits,
+        scores=output["scores"].cpu().numpy(),
+        ranked_boxes=output["ranked_boxes"].cpu().numpy(),
+        top_boxes=found_boxes(output["ranked_instances"], top_boxes),
+        lesions=found,
+        calibrated_scores=calibrated(logits) if calibrated else None,
+        has_masks=has_masks,
+    )
 
 
 def found_boxes(instances: Instances, limit: int | None = None) -> tuple[FoundBox, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +24,9 @@ def ahead(
 ) -> Iterator[Result]:
     """``map(function, items)`` by threads, in order, never more than ``limit`` results ahead.
 
-    ``items`` is read lazily and by the caller's thread. What ``function`` raises is raised where
-    its result would have come. Decoding pixels and reading files let other threads run meanwhile.
+    ``items`` is read lazily and by the caller's thread. What it or ``function`` raises is raised
+    where the result would have come, after those before it. Decoding pixels and reading files let
+    other threads run meanwhile.
 
     Args:
         function: called in a thread.
@@ -37,11 +37,21 @@ def ahead(
     if threads < 1:
         yield from map(function, items)
         return
-    waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(threads)
+
+    def submitted() -> Iterator[Future]:
+        try:
+            for item in items:
+                yield pool.submit(function, item)
+        except Exception as error:  # raised again where it is waited for
+            failed: Future = Future()
+            failed.set_exception(error)
+            yield failed
+
+    waiting: deque[Future] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
+        for future in submitted():
+            waiting.append(future)
             if len(waiting) > limit:
                 yield waiting.popleft().result()
         while waiting:
@@ -80,28 +90,27 @@ def load_groups(
     Yields:
         a group's first part, and an iterator over its slices that has to be used up first.
     """
-    tagged = ((_Tag(group), slices) for group, slices in groups)
-    entries = ((tag, source) for tag, slices in tagged for source in slices)
+    started: deque[tuple[Any, int]] = deque()
 
-    def load(entry: tuple[_Tag, CTSlice]) -> tuple[_Tag, Loaded]:
-        tag, source = entry
+    def entries() -> Iterator[CTSlice]:
+        for group, slices in groups:
+            if slices:
+                started.append((group, len(slices)))
+                yield from slices
+
+    def load(source: CTSlice) -> Loaded:
         try:
-            return tag, Loaded(source, *read(source))
+            return Loaded(source, *read(source))
         except CTMaskNetError as error:
             if not skip_bad:
                 raise
-            return tag, Loaded(source, None, None, BadSlice.from_error(source.name, error))
+            return Loaded(source, None, None, BadSlice.from_error(source.name, error))
 
-    loaded = ahead(load, entries, threads=threads, limit=limit)
-    for tag, members in itertools.groupby(loaded, key=operator.itemgetter(0)):
-        yield tag.group, map(operator.itemgetter(1), members)
-
-
-@dataclass(frozen=True, eq=False)
-class _Tag:
-    """Groups are told apart by their place, whatever they are."""
-
-    group: Any
+    loaded = ahead(load, entries(), threads=threads, limit=limit)
+    # Counted, so that a group ends with its last slice and not when the next group's first is there
+    for first in loaded:
+        group, count = started.popleft()
+        yield group, itertools.chain([first], itertools.islice(loaded, count - 1))
 
 
 def batches(members: Iterable[Loaded], size: int) -> Iterator[list[Loaded] | BadSlice]:

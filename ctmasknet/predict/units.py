@@ -38,50 +38,50 @@ class Unit:
     named: bool = True
 
 
-def list_units(inputs: Sequence[str | os.PathLike]) -> tuple[list[Unit], str]:
-    """Cut files and folders into units, in the order given, folders in natural order.
+def list_units(
+    inputs: Sequence[str | os.PathLike], *, skip_bad: bool = False
+) -> tuple[list[Unit], str]:
+    """Cut files and folders into units, in the order given, folders in natural order. Files that
+    are inputs themselves come first and are one unit, since they may be of one series; volumes do
+    not.
 
     As in :func:`ctmasknet.data.ct_io.read_scans`, names that begin with a dot are passed over in
     folders.
+
+    Args:
+        inputs: files and folders.
+        skip_bad: what lies in a folder and cannot be looked at stays in its unit, for reading it
+            tells why.
 
     Returns:
         the units, and a SHA-256 over every file's path as given, size and time of change.
 
     Raises:
-        CTMaskNetError: no input, one that does not exist or cannot be listed, one that lies in
-            another, or a link that leads to a folder of another unit.
+        CTMaskNetError: no input, one that does not exist, one that lies in another, a link that
+            leads to a folder of another unit, a name that is no UTF-8; without ``skip_bad`` a file
+            or folder that cannot be looked at.
     """
     if not inputs:
         raise CTMaskNetError("no input: give files or folders of CT slices")
     _check_apart(inputs)
-    digest = hashlib.sha256()
-    visited: set[tuple[int, int]] = set()
+    listing = _Listing(skip_bad)
     units: list[Unit] = []
     loose: list[str] = []
     for given in map(os.fspath, inputs):
         if os.path.isdir(given):
-            before, links = set(visited), {}
-            folder = _listed(given, digest, visited, links)
-            for link, place in links.items():
-                # Within one unit a folder is read once, however often links lead to it
-                if folder.files is not None or place in before:
-                    raise CTMaskNetError(
-                        f"{link}: leads to a folder that is among the inputs already; remove the "
-                        "link, so that no slice is predicted twice"
-                    )
-            units += _units_of(folder, named=True)
+            units += _units_of(listing.tree(given), named=True)
         elif os.path.isfile(given):
-            _add(digest, given)
+            listing.add(given)
             if _is_volume(given):
                 units.append(Unit((given,), _VOLUME_FILES))
             else:
                 loose.append(given)
         else:
-            raise CTMaskNetError(f"{given}: no such file or folder; correct --input")
+            raise CTMaskNetError(f"{given}: no such file or folder; correct the input")
+    listing.check_links()
     if loose:
-        # Files that were named one by one may be of one series
         units.insert(0, Unit(tuple(loose), len(loose)))
-    return units, digest.hexdigest()
+    return units, listing.digest.hexdigest()
 
 
 @dataclass
@@ -109,56 +109,97 @@ def _units_of(folder: _Folder, named: bool) -> list[Unit]:
     return units
 
 
-def _listed(
-    path: str, digest, visited: set[tuple[int, int]], links: dict[str, tuple[int, int]]
-) -> _Folder:
-    """List a folder to its depth; every file goes into ``digest``, paths of folders that were
-    visited before into ``links``."""
-    files, folders = _entries(path, visited, links)
-    for file in files:
-        _add(digest, file)
-    inner = [_listed(folder, digest, visited, links) for folder in folders]
-    weight = sum(_VOLUME_FILES if _is_volume(file) else 1 for file in files)
-    weight += sum(folder.weight for folder in inner)
-    if weight <= UNIT_FILES:
-        return _Folder(path, weight, None, [])
-    return _Folder(path, weight, files, inner)
+class _Listing:
+    """One call's state: the hash, folders seen so far and links."""
+
+    def __init__(self, skip_bad: bool):
+        self.digest = hashlib.sha256()
+        self._skip_bad = skip_bad
+        #: (device, inode) of a folder -> number of the input it was first seen in.
+        self._visited: dict[tuple[int, int], int] = {}
+        #: Link, the folder it leads to (or into), and the number of its input.
+        self._links: list[tuple[str, tuple[int, int], int]] = []
+        self._cut: list[bool] = []
+
+    def tree(self, path: str) -> _Folder:
+        """List an input that is a folder to its depth."""
+        self._cut.append(False)
+        folder = self._listed(path)
+        self._cut[-1] = folder.files is not None
+        return folder
+
+    def add(self, path: str) -> None:
+        """Let a file count for the hash."""
+        try:
+            status = os.stat(path)
+            told = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError as error:
+            told = self._unseen(f"{path}: cannot be read ({error.strerror}); restore or remove it")
+        try:
+            self.digest.update(f"{path}\0{told}\n".encode())
+        except UnicodeEncodeError:
+            raise CTMaskNetError(
+                f"{path!a}: its name is no UTF-8, which predictions.csv has to be; rename it"
+            ) from None
+
+    def check_links(self) -> None:
+        """Within one unit a slice is read once, however often links lead to it; else refuse.
+
+        Raises:
+            CTMaskNetError: names a link into a folder of another unit.
+        """
+        for link, place, number in self._links:
+            owner = self._visited.get(place)
+            if owner is not None and (owner != number or self._cut[number]):
+                raise CTMaskNetError(
+                    f"{link}: leads to what is among the inputs already; remove the link, so that "
+                    "no slice is predicted twice"
+                )
+
+    def _listed(self, path: str) -> _Folder:
+        number = len(self._cut) - 1
+        try:
+            place = _place(path)
+            if place in self._visited:
+                self._links.append((path, place, number))
+                return _Folder(path, 0, None, [])
+            self._visited[place] = number
+            with os.scandir(path) as entries:
+                found = [
+                    (entry.name, entry.is_dir(), entry.is_symlink())
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                ]
+        except OSError as error:
+            self._unseen(f"{path}: cannot be listed ({error.strerror}); check its permissions")
+            return _Folder(path, 1, None, [])
+        files, folders = [], []
+        for name, is_folder, is_link in sorted(found, key=lambda item: natural_key(item[0])):
+            inner = os.path.join(path, name)
+            (folders if is_folder else files).append(inner)
+            if is_link and not is_folder and os.path.exists(inner):
+                target = Path(inner).resolve()
+                if target.name[0] != ".":  # those are no inputs
+                    self._links.append((inner, _place(target.parent), number))
+        for file in files:
+            self.add(file)
+        inner_folders = [self._listed(folder) for folder in folders]
+        weight = sum(_VOLUME_FILES if _is_volume(file) else 1 for file in files)
+        weight += sum(folder.weight for folder in inner_folders)
+        if weight <= UNIT_FILES:
+            return _Folder(path, weight, None, [])
+        return _Folder(path, weight, files, inner_folders)
+
+    def _unseen(self, problem: str) -> str:
+        """What counts for the hash of what cannot be looked at."""
+        if not self._skip_bad:
+            raise CTMaskNetError(problem)
+        return "unseen"
 
 
-def _entries(
-    folder: str, visited: set[tuple[int, int]], links: dict[str, tuple[int, int]]
-) -> tuple[list[str], list[str]]:
-    """Paths of the files and of the folders in a folder, each in natural order; none of a folder
-    that was visited before."""
-    try:
-        status = os.stat(folder)
-        place = (status.st_dev, status.st_ino)
-        if place in visited:
-            links[folder] = place
-            return [], []
-        visited.add(place)
-        with os.scandir(folder) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
-        ) from error
-    found = sorted((item for item in found if item[0][0] != "."), key=lambda x: natural_key(x[0]))
-    paths = [(os.path.join(folder, name), is_folder) for name, is_folder in found]
-    files = [path for path, is_folder in paths if not is_folder]
-    return files, [path for path, is_folder in paths if is_folder]
-
-
-def _add(digest, path: str) -> None:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{path}: cannot be read ({error.strerror}); restore or remove it"
-        ) from error
-    digest.update(
-        f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
-    )
+def _place(folder: str | os.PathLike) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is_volume(path: str) -> bool:
@@ -171,12 +212,11 @@ def _check_apart(inputs: Sequence[str | os.PathLike]) -> None:
     for given in map(os.fspath, inputs):
         path = Path(given).resolve()
         if path in resolved:
-            raise CTMaskNetError(f"{given}: given twice as --input; give it once")
+            raise CTMaskNetError(f"{given}: given twice; give it once")
         resolved[path] = given
     for path, given in resolved.items():
         for folder in path.parents:
             if folder in resolved:
                 raise CTMaskNetError(
-                    f"{given}: lies in {resolved[folder]}, which is an --input too; give one of "
-                    "them"
+                    f"{given}: lies in {resolved[folder]}, which is an input too; give one of them"
                 )

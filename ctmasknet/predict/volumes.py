@@ -83,14 +83,16 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
         labels: (H, W) uint8 of each of its slices.
 
     Raises:
-        CTMaskNetError: a scan without geometry: pictures, or unevenly spaced slices.
+        CTMaskNetError: a scan without even geometry; a NIfTI source that nibabel cannot read.
     """
+    unit = "mm"
     if scan.kind == "nifti":
         source = _load(scan.slices[0].file)
-        volume, affine = _as_source(labels, scan, source), source.affine
+        volume, affine = _as_source(labels, scan).reshape(source.shape), source.affine
         image = nibabel.Nifti1Image(volume, affine, source.header if _is_nifti1(source) else None)
         image.header.set_data_dtype(np.uint8)
         image.header.set_slope_inter(1, 0)
+        unit = source.header.get_xyzt_units()[0].replace("unknown", unit)
     elif scan.affine is not None:
         volume, affine = np.stack([label.T for label in labels], axis=2), scan.affine
         image = nibabel.Nifti1Image(volume, affine)
@@ -98,16 +100,19 @@ def write_nifti(path: str | os.PathLike, scan: CTScan, labels: Sequence[np.ndarr
         image.set_sform(affine, code="scanner")
     else:
         raise CTMaskNetError(
-            f"{scan.slices[0].file}: no label volume can be made of {scan.scan}, because it states "
-            "no even geometry; leave out --masks nifti"
+            f"{scan.slices[0].file}: slices of its series are missing, uneven, shifted or of "
+            "unknown spacing, so no NIfTI volume can hold their labels; leave out --masks nifti"
         )
     image.header.extensions.clear()
     image.header["cal_min"] = image.header["cal_max"] = 0
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units(unit)
     image.header["descrip"] = b"ctmasknet lesions"
-    with atomic_write(path, "wb") as stream:
-        # Without a time in it: the same labels are the same bytes
-        stream.write(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    # Without a name and a time in it: the same labels are the same bytes
+    with (
+        atomic_write(path, "wb") as stream,
+        gzip.GzipFile("", "wb", 6, stream, mtime=0) as compressed,
+    ):
+        image.to_stream(compressed)
 
 
 def _load(file: str):
@@ -124,11 +129,11 @@ def _is_nifti1(image) -> bool:
     return isinstance(image, nibabel.Nifti1Image)
 
 
-def _as_source(labels: Sequence[np.ndarray], scan: CTScan, source) -> np.ndarray:
+def _as_source(labels: Sequence[np.ndarray], scan: CTScan) -> np.ndarray:
     """(i, j, k) in the voxel order of the file; slices that are not there are 0."""
-    shape = source.shape[:3]
-    turn = scan.slices[0].source.volume.turn
-    volume = np.zeros(shape, dtype=np.uint8)
+    stored = scan.slices[0].source.volume
+    turn = stored.turn
+    volume = np.zeros(stored.shape, dtype=np.uint8)
     along_slices = np.moveaxis(volume, turn.axes[2], 0)
     for one, label in zip(scan.slices, labels, strict=True):
         along_slices[one.frame] = stored_plane(turn, label)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 import re
 import sys
 import time
@@ -19,16 +18,15 @@ from tqdm import tqdm
 
 import ctmasknet
 from ctmasknet.data.bad_slices import BadSlice
-from ctmasknet.data.ct_files import kind_of
-from ctmasknet.data.ct_io import CTScan, UnsuitableFile, read_scans
+from ctmasknet.data.ct_io import CTScan
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.predict.dicom_seg import write_dicom_seg
 from ctmasknet.predict.manifest import writing
 from ctmasknet.predict.parts import Parts, Piece, pieces_of, slices_of
 from ctmasknet.predict.predictor import CTPredictor
+from ctmasknet.predict.reading import read_ahead
 from ctmasknet.predict.results import PredictedSlice, slice_record
-from ctmasknet.predict.stream import ahead
 from ctmasknet.predict.units import UNIT_FILES, Unit
 from ctmasknet.predict.volumes import label_slice, mask_values, write_nifti
 from ctmasknet.visualize import SliceCall, side_by_side
@@ -62,38 +60,6 @@ class Drawing:
 def is_shared(unit: Unit, units: int, world: int) -> bool:
     """Whether a unit's pieces are dealt out to all processes, and not the whole unit to one."""
     return world > 1 and (unit.weight > UNIT_FILES or units < _UNITS_A_PROCESS * world)
-
-
-def read_unit(unit: Unit, *, skip_bad: bool) -> tuple[list[CTScan], list[tuple[str, str]]]:
-    """The scans of a unit, and (file, reason) of what was skipped.
-
-    Raises:
-        CTMaskNetError: without ``skip_bad``, the first bad file.
-    """
-    bad: list[tuple[str, str]] = []
-    paths = unit.paths
-    if not unit.named:
-        paths = tuple(path for path in paths if os.path.isdir(path) or _may_be_ct(path))
-
-    def note(file: str, reason: str) -> None:
-        if not unit.named and os.path.isdir(file):
-            return  # a folder of notes, say, among folders of scans
-        if not skip_bad:
-            raise CTMaskNetError(f"{file}: {reason}")
-        bad.append((file, reason))
-
-    return (read_scans(paths, on_bad=note) if paths else []), bad
-
-
-def _may_be_ct(path: str) -> bool:
-    """Whether a file found in a folder is of a kind that is read; damaged ones are."""
-    try:
-        kind_of(path)
-    except UnsuitableFile:
-        return False
-    except CTMaskNetError:
-        return True
-    return True
 
 
 class Worker:
@@ -139,24 +105,19 @@ class Worker:
     ) -> Iterator[tuple[tuple[Piece, CTScan], Sequence]]:
         """Unfinished pieces of this process with their slices; headers are read one unit ahead."""
         mine = (
-            number
+            (number, unit)
             for number, unit in enumerate(units)
             if (is_shared(unit, len(units), self.world) or number % self.world == self.rank)
             and not self.parts.is_finished(number)
         )
-
-        def read(number: int) -> tuple[int, list[CTScan], list[tuple[str, str]]]:
-            scans, bad = read_unit(units[number], skip_bad=self.skip_bad)
-            return number, scans, bad
-
-        for number, scans, bad in ahead(read, mine, threads=1, limit=1):
+        for number, read in read_ahead(mine, skip_bad=self.skip_bad):
             with writing(self.output):
-                self.parts.write_unit(number, scans, bad)
+                self.parts.write_unit(number, read)
             shared = is_shared(units[number], len(units), self.world)
-            for place, piece in enumerate(pieces_of(number, scans)):
+            for place, piece in enumerate(pieces_of(number, read.scans)):
                 is_mine = not shared or (number + place) % self.world == self.rank
                 if is_mine and not self.parts.has(piece):
-                    yield (piece, scans[piece.scan]), slices_of(piece, scans)
+                    yield (piece, read.scans[piece.scan]), slices_of(piece, read.scans)
             progress.unit(number)
 
     def _lines(
@@ -187,28 +148,19 @@ class Worker:
             yield self._volumes(piece, scan, labels)
 
     def _volumes(self, piece: Piece, scan: CTScan, labels: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Write the label volumes; what a scan's geometry does not allow becomes a problem."""
+        """Write the label volumes; one that the source does not allow becomes a problem."""
         masks: dict[str, str] = {}
         problems = []
         if not labels:
             return {"masks": masks, "problems": ["no label volume: pictures state no geometry"]}
         for kind in self.drawing.masks:
             name = f"masks/{self._stem(piece, scan)}{MASKS[kind]}"
-            if kind == "dicom-seg" and scan.kind != "dicom":
-                problems.append("no DICOM segmentation: the source is no DICOM")
-                continue
-            if kind == "nifti" and scan.kind == "dicom" and scan.affine is None:
-                problems.append(
-                    "no NIfTI label volume: slices are missing, unevenly spaced or shifted"
-                )
-                continue
             with writing(self.output / name):
                 try:
                     self._write_volume(kind, self.output / name, scan, labels)
                 except CTMaskNetError as error:
-                    if not self.skip_bad:
-                        raise
                     problems.append(f"no {kind} volume: {error}")
+                    logging.getLogger(__name__).warning("No %s volume: %s", kind, error)
                     continue
             masks[kind] = name
         return {"masks": masks, "problems": problems}

@@ -6,9 +6,13 @@ import resource
 import shutil
 import signal
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from small_world import files_of, words
+
+from ctmasknet.engine.run_record import read_record
 
 
 def refused(tool, message, *command):
@@ -38,7 +42,7 @@ def test_bad_scans(classifier, own_scans, tmp_path, tool):
     refused(tool, "none.dcm: no such file", *words(classifier, [own_scans / "none.dcm"], output))
     refused(tool, "given twice", *words(classifier, [own_scans, f"{own_scans}/."], output))
     inner = [own_scans, own_scans / "a_dicom"]
-    refused(tool, "is an --input too", *words(classifier, inner, output))
+    refused(tool, "is an input too", *words(classifier, inner, output))
     empty.mkdir()
     refused(tool, "holds no files", *words(classifier, [empty], output, "--overwrite"))
     notes = tmp_path / "notes.txt"
@@ -76,6 +80,24 @@ def test_bad_scans_are_skipped_listed_and_too_many_an_error(classifier, own_scan
     assert tool(*again)[0] == 0
 
 
+def test_what_is_no_ct_in_a_cut_folder_is_counted(
+    classifier, own_scans, tmp_path, tool, monkeypatch
+):
+    """A label mask beside its volume and a report, as in a folder that needs no cutting."""
+    source = nibabel.load(own_scans / "b_nifti" / "ct.nii.gz")
+    labels = (source.get_fdata() > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, source.affine), own_scans / "b_nifti" / "mask.nii.gz")
+    (own_scans / "c_pictures" / "report.txt").write_text("a report")
+    tables = []
+    for name, files in (("whole", 4096), ("cut", 5)):
+        monkeypatch.setattr("ctmasknet.predict.units.UNIT_FILES", files)
+        assert tool(*words(classifier, [own_scans], tmp_path / name))[0] == 0
+        tables.append((tmp_path / name / "predictions.csv").read_bytes())
+    assert tables[0] == tables[1]
+    (entry,) = read_record(tmp_path / "cut")
+    assert (entry["results"]["left_out"], entry["results"]["skipped"]) == (2, 0)
+
+
 def test_folders_of_something_else(classifier, detector, scans, tmp_path, tool):
     output, inputs = tmp_path / "out", [scans / "a_dicom"]
     output.mkdir()
@@ -85,6 +107,9 @@ def test_folders_of_something_else(classifier, detector, scans, tmp_path, tool):
         tool, "something else, such as notes.txt", *words(classifier, inputs, output, "--overwrite")
     )
     refused(tool, "is a file", *words(classifier, inputs, output / "notes.txt"))
+    within = scans / "a_dicom" / "new" / "out"
+    refused(tool, f"out: lies in the input {inputs[0]}", *words(classifier, inputs, within))
+    assert not within.parent.exists()
     assert os.listdir(output) == ["notes.txt"]
 
 
@@ -97,6 +122,8 @@ def test_another_run_s_folder(classifier, detector, own_scans, tmp_path, tool):
     refused(tool, "other options", *words(classifier, inputs, output, "--resume", "--lesions"))
     others = words(detector, inputs, output, "--resume")
     refused(tool, "other weights and another configuration and other options", *others)
+    fewer = words(classifier, inputs, output, "--resume", "--", "TEST.DETECTIONS_PER_IMAGE", 3)
+    refused(tool, "another configuration", *fewer)
     shutil.copy(own_scans / "a_dicom" / "000.dcm", own_scans / "a_dicom" / "copy.dcm")
     refused(tool, "other inputs", *words(classifier, inputs, output, "--resume"))
     assert files_of(output) == before
@@ -138,11 +165,28 @@ def test_a_full_disk_keeps_what_is_finished(limit_bytes, classifier, scans, tmp_
         (["--", "INPUT.CROP_TO_BODY", True], "INPUT.CROP_TO_BODY: scans come without body boxes"),
         (["--masks", "nifti", "--", "MODEL.MASK_ON", False], "--masks: these weights"),
         (["--max-bad-share", 2], "--max-bad-share is 2.0"),
+        (["--score-threshold", 75], "--score-threshold: 75.0 is no score"),
+        (["--score-threshold", "nan"], "--score-threshold: nan is no score"),
+        (["--top-k", 3], "--top-k: is of no use to the pooling mean"),
+        (["--pooling", "top_k_mean", "--top-k", 0], "top-k is 0"),
     ],
 )
 def test_arguments_that_make_no_sense(flags, message, classifier, scans, tmp_path, tool):
     refused(tool, message, *words(classifier, [scans / "a_dicom"], tmp_path / "out", *flags))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_detector_pools_nothing(detector, scans, tmp_path, tool):
+    command = words(detector, [scans / "a_dicom"], tmp_path / "out", "--pooling", "max")
+    refused(tool, "--pooling, --top-k: a lesion detector names no class", *command)
+
+
+def test_weights_that_have_diverged(own_classifier, scans, tmp_path, tool):
+    content = torch.load(own_classifier.weights, weights_only=True)
+    content["model"]["image_head.fc1.weight"].fill_(float("nan"))
+    torch.save(content, own_classifier.weights)
+    command = words(own_classifier, [scans / "a_dicom"], tmp_path / "out")
+    refused(tool, "000.dcm: the model gives logits that are no finite numbers", *command)
 
 
 def test_a_missing_highdicom_is_told_first(classifier, scans, tmp_path, tool, monkeypatch):

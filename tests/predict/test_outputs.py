@@ -13,15 +13,17 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from pydicom.dataset import FileMetaDataset
 from running import run_tool
 from scipy.special import expit, logit
 from small_world import files_of, hu_volume, words, write_scans, write_series
 
 from ctmasknet.data.classes import MASK_LABELS
-from ctmasknet.data.ct_io import read_scans
+from ctmasknet.data.ct_io import CTSlice, read_scans
 from ctmasknet.data.mask_volumes import read_mask_volume
 from ctmasknet.engine.run_record import read_record
 from ctmasknet.engine.stored_calibration import store_calibration
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import pool_slices, read_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.predict import CTPredictor
@@ -177,6 +179,9 @@ def test_label_volume_of_a_dicom_series(answers):
             place = mask.affine @ [0, 0, number, 1]
             np.testing.assert_allclose(place[:3], [-x, -y, z], atol=1e-4)
         assert nibabel.aff2axcodes(mask.affine) == ("L", "P", "S")
+        for form, code in (mask.get_qform(coded=True), mask.get_sform(coded=True)):
+            np.testing.assert_allclose(form, mask.affine, atol=1e-4)
+            assert code == 1, "scanner"
 
 
 def test_dicom_seg_lies_on_its_series(answers):
@@ -216,6 +221,13 @@ def label_planes(scan):
     return list(chance.choice([0, 2, 3], (len(scan.slices), height, width)).astype(np.uint8))
 
 
+def write_seg(path, scan):
+    when = datetime.datetime(2020, 3, 1, 12)
+    write_dicom_seg(
+        path, scan, label_planes(scan), LESIONS, identity="x", created=when, software="1"
+    )
+
+
 @pytest.mark.parametrize("kind", ["transposed", "frames"])
 def test_dicom_seg_of_other_storage(kind, tmp_path):
     """Rows that run to the patient's left; frames of one file in an order of their own. Headers
@@ -236,8 +248,7 @@ def test_dicom_seg_of_other_storage(kind, tmp_path):
     (scan,) = read_scans([tmp_path / "in"])
     labels = label_planes(scan)
     path = tmp_path / "seg.dcm"
-    when = datetime.datetime(2020, 3, 1, 12)
-    write_dicom_seg(path, scan, labels, LESIONS, identity="x", created=when, software="1")
+    write_seg(path, scan)
     seg = highdicom.seg.segread(path)
     if kind == "frames":
         numbers = [one.frame + 1 for one in scan.slices]
@@ -257,6 +268,85 @@ def test_dicom_seg_of_other_storage(kind, tmp_path):
     np.testing.assert_allclose(mask.turn.affine, scan.affine, atol=1e-6)
     for index, label in enumerate(labels):
         np.testing.assert_array_equal(mask.plane(index), label)
+
+
+def saved_series(folder, change, count=4):
+    """A series whose headers ``change`` has touched, read."""
+    for index, plane in enumerate(ct_samples.volume(count)):
+        data = ct_samples.dicom(plane, index)
+        data.FrameOfReferenceUID = f"{ct_samples.SERIES}.9"
+        change(data)
+        ct_samples.save(data, folder / f"{index}.dcm")
+    (scan,) = read_scans([folder])
+    return scan
+
+
+@pytest.mark.parametrize("change", ["empty", "missing"])
+def test_dicom_seg_of_slices_without_thickness(change, tmp_path):
+    """Type 2 in CT, so it may be empty, but not in a segmentation: no reader would take it."""
+
+    def open_end(data):
+        data.SliceThickness = None
+        if change == "missing":
+            del data.SliceThickness
+
+    scan = saved_series(tmp_path / "in", open_end)
+    write_seg(tmp_path / "seg.dcm", scan)
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    assert volume.spacing == (5.0, 2.0, 1.5)
+    with pytest.raises(CTMaskNetError, match=r"0\.dcm: states no slice thickness"):
+        write_seg(tmp_path / "one.dcm", saved_series(tmp_path / "one", open_end, count=1))
+    assert not (tmp_path / "one.dcm").exists()
+
+
+def test_dicom_seg_of_files_without_preamble(tmp_path):
+    scan = saved_series(tmp_path / "in", lambda data: None)
+    for one in scan.slices:
+        header = pydicom.dcmread(one.file)
+        header.preamble, header.file_meta = None, FileMetaDataset()
+        with open(one.file, "wb") as stream:
+            pydicom.dcmwrite(stream, header, implicit_vr=False, little_endian=True)
+    (bare,) = read_scans([tmp_path / "in"])
+    for name, its in (("with", scan), ("without", bare)):
+        write_seg(tmp_path / f"{name}.dcm", its)
+    assert (tmp_path / "without.dcm").read_bytes() == (tmp_path / "with.dcm").read_bytes()
+
+
+def test_no_dicom_seg_of_several_files_with_frames(tmp_path):
+    hu = ct_samples.volume(6)
+    for number in range(2):
+        data = ct_samples.enhanced(hu[3 * number : 3 * number + 3])
+        data.SOPInstanceUID = f"{ct_samples.SERIES}.{number}"
+        for index, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+            frame.PlanePositionSequence[0].ImagePositionPatient[2] = 15.0 * number + 5 * index
+        ct_samples.save(data, tmp_path / "in" / f"{number}.dcm")
+    (scan,) = read_scans([tmp_path / "in"])
+    assert len(scan.slices) == 6
+    with pytest.raises(CTMaskNetError, match=r"0\.dcm: .* several files that hold several frames"):
+        write_seg(tmp_path / "seg.dcm", scan)
+
+
+def test_nifti_masks_keep_unit_and_dimensions(tmp_path):
+    """In metres; four dimensions, the last of one volume; a single slice of two dimensions."""
+    hu = ct_samples.volume().transpose(2, 1, 0)
+    affine = np.diag([-0.001, -0.001, 0.003, 1])
+    for name, stored in (("m", hu), ("4d", hu[..., None]), ("2d", hu[..., 0])):
+        source = nibabel.Nifti1Image(stored, affine)
+        source.header.set_xyzt_units("meter")
+        # Neither a comment on the source nor its grey levels are the labels'
+        source.header["cal_min"], source.header["cal_max"] = -1350, 150
+        source.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"P. Name"))
+        nibabel.save(source, tmp_path / f"{name}.nii")
+        (scan,) = read_scans([tmp_path / f"{name}.nii"])
+        np.testing.assert_allclose(scan.affine[2, 2], 3.0)
+        labels = label_planes(scan)
+        write_nifti(tmp_path / "mask.nii.gz", scan, labels)
+        mask = nibabel.load(tmp_path / "mask.nii.gz")
+        assert mask.header.get_xyzt_units()[0] == "meter" and mask.shape == stored.shape
+        assert mask.header["cal_max"] == 0 and not mask.header.extensions
+        np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / f"{name}.nii").affine)
+        expected = np.array(labels).transpose(2, 1, 0).reshape(stored.shape)
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL"])
@@ -289,9 +379,12 @@ def test_overlays_are_of_slices_with_a_lesion(detector, scans, tmp_path, tool):
         assert picture.width > 2 * 576
 
 
-def test_the_record_names_pooling_and_mask_values(answers):
+def test_the_record_names_what_was_predicted_by_what(answers, classifier):
     output, _ = answers
     (entry,) = read_record(output)
+    assert entry["inputs"] == [str(output.parent / "scans")]
+    assert entry["weights"] == str(classifier.weights)
+    assert entry["settings"] == json.loads((output / "prediction.json").read_text())["settings"]
     assert (entry["kind"], entry["status"], entry["pooling"]) == ("prediction", "finished", "mean")
     assert entry["mask_values"] == {"ggo": 2, "consolidation": 3}
     assert entry["results"]["slices"] == 18 and entry["hardware"]["device"] == "cpu"
@@ -347,9 +440,96 @@ def test_calibrated_scores_and_the_stored_pooling_are_used(own_classifier, scans
     assert "calibrated_scores" not in patient
 
 
+def test_a_patient_is_pooled_over_inputs_and_a_scan_over_pieces(
+    classifier, own_scans, tmp_path, tool, monkeypatch
+):
+    """Two series of one patient with pictures of others between them, cut into pieces of two."""
+    write_series(own_scans / "z_dicom", hu_volume(7, 2), patient="P1")
+    inputs = [own_scans / name for name in ("a_dicom", "c_pictures", "z_dicom")]
+    flags = ["--overlays", "--masks", "nifti", "--score-threshold", 0.8]
+    flags += ["--pooling", "top_k_mean", "--top-k", 2]
+    assert tool(*words(classifier, inputs, tmp_path / "whole", *flags))[0] == 0
+    monkeypatch.setattr("ctmasknet.predict.parts.PIECE_SLICES", 2)
+    assert tool(*words(classifier, inputs, tmp_path / "pieces", *flags))[0] == 0
+    output = tmp_path / "pieces"
+    assert files_of(output) == files_of(tmp_path / "whole")
+    assert (output / "overlays" / "000002-001_7_1" / "0003.png").is_file(), "of a second piece"
+    rows, _ = read_predictions_csv(output / "predictions.csv")
+    pooling = ScorePooling("top_k_mean", 0, 2)
+    for level, scans in (("patient", [2, 1, 1]), ("scan", None)):
+        found = objects(output, level)
+        for value, expected in zip(found, pool_slices(rows, f"{level}s", pooling), strict=True):
+            assert value["pooling"] == "top_k_mean (k = 2)"
+            assert (value["patient"], value["slices"]) == (expected.patient, expected.slices)
+            np.testing.assert_allclose([value["scores"][n] for n in CLASSES], expected.scores)
+            assert value["pred"] == CLASSES[expected.pred]
+        if scans:
+            assert [value["scans"] for value in found] == scans
+
+
+def test_a_slice_that_cannot_be_decoded_is_empty_in_the_label_volume(
+    classifier, scans, tmp_path, tool, monkeypatch
+):
+    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 0.6]
+    series = scans / "a_dicom"
+    assert tool(*words(classifier, [series], tmp_path / "whole", *flags))[0] == 0
+    pixels = CTSlice.pixels
+
+    def damaged(self, window):
+        if self.file.endswith("001.dcm"):
+            raise CTMaskNetError(f"{self.file}: damaged")
+        return pixels(self, window)
+
+    monkeypatch.setattr(CTSlice, "pixels", damaged)
+    flags += ["--bad", "skip", "--max-bad-share", 0.3]
+    assert tool(*words(classifier, [series], tmp_path / "skipped", *flags))[0] == 0
+    labels, segments = [], []
+    for name in ("whole", "skipped"):
+        (value,) = objects(tmp_path / name, "scan")
+        masks = {kind: tmp_path / name / path for kind, path in value["masks"].items()}
+        labels.append(np.asarray(nibabel.load(masks["nifti"]).dataobj))
+        seg = highdicom.seg.segread(masks["dicom-seg"])
+        uids = [pydicom.dcmread(path).SOPInstanceUID for path in sorted(series.iterdir())]
+        segments.append(
+            seg.get_pixels_by_source_instance(
+                uids, combine_segments=True, assert_missing_frames_are_empty=True
+            )
+        )
+    assert labels[0][..., 1].any() and segments[0][1].any(), "the test needs lesions there"
+    labels[0][..., 1] = segments[0][1] = 0
+    np.testing.assert_array_equal(*labels)
+    np.testing.assert_array_equal(*segments)
+
+
+def test_a_label_volume_that_a_source_does_not_allow_is_its_problem(
+    classifier, own_scans, tmp_path, tool
+):
+    """The others are written, and the run goes on."""
+    series = own_scans / "a_dicom"
+    (series / "001.dcm").unlink()
+    write_series(own_scans / "a_other", hu_volume(6, 3), patient="P3")
+    for path in (own_scans / "a_other").iterdir():
+        header = pydicom.dcmread(path)
+        del header.FrameOfReferenceUID
+        header.save_as(path)
+    output = tmp_path / "answers"
+    flags = ["--masks", "nifti", "nifti", "dicom-seg"]
+    assert tool(*words(classifier, [own_scans], output, *flags))[0] == 0
+    found = objects(output, "scan")
+    assert [list(one["masks"]) for one in found] == [["dicom-seg"], ["nifti"], ["nifti"], [], []]
+    for one, reason in zip(
+        found,
+        ("slices of its series are missing", "Frame Of Reference", "needs a DICOM series")
+        + ("pictures state no geometry",) * 2,
+        strict=True,
+    ):
+        assert reason in one["problems"][-1]
+    assert len(list((output / "masks").iterdir())) == 3
+
+
 def test_a_series_without_lesions_has_empty_volumes(classifier, scans, tmp_path, tool):
     output = tmp_path / "answers"
-    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 1.5]
+    flags = ["--masks", "nifti", "dicom-seg", "--score-threshold", 1]
     assert tool(*words(classifier, [scans / "a_dicom"], output, *flags))[0] == 0
     (value,) = objects(output, "scan")
     assert not np.asarray(nibabel.load(output / value["masks"]["nifti"]).dataobj).any()

@@ -1,12 +1,15 @@
 """Several processes write the files that one writes."""
 
+import logging
 import socket
 
 import pytest
 from dying import start_prediction
 from small_world import files_of, words
+from torch.multiprocessing import ProcessExitedException
 
-from ctmasknet.predict import work
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict import parts, work
 from ctmasknet.predict.parts import Parts
 from ctmasknet.predict.units import UNIT_FILES, Unit, list_units
 from ctmasknet.predict.work import Worker, is_shared
@@ -62,6 +65,37 @@ def test_one_process_s_failure_ends_the_one_that_waits(repository, classifier, o
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [2, 2]
+
+
+def test_a_process_that_is_killed_is_one_line(classifier, scans, tmp_path, tool, monkeypatch):
+    def start(*args, **kwargs):
+        raise ProcessExitedException("", 1, 4711, -9, "SIGKILL")
+
+    monkeypatch.setattr("torch.multiprocessing.start_processes", start)
+    command = words(classifier, [scans], tmp_path / "out", "--num-gpus", 2)
+    code, line = tool(*command)
+    assert code == 2 and line.startswith("error: process 2 of 2 was ended by SIGKILL")
+    assert "--resume" in line
+
+
+def test_who_waits_says_so_and_ends_when_another_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(parts, "_TELL_SECONDS", 0)
+    ours, told = Parts(tmp_path), []
+
+    class Failing(logging.Handler):
+        def emit(self, record):
+            told.append(record.getMessage())
+            ours.mark_failed(1)
+
+    handler = Failing()
+    logging.getLogger(parts.__name__).addHandler(handler)
+    try:
+        with pytest.raises(CTMaskNetError, match="another process of this run has failed"):
+            ours.unit(3)
+    finally:
+        logging.getLogger(parts.__name__).removeHandler(handler)
+    assert "Waiting for another process of this run to finish 0000003.json" in told[0]
 
 
 @pytest.mark.parametrize("units_a_process", [0, 100], ids=["whole units", "shared units"])

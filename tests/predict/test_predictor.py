@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
-from small_world import hu_volume, write_series
+from small_world import hu_volume, write_pictures, write_series
 
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.ct_io import read_scans
@@ -16,7 +16,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.learned_pooling import fit_learned_pooling
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.predict import CTPredictor
+from ctmasknet.predict import CTPredictor, reading
 from ctmasknet.predict.pooled import build_pooler
 from ctmasknet.predict.stream import Loaded, ahead, batches
 
@@ -57,6 +57,47 @@ def test_three_lines_give_what_the_model_gives(classifier, scans):
         assert scan.pred_class == int(pooled.argmax())
 
 
+def test_scans_come_before_the_rest_of_the_inputs_is_read(classifier, own_scans, monkeypatch):
+    """Headers are read one unit ahead, and a damaged file raises when its turn comes."""
+    asked = []
+
+    def noted(paths, **options):
+        asked.append(paths)
+        return read_scans(paths, **options)
+
+    monkeypatch.setattr(reading, "read_scans", noted)
+    (own_scans / "b_nifti" / "ct.nii.gz").write_bytes(b"damaged")
+    folders = [own_scans / name for name in ("a_dicom", "c_pictures", "b_nifti")]
+    more = [write_pictures(own_scans / f"more{n}", n, ["a.png"]) for n in range(3)]
+    found = build(classifier, num_workers=0)([*folders, *more])
+    assert asked == [], "nothing is read before it is asked for"
+    assert next(found).source.kind == "dicom"
+    assert asked == [(str(folders[0]),)]
+    assert [scan.source.patient for scan in (next(found), next(found))] == ["7", "8"]
+    with pytest.raises(CTMaskNetError, match=r"ct\.nii\.gz: damaged"):
+        next(found)
+    asked.clear()
+    more += [write_pictures(own_scans / f"more{n}", n, ["a.png"]) for n in range(3, 20)]
+    found = build(classifier, num_workers=1)([*folders[:2], *more])
+    next(found)
+    found.close()
+    assert 2 <= len(asked) < 6, "slices wait for the model, another unit's headers are there"
+
+
+def test_inputs_are_those_of_the_tool(classifier, scans, tmp_path):
+    predictor = build(classifier)
+    with pytest.raises(CTMaskNetError, match=r"none: no such file or folder"):
+        predictor(tmp_path / "none")
+    with pytest.raises(CTMaskNetError, match="a_dicom: lies in"):
+        predictor([scans, scans / "a_dicom"])
+    (tmp_path / "empty").mkdir()
+    told = []
+    inputs = [tmp_path / "empty", scans / "a_dicom"]
+    found = list(predictor(inputs, on_bad=lambda *problem: told.append(problem)))
+    assert [scan.source.kind for scan in found] == ["dicom"]
+    assert [file for file, _ in told] == [str(tmp_path / "empty")]
+
+
 def test_a_detector_finds_lesions_and_names_no_class(detector, scans):
     for scan in build(detector)(scans / "a_dicom"):
         assert scan.scores is None and scan.pred_class is None and scan.image_classes == ()
@@ -66,6 +107,17 @@ def test_a_detector_finds_lesions_and_names_no_class(detector, scans):
             assert [box.box_px for box in one.top_boxes] == [
                 lesion.box_px for lesion in one.lesions
             ]
+
+
+def test_a_slice_without_lesions_has_all_fields_too(detector, scans):
+    none = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.999]
+    (scan,) = build(detector, overrides=none)(scans / "a_dicom")
+    found = scan.slices[0].instances
+    assert len(found) == 0 and found.pred_masks.shape == (0, 64, 64)
+    assert found.pred_masks.dtype == torch.bool and found.pred_boxes.tensor.shape == (0, 4)
+    boxes_only = build(detector, overrides=["MODEL.MASK_ON", False])
+    (scan,) = boxes_only(scans / "a_dicom")
+    assert len(scan.slices[0].instances) == 6 and not scan.slices[0].instances.has("pred_masks")
 
 
 def test_threads_change_nothing_and_batches_only_rounding(classifier, own_scans):
@@ -185,7 +237,14 @@ def test_ahead_keeps_order_and_distance():
             raise CTMaskNetError("two")
         return number
 
-    results = ahead(fails, range(9), threads=2, limit=5)
-    assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(CTMaskNetError, match="two"):
-        next(results)
+    def ends():
+        yield from (7, 8)
+        raise CTMaskNetError("two")
+
+    for results in (
+        ahead(fails, range(9), threads=2, limit=5),
+        ahead(abs, ends(), threads=2, limit=5),
+    ):
+        assert len([next(results), next(results)]) == 2
+        with pytest.raises(CTMaskNetError, match="two"):
+            next(results)
