@@ -13,6 +13,7 @@ from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
 from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
 from ctmasknet.benchmarks.exported import exported
 from ctmasknet.benchmarks.growth import draw_growth, growth
+from ctmasknet.benchmarks.loading import loading
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 from ctmasknet.benchmarks.mask_targets import mask_targets
 from ctmasknet.benchmarks.parts import parts
@@ -105,6 +106,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             "patients": (8, "phantom patients"),
             "rounds": (10, "times that their slices are converted"),
             "most": (2, "processes"),
+        },
+    ),
+    "loading": Benchmark(
+        "PNG files to the model's input against Detectron2's mapper",
+        loading,
+        {
+            "kind": ("lesions", "lesions, with boxes and masks, or slices"),
+            "slices": (20, "of a phantom patient"),
         },
     ),
     "registration": Benchmark(

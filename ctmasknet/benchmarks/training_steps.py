@@ -5,27 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
-from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from PIL import Image
 from torch import nn
 
 from ctmasknet.benchmarks.apart import Apart
+from ctmasknet.benchmarks.loading import phantom_dicts
 from ctmasknet.benchmarks.stock_peer import StockClassifier, stock_cfg
 from ctmasknet.benchmarks.timing import comparison, interleaved, peak_memory_of
-from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.mapper import LesionMapper
-from ctmasknet.data.masks_to_coco import mask_instances
-from ctmasknet.data.phantom_patient import phantom_patient
 from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.precision import build_step_trainer
@@ -125,28 +119,12 @@ def kind_cfg(kind: str, *overrides: str) -> CfgNode:
 
 def _inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, Any]]:
     """Slices of a phantom patient, all with lesions, mapped as for training."""
-    classes = mask_type_classes("both")
-    slices = phantom_patient("covid", seed, side, batch)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = side, 2 * side
     mapper = LesionMapper(cfg, True)
-    inputs = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, one in enumerate(slices):
-            path = Path(folder) / f"{number}.png"
-            Image.fromarray(one.image).save(path)
-            found = mask_instances(one.mask, classes)
-            for instance in found:
-                instance["bbox_mode"] = BoxMode.XYWH_ABS
-                instance["category_id"] -= 1
-            inputs.append(
-                {
-                    **mapper({"file_name": str(path), "image_id": number, "annotations": found}),
-                    "label": number % 3,
-                }
-            )
-    return inputs
+    with phantom_dicts(batch, side, seed) as dicts:
+        return [{**mapper(one), "label": number % 3} for number, one in enumerate(dicts)]
 
 
 def _main(way: str, kind: str, batch: str, side: str, seed: str) -> None:
