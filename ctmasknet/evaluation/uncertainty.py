@@ -152,7 +152,8 @@ def bca_interval(
     influence = left_out.mean() - left_out if len(left_out) else np.zeros(1)
     spread = np.sum(influence**2)
     acceleration = np.sum(influence**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + norm.ppf([tail, 1 - tail])
+    # For two patients the tail is 1e-72, and 1 less that is 1
+    z = bias + norm.isf(tail) * np.array([-1.0, 1.0])
     shrink = 1 - acceleration * z
     levels = norm.cdf(bias + z / shrink) if (shrink > 0).all() else np.array([tail, 1 - tail])
     low, high = np.quantile(replicates, levels)

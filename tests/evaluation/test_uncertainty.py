@@ -98,6 +98,17 @@ def test_a_share_of_all_or_none_gets_the_exact_interval():
     assert found["half"].low is found["auroc"].high is None
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_patients_have_the_widest_interval_that_resamples_show(sign):
+    # Skewed either way: the acceleration is positive once and negative once
+    values = sign * np.array([0.0, 0.1, 0.2, 5.0])
+    found = bootstrap_intervals(mean_of(values), 4, patients_behind={"mean": 2})["mean"]
+    assert (found.low, found.high) == pytest.approx(tuple(np.sort([values[0], values[3]])))
+    first, second = 0.1, 0.7
+    found = bootstrap_intervals(mean_of(sign * np.array([first, second])), 2)["mean"]
+    assert (found.low, found.high) == pytest.approx(tuple(np.sort([sign * first, sign * second])))
+
+
 def test_one_patient_has_no_interval_and_bad_settings_are_clear():
     found = bootstrap_intervals(mean_of(np.array([3.0])), 1)["mean"]
     assert found.value == 3.0 and found.low is None
