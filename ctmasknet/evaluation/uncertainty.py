@@ -93,8 +93,9 @@ def bootstrap_intervals(
             sum of M absolute gaps.
 
     Raises:
-        CTMaskNetError: too few resamples, or a confidence outside 0..1.
+        CTMaskNetError: too few resamples, a confidence outside 0..1, or no seed.
     """
+    check_seed(seed)
     if n_boot < 100:
         raise CTMaskNetError(f"{n_boot} bootstrap resamples are too few; take at least 100")
     if not 0 < confidence < 1:
@@ -223,6 +224,16 @@ def _leave_out(num_patients: int, rng: np.random.Generator) -> np.ndarray:
     groups = min(num_patients, _MAX_LEFT_OUT)
     group = rng.permutation(num_patients) % groups
     return (group != np.arange(groups)[:, None]).astype(np.float64)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes (scikit-learn's take 32 bits).
+
+    Raises:
+        CTMaskNetError: a seed outside 0..2^32 - 1; a negative one does not mean a random seed here.
+    """
+    if not 0 <= seed < 2**32:
+        raise CTMaskNetError(f"seed is {seed}; give a number within 0..{2**32 - 1}")
 
 
 def _known(value: float) -> float | None:

@@ -29,6 +29,7 @@ from ctmasknet.evaluation.pooling import (
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.resampled_metrics import threshold_metrics
+from ctmasknet.evaluation.uncertainty import check_seed
 from ctmasknet.evaluation.units import Units, pooled_units, slice_units
 from ctmasknet.files import write_json
 
@@ -144,10 +145,11 @@ def fit_on_validation(
         source: names the rows in messages.
 
     Raises:
-        CTMaskNetError: bad rows, no label, or a chosen learned pooling that cannot be fitted.
+        CTMaskNetError: bad rows, no label, a seed outside 0..2^32 - 1, or a chosen learned pooling that cannot be fitted.
     """
     choice = choice or PoolingChoice()
     check_rows(rows, source)
+    check_seed(seed)
     options = {"top_k": choice.top_k, "seed": seed}
     learned, why_not = None, ""
     try:

@@ -193,6 +193,8 @@ def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_
         (["--predictions", "test.csv", "--pooling", "learned"], "give them, or choose another"),
         (["--predictions", "test.csv", "--normal-class", "healthy"], "'healthy' is not a class"),
         (["--predictions", "test.csv", "--resamples", "1"], "at least 100"),
+        (["--predictions", "test.csv", "--seed", "-1"], "seed is -1"),
+        (["--predictions", "test.csv", "--validation", "val.csv", "--seed", "-1"], "seed is -1"),
         (["--predictions", "test.csv", "--output", "test.csv"], "cannot write"),
     ],
 )
