@@ -145,7 +145,8 @@ def fit_on_validation(
         source: names the rows in messages.
 
     Raises:
-        CTMaskNetError: bad rows, no label, a seed outside 0..2^32 - 1, or a chosen learned pooling that cannot be fitted.
+        CTMaskNetError: bad rows, no label, a seed outside 0..2^32 - 1, or a chosen learned
+            pooling that cannot be fitted.
     """
     choice = choice or PoolingChoice()
     check_rows(rows, source)
