@@ -130,6 +130,9 @@ def test_predictions_csv_is_the_agreed_table(tmp_path):
     back, _ = read_predictions_csv(path)
     assert torch.equal(torch.tensor(back[0].logits), torch.tensor(logits))
     assert back[0].label is None and back[0].scores == row.scores
+    saved_by_a_spreadsheet = path.read_text().replace("\n", "\r\n")
+    path.write_bytes(saved_by_a_spreadsheet.encode("utf-8-sig"))
+    assert read_predictions_csv(path)[0] == back
 
 
 @pytest.mark.parametrize(
