@@ -36,6 +36,8 @@ def evaluate_predictions(
 ) -> tuple[dict[str, Any], ValidationFit | None]:
     """Write ``report.json``, and with validation ``calibration.json`` and ``pooling.json``.
 
+    What an earlier evaluation left of these in the folder is replaced or removed.
+
     Args:
         predictions: ``predictions.csv`` of the test set.
         output: folder, made when missing.
@@ -81,10 +83,15 @@ def evaluate_predictions(
     output = Path(output)
     try:
         write_json(output / "report.json", report, indent=1)
+        # What an earlier evaluation fitted does not belong to this report
         if fit is not None:
             save_validation_fit(output / "calibration.json", fit)
-            if fit.learned is not None:
-                save_learned_pooling(output / "pooling.json", fit.learned)
+        else:
+            (output / "calibration.json").unlink(missing_ok=True)
+        if fit is not None and fit.learned is not None:
+            save_learned_pooling(output / "pooling.json", fit.learned)
+        else:
+            (output / "pooling.json").unlink(missing_ok=True)
     except OSError as error:
         raise CTMaskNetError(f"{output}: cannot write ({error}); choose another folder") from error
     return report, fit

@@ -161,6 +161,19 @@ def test_tool_writes_the_report_and_keeps_the_calibration_in_the_checkpoint(
     assert after[SPEC]["image_classes"] == CLASSES
 
 
+def test_a_second_evaluation_leaves_nothing_of_the_first(repository, files, capsys):
+    out = files / "out"
+    words = ["--predictions", files / "test.csv", "--resamples", 100, "--output", out]
+    assert run_tool(repository, TOOL, *words, "--validation", files / "val.csv") == 0
+    assert {path.name for path in out.iterdir()} == {
+        "report.json",
+        "calibration.json",
+        "pooling.json",
+    }
+    assert run_tool(repository, TOOL, *words) == 0
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+
+
 def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_rows):
     calibration = fit_on_validation(validation_rows, CLASSES).to_json()
     path = tmp_path / "model.pth"
@@ -196,6 +209,10 @@ def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_
         (["--predictions", "test.csv", "--seed", "-1"], "seed is -1"),
         (["--predictions", "test.csv", "--validation", "val.csv", "--seed", "-1"], "seed is -1"),
         (["--predictions", "test.csv", "--output", "test.csv"], "cannot write"),
+        (
+            ["--predictions", "test.csv", "--validation", "val.csv", "--checkpoint", "test.csv"],
+            "test.csv: not a readable checkpoint",
+        ),
     ],
 )
 def test_tool_tells_what_is_wrong_and_writes_nothing(
