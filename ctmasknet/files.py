@@ -49,9 +49,9 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
+    """Write ``value`` as JSON, whole or not at all; a number that is not finite becomes null."""
     with atomic_write(path) as stream:
-        json.dump(value, stream, indent=indent)
+        json.dump(plain(value), stream, indent=indent, allow_nan=False)
         stream.write("\n")
 
 

@@ -25,7 +25,7 @@ from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import POOLED_LEVELS, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
-from ctmasknet.files import plain, write_json
+from ctmasknet.files import write_json
 
 # How the evaluator pools; tools/evaluate_predictions.py has the others.
 _POOLING = "mean"
@@ -246,9 +246,9 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     "n_without_label": len(rows) - len(labelled),
                     "class_names": list(self._class_names),
                     "confusion_matrix": confusion.tolist(),
-                    "metrics": plain(metrics),
+                    "metrics": metrics,
                     "pooling": _POOLING,
-                    **{f"{level}_metrics": plain(found) for level, found in pooled.items()},
+                    **{f"{level}_metrics": found for level, found in pooled.items()},
                 },
                 indent=2,
             )

@@ -1,0 +1,27 @@
+"""Files that are whole or absent, and JSON that every reader takes."""
+
+import json
+
+import pytest
+
+from ctmasknet.files import write_json
+
+
+def test_json_has_no_nan(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"a": [float("nan"), 1.5, (2, float("-inf"))], "b": None})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    expected = {"a": [None, 1.5, [2, None]], "b": None}
+    assert json.loads(path.read_text(), parse_constant=refuse) == expected
+
+
+def test_json_that_cannot_be_written_leaves_the_file_before(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": 2, "b": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
