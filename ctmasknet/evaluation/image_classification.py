@@ -173,7 +173,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             outputs: dicts with ``logits`` (C,), ``scores`` (C,), ``pred_class``, on any device.
 
         Raises:
-            CTMaskNetError: another number of logits than classes, or a label outside them.
+            CTMaskNetError: another number of logits than classes, one that is no finite number, or
+                a label outside the classes.
         """
         for item, output in zip(inputs, outputs, strict=True):
             logits, scores = (_floats(output[key]) for key in ("logits", "scores"))
@@ -187,6 +188,11 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     f"classes ({', '.join(self._class_names)}); evaluate with the classes that the "
                     "model was trained on"
                 )
+            if not np.isfinite(logits).all():
+                raise CTMaskNetError(
+                    f"{file_name}: the model gives a logit that is no finite number; it has "
+                    "diverged, train it anew or evaluate an earlier checkpoint"
+                )
             if label is not None and not 0 <= label < classes:
                 raise CTMaskNetError(
                     f"{file_name}: label {label} is outside 0..{classes - 1}; prepare the data set "
@@ -197,8 +203,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                 file_name,
                 SlicePrediction(
                     file=image_id if isinstance(image_id, str) else file_name,
-                    patient=str(item.get("patient") or ""),
-                    scan=str(item.get("scan") or ""),
+                    patient=_name(item.get("patient")),
+                    scan=_name(item.get("scan")),
                     label=label,
                     pred=int(output["pred_class"]),
                     logits=logits,
@@ -296,6 +302,11 @@ class ImageClassificationEvaluator(DatasetEvaluator):
 
 def _percent(part: int, whole: int) -> float:
     return 100.0 * float(part) / float(whole) if whole else math.nan
+
+
+def _name(value: Any) -> str:
+    """A patient or scan as text; numbers are names too, 0 among them."""
+    return "" if value is None else str(value)
 
 
 def _floats(values: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
