@@ -67,6 +67,16 @@ class TestScansAndPatients:
         assert slice_thickness_mm([8, 0, 2]).tolist() == [6, 2, 4]
         assert slice_thickness_mm([5, 10]).tolist() == [5, 5]
 
+    def test_slices_of_one_place_share_its_thickness(self):
+        # Places 0, 2, 8 stand for 2, 4, 6 mm, wherever the slice shown twice is
+        assert slice_thickness_mm([0, 0, 2, 8]).tolist() == [1, 1, 4, 6]
+        assert slice_thickness_mm([0, 2, 2, 8]).tolist() == [2, 2, 2, 6]
+        assert slice_thickness_mm([8, 0, 8, 2]).tolist() == [3, 2, 3, 4]
+
+    def test_slices_of_a_single_place_have_no_volume(self):
+        (scan,) = burdens([one(10, 100, position=5.0, area=1.0) for _ in range(2)])["scans"]
+        assert scan.weighted_by == "px" and scan.percent()["ggo"] == pytest.approx(10)
+
     def test_a_scan_is_weighted_by_volume(self):
         # Thickness 2, 4, 6 mm and 0.5 mm2 a px
         slices = [one(10, 100, position=p, area=0.5) for p in (0, 2)]
