@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import find_runs
@@ -153,6 +154,27 @@ def test_each_disagreement_is_told_once_with_both_numbers(known, tmp_path):
     plain = json.loads((tmp_path / "out" / "tables.json").read_text())
     assert plain["tables"]["table2"]["rows"][1]["COVID"] == NOT_RUN
     assert (tmp_path / "out" / "table3.csv").read_text().startswith("model,source,COVID")
+
+
+def test_published_accuracies_follow_from_the_sensitivities_but_for_two(shared):
+    """On the classes of the published test list; the two are told among the disagreements."""
+    list_file = shared / "data" / "splits" / "covidx_ct1_test.txt"
+    labels = [line.split()[1] for line in list_file.read_text().splitlines()]
+    counts = {name: labels.count(str(i)) for i, name in enumerate(IMAGE_CLASSES)}
+
+    def accuracy(sensitivity):
+        return sum(counts[name] * share for name, share in sensitivity.items()) / len(labels)
+
+    apart = {
+        result.variant: accuracy(result.sensitivity)
+        for result in (*published.MODES, *published.LATER)
+        if abs(accuracy(result.sensitivity) - result.accuracy) > 0.015
+    }
+    assert apart == pytest.approx({"cls_heads_bn": 91.22, "cls_r34_t1_merge": 92.24}, abs=0.005)
+    abstract = published.MODES[1].sensitivity | {"normal": 92.10}
+    assert accuracy(abstract) == pytest.approx(91.67, abs=0.005)
+    told = " ".join(text for row in published.DISAGREEMENTS for text in row)
+    assert all(figure in told for figure in ("91.22 %", "91.67 %", "92.24 %"))
 
 
 def test_the_zoo_lists_every_variant_and_what_was_run(known, make_run, slices_figures, entry):
