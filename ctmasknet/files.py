@@ -41,6 +41,23 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Make one clear error of a write to ``path`` that fails.
+
+    Raises:
+        CTMaskNetError: an ``OSError`` in the block: no permission, a full disk, a file where a
+            folder has to be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place, or make "
+            "room there"
+        ) from error
+
+
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Remove the temporary files that a killed process left of :func:`atomic_write` in
     ``folder``."""

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ctmasknet.files import write_json
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json, writing
 
 
 def test_json_has_no_nan(tmp_path):
@@ -25,3 +26,13 @@ def test_json_that_cannot_be_written_leaves_the_file_before(tmp_path):
         write_json(path, {"a": 2, "b": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "a.json"
+    with (
+        pytest.raises(CTMaskNetError, match=r"a\.json: cannot be written \((File|Not)"),
+        writing(path),
+    ):
+        write_json(path, {})

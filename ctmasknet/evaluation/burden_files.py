@@ -30,7 +30,7 @@ from ctmasknet.evaluation.burden import (
     measure_slice,
 )
 from ctmasknet.evaluation.lung_masks import LabelMasks, slice_names
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import atomic_write, write_json, writing
 
 FORMAT = "ctmasknet lesion burden 1"
 
@@ -94,11 +94,9 @@ def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
     levels = burdens(slices)
     found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
     output = Path(args.output)
-    try:
+    with writing(output):
         write_json(output / "burden.json", found, indent=1)
         write_burden_csv(output / "burden.csv", levels, found["classes"], found["of"])
-    except OSError as error:
-        raise CTMaskNetError(f"{output}: cannot write ({error}); choose another folder") from error
     return found
 
 

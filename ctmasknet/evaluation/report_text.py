@@ -18,7 +18,7 @@ from ctmasknet.evaluation.validation_fit import (
     fit_on_validation,
     save_validation_fit,
 )
-from ctmasknet.files import write_json
+from ctmasknet.files import write_json, writing
 
 #: Metrics given in percent; all others lie in 0..1 or are nats.
 PERCENT_METRICS = ("accuracy", "sensitivity", "precision", "specificity", "f1", "npv")
@@ -81,7 +81,7 @@ def evaluate_predictions(
         source=str(predictions),
     )
     output = Path(output)
-    try:
+    with writing(output):
         write_json(output / "report.json", report, indent=1)
         # What an earlier evaluation fitted does not belong to this report
         if fit is not None:
@@ -92,8 +92,6 @@ def evaluate_predictions(
             save_learned_pooling(output / "pooling.json", fit.learned)
         else:
             (output / "pooling.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise CTMaskNetError(f"{output}: cannot write ({error}); choose another folder") from error
     return report, fit
 
 

@@ -20,10 +20,9 @@ from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
 from ctmasknet.lesion_list import lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
-from ctmasknet.paper.figures import png_path, write_bytes
+from ctmasknet.paper.figures import png_path, write_picture
 from ctmasknet.visualize import draw_lesions
 
 
@@ -87,7 +86,6 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         )
     buffer = io.BytesIO()
     Image.fromarray(contact_sheet(rows, columns=1)).save(buffer, format="PNG")
-    write_bytes(output, buffer.getvalue())
     numbers = {
         "dataset": args.dataset,
         "thresholds": {
@@ -97,7 +95,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         },
         "slices": told,
     }
-    write_json(output.with_suffix(".json"), numbers, 1)
+    write_picture(output, buffer.getvalue(), numbers)
     return numbers
 
 

@@ -208,7 +208,7 @@ def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_
         (["--predictions", "test.csv", "--resamples", "1"], "at least 100"),
         (["--predictions", "test.csv", "--seed", "-1"], "seed is -1"),
         (["--predictions", "test.csv", "--validation", "val.csv", "--seed", "-1"], "seed is -1"),
-        (["--predictions", "test.csv", "--output", "test.csv"], "cannot write"),
+        (["--predictions", "test.csv", "--output", "test.csv"], "cannot be written"),
         (
             ["--predictions", "test.csv", "--validation", "val.csv", "--checkpoint", "test.csv"],
             "test.csv: not a readable checkpoint",

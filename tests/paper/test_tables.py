@@ -237,6 +237,10 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
     with pytest.raises(CTMaskNetError):
         write_tables([make_run("e", "cls", slices_figures), broken], output, "")
     assert not output.exists()
+    output.touch()
+    for write in (write_tables, lambda results, path, by: write_zoo(path / "zoo.md", results, by)):
+        with pytest.raises(CTMaskNetError, match=r"out.*cannot be written"):
+            write([], output, "")
 
 
 def test_a_cell_cannot_break_its_table():
