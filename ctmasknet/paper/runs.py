@@ -18,6 +18,11 @@ from ctmasknet.paper.table import NOT_RUN
 from ctmasknet.paper.variants import Structure, Variant, structure_of
 
 _RESULTS, _INFERENCE, _CONFIG = "results.json", "inference", "config.yaml"
+#: Figures that tables show, by task and kind; the first kind of a task is always there.
+_SHOWN = {
+    "classification": {"slices": ("accuracy",)},
+    "segmentation": {"bbox": ("AP50",), "segm": ("AP50",), "per_image": ("AP50", "AP75", "AP")},
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,8 @@ def read_run(folder: Path, known: Sequence[Variant]) -> Run:
     entries = read_record(folder)
     trainings = [entry for entry in entries if entry["kind"] == "training"]
     measured = tuple(
-        _measured(file, entries) for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
+        _measured(file, structure.task, entries)
+        for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
     )
     stated = next((entry["config_file"] for entry in reversed(entries)), None)
     variant = match(folder, cfg, structure, stated, known)
@@ -229,13 +235,10 @@ def slice_result(measured: Measured | None) -> str:
     return f"accuracy {percent(slices['accuracy'])}; sensitivity {classes}"
 
 
-def _measured(path: Path, entries: Sequence[Mapping[str, Any]]) -> Measured:
+def _measured(path: Path, task: str, entries: Sequence[Mapping[str, Any]]) -> Measured:
     dataset = path.parent.name
     figures = _read_json(path)
-    if not isinstance(figures, dict) or not {"slices", "bbox"} & figures.keys():
-        raise CTMaskNetError(
-            f"{path}: holds neither slice nor lesion figures; run the evaluation again"
-        )
+    _check_figures(path, figures, task)
     counts = path.with_name("slices_metrics.json")
     evaluations = [
         entry
@@ -250,6 +253,21 @@ def _measured(path: Path, entries: Sequence[Mapping[str, Any]]) -> Measured:
         _read_json(counts) if counts.is_file() else None,
         evaluations[-1] if evaluations else None,
     )
+
+
+def _check_figures(path: Path, figures: Any, task: str) -> None:
+    """Refuse figures of another task, and those that lack one that tables show."""
+    shown = _SHOWN[task]
+    if not isinstance(figures, dict) or next(iter(shown)) not in figures:
+        raise CTMaskNetError(
+            f"{path}: holds no figures of {task}, the task of config.yaml; evaluate again"
+        )
+    for kind in shown.keys() & figures.keys():
+        own = figures[kind] if isinstance(figures[kind], dict) else {}
+        pairs = [key.replace("sensitivity-", "precision-") for key in own if "sensitivity-" in key]
+        for key in (*shown[kind], *own, *pairs):
+            if not isinstance(own.get(key, ""), int | float | None):
+                raise CTMaskNetError(f"{path}: {kind} has no {key}; run the evaluation again")
 
 
 def _read_json(path: Path) -> Any:

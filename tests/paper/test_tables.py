@@ -219,7 +219,16 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
     empty.mkdir()
     broken = make_run("a", "cls", slices_figures)
     (broken / "inference" / "covidx_ct_test" / "results.json").write_text("{")
-    other = make_run("b", "cls", {"panoptic": {}})
+    slices = {"accuracy": 5.0, "sensitivity-covid": 3.0}
+    unfit = [
+        ("b", "cls", {"panoptic": {}}, "results.json: holds no figures of classification"),
+        ("f", "cls", {"bbox": {"AP50": 1.0}}, "holds no figures of classification"),
+        ("g", "seg", {"slices": {"accuracy": 1.0}}, "holds no figures of segmentation"),
+        ("h", "cls", {"slices": []}, "slices has no accuracy"),
+        ("i", "cls", {"slices": slices}, "slices has no precision-covid"),
+        ("j", "seg", {"bbox": {"AP50": "x"}}, "bbox has no AP50"),
+        ("k", "seg", {"bbox": {"AP50": None}, "per_image": {"AP50": 2}}, "per_image has no AP75"),
+    ]
     strange = make_run("c", "cls", slices_figures)
     (strange / "config.yaml").write_text("MODEL: {}")
     record = make_run("d", "cls", slices_figures)
@@ -228,7 +237,7 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
         (tmp_path / "none", "no such folder"),
         (empty, "no results here or below"),
         (broken, "results.json: not readable as JSON"),
-        (other, "neither slice nor lesion figures"),
+        *((make_run(*given), words) for *given, words in unfit),
         (strange, "config.yaml: not a configuration"),
         (record, "run.json: not a run's record"),
     ):
