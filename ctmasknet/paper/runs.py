@@ -112,7 +112,7 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
         found = [
             Path(parent)
             for parent, children, files in os.walk(given)
-            if RUN_RECORD in files or (_CONFIG in files and _INFERENCE in children)
+            if (_CONFIG in files and _INFERENCE in children) or _is_recorded(parent, files)
         ]
         if not found:
             raise CTMaskNetError(
@@ -121,6 +121,13 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
             )
         runs += [read_run(folder, known) for folder in sorted(found)]
     return list({run.folder.resolve(): run for run in runs}.values())
+
+
+def _is_recorded(folder: str, files: Sequence[str]) -> bool:
+    """Whether a training or evaluation is recorded there; tools/predict.py keeps a record too."""
+    return RUN_RECORD in files and (
+        _CONFIG in files or any(entry["kind"] != "prediction" for entry in read_record(folder))
+    )
 
 
 def read_run(folder: Path, known: Sequence[Variant]) -> Run:

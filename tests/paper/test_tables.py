@@ -108,6 +108,19 @@ def test_weights_from_elsewhere_are_not_this_trainings(known, make_run, slices_f
     assert row["trained on"] == "not recorded (weights imported.pth); heads"
 
 
+def test_predictions_beside_a_run_are_no_run(known, make_run, slices_figures):
+    folder = make_run("a", "cls", slices_figures)
+    answers = folder.parent / "answers"
+    answers.mkdir()
+    (answers / "run.json").write_text(json.dumps({"entries": [{"kind": "prediction"}]}))
+    assert [run.folder for run in find_runs([folder.parent], known)] == [folder]
+    with pytest.raises(CTMaskNetError, match="no results here or below"):
+        find_runs([answers], known)
+    (answers / "run.json").write_text(json.dumps({"entries": [{"kind": "training"}]}))
+    with pytest.raises(CTMaskNetError, match=r"config\.yaml: cannot be read"):
+        find_runs([answers], known)
+
+
 def test_lightweight_runs_stay_out_of_the_papers_rows(known, make_run, slices_figures, entry):
     two = {k: v for k, v in slices_figures["slices"].items() if "pneumonia" not in k}
     record = [entry(kind, "configs/demo/control.yaml") for kind in ("training", "evaluation")]
