@@ -14,7 +14,6 @@ import yaml
 from ctmasknet.engine.run_record import RUN_RECORD, read_record
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.published import LISTS
-from ctmasknet.paper.table import NOT_RUN
 from ctmasknet.paper.variants import Structure, Variant, structure_of
 
 _RESULTS, _INFERENCE, _CONFIG = "results.json", "inference", "config.yaml"
@@ -197,49 +196,6 @@ def of_variant(runs: Iterable[Run], name: str) -> list[tuple[Run, Measured]]:
         if run.variant is not None and run.variant.name == name
         for measured in run.measured
     ]
-
-
-def hardware_of(run: Run) -> str:
-    """CPU and cores, or GPU, of the training; else of an evaluation."""
-    record = run.training or next((m.evaluation for m in run.measured if m.evaluation), None)
-    if record is None:
-        return "not recorded"
-    parts = record["hardware"]
-    if parts["gpu"]:
-        return f"{parts['num_gpus']} x {parts['gpu']}"
-    return f"{parts['cpu']}, {parts['cores']} cores"
-
-
-def percent(value: float | None) -> str:
-    """A figure in percent; None (a share of nothing) is "undefined"."""
-    return "undefined" if value is None else f"{value:.2f}"
-
-
-def lesion_result(measured: Measured | None) -> str:
-    """The figures of a detector in a few words."""
-    if measured is None:
-        return NOT_RUN
-    parts = {"box AP50": ("bbox", "AP50"), "mask AP50": ("segm", "AP50")}
-    parts |= {"per-image AP50": ("per_image", "AP50")}
-    return ", ".join(
-        f"{name} {percent(measured.figures[task][key])}"
-        for name, (task, key) in parts.items()
-        if task in measured.figures
-    )
-
-
-def slice_result(measured: Measured | None) -> str:
-    """The figures of a classifier in a few words."""
-    if measured is None:
-        return NOT_RUN
-    slices = measured.figures["slices"]
-    prefix = "sensitivity-"
-    classes = ", ".join(
-        f"{key.removeprefix(prefix)} {percent(value)}"
-        for key, value in slices.items()
-        if key.startswith(prefix)
-    )
-    return f"accuracy {percent(slices['accuracy'])}; sensitivity {classes}"
 
 
 def _measured(path: Path, task: str, entries: Sequence[Mapping[str, Any]]) -> Measured:

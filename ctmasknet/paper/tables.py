@@ -14,7 +14,8 @@ from typing import Any
 
 from ctmasknet.files import atomic_write, write_json, writing
 from ctmasknet.paper import published
-from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant, percent
+from ctmasknet.paper.cells import percent
+from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant
 from ctmasknet.paper.table import NOT_RUN, Table, document
 from ctmasknet.paper.variants import Variant, count, variants
 

@@ -6,13 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ctmasknet.files import atomic_write, write_json, writing
-from ctmasknet.paper.runs import (
-    Run,
-    find_runs,
-    hardware_of,
-    lesion_result,
-    slice_result,
-)
+from ctmasknet.paper.cells import hardware_of, lesion_result, slice_result
+from ctmasknet.paper.runs import Run, find_runs
 from ctmasknet.paper.table import NOT_RUN, Table, document
 from ctmasknet.paper.variants import HEADINGS, Variant, model_rows, model_tables, variants
 
