@@ -20,8 +20,9 @@ from ctmasknet.evaluation.resampled_metrics import (
     patients_behind,
     threshold_metrics,
 )
-from ctmasknet.evaluation.uncertainty import bootstrap_intervals, check_seed
+from ctmasknet.evaluation.uncertainty import bootstrap_intervals
 from ctmasknet.evaluation.units import Units
+from ctmasknet.seeds import check_seed
 
 #: Patients that stand for the truth.
 POPULATION = 40_000

@@ -31,6 +31,7 @@ from scipy.stats import beta, norm
 from scipy.stats import t as student_t
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.seeds import check_seed
 
 #: Weights (B, P) to named values (B,), NaN where a resample leaves one undefined.
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -224,16 +225,6 @@ def _leave_out(num_patients: int, rng: np.random.Generator) -> np.ndarray:
     groups = min(num_patients, _MAX_LEFT_OUT)
     group = rng.permutation(num_patients) % groups
     return (group != np.arange(groups)[:, None]).astype(np.float64)
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that not every generator takes (scikit-learn's take 32 bits).
-
-    Raises:
-        CTMaskNetError: a seed outside 0..2^32 - 1; a negative one does not mean a random seed here.
-    """
-    if not 0 <= seed < 2**32:
-        raise CTMaskNetError(f"seed is {seed}; give a number within 0..{2**32 - 1}")
 
 
 def _known(value: float) -> float | None:

@@ -29,9 +29,9 @@ from ctmasknet.evaluation.pooling import (
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.resampled_metrics import threshold_metrics
-from ctmasknet.evaluation.uncertainty import check_seed
 from ctmasknet.evaluation.units import Units, pooled_units, slice_units
 from ctmasknet.files import write_json
+from ctmasknet.seeds import check_seed
 
 #: All poolings by name.
 POOLINGS = (*SCORE_POOLINGS, "learned")

@@ -23,6 +23,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.lesion_list import lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
 from ctmasknet.paper.figures import png_path, write_picture
+from ctmasknet.seeds import check_seed
 from ctmasknet.visualize import draw_lesions
 
 
@@ -111,7 +112,7 @@ def choose(
     class, and the one with most among those with the first class alone (where there are such).
 
     Raises:
-        CTMaskNetError: more than one way given, no such slice, or no slice with a lesion.
+        CTMaskNetError: more than one way given, no such slice, no seed, or no slice with a lesion.
     """
     entries = dataset_dicts(dataset)
     names = MetadataCatalog.get(dataset).get("thing_classes")
@@ -134,6 +135,7 @@ def choose(
         return [entries[index] for index in indices]
     labels = [{a["category_id"] for a in entry["annotations"]} for entry in entries]
     if seed is not None:
+        check_seed(seed)
         with_lesions = [index for index, found in enumerate(labels) if found]
         if with_lesions:
             return [entries[int(np.random.default_rng(seed).choice(with_lesions))]]
