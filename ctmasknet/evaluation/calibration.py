@@ -44,25 +44,6 @@ def calibration_pairs(units: Units, class_names: Sequence[str]) -> dict[str, tup
     return pairs
 
 
-def expected_calibration_error(
-    confidences: np.ndarray, outcomes: np.ndarray, bins: int = BINS
-) -> float:
-    """Mean gap between confidence and share of true outcomes, bins weighted by their units.
-
-    Args:
-        confidences: (n,) in 0..1.
-        outcomes: (n,) True where it came true.
-        bins: M.
-
-    Returns:
-        0..1, NaN for n = 0.
-    """
-    if not len(confidences):
-        return math.nan
-    gaps = np.bincount(bin_of(confidences, bins), weights=confidences - outcomes, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidences))
-
-
 def reliability_curve(
     confidences: np.ndarray, outcomes: np.ndarray, bins: int = BINS
 ) -> list[dict[str, float | int]]:

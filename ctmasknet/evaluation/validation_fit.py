@@ -81,7 +81,8 @@ class ValidationFit:
         choice: the pooling.
         sensitivity: the stated one, 0..1, that each threshold reaches on validation.
         temperatures: by level (``slices``, ``scans``, ``patients``).
-        thresholds: by level, by class index; a class that validation lacks has none.
+        thresholds: by level, by class index, of scores before the temperature; a class that
+            validation lacks has none.
         reached: by level, ``sensitivity-<class>`` and others on validation, in percent.
         learned: the learned pooling, None where it cannot be fitted.
         why_not_learned: the reason for None.
