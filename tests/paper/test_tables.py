@@ -108,6 +108,16 @@ def test_weights_from_elsewhere_are_not_this_trainings(known, make_run, slices_f
     assert row["trained on"] == "not recorded (weights imported.pth); heads"
 
 
+def test_figures_are_those_of_the_last_evaluation_that_finished(
+    known, make_run, slices_figures, entry
+):
+    evaluations = [entry("evaluation", "configs/cls.yaml", weights=f"w/{n}.pth") for n in range(3)]
+    evaluations[2]["status"] = "running"
+    folder = make_run("a", "cls", slices_figures, record=evaluations)
+    (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (heads)")
+    assert row["trained on"] == "not recorded (weights 1.pth); heads"
+
+
 def test_predictions_beside_a_run_are_no_run(known, make_run, slices_figures):
     folder = make_run("a", "cls", slices_figures)
     answers = folder.parent / "answers"
