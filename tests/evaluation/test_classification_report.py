@@ -94,13 +94,16 @@ def test_what_validation_is_for(report, tested_rows, validation_rows):
 
 
 def test_each_level_has_its_own_temperature_and_thresholds(report, tested_rows, validation_rows):
-    fit = fit_on_validation(validation_rows, CLASSES, choice=PoolingChoice("learned"))
+    fit = fit_on_validation(
+        validation_rows, CLASSES, choice=PoolingChoice("learned"), sensitivity=0.9
+    )
     assert len({round(fit.temperatures[level].value, 6) for level in report["levels"]}) > 1
     pooled = pool_slices(tested_rows, "patients", fit.learned)
     labels = np.array([item.label for item in pooled])
     scores = np.array([item.scores for item in pooled])
     level = report["levels"]["patients"]
     point = level["operating_points"]["covid"]
+    assert point["threshold"] == fit.thresholds["patients"][2] != fit.thresholds["slices"][2]
     called = scores[:, 2] >= point["threshold"]
     assert point["test"]["sensitivity"]["value"] == pytest.approx(100 * called[labels == 2].mean())
     odds = torch.from_numpy(np.log(scores / (1 - scores)))
