@@ -53,14 +53,16 @@ def data_card(
         workers: number of processes.
 
     Returns:
-        ``sets``: for each name ``task``, ``images``, ``patients``, ``scans`` (None where not
-        stated), ``slices_per_patient`` ({"min", "median", "max"}), ``classes`` (slices of each, or
+        ``sets``: for each name ``task``, ``patient_ids``, ``images``, ``patients`` and ``scans``
+        (None where slices do not state theirs), ``slices_per_patient`` ({"min", "median", "max"};
+        None likewise), ``classes`` (slices of each, or
         lesions of each), ``sizes`` ({"HxW" px: slices}), ``grey_levels`` ({"mean", "std",
         "percentiles", "histogram"}, 8-bit, of all pixels), and for lesion sets ``lesions``
         (:func:`ctmasknet.paper.figures.lesion_statistics`);
         ``problems``: ``damaged`` (messages), ``mixed_labels`` (scans whose slices have unlike
         classes), ``same_pixels`` (groups of files), ``unlike_sizes`` (annotation against file),
-        ``shared_patients`` (lines) and ``near_duplicates`` ({"distance", "pairs"}).
+        ``shared_patients`` and ``not_compared`` (lines) and ``near_duplicates`` ({"distance",
+        "pairs"}).
 
     Raises:
         CTMaskNetError: no name, an unknown or an empty set, or a distance out of range.
@@ -105,13 +107,15 @@ def card_text(card: Mapping[str, Any]) -> str:
     rows = []
     for name, one in card["sets"].items():
         a_patient = one["slices_per_patient"]
+        slices = "-"
+        if a_patient is not None:
+            slices = f"{a_patient['min']} / {a_patient['median']:g} / {a_patient['max']}"
         rows.append(
             [
                 name,
                 f"{one['images']:,}",
-                f"{one['patients']:,}",
-                "-" if one["scans"] is None else f"{one['scans']:,}",
-                f"{a_patient['min']} / {a_patient['median']:g} / {a_patient['max']}",
+                *("-" if one[kind] is None else f"{one[kind]:,}" for kind in ("patients", "scans")),
+                slices,
                 ", ".join(f"{key} {count:,}" for key, count in one["classes"].items()),
                 _sizes_in_words(one["sizes"]),
             ]
@@ -155,17 +159,20 @@ def _describe(
     name: str, dicts: Sequence[Mapping[str, Any]], looks: Mapping[str, _Look]
 ) -> dict[str, Any]:
     metadata = MetadataCatalog.get(name)
-    a_patient = Counter(str(d.get("patient", d["file_name"])) for d in dicts)
+    a_patient = None
+    if all("patient" in d for d in dicts):
+        a_patient = Counter(str(d["patient"]) for d in dicts)
     good = [look for d in dicts if (look := looks[d["file_name"]]).problem is None]
     found = {
         "task": "slices" if metadata.get("image_classes") else "lesions",
         "patient_ids": metadata.get("patient_ids"),
         "images": len(dicts),
-        "patients": len(a_patient),
+        "patients": a_patient and len(a_patient),
         "scans": len({(d["patient"], d["scan"]) for d in dicts})
         if all("scan" in d and "patient" in d for d in dicts)
         else None,
-        "slices_per_patient": {
+        "slices_per_patient": a_patient
+        and {
             "min": min(a_patient.values()),
             "median": float(np.median(list(a_patient.values()))),
             "max": max(a_patient.values()),
@@ -204,7 +211,9 @@ def _mixed_labels(dicts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]
         classes = MetadataCatalog.get(name).get("image_classes")
         labels = defaultdict(set)
         for d in entries if classes else ():
-            labels[d["patient"], d["scan"]].add(d["label"])
+            # Sets of other packages may name neither
+            if "patient" in d and "scan" in d:
+                labels[d["patient"], d["scan"]].add(d["label"])
         problems += [
             f"{name}: scan {scan} of patient {patient} is "
             + " and ".join(classes[label] for label in sorted(found))

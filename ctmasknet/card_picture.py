@@ -93,11 +93,13 @@ def _draw_classes(axes, sets: Mapping[str, Any]) -> None:
 
 
 def _draw_slices_a_patient(axes, names: Sequence[str]) -> None:
-    counts = [
-        list(Counter(str(d.get("patient", d["file_name"])) for d in dataset_dicts(name)).values())
-        for name in names
-    ]
-    most = max(3, *map(max, counts))
+    counts = []
+    for name in names:
+        dicts = dataset_dicts(name)
+        # None where slices name no patient, as in the card
+        named = all("patient" in d for d in dicts)
+        counts.append(list(Counter(str(d["patient"]) for d in dicts).values()) if named else [])
+    most = max(3, *(max(found, default=0) for found in counts))
     edges = np.linspace(0.5, most + 0.5, min(most, 30) + 1)
     axes.hist(counts, edges)
     axes.set_title("patients by number of slices", fontsize=10)

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from running import run_tool
 
 from ctmasknet.card import card_text, data_card
+from ctmasknet.card_picture import draw_card
 from ctmasknet.data import datasets
 from ctmasknet.data.phantom import phantom_patient, write_phantom_lesions
 from ctmasknet.errors import CTMaskNetError
@@ -126,3 +128,19 @@ def test_command_on_lesion_sets(root, tmp_path, repository, capsys):
     assert not (tmp_path / "no").exists()
     with pytest.raises(CTMaskNetError, match="name at least one"):
         data_card([])
+
+
+def test_a_set_whose_slices_name_no_patient(slices, tmp_path):
+    files = sorted(slices.glob("a_*.png"))
+    DatasetCatalog.register(
+        "plain",
+        lambda: [{"file_name": str(path), "label": n} for n, path in enumerate(files)],
+    )
+    MetadataCatalog.get("plain").set(image_classes=["normal", "covid"])
+    card = data_card(["plain"])
+    one = card["sets"]["plain"]
+    assert one["patients"] is one["scans"] is one["slices_per_patient"] is None
+    assert card["problems"]["mixed_labels"] == []
+    assert "| plain | 2        | -          | -       | -  " in card_text(card)
+    draw_card(card, tmp_path / "card.png")
+    assert (tmp_path / "card.png").is_file()

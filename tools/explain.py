@@ -7,16 +7,19 @@
 Writes attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
 Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
 not why a patient is ill. Weights of the model are the best checkpoint of the configuration's
-OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+OUTPUT_DIR, or MODEL.WEIGHTS as an override. With --num-gpus, or under torchrun, processes share the
+slices.
 """
 
 import argparse
 import sys
 
+from ctmasknet.engine.processes import launch
 from ctmasknet.errors import command_line
 from ctmasknet.explain.attribution import HIDDEN, METHODS
 from ctmasknet.explain.drawing import MOST_BOXES
-from ctmasknet.explain.run import ATTRIBUTIONS, explain_from_command_line
+from ctmasknet.explain.run import explain_from_command_line
+from ctmasknet.explain.slices import ATTRIBUTIONS
 
 
 def parse(argv=None):
@@ -41,18 +44,21 @@ def parse(argv=None):
         "--boxes", type=int, default=MOST_BOXES, help=f"drawn at most ({MOST_BOXES})"
     )
     parser.add_argument("--no-pictures", dest="pictures", action="store_false")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="processes of this machine, on a CPU too"
+    )
+    parser.add_argument(
+        "--num-machines", type=int, default=1, help="they have to share the output folder"
+    )
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return parser.parse_args(argv)
 
 
 @command_line
 def main(argv=None):
-    args = parse(argv)
-    count = explain_from_command_line(args)
-    print(
-        f"{ATTRIBUTIONS}{' and pictures' if args.pictures else ''} of {count} slices in "
-        f"{args.output}"
-    )
+    launch(explain_from_command_line, parse(argv))
 
 
 if __name__ == "__main__":

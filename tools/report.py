@@ -5,7 +5,8 @@
 
 The first draws lesions with the model of the run (MODEL.WEIGHTS or OUTPUT_DIR as an override name
 another); the second takes pictures made before. report.json of tools/evaluate_predictions.py is
-used where it lies in FOLDER/report or is named by --evaluation.
+used where it lies in FOLDER/report or is named by --evaluation, burden.json of
+tools/lesion_burden.py where it lies in FOLDER/burden or is named by --burden.
 """
 
 import argparse
@@ -25,6 +26,10 @@ def main(argv=None):
     parser.add_argument("--output", help="the HTML file, default: FOLDER/report.html")
     parser.add_argument("--dataset", help="which of several evaluated sets, default: the last")
     parser.add_argument("--evaluation", help="folder of report.json, default: FOLDER/report")
+    parser.add_argument("--burden", help="folder of burden.json, default: FOLDER/burden")
+    parser.add_argument(
+        "--burden-truth", help="the same of ground truth, default: FOLDER/burden_truth"
+    )
     parser.add_argument("--images", help="folder that the slices' names are relative to")
     parser.add_argument(
         "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"
@@ -39,6 +44,8 @@ def main(argv=None):
         ReportOptions(
             dataset=args.dataset,
             evaluation=args.evaluation,
+            burden=args.burden,
+            burden_truth=args.burden_truth,
             images=args.images,
             pictures=args.pictures,
             gallery=args.gallery,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ctmasknet.benchmarks.timing import comparison, spread
-from ctmasknet.engine.precision import cpu_has_bfloat16
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.modeling.fused_layers import cpu_has_bfloat16
 from ctmasknet.modeling.inference import rechecked, to_inference
 
 _MODEL, _COPY, _HALF = "model as trained", "inference copy", "inference copy in bfloat16"

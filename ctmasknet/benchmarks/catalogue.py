@@ -15,6 +15,7 @@ from ctmasknet.benchmarks.exported import exported
 from ctmasknet.benchmarks.growth import draw_growth, growth
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 from ctmasknet.benchmarks.mask_targets import mask_targets
+from ctmasknet.benchmarks.parts import parts
 from ctmasknet.benchmarks.registration import registration
 from ctmasknet.benchmarks.training_steps import KINDS, training_step
 
@@ -122,6 +123,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         {
             "kind": ("segmentation", f"one of {', '.join(KINDS)}"),
             "batch": (2, "slices a step"),
+            "side": (512, "of the slices, px"),
+        },
+    ),
+    "parts": Benchmark(
+        "what each speed-up pays: the whole against the same without it",
+        parts,
+        {
+            "kind": ("inference", f"inference, or a training step: {', '.join(KINDS)}"),
+            "batch": (1, "slices a call or step"),
             "side": (512, "of the slices, px"),
         },
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from ctmasknet.benchmarks.timing import comparison, interleaved
+from ctmasknet.benchmarks.timing import comparison, interleaved, peak_memory_of
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
@@ -90,19 +89,14 @@ def heads_bn(*, config_file: str, batch: int, repeats: int, seed: int) -> dict[s
         for name, naive in (("naive", True), ("heads_bn", False))
     }
     steps = interleaved(ways, repeats)
-    memory = {}
-    for name in ways:
-        words = [config_file, str(batch), str(seed), name]
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, *words], capture_output=True, text=True, check=True
-        )
-        memory[name] = json.loads(done.stdout.splitlines()[-1])
     return comparison(
         f"training step of heads_bn, {batch} slices of 512 px",
         steps,
         "naive",
         _cfg(config_file, "heads_bn").MODEL.DEVICE,
-        peak_memory_mb=memory,
+        peak_memory_mb={
+            name: peak_memory_of(__name__, config_file, batch, seed, name) for name in ways
+        },
         config_file=config_file,
     )
 

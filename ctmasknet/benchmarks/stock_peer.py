@@ -10,6 +10,7 @@ from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
@@ -37,7 +38,7 @@ class StockClassifier(nn.Module):
             cfg: of a classifier, as ctmasknet's.
         """
         super().__init__()
-        self.detector = build_model(stock_cfg(cfg)).eval()
+        self.detector = build_model(stock_cfg(cfg))
         self.rows = cfg.MODEL.RANKED_BOXES.NUM
         self.nms_thresh = cfg.MODEL.RANKED_BOXES.NMS_THRESH
         width = cfg.MODEL.IMAGE_HEAD.FC_DIM
@@ -46,6 +47,13 @@ class StockClassifier(nn.Module):
             *(nn.Linear(5 * self.rows, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
             nn.Linear(width, len(cfg.MODEL.IMAGE_HEAD.CLASSES)),
         )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> StockClassifier:
+        """The detector always behaves as in evaluation."""
+        super().train(mode)
+        self.detector.eval()
+        return self
 
     def take_weights(self, model: CTMaskNet) -> StockClassifier:
         """Use the weights of a classifier; without rounded anchors, its logits become this one's.
@@ -60,9 +68,15 @@ class StockClassifier(nn.Module):
             layer.load_state_dict(source.state_dict())
         return self
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
-        """B inputs with ``image`` (3, H, W) -> (B, C) logits."""
-        return self.image_head(torch.stack([self._rows(item) for item in batched_inputs]))
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Tensor | dict[str, Tensor]:
+        """B inputs with ``image`` (3, H, W) -> (B, C) logits; in training, with ``label``, the loss
+        ``{"loss_image": scalar}``."""
+        logits = self.image_head(torch.stack([self._rows(item) for item in batched_inputs]))
+        if not self.training:
+            return logits
+        labels = torch.tensor([item["label"] for item in batched_inputs], device=logits.device)
+        target = F.one_hot(labels, logits.shape[1]).float()
+        return {"loss_image": F.binary_cross_entropy_with_logits(logits, target)}
 
     def _rows(self, item: dict[str, Any]) -> Tensor:
         """(N, 5) rows of an image, the last repeated where there are fewer."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctmasknet.engine.allocator import as_glibc_does
 from ctmasknet.engine.surroundings import git_commit, hardware
 
 
@@ -36,6 +40,38 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
             way()
             seconds[name].append(time.perf_counter() - begin)
     return {name: spread(found) for name, found in seconds.items()}
+
+
+def without_kept_memory(call: Callable[[], Any]) -> Callable[[], None]:
+    """``call`` with glibc's own ways of giving memory back, as a program has them that does not
+    know of :func:`~ctmasknet.engine.allocator.keep_freed_memory`."""
+
+    def usual() -> None:
+        with as_glibc_does():
+            call()
+
+    return usual
+
+
+def peak_memory_of(module: str, *words: Any, processes: int = 3) -> float:
+    """Most memory that ``python -m module words`` holds, MB: the median of processes, because what
+    an allocator has to hold for the same tensors varies by some percent.
+
+    Args:
+        module: prints it, as JSON, in its last line.
+        words: for its command line.
+        processes: that are run, one after the other.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    found = [
+        json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
+                -1
+            ]
+        )
+        for _ in range(processes)
+    ]
+    return statistics.median(found)
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,20 +12,27 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 from ctmasknet.benchmarks.stock_peer import StockClassifier, stock_cfg
-from ctmasknet.benchmarks.timing import comparison, interleaved
+from ctmasknet.benchmarks.timing import (
+    comparison,
+    interleaved,
+    peak_memory_of,
+    without_kept_memory,
+)
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.masks_to_coco import mask_instances
 from ctmasknet.data.phantom_patient import phantom_patient
+from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.engine.memory import peak_memory_mb
+from ctmasknet.engine.precision import build_step_trainer
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.trainable import set_trainable
@@ -37,13 +44,13 @@ KINDS = {
     "heads_bn": "configs/cls_heads_bn.yaml",
     "full": "configs/cls_full.yaml",
 }
-_WAYS = ("stock Detectron2", "ctmasknet")
+_STOCK, _OURS = "stock Detectron2", "ctmasknet"
 
 
 def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[str, Any]:
     """A training step on phantom slices, ours and stock Detectron2's in turn.
 
-    Peak memory is that of a process of its own that takes three steps.
+    Peak memory is that of processes of their own that take three steps.
 
     Args:
         kind: a key of :data:`KINDS`.
@@ -52,52 +59,45 @@ def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) 
         repeats: steps of each way that are timed.
         seed: of weights and slices.
     """
-    steps = {way: _stepper(kind, way, batch, side, seed) for way in _WAYS}
-    timings = interleaved(steps, repeats)
-    memory = {}
-    for way in _WAYS:
-        words = [kind, way, str(batch), str(side), str(seed)]
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, *words], capture_output=True, text=True, check=True
-        )
-        memory[way] = json.loads(done.stdout.splitlines()[-1])
+    point = (kind, batch, side, seed)
+    keep_freed_memory()
+    steps = {
+        _STOCK: without_kept_memory(stepper(_stock_trainer(*point))),
+        _OURS: stepper(step_trainer(*point)),
+    }
     return comparison(
         f"training step of {kind}, {batch} slices of {side} px",
-        timings,
-        _WAYS[0],
-        _cfg(kind).MODEL.DEVICE,
-        peak_memory_mb=memory,
+        interleaved(steps, repeats),
+        _STOCK,
+        kind_cfg(kind).MODEL.DEVICE,
+        peak_memory_mb={way: peak_memory_of(__name__, way, *point) for way in steps},
         config_file=KINDS[kind],
     )
 
 
-def _stepper(kind: str, way: str, batch: int, side: int, seed: int) -> Callable[[], float]:
-    """A function that takes a step and returns the loss."""
-    cfg = _cfg(kind)
-    stock = way == _WAYS[0]
-    inputs = _inputs(cfg, batch, side, seed)
+def step_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
+    """What takes a step of ours: model, optimiser and precision as :class:`Trainer` has them."""
+    cfg = kind_cfg(kind)
+    batches = itertools.repeat(_inputs(cfg, batch, side, seed))
     torch.manual_seed(seed)
-    if kind == "segmentation":
-        model = build_model(stock_cfg(cfg) if stock else cfg).train()
-    else:
-        model = StockClassifier(cfg).to(cfg.MODEL.DEVICE) if stock else build_model(cfg).train()
-    optimizer = _plain_adam(cfg, model) if stock else Trainer.build_optimizer(cfg, model)
+    model = build_model(cfg)
+    return build_step_trainer(cfg, model, batches, Trainer.build_optimizer(cfg, model))
 
-    def loss_of() -> torch.Tensor:
-        if stock and kind != "segmentation":
-            logits = model(inputs)
-            labels = torch.tensor([item["label"] for item in inputs], device=logits.device)
-            target = F.one_hot(labels, logits.shape[1]).float()
-            return F.binary_cross_entropy_with_logits(logits, target)
-        return sum(model(inputs).values())
 
-    def step() -> float:
+def _stock_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
+    cfg = kind_cfg(kind)
+    batches = itertools.repeat(_inputs(cfg, batch, side, seed))
+    torch.manual_seed(seed)
+    model = build_model(stock_cfg(cfg)) if kind == "segmentation" else StockClassifier(cfg)
+    return SimpleTrainer(model.to(cfg.MODEL.DEVICE), batches, _plain_adam(cfg, model))
+
+
+def stepper(trainer: SimpleTrainer) -> Callable[[], None]:
+    """A function that takes a step."""
+
+    def step() -> None:
         with EventStorage():
-            loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
+            trainer.run_step()
 
     return step
 
@@ -118,9 +118,10 @@ def _plain_adam(cfg: CfgNode, model: nn.Module) -> torch.optim.Adam:
     )
 
 
-def _cfg(kind: str) -> CfgNode:
+def kind_cfg(kind: str, *overrides: str) -> CfgNode:
+    """The configuration of a kind, with random weights that stay as they are."""
     words = ["MODEL.WEIGHTS", "", "SOLVER.BASE_LR", "0.0"]
-    return read_cfg(KINDS[kind], words)
+    return read_cfg(KINDS[kind], [*words, *overrides])
 
 
 def _inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, Any]]:
@@ -149,9 +150,15 @@ def _inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, An
     return inputs
 
 
-if __name__ == "__main__":
-    kind, way, *numbers = sys.argv[1:]
-    step = _stepper(kind, way, *map(int, numbers))
+def _main(way: str, kind: str, batch: str, side: str, seed: str) -> None:
+    point = (kind, int(batch), int(side), int(seed))
+    if way == _OURS:
+        keep_freed_memory()
+    step = stepper((step_trainer if way == _OURS else _stock_trainer)(*point))
     for _ in range(3):
         step()
-    print(json.dumps(peak_memory_mb(_cfg(kind).MODEL.DEVICE)))
+    print(json.dumps(peak_memory_mb(kind_cfg(kind).MODEL.DEVICE)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

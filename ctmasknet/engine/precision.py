@@ -17,6 +17,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fused_layers import cpu_has_bfloat16
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -53,17 +54,27 @@ def build_step_trainer(
 ) -> SimpleTrainer:
     """The part of a trainer that takes a step, in the precision that ``cfg`` asks for.
 
+    Gradients are dropped before the forward pass, not after it, so that they and what the pass
+    keeps for the way back are never held together.
+
     Raises:
         CTMaskNetError: see :func:`amp_dtype`.
     """
     dtype = amp_dtype(cfg)
     if dtype is None:
-        return SimpleTrainer(model, loader, optimizer)
+        return SimpleTrainer(model, loader, optimizer, zero_grad_before_forward=True)
     keep_predictions_float32(model)
     logging.getLogger(__name__).info("Training in %s, losses and weights in float32", dtype)
     if cfg.MODEL.DEVICE.startswith("cuda"):
         scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
+        return AMPTrainer(
+            model,
+            loader,
+            optimizer,
+            zero_grad_before_forward=True,
+            grad_scaler=scaler,
+            precision=dtype,
+        )
     return AutocastTrainer(model, loader, optimizer, dtype)
 
 
@@ -83,9 +94,9 @@ class AutocastTrainer(SimpleTrainer):
         begin = time.perf_counter()
         batch = next(self._data_loader_iter)
         waited = time.perf_counter() - begin
+        self.optimizer.zero_grad()
         with torch.autocast("cpu", self._dtype):
             losses = self.model(batch)
-        self.optimizer.zero_grad()
         sum(losses.values()).backward()
         self.after_backward()
         self._write_metrics(losses, waited)
@@ -116,7 +127,3 @@ def _in_float32(forward):
             return forward(x.float())
 
     return forward_float32
-
-
-def cpu_has_bfloat16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

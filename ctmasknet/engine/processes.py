@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
+from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 
@@ -54,6 +55,7 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         _join(run, args, "env://", rank, world, local, per_machine, on_gpu)
         _leave()
     if asked <= 1:
+        keep_freed_memory()
         run(args)
         return
     if on_gpu and args.num_gpus > torch.cuda.device_count():
@@ -111,6 +113,7 @@ def _leave() -> None:
 def _join(
     run, args, url: str, rank: int, world: int, local: int, per_machine: int, on_gpu: bool
 ) -> None:
+    keep_freed_memory()
     if on_gpu:
         torch.cuda.set_device(local)
     elif "OMP_NUM_THREADS" not in os.environ:

@@ -1,10 +1,8 @@
-"""Anchors and RPN as the published weights expect them, without work on anchors that do not count.
+"""Anchors and RPN as the published weights expect them.
 
 The authors round cell anchors to whole pixels (reference). Of their 30 anchors a location, the ones
 of size 2 with ratio 0.1 or 0.25 then have no height: they can be scored and even proposed, but
 never match a lesion.
-
-Shapes: B images, A anchors a level (30 at every place of it), k of them that are proposed.
 """
 
 from __future__ import annotations
@@ -54,46 +52,9 @@ class FlatAnchorTransform(Box2BoxTransform):
         return super().get_deltas(torch.where(flat, unit, src_boxes), target_boxes)
 
 
-class DecodedOnDemand:
-    """The proposals of a level, (B, A, 4) xyxy px, of which only those that are asked for are
-    decoded.
-
-    It takes the place of the tensor that Detectron2 picks the k best of: 1,000 a level of up to
-    491,520.
-    """
-
-    def __init__(self, anchors: torch.Tensor, deltas: torch.Tensor, transform: Box2BoxTransform):
-        """
-        Args:
-            anchors: (A, 4) xyxy px.
-            deltas: (B, A, 4).
-            transform: decodes them.
-        """
-        self._anchors = anchors
-        self._deltas = deltas
-        self._transform = transform
-
-    @property
-    def device(self) -> torch.device:
-        return self._deltas.device
-
-    def __getitem__(self, places: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Images (B, 1) and anchors (B, k) -> (B, k, 4)."""
-        image, anchor = places
-        deltas = self._deltas[image, anchor].flatten(0, 1)
-        boxes = self._transform.apply_deltas(deltas, self._anchors[anchor].flatten(0, 1))
-        return boxes.view(*anchor.shape, 4)
-
-
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class FlatAnchorRPN(RPN):
     """Detectron2's RPN, trainable with anchors that rounding left flat."""
-
-    def _decode_proposals(self, anchors, pred_anchor_deltas) -> list[DecodedOnDemand]:
-        return [
-            DecodedOnDemand(level.tensor, deltas, self.box2box_transform)
-            for level, deltas in zip(anchors, pred_anchor_deltas, strict=True)
-        ]
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):

@@ -1,4 +1,5 @@
-"""What is finished of a prediction, so that a killed run repeats none of it.
+"""What is finished of a run by each of its processes, so that one of them can put it together and
+a killed prediction repeats none of it.
 
 The scans of a unit are cut into pieces: a volume or series is one, a folder of pictures one for
 every 256 slices. A piece's results are one file, written whole; when all are there they are put
@@ -49,10 +50,22 @@ def pieces_of(unit: int, scans: Sequence[CTScan]) -> list[Piece]:
 
 
 class Parts:
-    """The files of finished pieces, in a hidden folder of the output folder."""
+    """The files of finished pieces, in a hidden folder of the output folder.
 
-    def __init__(self, output: str | os.PathLike):
-        self._root = Path(output) / _FOLDER
+    Args:
+        output: the output folder.
+        folder: name of the hidden one.
+        how_to_go_on: what to do when a process has failed, for the message.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike,
+        folder: str = _FOLDER,
+        how_to_go_on: str = "continue with --resume",
+    ):
+        self._root = Path(output) / folder
+        self._how_to_go_on = how_to_go_on
 
     def remove(self) -> None:
         """Remove all of them."""
@@ -124,17 +137,22 @@ class Parts:
         for piece in self._pieces(unit):
             pieces.setdefault(piece.scan, []).append(piece)
         for scan, its in pieces.items():
-            yield scan, self._lines(its)
+            yield scan, self.lines(its)
 
-    def _pieces(self, unit: int) -> list[Piece]:
-        return [Piece(unit, *numbers) for numbers in self.unit(unit)["pieces"]]
+    def lines(self, pieces: Iterable[Piece]) -> Iterator[dict[str, Any]]:
+        """The lines of pieces in order, as soon as they are there.
 
-    def _lines(self, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
+        Raises:
+            CTMaskNetError: the process that was to write one has failed.
+        """
         for piece in pieces:
             path = self._piece_path(piece)
             self._wait_for(path)
             with path.open(encoding="utf-8") as stream:
                 yield from map(json.loads, stream)
+
+    def _pieces(self, unit: int) -> list[Piece]:
+        return [Piece(unit, *numbers) for numbers in self.unit(unit)["pieces"]]
 
     def _wait_for(self, path: Path) -> None:
         """Until another process has written the file. Nothing else joins the processes: barriers
@@ -143,7 +161,7 @@ class Parts:
             if any(self._root.glob("failed-*")):
                 raise CTMaskNetError(
                     f"{self._root.parent}: another process of this run has failed, see its "
-                    "message; mend that and continue with --resume"
+                    f"message; mend that and {self._how_to_go_on}"
                 )
             time.sleep(_POLL_SECONDS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,16 @@ import torch
 
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import BEST_CHECKPOINT, load_model, setup_cfg
+from ctmasknet.engine.setup import BEST_CHECKPOINT, load_model
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
 from ctmasknet.lesion_list import lesions_of
 from ctmasknet.modeling.inference import inference_model
+from ctmasknet.predict.setup import prediction_cfg
 from ctmasknet.report.pictures import Painter
+from ctmasknet.report.run_files import run_folders
 from ctmasknet.report.slice_files import FoundSlice
 from ctmasknet.visualize import draw_lesions
 
@@ -40,18 +41,21 @@ def evidence_painter(
     Args:
         config_file: of a classifier or a detector.
         opts: ``KEY VALUE`` overrides.
-        run: folder whose ``model_best.pth`` is used unless ``opts`` name weights or OUTPUT_DIR.
+        run: folder of the run, or of one of its data sets, whose ``model_best.pth`` is used unless
+            ``opts`` name weights or OUTPUT_DIR.
         class_names: of the predictions; a classifier has to have the same.
 
     Raises:
-        CTMaskNetError: see :func:`setup_cfg` and :func:`load_model`; other classes. The painter
-            raises it for a slice that the model scores otherwise than reported.
+        CTMaskNetError: see :func:`prediction_cfg` and :func:`load_model`; other classes. The
+            painter raises it for a slice that the model scores otherwise than reported.
     """
     opts = list(opts)
     named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
-    if not named and (Path(run) / BEST_CHECKPOINT).is_file():
-        opts += ["OUTPUT_DIR", str(run)]
-    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=opts))
+    places = [] if named else run_folders(Path(run))
+    own = [place for place in places if (place / BEST_CHECKPOINT).is_file()]
+    opts += ["OUTPUT_DIR", str(own[0])] if own else []
+    # Classes are those of the weights: the data set need not be on this machine
+    cfg, _ = prediction_cfg(config_file, opts)
     classifies = is_classifier(cfg)
     if classifies and list(cfg.MODEL.IMAGE_HEAD.CLASSES) != list(class_names):
         raise CTMaskNetError(

@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from ctmasknet.evaluation.uncertainty import Interval
 
 #: Colours that matplotlib writes and :func:`_to_svg` replaces; no other line has them.
 _INK = "#010203"
@@ -25,6 +28,7 @@ _FIRST_CLASS = 0x10
 _COLORS = 8
 
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_MARKERS = ("o", "s", "^", "D")
 _SIDE_INCHES = 3.4
 
 
@@ -79,6 +83,57 @@ def reliability_figure(level: Mapping[str, Any], class_names: Sequence[str], key
     return _to_svg(figure, axes, key)
 
 
+def burden_scatter(
+    dots: Sequence[tuple[str, np.ndarray, np.ndarray, Mapping[str, Interval]]], key: str
+) -> str:
+    """Measured against true shares, as SVG.
+
+    Args:
+        dots: of each class its name, (n,) true and (n,) measured shares in percent, and their
+            agreement (see :func:`ctmasknet.evaluation.burden_agreement.burden_agreement`).
+        key: see :func:`roc_figure`.
+    """
+    figure, axes = _square("ground truth, %", "measured, %")
+    most = max(1e-3, *(float(side.max()) for _, *sides, _ in dots for side in sides))
+    axes.set(xlim=(-0.02 * most, 1.02 * most), ylim=(-0.02 * most, 1.02 * most))
+    axes.plot([0, most], [0, most], color=_INK, alpha=0.45, linewidth=0.8)
+    for index, (name, true, measured, _) in enumerate(dots):
+        axes.plot(true, measured, **_dots(index, name))
+    return _to_svg(figure, axes, key)
+
+
+def burden_differences(
+    dots: Sequence[tuple[str, np.ndarray, np.ndarray, Mapping[str, Interval]]], key: str
+) -> str:
+    """Bland and Altman's picture: differences against the mean of both, with the mean difference
+    and the limits of agreement, as SVG. Arguments as :func:`burden_scatter`."""
+    figure, axes = _square("mean of both, %", "measured less ground truth, points")
+    axes.set_aspect("auto")
+    axes.set(xlim=(None, None), ylim=(None, None))
+    axes.autoscale()
+    axes.axhline(0, color=_INK, alpha=0.45, linewidth=0.8)
+    for index, (name, true, measured, agreement) in enumerate(dots):
+        style = _dots(index, name)
+        axes.plot((true + measured) / 2, measured - true, **style)
+        for figure_name in ("bias", "lower_limit", "upper_limit"):
+            value = agreement[figure_name].value
+            dashes = (0, (9, 2)) if figure_name == "bias" else ":"
+            if value is not None:
+                axes.axhline(value, color=style["color"], linestyle=dashes, linewidth=1.2)
+    return _to_svg(figure, axes, key)
+
+
+def _dots(index: int, name: str) -> dict[str, Any]:
+    return {
+        "color": _CLASS.format(_FIRST_CLASS + index % _COLORS),
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": "none",
+        "markersize": 4,
+        "alpha": 0.75,
+        "label": _label(name),
+    }
+
+
 def _square(x_label: str, y_label: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(_SIDE_INCHES, _SIDE_INCHES), layout="constrained")
     FigureCanvasSVG(figure)
@@ -97,16 +152,19 @@ def _square(x_label: str, y_label: str) -> tuple[Figure, Any]:
 
 
 def _line(index: int, name: str, area: Mapping[str, Any]) -> dict[str, Any]:
-    # Matplotlib reads $...$ as mathematics and leaves out of a legend what begins with _
-    label = name.replace("$", r"\$").lstrip("_")
     value = "" if area["value"] is None else f" {area['value']:.3f}"
     return {
         "color": _CLASS.format(_FIRST_CLASS + index % _COLORS),
         "linestyle": _DASHES[index % len(_DASHES)],
         "linewidth": 1.8,
-        "label": f"{label}{value}",
+        "label": f"{_label(name)}{value}",
         "clip_on": False,
     }
+
+
+def _label(name: str) -> str:
+    """Matplotlib reads $...$ as mathematics and leaves out of a legend what begins with _."""
+    return name.replace("$", r"\$").lstrip("_")
 
 
 def _to_svg(figure: Figure, axes: Any, key: str) -> str:
@@ -121,15 +179,20 @@ def _to_svg(figure: Figure, axes: Any, key: str) -> str:
     # The only rule of the style element would reach the whole page
     for element in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>"):
         text = re.sub(element, "", text, flags=re.DOTALL)
-    for attribute in (r' xmlns(:xlink)?="[^"]*"', r' (width|height)="[0-9.]+pt"'):
-        text = re.sub(attribute, "", text)
     # Of all names only those referred to (ticks, clipping) are needed
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    text = re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.2f}", text)
-    text = text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
-    text = re.sub(
-        _CLASS_COLOR, lambda found: f"var(--class-{int(found[1], 16) - _FIRST_CLASS})", text
-    )
+    text = re.sub(r"<[^>]+>", lambda tag: _shortened(tag[0], used), text)
     return re.sub(r">\s+<", "><", text).strip()
+
+
+def _shortened(tag: str, used: set[str]) -> str:
+    """A tag with what the page needs of it; text between tags stays as it is."""
+    for attribute in (r' xmlns(:xlink)?="[^"]*"', r' (width|height)="[0-9.]+pt"'):
+        tag = re.sub(attribute, "", tag)
+    tag = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", tag)
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.2f}", tag)
+    tag = tag.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    return re.sub(
+        _CLASS_COLOR, lambda found: f"var(--class-{int(found[1], 16) - _FIRST_CLASS})", tag
+    )

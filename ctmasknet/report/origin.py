@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ctmasknet.report.run_files import described_sets
 from ctmasknet.report.source import ReportSource
 
 
@@ -55,8 +56,7 @@ def run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(entry.get(key), dict):
             known = [f"{k} {v}" for k, v in entry[key].items() if v is not None]
             facts.append((name, ", ".join(known)))
-    sets = entry.get("datasets")
-    sets = sets if isinstance(sets, dict) else {}
+    sets = described_sets(entry)
     for split, described in sets.items():
         facts += [(f"Data, {split}", _dataset(item)) for item in described]
     name = str(entry.get("kind", "run")).capitalize()

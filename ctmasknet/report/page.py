@@ -19,15 +19,22 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write
 from ctmasknet.report import wording
+from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.evidence import evidence_painter
 from ctmasknet.report.origin import report_facts, run_facts
 from ctmasknet.report.pictures import SlicePictures
-from ctmasknet.report.sections import THRESHOLD_METRICS, measured, unmeasured
+from ctmasknet.report.run_files import dataset_names
+from ctmasknet.report.sections import measured, threshold_rows, unmeasured
 from ctmasknet.report.slice_files import SliceFiles, recorded_window
 from ctmasknet.report.slice_gallery import PER_PATIENT, choose_slices
 from ctmasknet.report.source import ReportSource, read_source
 from ctmasknet.report.thresholds import threshold_data
-from ctmasknet.report.units_table import UnitsTable, units_table
+from ctmasknet.report.units_table import (
+    UnitsTable,
+    units_caption,
+    units_columns,
+    units_table,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class ReportOptions:
     """What goes into a report besides the folder's figures.
 
     Attributes:
-        dataset, evaluation: see :func:`read_source`.
+        dataset, evaluation, burden, burden_truth: see :func:`read_source`.
         images: folder that the slices' names are relative to.
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
             a prediction folder's own are used without being named where no model draws.
@@ -46,6 +53,8 @@ class ReportOptions:
 
     dataset: str | None = None
     evaluation: str | os.PathLike | None = None
+    burden: str | os.PathLike | None = None
+    burden_truth: str | os.PathLike | None = None
     images: str | os.PathLike | None = None
     pictures: Sequence[str | os.PathLike] = ()
     gallery: int = 24
@@ -73,7 +82,13 @@ def write_report(
             an output that cannot be written.
     """
     options = options or ReportOptions()
-    source = read_source(folder, dataset=options.dataset, evaluation=options.evaluation)
+    source = read_source(
+        folder,
+        dataset=options.dataset,
+        evaluation=options.evaluation,
+        burden=options.burden,
+        burden_truth=options.burden_truth,
+    )
     output = Path(output)
     # Tried before a model is loaded
     _check_writable(output)
@@ -83,13 +98,12 @@ def write_report(
         painter = evidence_painter(
             options.config_file, options.opts, source.folder, source.class_names
         )
-    made = [*options.pictures]
-    if painter is None and source.listing is not None:
-        made.append(source.listing.parent)
+    overlays = source.listing.parent if painter is None and source.listing is not None else None
     pictures = SlicePictures(
         [row.file for row in source.rows],
         files,
-        folders=made,
+        folders=options.pictures,
+        more=overlays,
         painter=painter,
     )
     page = render(source, pictures, options.gallery)
@@ -144,11 +158,12 @@ def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "thresholds": thresholds["thresholds"],
         "threshold_levels": list(thresholds["levels"]),
         "first_threshold": thresholds["thresholds"].index(0.5),
-        "threshold_rows": _threshold_rows(source),
+        "threshold_rows": threshold_rows(source),
         "table": table,
         "table_name": "Patients" if table.kind == "patients" else "Slices",
-        "table_columns": _columns(source, table),
-        "table_caption": _table_caption(source, table),
+        "table_columns": units_columns(source, table),
+        "table_caption": units_caption(source, table),
+        "burden": burden_section(source),
         "predictions_name": source.predictions.name,
         "gallery": shown,
         "per_patient": PER_PATIENT,
@@ -167,7 +182,9 @@ def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(values).lstrip()
+    page = environment.get_template("report.html.j2").render(values).lstrip()
+    # Names of files need not be text; what is none becomes a question mark
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:
@@ -221,52 +238,25 @@ def _sections(source, table: UnitsTable, gallery) -> list[tuple[str, str]]:
         found.append(("detail", "Confusions, curves, calibration"))
     found.append(("threshold", "Move the threshold"))
     found.append(("patients", "Patients" if table.kind == "patients" else "Slices"))
+    if source.burden:
+        found.append(("burden", "Lesion burden"))
     if gallery:
         found.append(("gallery", "Slices to look at"))
     return [*found, ("limits", "Limits"), ("origin", "Where the figures are from")]
 
 
-def _threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
-    if source.evaluation is None:
-        return [("called", "Called"), ("not-called", "Not called")]
-    return [
-        *((metric, wording.METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
-        ("tp", "Has the class, called (true positive)"),
-        ("fn", "Has the class, not called (false negative)"),
-        ("fp", "Has it not, called (false positive)"),
-        ("tn", "Has it not, not called (true negative)"),
-    ]
-
-
-def _columns(source: ReportSource, table: UnitsTable) -> list[dict[str, Any]]:
-    columns = [("Patient" if table.kind == "patients" else "Slice", False)]
-    if table.kind == "patients":
-        columns += [("Scans", True), ("Slices", True)]
-    if source.evaluation:
-        columns.append(("True class", False))
-    columns.append(("Called", False))
-    if source.evaluation:
-        columns.append(("Verdict", False))
-    columns += [(f"Score {name}", True) for name in source.class_names]
-    return [{"name": name, "number": number} for name, number in columns]
-
-
-def _table_caption(source: ReportSource, table: UnitsTable) -> str:
-    order = "Errors first, the most confident at the top. " if source.evaluation else ""
-    scores = (
-        f"Scores pooled by {source.pooling_name}. "
-        if table.kind == "patients"
-        else "Scores are sigmoids; they need not sum to 1. "
-    )
-    return f"{order}{scores}A heading's button sorts."
-
-
 def _about(source: ReportSource) -> str:
     patients = len(source.pooled["patients"])
     counted = f"{len(source.rows)} slices" + (f" of {patients} patients" if patients else "")
-    dates = [entry["end"][:10] for entry in source.entries if isinstance(entry.get("end"), str)]
-    when = f", run ended {dates[-1]}" if dates else ""
-    return f"Predictions for {counted}; classes {', '.join(source.class_names)}{when}."
+    # That of the run that made the predictions, where the record tells it from others
+    dates = [
+        entry["end"][:10]
+        for entry in source.entries
+        if isinstance(entry.get("end"), str)
+        and source.dataset in (None, *dataset_names(entry, "test"))
+    ]
+    when = f", made {dates[-1]}" if dates else ""
+    return f"Predictions for {counted}{when}; classes {', '.join(source.class_names)}."
 
 
 def _check_writable(output: Path) -> None:

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.data.images import IMAGE_SUFFIXES, naming_file
+from ctmasknet.data.natural import natural_key
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.gallery import CONTACT_SHEET
@@ -51,11 +52,13 @@ class SlicePictures:
     Args:
         names: of all reported slices.
         files: finds them.
-        folders: pictures made before, see :func:`index_pictures`.
+        folders: pictures made before, see :func:`index_pictures`; each has to hold one of these
+            slices.
+        more: a folder that may hold some.
         painter: draws evidence, see :mod:`.evidence`; None draws none.
 
     Raises:
-        CTMaskNetError: a folder that does not exist or tells nothing.
+        CTMaskNetError: a folder that does not exist, tells nothing, or shows other slices.
     """
 
     def __init__(
@@ -64,11 +67,27 @@ class SlicePictures:
         files: SliceFiles,
         *,
         folders: Iterable[str | os.PathLike] = (),
+        more: str | os.PathLike | None = None,
         painter: Painter | None = None,
     ):
+        names = list(names)
         self._stems = Counter(_stem(name) for name in names)
         self._files = files
-        self._made = [index_pictures(folder) for folder in folders]
+        self._made = []
+        for folder in folders:
+            made = index_pictures(folder)
+            if not made:
+                raise CTMaskNetError(
+                    f"{folder}: names no picture that tells its slice; correct --pictures"
+                )
+            if not any(self._made_of(made, name) for name in names):
+                raise CTMaskNetError(
+                    f"{folder}: its pictures are of other slices than the predictions; correct "
+                    "--pictures"
+                )
+            self._made.append(made)
+        if more is not None:
+            self._made.append(index_pictures(more))
         self._painter = painter
 
     def of(self, row: SlicePrediction) -> list[Picture]:
@@ -85,13 +104,18 @@ class SlicePictures:
             for drawn, caption in self._painter(row, found) if self._painter else ():
                 pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
         for made in self._made:
-            stem = _stem(row.file)
-            by_stem = made.get(stem, []) if self._stems[stem] == 1 else []
-            for caption, path in made.get(row.file) or by_stem:
+            for caption, path in self._made_of(made, row.file):
                 with naming_file(path), Image.open(path) as image:
                     pixels = np.asarray(image.convert("RGB"))
                 pictures.append(encode(pixels, caption, f"{caption} of {row.file}", PAGE_PX))
         return pictures
+
+    def _made_of(
+        self, made: Mapping[str, list[tuple[str, Path]]], file: str
+    ) -> list[tuple[str, Path]]:
+        """(caption, file) of a slice's pictures in a folder, by its name or its own stem."""
+        stem = _stem(file)
+        return made.get(file) or (made.get(stem, []) if self._stems[stem] == 1 else [])
 
 
 def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]]]:
@@ -126,7 +150,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
         return {_stem(name): of for name, of in told.items() if stems[_stem(name)] == 1} | told
     paths = [
         path
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name != CONTACT_SHEET
     ]
     if not paths:

@@ -84,6 +84,19 @@ def unmeasured(source: ReportSource) -> dict[str, Any]:
     }
 
 
+def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
+    """(name in the page's script, text) of each line of the threshold table."""
+    if source.evaluation is None:
+        return [("called", "Called"), ("not-called", "Not called")]
+    return [
+        *((metric, wording.METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
+        ("tp", "Has the class, called (true positive)"),
+        ("fn", "Has the class, not called (false negative)"),
+        ("fp", "Has it not, called (false positive)"),
+        ("tn", "Has it not, not called (true negative)"),
+    ]
+
+
 def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """One level's sentence, confusion matrix and curves."""
     counts = ", ".join(f"{count} {label}" for label, count in level["n_per_class"].items())
@@ -107,7 +120,7 @@ def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> 
         )
     error = f"ECE {ece.value}" + (f" ({ece.interval})." if ece.interval else ".")
     return {
-        "sentence": f"{level['n']} {name} of {level['n_patients']} patients: {counts}.",
+        "sentence": f"{_counted(name, level)}: {counts}.",
         "confusion": [
             _confusion_line(label, line, index)
             for index, (label, line) in enumerate(
@@ -135,6 +148,16 @@ def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> 
             },
         ],
     }
+
+
+def _counted(name: str, level: Mapping[str, Any]) -> str:
+    """``120 slices of 40 patients``; a slice that names no patient is no patient either."""
+    text = f"{level['n']} {name}"
+    nameless = level["left_out"].get("no_patient", 0)
+    if name == "patients" or nameless == level["n"]:
+        return text
+    text += f" of {level['n_patients'] - nameless} patients"
+    return text + (f" and {nameless} that name none" if nameless else "")
 
 
 def _confusion_line(label: str, counts: Sequence[int], index: int) -> dict[str, Any]:

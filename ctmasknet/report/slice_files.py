@@ -73,7 +73,8 @@ class SliceFiles:
         for path in ([self._images / name] if self._images else []) + [Path(name)]:
             if not path.is_file():
                 continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            # A page of a TIFF is named as a slice of a volume is
+            if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
                 entry = {"file_name": str(path)}
                 return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
             wanted = f"{path}{file[len(name) :]}"
@@ -89,8 +90,8 @@ def recorded_window(entries: Sequence[Mapping[str, Any]]) -> Window | None:
     """The HU window of the latest run in ``run.json`` that states one."""
     for entry in reversed(entries):
         config = entry.get("config")
-        inputs = config.get("INPUT", {}) if isinstance(config, dict) else {}
-        if "WINDOW_CENTER_HU" in inputs and "WINDOW_WIDTH_HU" in inputs:
+        inputs = config.get("INPUT") if isinstance(config, dict) else None
+        if isinstance(inputs, dict) and {"WINDOW_CENTER_HU", "WINDOW_WIDTH_HU"} <= set(inputs):
             return Window(inputs["WINDOW_CENTER_HU"], inputs["WINDOW_WIDTH_HU"])
     return None
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.engine.run_record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.classification_report import FORMAT, classification_report
-from ctmasknet.evaluation.image_classification import confusion_matrix
+from ctmasknet.evaluation.image_classification import bce_loss, confusion_matrix
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,
@@ -24,7 +24,9 @@ from ctmasknet.evaluation.pooling import (
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.units import slice_units
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.report.burden_source import BurdenSource, read_burden
 from ctmasknet.report.json_lines import json_lines
+from ctmasknet.report.run_files import dataset_names, read_bad_slices, read_run
 
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
@@ -49,6 +51,8 @@ class ReportSource:
         pooled: scans and patients, labelled or not, by level.
         record: ``run.json`` as it is, None without one.
         entries: the runs in it, oldest first.
+        burden: lesion burden, None where none was measured.
+        bad_slices: (unreadable, all) slices or files, None where the run left none out.
     """
 
     folder: Path
@@ -63,6 +67,8 @@ class ReportSource:
     pooled: dict[str, list[PooledPrediction]]
     record: Any
     entries: list[dict[str, Any]]
+    burden: BurdenSource | None
+    bad_slices: tuple[int, int] | None
 
 
 def read_source(
@@ -70,6 +76,8 @@ def read_source(
     *,
     dataset: str | None = None,
     evaluation: str | os.PathLike | None = None,
+    burden: str | os.PathLike | None = None,
+    burden_truth: str | os.PathLike | None = None,
 ) -> ReportSource:
     """Read a folder of an evaluation (``OUTPUT_DIR`` of ``tools/train_net.py``, or one data set's
     folder in it) or of predictions.
@@ -82,10 +90,11 @@ def read_source(
         dataset: which of several; default the one evaluated last (see ``run.json``).
         evaluation: folder of ``report.json``; default ``<folder>/report`` and ``folder`` itself,
             where they hold one.
+        burden, burden_truth: see :func:`read_burden`.
 
     Raises:
-        CTMaskNetError: no or several predictions, a broken file, or a ``report.json`` that was made
-            from other predictions.
+        CTMaskNetError: no or several predictions, a broken file, a ``report.json`` that was made
+            from other predictions, or burdens that cannot be compared.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -93,7 +102,7 @@ def read_source(
             f"{folder}: no such folder; give the OUTPUT_DIR of an evaluation or a folder of "
             "predictions"
         )
-    record, entries = _read_record(folder)
+    record, entries = read_run(folder)
     path, name = _find_predictions(folder, dataset, entries)
     rows, class_names = read_predictions_csv(path)
     check_rows(rows, str(path))
@@ -132,6 +141,8 @@ def read_source(
         pooled=pooled,
         record=record,
         entries=entries,
+        burden=read_burden(folder, burden, burden_truth),
+        bad_slices=read_bad_slices(path, name),
     )
 
 
@@ -141,11 +152,13 @@ def _find_predictions(
     """The predictions to report, and the name of their data set (None for a prediction folder)."""
     here = folder / _PREDICTIONS
     if here.is_file():
-        if dataset not in (None, folder.name):
+        # "." has no name of its own
+        place = folder.resolve()
+        if dataset not in (None, place.name):
             raise CTMaskNetError(
                 f"{here}: is the only predictions file here; leave --dataset {dataset} out"
             )
-        return here, folder.name if folder.parent.name == "inference" else None
+        return here, place.name if place.parent.name == "inference" else None
     found = {path.parent.name: path for path in folder.glob(f"inference/*/{_PREDICTIONS}")}
     if not found:
         raise CTMaskNetError(
@@ -163,20 +176,14 @@ def _find_predictions(
         (name, path) = next(iter(found.items()))
         return path, name
     # Validation data are no test set, even when they were evaluated last
-    validation = {name for entry in entries for name in _dataset_names(entry, "val")}
+    validation = {name for entry in entries for name in dataset_names(entry, "val")}
     for entry in reversed(entries):
-        for name in _dataset_names(entry, "test"):
+        for name in dataset_names(entry, "test"):
             if name in found and name not in validation:
                 return found[name], name
     raise CTMaskNetError(
         f"{folder}: predictions of {', '.join(sorted(found))}; choose one with --dataset NAME"
     )
-
-
-def _dataset_names(entry: dict[str, Any], split: str) -> list[str]:
-    sets = entry.get("datasets")
-    described = sets.get(split, []) if isinstance(sets, dict) else []
-    return [item["name"] for item in described]
 
 
 def _find_evaluation(folder: Path, given: str | os.PathLike | None) -> Path | None:
@@ -200,6 +207,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["format"] != FORMAT:
             raise ValueError(f"format {report['format']!r}")
+        report["settings"]["pooling"], report["levels"]["slices"]["metrics"]["loss"]["value"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CTMaskNetError(
             f"{path}: not a report of tools/evaluate_predictions.py ({type(error).__name__}: "
@@ -221,7 +229,11 @@ def _check_same(
     same = report["class_names"] == list(class_names) and slices["n"] == len(units)
     if same and len(units):
         matrix = confusion_matrix(units.labels, units.preds, len(class_names)).tolist()
-        same = slices["confusion_matrix"] == matrix
+        # Two models may call all slices alike; their logits still differ
+        loss = bce_loss(units.logits, units.labels)
+        same = slices["confusion_matrix"] == matrix and math.isclose(
+            slices["metrics"]["loss"]["value"], loss, rel_tol=1e-6
+        )
     if not same:
         raise CTMaskNetError(
             f"{path}: was made from other predictions than {predictions}; run "
@@ -255,30 +267,13 @@ def _read_pooled(
                     slices=int(item["slices"]),
                 )
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
             raise CTMaskNetError(
                 f"{path}: a {item['level']} without {error}; predict again"
             ) from error
-    return name, pooled
-
-
-def _read_record(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """``run.json`` of the folder (or of the run whose ``inference/<data set>`` it is), as it is.
-
-    A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
-    """
-    places = [folder]
-    if folder.resolve().parent.name == "inference":
-        places.append(folder.resolve().parent.parent)
-    for path in (place / RUN_RECORD for place in places):
-        if not path.is_file():
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise CTMaskNetError(
-                f"{path}: not a run's record ({error}); restore or remove the file"
+                f"{path}: a {item['level']} that does not fit predictions.csv ({error}); predict "
+                "again"
             ) from error
-        runs = record.get("entries", [record]) if isinstance(record, dict) else []
-        return record, [entry for entry in runs if isinstance(entry, dict)]
-    return None, []
+    return name, pooled

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ctmasknet.data.natural import natural_key
 from ctmasknet.evaluation.pooling import PooledPrediction
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.report.source import ReportSource
@@ -66,9 +68,34 @@ def units_table(source: ReportSource, max_rows: int = MAX_ROWS) -> UnitsTable:
     if not rows:
         rows = [_row(names, row.file, 0, 1, row, mixed=False) for row in source.rows]
         kind, nameless = "slices", 0
-    rows.sort(key=lambda row: row.name)
+    rows.sort(key=lambda row: natural_key(row.name))
     rows.sort(key=lambda row: (row.verdict != "wrong", -row.margin * (row.verdict == "wrong")))
     return UnitsTable(kind, rows[:max_rows], max(0, len(rows) - max_rows), len(lone), nameless)
+
+
+def units_columns(source: ReportSource, table: UnitsTable) -> list[dict[str, Any]]:
+    """``name`` of each column and whether it holds a ``number``."""
+    columns = [("Patient" if table.kind == "patients" else "Slice", False)]
+    if table.kind == "patients":
+        columns += [("Scans", True), ("Slices", True)]
+    if source.evaluation:
+        columns.append(("True class", False))
+    columns.append(("Called", False))
+    if source.evaluation:
+        columns.append(("Verdict", False))
+    columns += [(f"Score {name}", True) for name in source.class_names]
+    return [{"name": name, "number": number} for name, number in columns]
+
+
+def units_caption(source: ReportSource, table: UnitsTable) -> str:
+    """In which order lines stand, and what the scores are."""
+    order = "Errors first, the most confident at the top. " if source.evaluation else ""
+    scores = (
+        f"Scores pooled by {source.pooling_name}. "
+        if table.kind == "patients"
+        else "Scores are sigmoids; they need not sum to 1. "
+    )
+    return f"{order}{scores}A heading's button sorts."
 
 
 def margin_of(scores: Sequence[float], pred: int, label: int | None) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctmasknet.evaluation.pooling import POOLED_LEVELS
 from ctmasknet.evaluation.report_text import PERCENT_METRICS
+from ctmasknet.report.run_files import described_sets
 from ctmasknet.report.source import ReportSource
 
 METRIC_NAMES = {
@@ -110,18 +111,23 @@ def pooling_text(source: ReportSource) -> str:
 
 def shows_phantoms(source: ReportSource) -> bool:
     """Whether the record says that the reported slices were synthesised."""
-    for entry in source.entries:
-        sets = entry.get("datasets")
-        for described in sets.values() if isinstance(sets, dict) else ():
-            for item in described:
-                if item.get("name") == source.dataset and item.get("phantoms"):
-                    return True
-    return False
+    return any(
+        item.get("name") == source.dataset and item.get("phantoms")
+        for entry in source.entries
+        for described in described_sets(entry).values()
+        for item in described
+    )
 
 
 def limits(source: ReportSource) -> list[str]:
     """What the report cannot say, one sentence or two each."""
     found = []
+    if source.bad_slices:
+        bad, total = source.bad_slices
+        found.append(
+            f"{bad} of {total} slices or files could not be read and were left out; "
+            "bad_slices.json of the run names them."
+        )
     evaluation = source.evaluation
     if evaluation is None:
         found.append(
@@ -137,17 +143,15 @@ def limits(source: ReportSource) -> list[str]:
         if left_out["no_patient"]:
             found.append(
                 f"{left_out['no_patient']} slices name no patient. Each stands for a patient of "
-                "its own, so intervals are narrower than they should be."
+                "its own: where some are of one patient, intervals are too narrow."
             )
         for level in POOLED_LEVELS:
             measured = evaluation["levels"][level]
-            if measured is None:
+            mixed = sum(item.mixed for item in source.pooled[level])
+            if mixed:
+                found.append(f"{mixed} {level} have slices of unlike labels and are not judged.")
+            elif measured is None:
                 found.append(f"No {level}: no labelled slice names one.")
-            elif measured["left_out"]["mixed_label"]:
-                found.append(
-                    f"{measured['left_out']['mixed_label']} {level} have slices of unlike labels "
-                    "and are not judged."
-                )
         absent = [name for name, count in slices["n_per_class"].items() if not count]
         if absent:
             found.append(f"No slice is labelled {', '.join(absent)}: nothing is known of it.")

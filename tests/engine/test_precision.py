@@ -60,6 +60,24 @@ def test_layers_in_bfloat16_losses_in_float32(amp_cfg, slices, task):
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_gradients_are_dropped_before_the_next_forward_pass(amp_cfg, slices, enabled):
+    amp_cfg.SOLVER.AMP.ENABLED = enabled
+    model = build_model(amp_cfg).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    step = build_step_trainer(amp_cfg, model, [slices] * 3, torch.optim.SGD(trained, 1e-4))
+    held = []
+    forward = model.forward
+    model.forward = lambda inputs: (
+        held.append(any(parameter.grad is not None for parameter in trained)) or forward(inputs)
+    )
+    with EventStorage():
+        step.run_step()
+        assert any(parameter.grad is not None for parameter in trained)
+        step.run_step()
+    assert held == [False, False]
+
+
 def test_ranked_rows_are_float32(amp_cfg, slices):
     model = build_model(amp_cfg).eval()
     precision.keep_predictions_float32(model)

@@ -15,7 +15,8 @@ from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain import occlude, run
-from ctmasknet.explain.run import explain_from_command_line, explain_slices
+from ctmasknet.explain.run import explain_from_command_line
+from ctmasknet.explain.slices import explain_slices
 
 CLASSES = ["normal", "pneumonia", "covid"]
 
@@ -140,7 +141,7 @@ def test_a_dicom_series_and_a_volume_give_the_same(
     hu = ct_samples.volume(slices=2)
     ct_samples.dicom_series(tmp_path / "series", hu)
     nib.save(ct_samples.nifti(hu), tmp_path / "volume.nii.gz")
-    monkeypatch.setattr(run, "model_cfg", lambda args: small_cfg)
+    monkeypatch.setattr(run, "prediction_cfg", lambda *_: (small_cfg, {}))
     monkeypatch.setattr(run, "load_model", lambda cfg: tiny_model.eval())
     found = []
     for name in ("series", "volume.nii.gz"):
@@ -179,7 +180,7 @@ def arguments(output, **given):
 )
 def test_bad_arguments_are_one_clear_error(entries, tmp_path, repository, config, given, message):
     weights = tmp_path / "weights.pth"
-    weights.write_bytes(b"")
+    torch.save({"model": {}}, weights)
     values = {
         "config_file": str(repository / "configs" / f"{config}.yaml"),
         "input": [entries[0]["file_name"]],

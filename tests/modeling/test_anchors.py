@@ -1,5 +1,4 @@
 import torch
-from detectron2.modeling.proposal_generator import RPN
 
 from ctmasknet.modeling.anchors import FlatAnchorTransform, RoundedAnchorGenerator
 
@@ -35,23 +34,3 @@ def test_flat_boxes_are_coded_as_one_px():
     sources = torch.tensor([[0.0, 0.0, 6.0, 0.0], [0.0, 0.0, 10.0, 10.0]])
     targets = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 10.0, 10.0]])
     assert torch.equal(transform.get_deltas(sources, targets), torch.zeros(2, 4))
-
-
-def test_only_chosen_anchors_are_decoded_and_proposals_stay_the_same(tiny_model, slices):
-    rpn = tiny_model.eval().proposal_generator
-    images = tiny_model.preprocess_image(slices)
-    with torch.no_grad():
-        features = tiny_model.backbone(images.tensor)
-        decoded = []
-        rpn.box2box_transform.apply_deltas = lambda deltas, boxes: (
-            decoded.append(len(boxes))
-            or FlatAnchorTransform.apply_deltas(rpn.box2box_transform, deltas, boxes)
-        )
-        rpn.pre_nms_topk = {False: 50}
-        ours, _ = rpn(images, features)
-        rpn._decode_proposals = lambda *args: RPN._decode_proposals(rpn, *args)
-        stock, _ = rpn(images, features)
-    assert decoded == [3 * 50, 3 * 30 * 12 * 12]
-    for found, expected in zip(ours, stock, strict=True):
-        assert torch.equal(found.proposal_boxes.tensor, expected.proposal_boxes.tensor)
-        assert torch.equal(found.objectness_logits, expected.objectness_logits)

@@ -10,6 +10,7 @@ from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.evaluation import write_predictions_csv
+from ctmasknet.evaluation.burden_files import FORMAT
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.evaluation.resampled_metrics import threshold_metrics
@@ -17,6 +18,7 @@ from ctmasknet.evaluation.units import pooled_units, slice_units
 from ctmasknet.report import ReportOptions, write_report
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
+Wait = pytest.importorskip("selenium.webdriver.support.ui", reason="no selenium").WebDriverWait
 
 
 @pytest.fixture
@@ -87,7 +89,9 @@ def test_opens_without_errors_and_asks_no_outside_address(page, report_file):
         "const image = new Image(); image.src = 'http://example.invalid/x.png';"
         "document.body.append(image)"
     )
-    assert "Content Security Policy" in page.get_log("browser")[0]["message"]
+    # The browser tells it a moment later
+    told = Wait(page, 10).until(lambda browser: browser.get_log("browser"))
+    assert "Content Security Policy" in told[0]["message"]
 
 
 def test_hostile_names_are_text(page):
@@ -222,6 +226,20 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_paper_is_light_and_shows_whole_tables(page):
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    try:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen", "features": dark})
+        assert page.execute_script(style, "body", "color") == "rgb(232, 234, 237)"
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+        assert page.execute_script(style, "body", "color") == "rgb(26, 29, 33)"
+        assert page.execute_script(style, ".scroll.tall", "overflow-y") == "visible"
+        assert page.execute_script(style, ".controls", "display") == "none"
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 def test_without_labels_the_page_still_works(browser, unlabelled_folder, tmp_path):
     browser.get_log("browser")
     path = write_report(unlabelled_folder, tmp_path / "r.html", ReportOptions(gallery=4))
@@ -249,3 +267,36 @@ def test_halves_are_rounded_as_python_rounds_them(browser, unlabelled_folder, tm
     for threshold, share in (("0.6", 6.25), ("0.5", 18.75)):
         type_threshold(browser, threshold)
         assert shown_figures(browser)["called"][0] == f"{share:.1f} %"
+
+
+def test_the_table_of_burden_sorts_with_unknown_shares_last(browser, unlabelled_folder, tmp_path):
+    percent = {"a": 2.0, "b": None, "c": 10.0}
+    scans = [
+        {
+            **{"patient": name, "scan": "1", "file": "", "slices": 1, "weighted_by": "px"},
+            **{"percent": {"ggo": share, "any": share}, "ml": None},
+        }
+        for name, share in percent.items()
+    ]
+    document = {"format": FORMAT, "lesions": "x", "of": "lung", "classes": ["ggo"]}
+    document |= {"outside_lung_px": 0, "slices": [], "scans": scans, "patients": []}
+    (tmp_path / "burden.json").write_text(json.dumps(document))
+    options = ReportOptions(burden=tmp_path, gallery=0)
+    browser.get_log("browser")
+    browser.get(write_report(unlabelled_folder, tmp_path / "r.html", options).as_uri())
+    assert browser.get_log("browser") == []
+
+    def order():
+        cells = browser.find_elements("css selector", "#burden-table tbody th")
+        return "".join(cell.text for cell in cells)
+
+    buttons = browser.find_elements("css selector", "#burden-table thead button")
+    button = next(button for button in buttons if button.text == "ggo, %")
+    assert order() == "cab"
+    button.send_keys(Keys.ENTER)
+    assert order() == "cab"
+    button.send_keys(Keys.ENTER)
+    assert order() == "acb"
+    assert by_id(browser, "burden-status").text == "sorted by ggo, %, ascending"
+    # The other table keeps its own order
+    assert shown_rows(browser) != []

@@ -5,13 +5,16 @@ import errno
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 from running import run_tool
 
+from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.report import ReportOptions, write_report
 from ctmasknet.report.wording import figure_text
 
@@ -153,3 +156,34 @@ def test_what_cannot_be_written_is_one_line(repository, run_folder, tmp_path, ca
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(CTMaskNetError, match="no permission"):
         write_report(run_folder, tmp_path / "r.html")
+
+
+def test_one_patient_of_unlike_labels_is_said_to_be_one(tmp_path, simulated_rows, parsed):
+    rows = [
+        replace(row, patient="7", scan="1", label=index % 2)
+        for index, row in enumerate(simulated_rows(3, seed=4))
+    ]
+    write_predictions_csv(tmp_path / "predictions.csv", rows, IMAGE_CLASSES)
+    text = parsed(write_report(tmp_path, tmp_path / "r.html").read_text()).text
+    assert "1 patients have slices of unlike labels and are not judged." in text
+    assert "no labelled slice names one" not in text
+
+
+def test_slices_without_a_patient_are_not_counted_as_patients(tmp_path, simulated_rows, parsed):
+    rows = simulated_rows(9, seed=5)
+    named = [row for row in rows if row.patient != "0"]
+    rows = [replace(row, patient="") if row.patient == "0" else row for row in rows]
+    write_predictions_csv(tmp_path / "predictions.csv", rows, IMAGE_CLASSES)
+    text = parsed(write_report(tmp_path, tmp_path / "r.html").read_text()).text
+    nameless = len(rows) - len(named)
+    assert f"{len(rows)} slices of 8 patients and {nameless} that name none: " in text
+    assert "8 patients: " in text and "8 patients of" not in text
+    assert f"{nameless} slices that name no patient are not in this table" in text
+
+
+def test_names_of_classes_stand_in_the_curves_as_they_are(tmp_path, simulated_rows):
+    write_predictions_csv(
+        tmp_path / "predictions.csv", simulated_rows(9, seed=6, classes=2), ["a", "b 1.23456"]
+    )
+    html = write_report(tmp_path, tmp_path / "r.html").read_text()
+    assert re.search(r"<text[^>]*>b 1\.23456 0\.\d+</text>", html)

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -94,6 +95,8 @@ def test_a_picture_goes_to_the_slice_it_shows_or_to_none(tmp_path):
     assert decoded(picture).getpixel((5, 5)) == (10, 10, 10)
     # Two slices are called 7, and 104 is the end of another slice's name
     assert [found.of(row(file)) for file in files[1:]] == [[], [], []]
+    with pytest.raises(CTMaskNetError, match="drawn: its pictures are of other slices"):
+        SlicePictures(files[1:], SliceFiles(), folders=[tmp_path / "drawn"])
 
 
 def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
@@ -116,6 +119,9 @@ def test_a_list_of_lines_tells_which_slice_a_picture_shows(tmp_path):
     assert decoded(picture).getpixel((5, 5)) == (40, 40, 40)
     assert found.of(row("b/7.png")) == []
     assert len(found.of(row("v.nii.gz#0000"))) == 1
+    listing.write_text('{"file": "a/7.png"}\n')
+    with pytest.raises(CTMaskNetError, match="names no picture that tells its slice"):
+        SlicePictures(["a/7.png"], SliceFiles(), folders=[tmp_path])
     listing.write_text("[]\n")
     with pytest.raises(CTMaskNetError, match=r"attributions\.jsonl: cannot be read"):
         index_pictures(tmp_path)
@@ -172,6 +178,23 @@ def test_evidence_is_drawn_by_the_model_that_made_the_predictions(model_file, ti
         evidence_painter(*options, ["normal", "covid"])
 
 
+def test_evidence_needs_no_data_set_for_other_classes(tiny_cfg, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    tiny_cfg.MODEL.IMAGE_HEAD.CLASSES = ["normal", "covid"]
+    model = build_model(tiny_cfg)
+    CTMaskNetCheckpointer(model, str(tmp_path), spec=spec_of(tiny_cfg)).save("model_best")
+    grey(tmp_path / "s.png", 100)
+    # The weights are those of the run that the folder is of
+    run = tmp_path / "inference" / "some_test"
+    run.mkdir(parents=True)
+    paint = evidence_painter(str(tmp_path / "tiny.yaml"), [], run, ["normal", "covid"])
+    image = torch.full((3, 512, 512), 100.0)
+    scores = model.eval()([{"image": image, "height": 32, "width": 32}])[0]["scores"].tolist()
+    said = row("s.png", pred=1, scores=tuple(scores))
+    pictures = paint(said, SliceFiles().find(str(tmp_path / "s.png")))
+    assert pictures[1][1].startswith("boxes that moved covid most")
+
+
 def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
     instances = Instances((32, 32))
     instances.pred_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20]] * 8))
@@ -185,3 +208,18 @@ def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
     _, caption = evidence._lesions(pixels, {"instances": instances}, ["lesion"])
     assert [lesion.score for lesion in drawn] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
     assert caption == "5 best of 8 lesions, highest score 0.40"
+
+
+def test_each_page_of_a_tiff_is_its_own_slice(tmp_path):
+    pages = [Image.fromarray(np.full((32, 32), level, dtype=np.uint8)) for level in (60, 170)]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    files = SliceFiles(images=tmp_path)
+    names = [one.name for one in read_scans([tmp_path / "scan.tif"])[0].slices]
+    assert [int(files.find(name).pixels.max()) for name in names] == [60, 170]
+    assert files.find("scan.tif#0002") is None
+
+
+def test_more_than_999_numbered_pictures_are_still_known(tmp_path):
+    for number in range(1, 1002):
+        (tmp_path / f"{number:03d}_{number}_7.png").touch()
+    assert set(index_pictures(tmp_path)) == {f"{number}_7" for number in range(1, 1002)}

@@ -9,10 +9,13 @@ from running import run_tool
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
+from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv
 from ctmasknet.evaluation.report_text import evaluate_predictions
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.report import ReportOptions, write_report
 from ctmasknet.report.source import read_source
 from ctmasknet.report.units_table import units_table
+from ctmasknet.report.wording import limits
 
 
 @pytest.fixture
@@ -130,6 +133,10 @@ def test_folders_that_cannot_be_reported_are_one_line(repository, copied_run, tm
     [
         ('{"level": "patient", "pred": "covid"}', "a patient without 'pooling'"),
         ('{"level": "patient"', "cannot be read"),
+        (
+            '{"level": "scan", "patient": "1", "pooling": "mean", "pred": "flu", "slices": 1}',
+            "a scan that does not fit predictions.csv",
+        ),
     ],
 )
 def test_a_broken_line_of_a_prediction_is_named(unlabelled_folder, tmp_path, line, reason):
@@ -169,6 +176,66 @@ def test_errors_stand_first_by_how_sure_they_are(run_folder):
     assert rows[: len(wrong)] == wrong
     margins = [row.margin for row in wrong]
     assert margins == sorted(margins, reverse=True) and margins[0] == pytest.approx(1, abs=1e-3)
-    assert [row.name for row in rows[len(wrong) :]] == sorted(
-        row.name for row in rows[len(wrong) :]
-    )
+    names = [int(row.name) for row in rows[len(wrong) :]]
+    assert names == sorted(names) and max(names) > 99
+
+
+def test_inside_the_folder_of_a_set_its_name_is_known(run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder / "inference" / "covidx_ct_val")
+    source = read_source(".")
+    assert source.dataset == "covidx_ct_val" and len(source.entries) == 3
+
+
+def test_an_evaluation_of_other_weights_with_the_same_calls_is_refused(copied_run):
+    table = copied_run / "inference" / "covidx_ct_test" / "predictions.csv"
+    rows, names = read_predictions_csv(table)
+    louder = [replace(row, logits=tuple(1.01 * value for value in row.logits)) for row in rows]
+    write_predictions_csv(table, louder, names)
+    with pytest.raises(CTMaskNetError, match="was made from other predictions"):
+        read_source(copied_run)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [1],
+        {"entries": 7},
+        {"entries": [{"command": "predict caf\udce9.png"}]},
+        {"entries": [{"datasets": {"test": ["x"], "val": {"a": 1}}, "config": {"INPUT": 3}}]},
+        {"entries": [{"datasets": {"test": [{}]}, "hardware": [1], "end": 5}]},
+    ],
+)
+def test_a_record_of_any_shape_is_shown(unlabelled_folder, tmp_path, record):
+    shutil.copy(unlabelled_folder / "predictions.csv", tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert "run.json in full" in write_report(tmp_path, tmp_path / "r.html").read_text()
+
+
+def test_slices_that_were_left_out_are_counted(copied_run, unlabelled_folder, tmp_path):
+    sets = {
+        "covidx_ct_val": {"bad": 9, "total": 99, "files": []},
+        "covidx_ct_test": {"bad": 3, "total": 1003, "files": []},
+    }
+    listed = copied_run / "inference" / "bad_slices.json"
+    listed.write_text(json.dumps({"sets": sets}))
+    (sentence, *_) = limits(read_source(copied_run))
+    assert sentence.startswith("3 of 1003 slices or files could not be read")
+    listed.write_text(json.dumps({"sets": {"covidx_ct_test": {"bad": 0, "total": 1000}}}))
+    assert not any("could not be read" in line for line in limits(read_source(copied_run)))
+    listed.write_text("[]")
+    with pytest.raises(CTMaskNetError, match=r"bad_slices\.json: not a list of bad slices"):
+        read_source(copied_run)
+    shutil.copy(unlabelled_folder / "predictions.csv", tmp_path)
+    sets = {"inputs": {"bad": 2, "total": 60, "files": []}}
+    (tmp_path / "bad_slices.json").write_text(json.dumps({"sets": sets}))
+    assert limits(read_source(tmp_path))[0].startswith("2 of 60 slices or files")
+
+
+def test_the_date_is_that_of_the_predictions_shown(copied_run):
+    record = json.loads((copied_run / "run.json").read_text())
+    for day, entry in enumerate(record["entries"], start=1):
+        entry["end"] = f"2026-05-0{day}T10:00:00+00:00"
+    (copied_run / "run.json").write_text(json.dumps(record))
+    html = write_report(copied_run, copied_run / "r.html", ReportOptions(gallery=0)).read_text()
+    # The second run tested this set, the third another
+    assert "patients, made 2026-05-02; classes" in html

@@ -127,7 +127,7 @@
     const counted = (histogram) => {
       const counts = new Array(bins).fill(0);
       for (let k = 0; k < histogram.length; k += 2) {
-        const bin = Math.min(bins - 1, Math.floor(data.thresholds[histogram[k]] * bins));
+        const bin = Math.min(bins - 1, Math.floor(data.thresholds[histogram[k]] * bins + 1e-9));
         counts[bin] += histogram[k + 1];
       }
       return counts;
@@ -153,32 +153,41 @@
   byId("threshold-form").addEventListener("submit", (event) => event.preventDefault());
   update();
 
-  // Table: sort by a column's button, filter by the form
-  const table = byId("units-table");
-  const body = table.tBodies[0];
-  const rows = [...body.rows];
-  const order = new Map(rows.map((row, index) => [row, index]));
+  // Tables: sort by a column's button, filter by the form
   const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
-  for (const button of table.querySelectorAll("thead button")) {
-    button.addEventListener("click", () => {
-      const header = button.parentElement;
-      // Figures are of most interest from the top
-      const first = button.dataset.kind === "number" ? "descending" : "ascending";
-      const second = first === "ascending" ? "descending" : "ascending";
-      const wanted = header.getAttribute("aria-sort") === first ? second : first;
-      for (const other of header.parentElement.cells) other.setAttribute("aria-sort", "none");
-      header.setAttribute("aria-sort", wanted);
-      const sign = wanted === "ascending" ? 1 : -1;
-      const column = header.cellIndex;
-      const key = (row) => (column ? row.cells[column].textContent : row.cells[0].firstChild.data);
-      const compare = button.dataset.kind === "number"
-        ? (a, b) => (Number(key(a)) || 0) - (Number(key(b)) || 0)
-        : (a, b) => collator.compare(key(a), key(b));
-      rows.sort((a, b) => sign * compare(a, b) || order.get(a) - order.get(b));
-      body.append(...rows);
-      byId("filter-status").textContent = `sorted by ${button.textContent}, ${wanted}; ${shown()} shown`;
-    });
+  function sortable(table, tell) {
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const order = new Map(rows.map((row, index) => [row, index]));
+    for (const button of table.querySelectorAll("thead button")) {
+      button.addEventListener("click", () => {
+        const header = button.parentElement;
+        // Figures are of most interest from the top
+        const first = button.dataset.kind === "number" ? "descending" : "ascending";
+        const second = first === "ascending" ? "descending" : "ascending";
+        const wanted = header.getAttribute("aria-sort") === first ? second : first;
+        for (const other of header.parentElement.cells) other.setAttribute("aria-sort", "none");
+        header.setAttribute("aria-sort", wanted);
+        const sign = wanted === "ascending" ? 1 : -1;
+        const column = header.cellIndex;
+        const key = (row) => (column ? row.cells[column].textContent : row.cells[0].firstChild.data);
+        const value = (row) => Number(key(row));
+        // What is no number stands last in either direction
+        const compare = button.dataset.kind === "number"
+          ? (a, b) => isNaN(value(a)) - isNaN(value(b)) || sign * (value(a) - value(b) || 0)
+          : (a, b) => sign * collator.compare(key(a), key(b));
+        rows.sort((a, b) => compare(a, b) || order.get(a) - order.get(b));
+        body.append(...rows);
+        tell(`sorted by ${button.textContent}, ${wanted}`);
+      });
+    }
+    return rows;
   }
+  const rows = sortable(byId("units-table"), (told) => {
+    byId("filter-status").textContent = `${told}; ${shown()} shown`;
+  });
+  const burden = byId("burden-table");
+  if (burden) sortable(burden, (told) => { byId("burden-status").textContent = told; });
 
   const shown = () => rows.filter((row) => !row.hidden).length;
   function filter() {

@@ -1,0 +1,110 @@
+"""What each speed-up of ctmasknet pays: the whole work against the same without that one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.modeling import StandardROIHeads
+from detectron2.modeling.poolers import ROIPooler
+from torch import nn
+
+from ctmasknet.benchmarks.classifier_inference import calibrated_classifier, noise_slices
+from ctmasknet.benchmarks.timing import comparison, interleaved, without_kept_memory
+from ctmasknet.benchmarks.training_steps import KINDS, kind_cfg, step_trainer, stepper
+from ctmasknet.engine.allocator import keep_freed_memory
+from ctmasknet.modeling.inference import to_inference
+from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.pooling import BagROIPooler
+from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
+
+_WHOLE = "ctmasknet"
+#: Kinds that are not a training step -> what the inference copy computes in.
+_INFERENCE = {"inference": torch.float32, "inference-bfloat16": torch.bfloat16}
+
+
+def parts(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[str, Any]:
+    """The whole, and the whole without one speed-up at a time; ratios below 1 are what it pays.
+
+    Args:
+        kind: ``inference``, of the copy in float32, or a key of :data:`KINDS`, a training step.
+        batch: slices a call or a step.
+        side: of the slices, px.
+        repeats: calls of each that are timed.
+        seed: of weights and slices.
+    """
+    keep_freed_memory()
+    make = _inference_calls if kind in _INFERENCE else _training_calls
+    calls = make(kind, batch, side, seed)
+    whole = calls[_WHOLE]
+    calls["without: freed memory kept"] = without_kept_memory(whole)
+    cfg = kind_cfg("heads" if kind in _INFERENCE else kind)
+    return comparison(
+        f"{'classifier ' if kind in _INFERENCE else 'training step of '}{kind}, {batch} slices of "
+        f"{side} px, part by part",
+        interleaved(calls, repeats),
+        _WHOLE,
+        cfg.MODEL.DEVICE,
+        config_file=KINDS["heads" if kind in _INFERENCE else kind],
+    )
+
+
+def _training_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Callable[[], Any]]:
+    changes: dict[str, Callable[[Any], None]] = {
+        "RoIAlign as one sum": lambda trainer: _pool_box_by_box(trainer.model),
+        "Adam in one pass": _plain_adam,
+    }
+    if kind == "segmentation":
+        changes["shared mask targets"] = lambda trainer: _copied_masks(trainer.model)
+    if kind in ("heads_bn", "full"):
+        changes["gradients of ranked boxes alone"] = lambda trainer: _keep_all(trainer.model)
+    calls = {_WHOLE: stepper(step_trainer(kind, batch, side, seed))}
+    for name, change in changes.items():
+        trainer = step_trainer(kind, batch, side, seed)
+        change(trainer)
+        calls[f"without: {name}"] = stepper(trainer)
+    return calls
+
+
+def _inference_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Callable[[], Any]]:
+    cfg = kind_cfg("heads", "INPUT.MIN_SIZE_TEST", str(side))
+    slices = noise_slices(batch, side, seed)
+    model = calibrated_classifier(cfg, seed, slices)
+    changes: dict[str, Callable[[CTMaskNet], None]] = {
+        "RoIAlign as one sum": _pool_box_by_box,
+        "fused convolutions": lambda copy: _convolutions_of(model, copy),
+    }
+    copies = {_WHOLE: to_inference(model, _INFERENCE[kind])}
+    for name, change in changes.items():
+        copies[f"without: {name}"] = to_inference(model, _INFERENCE[kind])
+        change(copies[f"without: {name}"])
+    return {name: lambda copy=copy: copy(slices) for name, copy in copies.items()}
+
+
+class _CopiesMasks(RankedBoxROIHeads):
+    label_and_sample_proposals = StandardROIHeads.label_and_sample_proposals
+
+
+def _pool_box_by_box(model: nn.Module) -> None:
+    for module in model.roi_heads.box_pooler.modules():
+        if isinstance(module, BagROIPooler):
+            module.__class__ = ROIPooler
+
+
+def _copied_masks(model: nn.Module) -> None:
+    model.roi_heads.__class__ = _CopiesMasks
+
+
+def _keep_all(model: CTMaskNet) -> None:
+    model.roi_heads.keep_ranked = lambda features, proposals: proposals
+
+
+def _plain_adam(trainer: Any) -> None:
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = False
+
+
+def _convolutions_of(model: CTMaskNet, copy: CTMaskNet) -> None:
+    copy.backbone = model.backbone
+    copy.proposal_generator.rpn_head = model.proposal_generator.rpn_head
