@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from ctmasknet.data.datasets import dataset_dicts
-from ctmasknet.data.images import map_in_processes, read_grey
+from ctmasknet.data.images import read_grey
 from ctmasknet.data.leaks import overlap_lines, overlaps
 from ctmasknet.data.near_duplicates import (
     DEFAULT_DISTANCE,
@@ -23,6 +23,7 @@ from ctmasknet.data.near_duplicates import (
     perceptual_hash,
     pictures_of,
 )
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.figures import lesion_statistics
 
@@ -72,7 +73,7 @@ def data_card(
         raise CTMaskNetError("data sets: name at least one")
     dicts = {name: dataset_dicts(name) for name in names}
     files = list(dict.fromkeys(d["file_name"] for entries in dicts.values() for d in entries))
-    looks = {look.file: look for look in map_in_processes(_look_at, files, workers, "look")}
+    looks = {look.file: look for look in map_in_processes(_look_at, files, workers, title="look")}
     found = overlaps(names)
     return {
         "sets": {name: _describe(name, dicts[name], looks) for name in names},

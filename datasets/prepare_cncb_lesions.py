@@ -17,6 +17,7 @@ from pathlib import Path
 from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.data.command_words import add_numbering_arguments, parse_assignments
+from ctmasknet.data.convert_volumes import VolumeConversion
 from ctmasknet.data.dicom_seg_masks import parse_segments
 from ctmasknet.data.label_masks import (
     LABEL_NAMES,
@@ -24,12 +25,12 @@ from ctmasknet.data.label_masks import (
     parse_labels,
     supported_mask_types,
 )
-from ctmasknet.data.lesion_files import PatientRule, read_groups, source_folders
+from ctmasknet.data.lesion_files import source_folders
 from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
+from ctmasknet.data.patient_rules import PatientRule, read_groups
 from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
-from ctmasknet.data.root import datasets_root
+from ctmasknet.data.root import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
-from ctmasknet.data.volume_pairs import VolumeConversion
 from ctmasknet.data.window import Window, parse_window
 from ctmasknet.errors import CTMaskNetError, command_line
 
@@ -131,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         raise CTMaskNetError("--split and --list: give one of the two")
     labels = parse_labels(args.labels)
     images, masks = source_folders(args.source, args.images, args.masks)
-    output = datasets_root(args.output_root) / args.name
+    root = datasets_root(args.output_root)
+    output = set_folder(root, args.name)
     summaries = prepare_lesions(
         images,
         masks,
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
         lists=lists or None,
         seed=args.seed,
         patient_ids=args.patient_ids,
-        split_like=output.with_name(args.split_like) if args.split_like else None,
+        split_like=set_folder(root, args.split_like) if args.split_like else None,
         workers=args.workers,
         volumes=VolumeConversion(
             window=parse_window(args.window) if args.window else Window(),

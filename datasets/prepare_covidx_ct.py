@@ -14,7 +14,7 @@ from ctmasknet.data.prepare_slices import (
     parse_grey_window,
     prepare_slices,
 )
-from ctmasknet.data.root import datasets_root
+from ctmasknet.data.root import datasets_root, set_folder
 from ctmasknet.data.slice_records import compile_patient_pattern
 from ctmasknet.data.slice_sets import summary_table
 from ctmasknet.data.splits import parse_shares
@@ -99,7 +99,12 @@ def parser() -> argparse.ArgumentParser:
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     add_bad_arguments(p)
-    p.add_argument("--verify", action="store_true", help="decode every image to find damaged ones")
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        help="decode every image, to find those that are truncated or damaged inside; without it "
+        "only headers are read",
+    )
     p.add_argument(
         "--output-root",
         metavar="DIR",
@@ -130,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         per_class=args.per_class,
         seed=args.seed,
         patient_ids=args.patient_ids,
-        split_like=root / args.split_like if args.split_like else None,
+        split_like=set_folder(root, args.split_like) if args.split_like else None,
         grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
         verify=args.verify,
         workers=args.workers,

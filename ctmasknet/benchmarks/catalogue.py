@@ -18,6 +18,7 @@ from ctmasknet.benchmarks.mask_targets import mask_targets
 from ctmasknet.benchmarks.parts import parts
 from ctmasknet.benchmarks.registration import registration
 from ctmasknet.benchmarks.training_steps import KINDS, training_step
+from ctmasknet.engine.allocator import keep_freed_memory
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
 
@@ -48,6 +49,8 @@ class Benchmark:
             )
 
     def __call__(self, args: argparse.Namespace) -> dict[str, Any]:
+        # As every tool does
+        keep_freed_memory()
         options = {name: getattr(args, name) for name in self.options}
         return self.run(repeats=args.repeats, seed=args.seed, **options)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,10 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from ctmasknet.benchmarks.apart import Apart
 from ctmasknet.benchmarks.stock_peer import StockClassifier
-from ctmasknet.benchmarks.timing import comparison, interleaved, without_kept_memory
+from ctmasknet.benchmarks.timing import comparison, interleaved
 from ctmasknet.benchmarks.torchvision_peer import TorchvisionDetector, calibrate_norms
-from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.modeling.fused_layers import cpu_has_bfloat16
 from ctmasknet.modeling.inference import to_inference
@@ -24,6 +26,7 @@ _STOCK = "stock Detectron2, image head behind it"
 _TORCHVISION = "torchvision detector, no masks, no slice class"
 _COPY = "ctmasknet, inference copy"
 _HALF = "ctmasknet, inference copy in bfloat16"
+_COMPILED = "ctmasknet, backbone by torch.compile"
 #: Side of the square matrices whose product is the machine's limit.
 _GEMM_SIDE = 2048
 
@@ -35,7 +38,8 @@ def inference(
 
     Weights are random, with batch normalisation's statistics taken from such slices, so that
     proposals are as many and as large as a trained detector's. Stock Detectron2 has the same
-    weights and has to give the same logits, which the figures state.
+    weights and has to give the same logits, which the figures state. The peers have processes of
+    their own, so that they handle memory as they do.
 
     Args:
         config_file: of a classifier with ResNet-50.
@@ -44,36 +48,31 @@ def inference(
         repeats: calls of each that are timed.
         seed: of weights and noise.
     """
-    # Anchors and small boxes as Detectron2 has them, so that both are to give the same logits.
-    same = ["MODEL.ANCHOR_GENERATOR.ROUND", "False", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0"]
-    sides = ["INPUT.MIN_SIZE_TEST", str(side)]
-    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", *sides, *same])
+    point = (config_file, side, batch, seed)
+    cfg, slices, model = _classifier(*point)
     device = cfg.MODEL.DEVICE
-    slices = noise_slices(batch, side, seed)
-    model = calibrated_classifier(cfg, seed, slices)
-    ways: dict[str, Any] = {
-        _STOCK: StockClassifier(cfg).to(device).eval().take_weights(model).requires_grad_(False),
-        _TORCHVISION: TorchvisionDetector(cfg, slices),
+    ways: dict[str, CTMaskNet] = {
         "ctmasknet, model as trained": model,
         _COPY: to_inference(model),
     }
     if cpu_has_bfloat16():
         ways[_HALF] = to_inference(model, torch.bfloat16)
+    if device == "cpu" and shutil.which("g++"):
+        ways[_COMPILED] = _compiled(model)
     gemms = {dtype: _gemms(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    keep_freed_memory()
-    calls = {name: _call(way, device, slices) for name, way in ways.items()}
-    for peer in (_STOCK, _TORCHVISION):
-        calls[peer] = without_kept_memory(calls[peer])
-    for products in gemms.values():
-        calls |= {name: _call(product, device) for name, product in products.items()}
-    times = interleaved(calls, repeats)
+    with Apart(_stock_call, *point) as stock_call, Apart(_torchvision_call, *point) as other_call:
+        calls: dict[str, Callable[[], Any]] = {_STOCK: stock_call, _TORCHVISION: other_call}
+        calls |= {name: _call(way, device, slices) for name, way in ways.items()}
+        for products in gemms.values():
+            calls |= {name: _call(product, device) for name, product in products.items()}
+        times = interleaved(calls, repeats)
     rates = {
         dtype: {name: 2 * _GEMM_SIDE**3 / times.pop(name)["median_s"] for name in products}
         for dtype, products in gemms.items()
     }
     limits = {dtype: max(found.values()) for dtype, found in rates.items()}
     work = 2 * batch * multiply_adds(model, slices[0]["image"])
-    stock, plain = ways[_STOCK](slices), model(slices)
+    stock, plain = _stock(cfg, model)(slices), model(slices)
     copied = [result["logits"] for result in ways[_COPY](slices)]
     figures = {
         "multiply-adds a slice, 10^9": work / 2 / batch / 1e9,
@@ -101,6 +100,33 @@ def inference(
         figures=figures,
         config_file=config_file,
     )
+
+
+def _classifier(
+    config_file: str, side: int, batch: int, seed: int
+) -> tuple[CfgNode, list[dict[str, Any]], CTMaskNet]:
+    """Configuration, noise slices, and the classifier that all ways are made of."""
+    # Anchors and small boxes as Detectron2 has them, so that both are to give the same logits.
+    same = ["MODEL.ANCHOR_GENERATOR.ROUND", "False", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0"]
+    sides = ["INPUT.MIN_SIZE_TEST", str(side)]
+    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", *sides, *same])
+    slices = noise_slices(batch, side, seed)
+    return cfg, slices, calibrated_classifier(cfg, seed, slices)
+
+
+def _stock(cfg: CfgNode, model: CTMaskNet) -> StockClassifier:
+    peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
+    return peer.take_weights(model).requires_grad_(False)
+
+
+def _stock_call(*point: Any) -> Callable[[], None]:
+    cfg, slices, model = _classifier(*point)
+    return _call(_stock(cfg, model), cfg.MODEL.DEVICE, slices)
+
+
+def _torchvision_call(*point: Any) -> Callable[[], None]:
+    cfg, slices, _ = _classifier(*point)
+    return _call(TorchvisionDetector(cfg, slices), cfg.MODEL.DEVICE, slices)
 
 
 def multiply_adds(model: CTMaskNet, image: Tensor) -> float:
@@ -153,6 +179,13 @@ def calibrated_classifier(cfg: CfgNode, seed: int, slices: list[dict[str, Any]])
         nn.init.normal_(layer.weight, std=0.1)
     calibrate_norms(model.backbone, model.preprocess_image(slices[:1]).tensor)
     return model.eval()
+
+
+def _compiled(model: CTMaskNet) -> CTMaskNet:
+    """A copy whose backbone torch compiles at the first call, weights as constants."""
+    compiled = copy.deepcopy(model).requires_grad_(False)
+    compiled.backbone = torch.compile(compiled.backbone, options={"freezing": True})
+    return compiled
 
 
 def _gemms(dtype: torch.dtype, device: str) -> dict[str, Callable[[], Tensor]]:

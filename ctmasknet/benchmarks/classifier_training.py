@@ -18,6 +18,7 @@ from torch import nn
 
 from ctmasknet.benchmarks.timing import comparison, interleaved, peak_memory_of
 from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
 from ctmasknet.engine.setup import read_cfg
@@ -159,6 +160,7 @@ def _noise_slices(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _print_peak_memory(config_file: str, batch: str, seed: str, name: str) -> None:
+    keep_freed_memory()
     step = _heads_bn_stepper(config_file, int(batch), int(seed), name == "naive")
     step()
     step()

@@ -23,6 +23,7 @@ from ctmasknet.benchmarks.timing import comparison, spread
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.window import Window
+from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.engine.memory import peak_memory_mb
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.modeling.inference import inference_model
@@ -139,6 +140,7 @@ def _measure(
 def _measure_here(
     point: Mapping[str, int], config_file: str, images: int, repeats: int, seed: int
 ) -> dict[str, Any]:
+    keep_freed_memory()
     side = point["image side"]
     words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.RANKED_BOXES.NUM", point["N"]]
     cfg = read_cfg(config_file, [*words, "INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", side])

@@ -10,10 +10,10 @@ from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
+from ctmasknet.benchmarks.apart import Apart
 from ctmasknet.benchmarks.classifier_inference import calibrated_classifier, noise_slices
-from ctmasknet.benchmarks.timing import comparison, interleaved, without_kept_memory
+from ctmasknet.benchmarks.timing import comparison, interleaved
 from ctmasknet.benchmarks.training_steps import KINDS, kind_cfg, step_trainer, stepper
-from ctmasknet.engine.allocator import keep_freed_memory
 from ctmasknet.modeling.inference import to_inference
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.pooling import BagROIPooler
@@ -34,20 +34,39 @@ def parts(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[
         repeats: calls of each that are timed.
         seed: of weights and slices.
     """
-    keep_freed_memory()
-    make = _inference_calls if kind in _INFERENCE else _training_calls
-    calls = make(kind, batch, side, seed)
-    whole = calls[_WHOLE]
-    calls["without: freed memory kept"] = without_kept_memory(whole)
-    cfg = kind_cfg("heads" if kind in _INFERENCE else kind)
+    calls = (_inference_calls if kind in _INFERENCE else _training_calls)(kind, batch, side, seed)
+    with Apart(_whole, kind, batch, side, seed) as plain:
+        calls["without: freed memory kept"] = plain
+        timings = interleaved(calls, repeats)
+    of = "heads" if kind in _INFERENCE else kind
     return comparison(
         f"{'classifier ' if kind in _INFERENCE else 'training step of '}{kind}, {batch} slices of "
         f"{side} px, part by part",
-        interleaved(calls, repeats),
+        timings,
         _WHOLE,
-        cfg.MODEL.DEVICE,
-        config_file=KINDS["heads" if kind in _INFERENCE else kind],
+        kind_cfg(of).MODEL.DEVICE,
+        config_file=KINDS[of],
     )
+
+
+def _whole(kind: str, batch: int, side: int, seed: int) -> Callable[[], None]:
+    """All parts, in a process that has not been told to keep memory; it gives nothing back, for
+    results of inference need not come over."""
+    if kind not in _INFERENCE:
+        return stepper(step_trainer(kind, batch, side, seed))
+    slices, model = _classifier(side, batch, seed)
+    copied = to_inference(model, _INFERENCE[kind])
+
+    def call() -> None:
+        copied(slices)
+
+    return call
+
+
+def _classifier(side: int, batch: int, seed: int) -> tuple[list[dict[str, Any]], CTMaskNet]:
+    slices = noise_slices(batch, side, seed)
+    cfg = kind_cfg("heads", "INPUT.MIN_SIZE_TEST", str(side))
+    return slices, calibrated_classifier(cfg, seed, slices)
 
 
 def _training_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Callable[[], Any]]:
@@ -68,18 +87,23 @@ def _training_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Ca
 
 
 def _inference_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Callable[[], Any]]:
-    cfg = kind_cfg("heads", "INPUT.MIN_SIZE_TEST", str(side))
-    slices = noise_slices(batch, side, seed)
-    model = calibrated_classifier(cfg, seed, slices)
+    slices, model = _classifier(side, batch, seed)
     changes: dict[str, Callable[[CTMaskNet], None]] = {
         "RoIAlign as one sum": _pool_box_by_box,
         "fused convolutions": lambda copy: _convolutions_of(model, copy),
+        "box head channels last": lambda copy: _box_head_of(model, copy),
     }
     copies = {_WHOLE: to_inference(model, _INFERENCE[kind])}
     for name, change in changes.items():
         copies[f"without: {name}"] = to_inference(model, _INFERENCE[kind])
         change(copies[f"without: {name}"])
     return {name: lambda copy=copy: copy(slices) for name, copy in copies.items()}
+
+
+class _PoolsBoxByBox(ROIPooler):
+    def forward(self, x, box_lists):
+        # torchvision's operator knows no bfloat16 on the CPU
+        return super().forward([level.float() for level in x], box_lists)
 
 
 class _CopiesMasks(RankedBoxROIHeads):
@@ -89,7 +113,7 @@ class _CopiesMasks(RankedBoxROIHeads):
 def _pool_box_by_box(model: nn.Module) -> None:
     for module in model.roi_heads.box_pooler.modules():
         if isinstance(module, BagROIPooler):
-            module.__class__ = ROIPooler
+            module.__class__ = _PoolsBoxByBox
 
 
 def _copied_masks(model: nn.Module) -> None:
@@ -103,6 +127,15 @@ def _keep_all(model: CTMaskNet) -> None:
 def _plain_adam(trainer: Any) -> None:
     for group in trainer.optimizer.param_groups:
         group["fused"] = False
+
+
+class _Float32BoxHead(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+def _box_head_of(model: CTMaskNet, copy: CTMaskNet) -> None:
+    copy.roi_heads.box_head = _Float32BoxHead(*model.roi_heads.box_head)
 
 
 def _convolutions_of(model: CTMaskNet, copy: CTMaskNet) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctmasknet.engine.allocator import as_glibc_does
 from ctmasknet.engine.surroundings import git_commit, hardware
 
 
@@ -40,17 +39,6 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
             way()
             seconds[name].append(time.perf_counter() - begin)
     return {name: spread(found) for name, found in seconds.items()}
-
-
-def without_kept_memory(call: Callable[[], Any]) -> Callable[[], None]:
-    """``call`` with glibc's own ways of giving memory back, as a program has them that does not
-    know of :func:`~ctmasknet.engine.allocator.keep_freed_memory`."""
-
-    def usual() -> None:
-        with as_glibc_does():
-            call()
-
-    return usual
 
 
 def peak_memory_of(module: str, *words: Any, processes: int = 3) -> float:

@@ -19,13 +19,9 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
+from ctmasknet.benchmarks.apart import Apart
 from ctmasknet.benchmarks.stock_peer import StockClassifier, stock_cfg
-from ctmasknet.benchmarks.timing import (
-    comparison,
-    interleaved,
-    peak_memory_of,
-    without_kept_memory,
-)
+from ctmasknet.benchmarks.timing import comparison, interleaved, peak_memory_of
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.masks_to_coco import mask_instances
@@ -50,7 +46,8 @@ _STOCK, _OURS = "stock Detectron2", "ctmasknet"
 def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[str, Any]:
     """A training step on phantom slices, ours and stock Detectron2's in turn.
 
-    Peak memory is that of processes of their own that take three steps.
+    Stock Detectron2 has a process of its own, so that it handles memory as it does. Peak memory is
+    that of further processes, which take three steps.
 
     Args:
         kind: a key of :data:`KINDS`.
@@ -60,19 +57,21 @@ def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) 
         seed: of weights and slices.
     """
     point = (kind, batch, side, seed)
-    keep_freed_memory()
-    steps = {
-        _STOCK: without_kept_memory(stepper(_stock_trainer(*point))),
-        _OURS: stepper(step_trainer(*point)),
-    }
+    with Apart(_stepper, _STOCK, *point) as stock:
+        timings = interleaved({_STOCK: stock, _OURS: _stepper(_OURS, *point)}, repeats)
     return comparison(
         f"training step of {kind}, {batch} slices of {side} px",
-        interleaved(steps, repeats),
+        timings,
         _STOCK,
         kind_cfg(kind).MODEL.DEVICE,
-        peak_memory_mb={way: peak_memory_of(__name__, way, *point) for way in steps},
+        peak_memory_mb={way: peak_memory_of(__name__, way, *point) for way in timings},
         config_file=KINDS[kind],
     )
+
+
+def _stepper(way: str, kind: str, batch: int, side: int, seed: int) -> Callable[[], None]:
+    make = step_trainer if way == _OURS else _stock_trainer
+    return stepper(make(kind, batch, side, seed))
 
 
 def step_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
@@ -151,10 +150,9 @@ def _inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, An
 
 
 def _main(way: str, kind: str, batch: str, side: str, seed: str) -> None:
-    point = (kind, int(batch), int(side), int(seed))
     if way == _OURS:
         keep_freed_memory()
-    step = stepper((step_trainer if way == _OURS else _stock_trainer)(*point))
+    step = _stepper(way, kind, int(batch), int(side), int(seed))
     for _ in range(3):
         step()
     print(json.dumps(peak_memory_mb(kind_cfg(kind).MODEL.DEVICE)))

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from ctmasknet.data.ct_files import find_files
 from ctmasknet.data.images import IMAGE_SUFFIXES
-from ctmasknet.data.slice_records import SliceRecord, match_patient
+from ctmasknet.data.slice_records import SliceRecord, match_patient, part_below
 from ctmasknet.data.splits import split_patients
 from ctmasknet.errors import CTMaskNetError
 
@@ -36,8 +37,8 @@ def read_class_folders(
 
     Raises:
         CTMaskNetError: fewer than two classes; a class name unfit for a table's column; a folder
-            that is missing or without pictures; a picture in two classes; a name the pattern does
-            not match.
+            that is missing, without pictures or not below ``images``; a picture in two classes; a
+            name the pattern does not match.
     """
     root = Path(images)
     if not root.is_dir():
@@ -53,7 +54,7 @@ def read_class_folders(
     for label, (class_name, folders) in enumerate(class_folders.items()):
         check_class_name(class_name)
         for folder in folders:
-            for file in _pictures(root, folder):
+            for file in _pictures_of_class(root, folder):
                 if file in class_of:
                     raise CTMaskNetError(
                         f"{root / file}: is in class {class_of[file]} and again in {class_name} "
@@ -95,18 +96,24 @@ def split_records(
     return {name: [records[item] for item in members] for name, members in split.items()}
 
 
-def _pictures(root: Path, folder: str) -> list[str]:
+def pictures_below(root: str | os.PathLike, part: str) -> list[str]:
+    """Paths relative to ``root`` of the picture ``part``, or of the pictures in this folder and its
+    subfolders; linked folders count, hidden ones do not."""
+    return [
+        part_below(root, found.path)
+        for found in find_files([os.path.join(root, part_below(root, part))])
+        if found.path.lower().endswith(IMAGE_SUFFIXES)
+    ]
+
+
+def _pictures_of_class(root: Path, folder: str) -> list[str]:
     start = root / folder
     if not start.is_dir():
         raise CTMaskNetError(f"{start}: no such class folder; check --class-folder and --images")
-    files = sorted(
-        path.relative_to(root).as_posix()
-        for path in start.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    files = pictures_below(root, folder)
     if not files:
         raise CTMaskNetError(f"{start}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-    return files
+    return sorted(files)
 
 
 def _patient_of(file: str, pattern: re.Pattern | None) -> tuple[str, str, str]:

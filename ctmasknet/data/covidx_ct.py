@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ctmasknet.data.classes import IMAGE_CLASSES, parse_slice_name
 from ctmasknet.data.images import IMAGE_SUFFIXES
-from ctmasknet.data.slice_records import SliceRecord, match_patient
+from ctmasknet.data.slice_records import SliceRecord, match_patient, part_below
 from ctmasknet.data.splits import SPLITS, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 
@@ -139,18 +139,20 @@ def resolve_images(
     there, which is then left out; None: an error.
 
     Raises:
-        CTMaskNetError: no such folder; images that are missing (counted, the first named); two
-            files on disk that fit one name.
+        CTMaskNetError: no such folder; images that are missing (counted, the first named) or lie
+            outside the folder; two files on disk that fit one name, or two names of one file.
     """
     root = Path(image_root)
     if not root.is_dir():
         raise CTMaskNetError(f"{root}: no such folder; give the folder of the images with --images")
     folders: dict[str, _Folder] = {}
     resolved, missing, total = {}, [], 0
+    taken: set[str] = set()
     for split, split_records in records.items():
         resolved[split] = []
         for record in split_records:
-            parent, _, name = record.file.rpartition("/")
+            listed = part_below(root, record.file) if "/" in record.file else record.file
+            parent, _, name = listed.rpartition("/")
             if parent not in folders:
                 folders[parent] = _Folder(root / parent)
             on_disk = folders[parent].find(name)
@@ -161,6 +163,12 @@ def resolve_images(
                 missing.append((split, record.file))
             else:
                 file = f"{parent}/{on_disk}" if parent else on_disk
+                if file in taken:
+                    raise CTMaskNetError(
+                        f"{root / file}: two lines of the lists name this image, one of them as "
+                        f"{record.file}; remove one"
+                    )
+                taken.add(file)
                 resolved[split].append(record._replace(file=file))
     if missing:
         split, file = missing[0]

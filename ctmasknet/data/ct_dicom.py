@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,11 @@ from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, decoding, ma
 from ctmasknet.data.natural import natural_key
 
 #: Positions closer than this are one position, mm (or than this share of the usual step).
-_SAME_MM, _SAME_SHARE = 0.01, 0.05
+_SAME_MM, _SAME_SHARE = 0.05, 0.05
+#: How far steps may differ, mm (or by the above share): positions are stated with two decimals.
+_EVEN_MM = 0.02
+#: How far a slice may lie beside the line through the first and the last, mm.
+_BESIDE_MM = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +65,8 @@ def read_dicom_file(file: str, name: str) -> list[CTSlice]:
         UnsuitableFile: not CT, a localizer, no rescale to HU, not axial, no position, no image.
         CTMaskNetError: damaged.
     """
-    header = read_header(file)
+    header = read_header(file, check_is_ct)
     with decoding(file):
-        check_is_ct(header, file)
         frames = frames_of(header, file)
         padding = _padding(header)
         source = {
@@ -112,17 +116,20 @@ def _padding(header: Dataset) -> tuple[int, int] | None:
     if first is None:
         return None
     last = header.get("PixelPaddingRangeLimit")
-    bounds = [_as_stored(int(value), header) for value in (first, first if last is None else last)]
-    return min(bounds), max(bounds)
+    stated = (_as_stored(int(value), header) for value in (first, last) if value is not None)
+    bounds = [value for value in stated if value is not None]
+    return (min(bounds), max(bounds)) if bounds else None
 
 
-def _as_stored(value: int, header: Dataset) -> int:
-    """Files give a signed padding value as unsigned, or with more bits than they store."""
-    bits = int(header.get("BitsStored") or header.get("BitsAllocated") or 16)
-    value &= (1 << bits) - 1
-    if header.get("PixelRepresentation") == 1 and value >> (bits - 1):
-        value -= 1 << bits
-    return value
+def _as_stored(value: int, header: Dataset) -> int | None:
+    """Files give a signed padding value as unsigned, or with more bits than they store. None: a
+    value that no pixel can have; cut to the stored bits it would be that of tissue."""
+    allocated = int(header.get("BitsAllocated") or 16)
+    bits = int(header.get("BitsStored") or allocated)
+    pattern = value & ((1 << bits) - 1)
+    negative = header.get("PixelRepresentation") == 1 and pattern >> (bits - 1)
+    stored = pattern - (1 << bits) if negative else pattern
+    return stored if value == pattern or (value - stored) % (1 << allocated) == 0 else None
 
 
 def dicom_scans(slices: list[CTSlice]) -> list[CTScan]:
@@ -163,41 +170,61 @@ def _same_grids(slices: list[CTSlice]) -> list[list[CTSlice]]:
 
 
 def _ordered(grid: list[CTSlice]) -> CTScan:
-    grid = sorted(
-        grid, key=lambda one: (one.position_mm, one.source.instance, natural_key(one.name))
-    )
+    grid = sorted(grid, key=lambda one: one.position_mm)
     steps = np.diff([one.position_mm for one in grid])
     distinct = steps[steps > _SAME_MM]
     # A step that occurs, also where few slices are left.
     step = float(np.quantile(distinct, 0.5, method="lower")) if len(distinct) else 0.0
-    kept, problems = grid[:1], []
-    for one in grid[1:]:
-        gap = one.position_mm - kept[-1].position_mm
-        if gap <= max(_SAME_MM, _SAME_SHARE * step):
-            problems.append(
-                f"duplicate position z = {one.position_mm:g} mm: {one.name} left out, "
-                f"{kept[-1].name} kept"
-            )
-            continue
-        missing = round(gap / step) - 1
-        if missing > 0:
+    kept, problems = [], []
+    for place in _same_positions(grid, max(_SAME_MM, _SAME_SHARE * step)):
+        one, *others = sorted(place, key=lambda one: (one.source.instance, natural_key(one.name)))
+        if kept and (missing := round((one.position_mm - kept[-1].position_mm) / step) - 1) > 0:
             problems.append(
                 f"missing: {missing} between z = {kept[-1].position_mm:g} and "
                 f"{one.position_mm:g} mm (step {step:g} mm)"
             )
+        problems += [
+            f"duplicate position z = {other.position_mm:g} mm: {other.name} left out, "
+            f"{one.name} kept"
+            for other in others
+        ]
         kept.append(one)
     gaps = np.diff([one.position_mm for one in kept])
-    even = not len(gaps) or np.abs(gaps - step).max() <= max(2 * _SAME_MM, _SAME_SHARE * step)
+    even = not len(gaps) or np.abs(gaps - step).max() <= max(_EVEN_MM, _SAME_SHARE * step)
     if not even and not any(problem.startswith("missing") for problem in problems):
         problems.append(f"uneven steps, {gaps.min():g} to {gaps.max():g} mm")
+    shift_mm = beside_mm(kept)
+    if shift_mm > _BESIDE_MM:
+        problems.append(f"slices are shifted sideways against each other, by {shift_mm:.1f} mm")
     return CTScan(
         patient=kept[0].patient,
         scan=kept[0].scan,
         kind="dicom",
         slices=tuple(kept),
-        affine=_affine(kept) if even else None,
+        affine=_affine(kept) if even and shift_mm <= _BESIDE_MM else None,
         problems=tuple(problems),
     )
+
+
+def _same_positions(grid: list[CTSlice], same_mm: float) -> list[list[CTSlice]]:
+    """Slices in the order of their positions, those of one position together."""
+    places: list[list[CTSlice]] = []
+    for one in grid:
+        if places and one.position_mm - places[-1][0].position_mm <= same_mm:
+            places[-1].append(one)
+        else:
+            places.append([one])
+    return places
+
+
+def beside_mm(slices: Sequence[CTSlice]) -> float:
+    """How far the corner of any slice lies from the line through those of the first and last."""
+    if len(slices) < 3:
+        return 0.0
+    corners = np.array([one.source.turn.affine[:3, 3] for one in slices])
+    line = corners[-1] - corners[0]
+    share = (corners[:, 2] - corners[0, 2]) / line[2]
+    return float(np.linalg.norm(corners - corners[0] - share[:, None] * line, axis=1).max())
 
 
 def _affine(slices: list[CTSlice]) -> np.ndarray | None:

@@ -14,14 +14,16 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -31,12 +33,14 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctmasknet.data.ct_codestream import codestream_size
 from ctmasknet.data.ct_scan import (
     CHUNK_BYTES,
     UnsuitableFile,
     check_claimed_size,
     decoding,
     max_expanded_bytes,
+    unpacking,
 )
 from ctmasknet.errors import CTMaskNetError
 
@@ -65,6 +69,7 @@ _KEYWORDS = (
     "PixelSpacing",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -74,6 +79,7 @@ _KEYWORDS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
@@ -92,15 +98,20 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[:3] == b"\x00\x08\x00" and bool(re.match(rb"[A-Z]{2}", head[4:6]))
 
 
-def read_header(file: str) -> Dataset:
+def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
     """Read what :data:`_KEYWORDS` names, without pixels, and check that the pixels are there.
+
+    Args:
+        file: path.
+        check: called with header and file before the pixels are looked for, so that an object of
+            another kind is refused as that, whatever else is wrong with it.
 
     Returns:
         the data set; ``file_meta.TransferSyntaxUID`` is set, guessed where the file states none.
 
     Raises:
         UnsuitableFile: an object without an image.
-        CTMaskNetError: damaged, truncated, or impossible sizes.
+        CTMaskNetError: damaged, truncated, or impossible sizes; what ``check`` raises.
     """
     with decoding(file), _opened(file) as stream:
         header = pydicom.dcmread(
@@ -117,8 +128,11 @@ def read_header(file: str) -> Dataset:
         compressed = header.file_meta.TransferSyntaxUID.is_compressed
         fragments = _count_fragments(stream, end) if compressed and tag[0] == 0x7FE0 else 0
     if tag != [0x7FE0, 0x0010]:
+        if _is_cut(file):
+            raise CTMaskNetError(f"{file}: truncated, ends before its pixels; restore the file")
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
+        check(header, file)
         size = [int(header.get(key) or 0) for key in ("Rows", "Columns")]
         frames = int(header.get("NumberOfFrames") or 1)
         pixel_bytes = int(header.get("BitsAllocated") or 0) // 8
@@ -176,7 +190,8 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         begin = _deflated_begin(file, mapped)
         if begin is not None:
             stream.seek(begin)
-            inflated = stack.enter_context(tempfile.TemporaryFile())
+            with unpacking(file):
+                inflated = stack.enter_context(tempfile.TemporaryFile())
             _inflate(file, stream, inflated)
             mapped = stack.enter_context(_mapped(inflated))
         yield mapped
@@ -193,11 +208,12 @@ def _inflate(file: str, source: BinaryIO, target: BinaryIO) -> None:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     while (piece := inflater.unconsumed_tail or source.read(CHUNK_BYTES)) and not inflater.eof:
         inflated = inflater.decompress(piece, CHUNK_BYTES)
-        target.write(inflated)
+        with unpacking(file):
+            target.write(inflated)
+            target.flush()
         left -= len(inflated)
         if left < 0:
             raise CTMaskNetError(f"{file}: inflates further than any CT does; the file is damaged")
-    target.flush()
 
 
 def _deflated_begin(file: str, mapped: mmap.mmap) -> int | None:
@@ -221,6 +237,24 @@ def _transfer_syntax(header: pydicom.FileDataset) -> UID:
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _is_cut(file: str) -> bool:
+    """Whether a file without pixels ends within an element, or before the first."""
+    last = (0, 0)  # where its value begins, and its length
+
+    with decoding(file), _opened(file) as stream:
+
+        def note(tag: BaseTag, vr: str | None, length: int) -> bool:
+            nonlocal last
+            last = stream.tell(), length
+            return False
+
+        # With a tag to look for, all other values are passed over, however large.
+        read_partial(stream, stop_when=note, force=True, specific_tags=[Tag("SOPClassUID")])
+        stream.seek(0, io.SEEK_END)
+        # A sequence of undefined length was read to its end, or its reader would have raised.
+        return last[1] != _UNDEFINED_LENGTH and sum(last) != stream.tell()
 
 
 def _count_fragments(stream: BinaryIO, end: int) -> int:
@@ -260,21 +294,3 @@ def _check_codestream(file: str, stream: BinaryIO, frame: int) -> None:
             f"{claimed[2]} channels, the header says {stated[0]} x {stated[1]} with 1; the file is "
             "damaged"
         )
-
-
-def codestream_size(encoded: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, channels) that a JPEG, JPEG-LS or JPEG 2000 stream claims, else None."""
-    begin = encoded.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: start, then SIZ
-    if begin >= 0 and not encoded.startswith(b"\xff\xd8"):
-        right, bottom, left, top = struct.unpack(">4I", encoded[begin + 8 : begin + 24])
-        return bottom - top, right - left, struct.unpack(">H", encoded[begin + 40 : begin + 42])[0]
-    if not encoded.startswith(b"\xff\xd8"):
-        return None
-    place = 2
-    while True:
-        marker, length = struct.unpack(">HH", encoded[place : place + 4])
-        # Start of frame: C0..CF but C4, C8 and CC, which mean other things; F7 is JPEG-LS.
-        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker & 0xF not in (4, 8, 12)):
-            rows, columns, channels = struct.unpack(">HHB", encoded[place + 5 : place + 10])
-            return rows, columns, channels
-        place += 2 + length

@@ -36,6 +36,7 @@ _GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing",),
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
     "CTImageFrameTypeSequence": ("FrameType",),
+    "CTAcquisitionDetailsSequence": ("GantryDetectorTilt",),
 }
 
 
@@ -56,10 +57,11 @@ class Frame:
 
 
 def check_is_ct(header: Dataset, file: str) -> None:
-    """Refuse what is no CT, is a localizer, is in colour or comes from a tilted gantry.
+    """Refuse what is no CT, is a localizer or is in colour, and values that begin above bit 0.
 
     Raises:
         UnsuitableFile: with the reason.
+        CTMaskNetError: HighBit says so; decoders take no notice, and HU would be wrong.
     """
     modality = str(header.get("Modality") or "").strip()
     sop_class = str(header.get("SOPClassUID") or "")
@@ -74,11 +76,11 @@ def check_is_ct(header: Dataset, file: str) -> None:
         raise UnsuitableFile(
             f"{file}: in colour ({header.get('PhotometricInterpretation')}), so it states no HU"
         )
-    tilt = _number(header.get("GantryDetectorTilt") or 0, "GantryDetectorTilt", file)
-    if abs(tilt) > AXIAL_TOLERANCE_DEGREES:
-        raise UnsuitableFile(
-            f"{file}: the gantry was tilted by {tilt:.0f} degrees (at most "
-            f"{AXIAL_TOLERANCE_DEGREES:.0f}); give axial slices"
+    high, bits = header.get("HighBit"), header.get("BitsStored")
+    if high is not None and bits is not None and int(high) >= int(bits):
+        raise CTMaskNetError(
+            f"{file}: its {bits} bits a value do not begin at bit 0 (HighBit is {high}), which is "
+            "not read; convert the file"
         )
 
 
@@ -86,7 +88,7 @@ def frames_of(header: Dataset, file: str) -> list[Frame]:
     """What the header states of every frame, in stored order.
 
     Raises:
-        UnsuitableFile: no rescale to HU, no position or orientation.
+        UnsuitableFile: a localizer, a tilted gantry, no rescale to HU, no position or orientation.
         CTMaskNetError: values that make no sense.
     """
     return [_frame(stated, offset_mm, file) for stated, offset_mm in _statements(header, file)]
@@ -135,6 +137,12 @@ def _frame_offsets_mm(header: Dataset, count: int, file: str) -> list[float]:
 
 def _frame(stated: dict, offset_mm: float, file: str) -> Frame:
     _check_not_localizer(stated.get("FrameType"), file)
+    tilt = _number(stated.get("GantryDetectorTilt") or 0, "GantryDetectorTilt", file)
+    if abs(tilt) > AXIAL_TOLERANCE_DEGREES:
+        raise UnsuitableFile(
+            f"{file}: the gantry was tilted by {tilt:.0f} degrees (at most "
+            f"{AXIAL_TOLERANCE_DEGREES:.0f}); give axial slices"
+        )
     slope, intercept = (_rescale(stated, key, file) for key in ("RescaleSlope", "RescaleIntercept"))
     if slope == 0:
         raise CTMaskNetError(f"{file}: RescaleSlope is 0; the file is damaged")

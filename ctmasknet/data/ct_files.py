@@ -73,6 +73,18 @@ def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
             yield from _walk(path, visited)
 
 
+def check_name(file: str) -> None:
+    """Refuse a path that no UTF-8 file can hold, as every list of slices would have to.
+
+    Raises:
+        CTMaskNetError: such a path.
+    """
+    try:
+        file.encode()
+    except UnicodeEncodeError:
+        raise CTMaskNetError(f"{file}: its name is no UTF-8 text; rename the file") from None
+
+
 def kind_of(file: str) -> str:
     """``dicom``, ``nifti`` or ``image``, by content.
 

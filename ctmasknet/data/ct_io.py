@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from ctmasknet.data.ct_dicom import dicom_scans, read_dicom_file
-from ctmasknet.data.ct_files import FoundFile, find_files, kind_of
+from ctmasknet.data.ct_files import FoundFile, check_name, find_files, kind_of
 from ctmasknet.data.ct_nifti import read_nifti_file
 from ctmasknet.data.ct_pictures import picture_scans, read_picture_file
 from ctmasknet.data.ct_scan import CTScan, CTSlice, Report, UnsuitableFile
@@ -85,6 +85,7 @@ class _Reading:
         self.seen: set[str] = set()
         self.found: dict[str, tuple[int, int]] = {}  # file -> (input, order)
         self.left_out: list[tuple[FoundFile, str]] = []
+        self.unsuitable: dict[str, str] = {}  # real path -> why
         self.used: set[int] = set()
         self.reported: set[int] = set()
 
@@ -92,11 +93,14 @@ class _Reading:
         file = found.path
         real = os.path.realpath(file)
         if real in self.seen:
+            if found.alone and real in self.unsuitable:
+                self.bad(file, self.unsuitable[real], found.given)
             self.used.add(found.given)
             return
         self.seen.add(real)
         self.found[file] = (found.given, len(self.found))
         try:
+            check_name(file)
             kind = kind_of(file)
             if kind == "nifti":
                 self.volumes.append(read_nifti_file(file, file))
@@ -106,6 +110,7 @@ class _Reading:
                 self.pictures += self.sound(read_picture_file(file, file, self.rescale))
             self.used.add(found.given)
         except UnsuitableFile as error:
+            self.unsuitable[real] = _reason(file, error)
             if found.alone:
                 self.bad(file, _reason(file, error), found.given)
             else:
@@ -128,13 +133,12 @@ class _Reading:
         self.on_bad(file, reason)
 
     def scans(self) -> list[CTScan]:
-        scans = [
-            *_distinct([*picture_scans(self.pictures), *self.volumes]),
-            *dicom_scans(self.dicom),
-        ]
+        scans = [*picture_scans(self.pictures), *self.volumes, *dicom_scans(self.dicom)]
         scans.sort(key=lambda scan: min(self.found[one.file][1] for one in scan.slices))
         with_scans = {os.path.dirname(one.file) for scan in scans for one in scan.slices}
-        return [scan.with_problems(self.left_out_beside(scan, with_scans)) for scan in scans]
+        return [
+            scan.with_problems(self.left_out_beside(scan, with_scans)) for scan in _distinct(scans)
+        ]
 
     def left_out_beside(self, scan: CTScan, with_scans: set[str]) -> list[str]:
         """What was left out of the scan's folders, and of its input's folders without a scan."""
@@ -163,14 +167,21 @@ def _reason(file: str, error: CTMaskNetError) -> str:
 
 
 def _distinct(scans: list[CTScan]) -> list[CTScan]:
-    """Volumes that share their name with another scan get their path as name."""
+    """Scans that share patient and name get names of their own: files that are volumes their path,
+    later ones of any other kind ``#2``, ``#3``, ... appended."""
     count = Counter((scan.patient, scan.scan) for scan in scans)
-    return [
-        _renamed(scan, scan.slices[0].file)
-        if count[scan.patient, scan.scan] > 1 and scan.slices[0].frame is not None
-        else scan
-        for scan in scans
-    ]
+    names: set[tuple[str, str]] = set()
+    found = []
+    for scan in scans:
+        name = scan.scan
+        if count[scan.patient, name] > 1 and scan.slices[0].frame is not None:
+            name = scan.slices[0].file
+        number = 2
+        while (scan.patient, name) in names:
+            name, number = f"{scan.scan}#{number}", number + 1
+        names.add((scan.patient, name))
+        found.append(scan if name == scan.scan else _renamed(scan, name))
+    return found
 
 
 def _renamed(scan: CTScan, name: str) -> CTScan:

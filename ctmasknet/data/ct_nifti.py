@@ -9,11 +9,13 @@ another modality, or CT that has lost its offset.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
+from ctmasknet.data.ct_nifti_file import read_volume
+from ctmasknet.data.ct_nifti_voxels import NiftiVolume
 from ctmasknet.data.ct_scan import CTScan, CTSlice, UnsuitableFile, mark_outside
 
 #: A volume in HU has a slice with this share of its values below this.
@@ -51,7 +53,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
     _check_hu(volume)
     turn = volume.turn
     columns, rows, count = turn.shape
-    scan = os.path.basename(file).removesuffix(".gz").removesuffix(".nii")
+    scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
     source = NiftiSource(volume)
     slices = []
     for place in range(count):
@@ -69,7 +71,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
                 source=source,
             )
         )
-    return CTScan("", scan, "nifti", tuple(slices), turn.affine)
+    return CTScan("", scan, "nifti", tuple(slices), turn.affine, volume.problems)
 
 
 def _check_hu(volume: NiftiVolume) -> None:

@@ -86,7 +86,7 @@ def upright(affine: np.ndarray, shape: Sequence[int], file: str) -> Upright:
     lean = np.degrees(np.arccos(np.clip(cosines[nearest, [0, 1, 2]], 0.0, 1.0))).max()
     if lean > AXIAL_TOLERANCE_DEGREES:
         raise UnsuitableFile(
-            f"{file}: oblique, its axes lean {lean:.0f} degrees from the patient's (at most "
+            f"{file}: oblique, its axes lean {lean:.3g} degrees from the patient's (at most "
             f"{AXIAL_TOLERANCE_DEGREES:.0f}); give axial slices, or resample to them first"
         )
     to_upright = ornt_transform(orientation, _UPRIGHT)

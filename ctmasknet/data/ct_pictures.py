@@ -8,7 +8,7 @@ orientation: it stays as it lies.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,24 +25,26 @@ from ctmasknet.data.ct_scan import (
     decoding,
     mark_outside,
 )
+from ctmasknet.data.images import check_not_turned, is_deep
 from ctmasknet.data.natural import natural_key
 from ctmasknet.errors import CTMaskNetError
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_TIFF_SUBFILE_TYPE, _TIFF_BITS_PER_SAMPLE = 254, 258
-_PNG_BIT_DEPTH_PLACE = 24
+_TIFF_SUBFILE_TYPE = 254
 
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Reads one picture file.
+    """Reads one page of one picture file.
 
     Attributes:
+        page: from 0, thumbnails counted; 0 where there are none.
         deep: more than 8 bits a channel.
         rescale: (slope, intercept) from stored value to HU, of deep pictures.
     """
 
     file: str
+    page: int
     deep: bool
     rescale: tuple[float, float] | None
 
@@ -50,14 +52,14 @@ class PictureSource:
         if self.deep:
             return None
         with decoding(self.file), Image.open(self.file, formats=_FORMATS) as image:
-            image.seek(frame or 0)
+            image.seek(self.page)
             return _eight_bit(image)
 
     def read_hu(self, frame: int | None) -> np.ndarray:
         if not self.deep:
             raise CTMaskNetError(f"{self.file}: an 8-bit picture states no HU; use its pixels")
         with decoding(self.file):
-            stored = _deep(self.file, frame or 0)
+            stored = _deep(self.file, self.page)
         slope, intercept = self.rescale
         return mark_outside((stored * float(slope) + intercept).astype(np.float32))
 
@@ -73,11 +75,15 @@ def read_picture_file(
         rescale: see :func:`ctmasknet.data.ct_io.read_scans`.
 
     Raises:
-        UnsuitableFile: more than 8 bits a channel and no ``rescale``.
-        CTMaskNetError: damaged or too large.
+        UnsuitableFile: more than 8 bits a channel and no ``rescale``; a TIFF without a full page.
+        CTMaskNetError: damaged, too large, or with an orientation tag that turns it.
     """
     with decoding(file), Image.open(file, formats=_FORMATS) as image:
-        pages = list(_pages(image))
+        pages = list(_pages(file, image))
+    if not pages:
+        raise UnsuitableFile(
+            f"{file}: marks all its pages as thumbnails or transparency masks; give full slices"
+        )
     patient, scan = patient_and_scan(file)
     slices = []
     for page, height, width, deep in pages:
@@ -98,7 +104,7 @@ def read_picture_file(
                 shape=(height, width),
                 spacing_mm=None,
                 position_mm=None,
-                source=PictureSource(file, deep, rescale),
+                source=PictureSource(file, page, deep, rescale),
             )
         )
     return slices
@@ -135,21 +141,15 @@ def patient_and_scan(file: str) -> tuple[str, str]:
     return "", os.path.dirname(file) or "."
 
 
-def _pages(image: Image.Image) -> Iterable[tuple[int, int, int, bool]]:
+def _pages(file: str, image: Image.Image) -> Iterator[tuple[int, int, int, bool]]:
     """(page, height, width, more than 8 bits a channel) of every slice in a file."""
-    if image.format == "TIFF":
-        for page, frame in enumerate(ImageSequence.Iterator(image)):
-            # Bit 0: a smaller copy of another page, bit 2: its transparency mask.
-            if not frame.tag_v2.get(_TIFF_SUBFILE_TYPE, 0) & 0b101:
-                deep = max(frame.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))) > 8
-                yield page, frame.height, frame.width, deep
-        return
-    deep = False
-    if image.format == "PNG":
-        # Pillow narrows 16 bits a channel to 8 in colour and with alpha, so its mode is no guide.
-        image.fp.seek(_PNG_BIT_DEPTH_PLACE)
-        deep = image.fp.read(1)[0] > 8
-    yield 0, image.height, image.width, deep
+    paged = image.format == "TIFF"
+    for page, frame in enumerate(ImageSequence.Iterator(image) if paged else [image]):
+        # Bit 0: a smaller copy of another page, bit 2: its transparency mask.
+        if paged and frame.tag_v2.get(_TIFF_SUBFILE_TYPE, 0) & 0b101:
+            continue
+        check_not_turned(file, frame)
+        yield page, frame.height, frame.width, is_deep(frame)
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray:

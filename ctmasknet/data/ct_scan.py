@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,8 +115,8 @@ class CTScan:
         kind: ``dicom``, ``nifti`` or ``image``.
         slices: feet to head; pictures in the natural order of their names.
         affine: (4, 4) upright (column, row, slice) index -> RAS mm. None for pictures, and where
-            slices are missing or unevenly spaced. With a single slice the third column is a unit
-            vector.
+            slices are missing, unevenly spaced or shifted sideways. With a single slice the third
+            column is a unit vector.
         problems: what was missing, doubled or left out, one sentence each.
     """
 
@@ -176,6 +177,19 @@ def check_claimed_size(file: str, shape: Sequence[int]) -> None:
 def max_expanded_bytes(size: int, max_expansion: float = MAX_EXPANSION) -> int:
     """What a compressed file of ``size`` bytes may expand to; more is a bomb or damage."""
     return int(max(FREE_BYTES, max_expansion * size))
+
+
+@contextlib.contextmanager
+def unpacking(file: str) -> Iterator[None]:
+    """Around what is done to a temporary file into which ``file`` is unpacked: a full disk is no
+    damage of ``file``. Inside :func:`decoding`, which would say so."""
+    try:
+        yield
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{file}: cannot be unpacked in {tempfile.gettempdir()} ({error.strerror or error}); "
+            "make room there, or name another folder in TMPDIR"
+        ) from None
 
 
 @contextlib.contextmanager

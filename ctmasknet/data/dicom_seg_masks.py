@@ -11,6 +11,7 @@ import pydicom
 from ctmasknet.data.ct_files import kind_of
 from ctmasknet.data.ct_orientation import Upright, upright
 from ctmasknet.data.ct_scan import check_claimed_size, decoding
+from ctmasknet.data.label_masks import background_value
 from ctmasknet.errors import CTMaskNetError
 
 #: Segmentation Storage and Label Map Segmentation Storage.
@@ -87,7 +88,8 @@ def read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) 
     value_of = {
         number: _value_of(file, number, names[number], labels, segments) for number in numbers
     }
-    painted = np.zeros((slices, rows, columns), np.min_scalar_type(max(labels)))
+    shape = slices, rows, columns
+    painted = np.full(shape, background_value(labels), np.min_scalar_type(max(labels)))
     order = [_PAINT_ORDER.index(labels[value_of[number]]) for number in numbers]
     for _, number in sorted(zip(order, numbers, strict=True)):
         with decoding(file):
@@ -111,13 +113,19 @@ def _value_of(
     given = {name.lower(): label for name, label in segments.items()}
     label = next(
         (given[name] for name in (str(number), *map(str.lower, names)) if name in given), None
-    ) or next(filter(None, map(_label_in, names)), None)
+    )
     shown = f"segment {number} (label {names[0]!r}, coded meaning {names[1]!r})"
     if label is None:
-        raise CTMaskNetError(
-            f"{file}: {shown} is none of {', '.join(_PAINT_ORDER)} by its name; say what it is "
-            f'with --segment "{names[0]}=LABEL"'
-        )
+        told = {_label_in(name) for name in names} - {None}
+        if told in ({"lesion", "ggo"}, {"lesion", "consolidation"}):  # one name says more
+            told -= {"lesion"}
+        if len(told) != 1:
+            what = f"may be {' or '.join(sorted(told))}" if told else "is no label we know"
+            raise CTMaskNetError(
+                f"{file}: {shown} {what} by its names; say which of {', '.join(_PAINT_ORDER)} it "
+                f'is with --segment "{names[0]}=LABEL"'
+            )
+        (label,) = told
     for value, name in sorted(labels.items()):
         if name == label:
             return value

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.data.images import check_not_turned, check_one_page, is_deep
 from ctmasknet.errors import CTMaskNetError
 
 #: Names a mask value may have. All but the last three are background for the detector.
@@ -45,7 +46,7 @@ def parse_labels(text: str) -> dict[int, str]:
     labels: dict[int, str] = {}
     for part in text.split(","):
         value, _, name = part.strip().partition(":")
-        if not value.isdigit() or not name:
+        if not value.isdecimal() or not name:
             raise CTMaskNetError(f"labels {text}: {part!r} is not VALUE:NAME, such as 1:ggo")
         if name not in LABEL_NAMES:
             raise CTMaskNetError(
@@ -81,6 +82,21 @@ def mask_type_classes(
             )
         classes.append((name, values))
     return classes
+
+
+def background_value(labels: Mapping[int, str]) -> int:
+    """The lowest mask value of background: what pixels are that a mask says nothing of.
+
+    Raises:
+        CTMaskNetError: no value is labelled so.
+    """
+    values = [value for value, name in labels.items() if name == "background"]
+    if not values:
+        raise CTMaskNetError(
+            "labels: no mask value is labelled background, which all that is not in a segment is; "
+            "add one to --labels, such as 0:background"
+        )
+    return min(values)
 
 
 def supported_mask_types(labels: Mapping[int, str]) -> tuple[str, ...]:
@@ -132,8 +148,8 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
         (H, W) values as on disk; uint8, or int32 where the file has more than 8 bits.
 
     Raises:
-        CTMaskNetError: the file cannot be decoded, its channels differ, or it holds a value outside
-            ``labels``.
+        CTMaskNetError: the file cannot be decoded, its channels differ, or it holds values that are
+            no whole numbers or outside ``labels``.
     """
     with _opened(path) as image:
         stretch = _GREY_STRETCH.get(_raw_mode(image), 1)
@@ -146,6 +162,10 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
                 "a palette"
             )
         values = colours[..., 0]
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        raise CTMaskNetError(
+            f"{path}: holds values that are no whole numbers; a label mask is expected"
+        )
     values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
     if stretch > 1:
         values //= stretch
@@ -186,10 +206,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         (H, W) or (H, W, 3) uint8.
 
     Raises:
-        CTMaskNetError: the file cannot be decoded, or is not of 8 bits a channel.
+        CTMaskNetError: the file cannot be decoded, is not of 8 bits a channel, or has an
+            orientation tag that turns it.
     """
     with _opened(path) as image:
-        if image.mode not in _EIGHT_BIT_MODES:
+        check_not_turned(path, image)
+        if image.mode not in _EIGHT_BIT_MODES or is_deep(image):
             raise CTMaskNetError(
                 f"{path}: pixels of mode {image.mode}, not 8 bits; map the slice to 8 bits "
                 "through one HU window first"
@@ -210,7 +232,9 @@ def check_same_size(image_path: Path, image: np.ndarray, mask_path: Path, mask: 
 
 def _opened(path: str | os.PathLike) -> Image.Image:
     try:
-        return Image.open(path)
+        image = Image.open(path)
+        check_one_page(path, image)
+        return image
     except FileNotFoundError:
         raise CTMaskNetError(f"{path}: no such image file; check the path") from None
     except _DECODE_ERRORS as error:

@@ -1,20 +1,18 @@
-"""Files of a lesion set: pairs of image and mask, the patient of each, the split a list says."""
+"""Files of a lesion set: pairs of image and mask, and the split a list says."""
 
 from __future__ import annotations
 
-import csv
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from ctmasknet.data.classes import parse_lesion_name
+from ctmasknet.data.ct_files import find_files
 from ctmasknet.data.natural import natural_key
+from ctmasknet.data.patient_rules import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 
 
@@ -30,121 +28,6 @@ class LesionPair:
     image: Path
     mask: Path
     patient: str
-
-
-@dataclass(frozen=True)
-class PatientRule:
-    """What a file name says of the patient.
-
-    Without arguments: the names of the CNCB set (``P/S.jpg`` or ``P_S.jpg``).
-
-    Args:
-        pattern: regular expression with a group ``patient``, searched for in the relative path.
-        each_file: each file is a patient of its own.
-        groups: patient of some slices, by relative path without extension; goes before the other
-            rules. If it is the only rule, it must list every slice.
-    """
-
-    pattern: str | None = None
-    each_file: bool = False
-    groups: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.pattern is not None:
-            try:
-                names = re.compile(self.pattern).groupindex
-            except re.error as error:
-                raise CTMaskNetError(
-                    f"patient pattern {self.pattern!r}: not a regular expression ({error})"
-                ) from None
-            if "patient" not in names:
-                raise CTMaskNetError(
-                    f"patient pattern {self.pattern!r}: needs a group (?P<patient>...)"
-                )
-            if self.each_file:
-                raise CTMaskNetError(
-                    "patients: give either a pattern or one patient a file, not both"
-                )
-
-    @property
-    def by_cncb_name(self) -> bool:
-        """True when keys and patients come from the CNCB names."""
-        return self.pattern is None and not self.each_file and not self.groups
-
-    def key(self, file: str) -> str:
-        """The slice that the relative path ``file`` names.
-
-        ``110/104.jpg``, ``110_104.jpg`` and ``110_104.png`` are the slice ``110_104`` under the
-        CNCB rule; under the others the key is the path without its extension.
-        """
-        path = PurePosixPath(file.replace("\\", "/"))
-        known = path.suffix.lower() in IMAGE_SUFFIXES
-        if not self.by_cncb_name:
-            return str(path.with_suffix("") if known else path)
-        if path.suffix and not known:
-            raise CTMaskNetError(
-                f"{file}: not the name of an image file; expected a name such as 110_104.jpg"
-            )
-        name = parse_lesion_name(str(path))
-        return f"{name.patient}_{name.slice}"
-
-    def patient(self, file: str) -> str:
-        """The patient of the image with the relative path ``file``."""
-        key = self.key(file)
-        if key in self.groups:
-            return self.groups[key]
-        if self.pattern is not None:
-            match = re.search(self.pattern, file)
-            if not match or not match["patient"]:
-                raise CTMaskNetError(
-                    f"{file}: the patient pattern {self.pattern!r} finds no patient in this name"
-                )
-            return match["patient"]
-        if self.each_file:
-            if key in self.groups.values():
-                raise CTMaskNetError(
-                    f"{file}: the groups name a patient {key!r} that this slice is not of; rename "
-                    "that group"
-                )
-            return key
-        if self.groups:
-            raise CTMaskNetError(
-                f"{file}: the groups do not list it; add it, or make unlisted slices patients of "
-                "their own "
-                "(--patients each-file)"
-            )
-        return parse_lesion_name(file).patient
-
-
-def read_groups(path: str | os.PathLike) -> dict[str, str]:
-    """Read a CSV file with the columns ``stem,patient``; an image extension in ``stem`` is ignored.
-
-    Raises:
-        CTMaskNetError: the file is missing, lacks a column, has an empty cell or names a slice
-            twice.
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise CTMaskNetError(f"{path}: no such groups file; check the path") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    if not {"stem", "patient"} <= set(columns):
-        raise CTMaskNetError(f"{path}: needs the columns stem,patient in its first line")
-    groups: dict[str, str] = {}
-    for number, row in rows:
-        stem, patient = (row["stem"] or "").strip(), (row["patient"] or "").strip()
-        if not stem or not patient:
-            raise CTMaskNetError(f"{path}:{number}: needs both a stem and a patient")
-        key = PatientRule(each_file=True).key(stem)
-        if key in groups:
-            raise CTMaskNetError(f"{path}:{number}: {stem} is listed twice; remove one line")
-        groups[key] = patient
-    return groups
 
 
 def source_folders(
@@ -179,8 +62,19 @@ def source_folders(
     return found[0], found[1]
 
 
-def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]:
+def find_pairs(
+    images: Path,
+    masks: Path,
+    rule: PatientRule,
+    on_bad: Callable[[str, str], None] | None = None,
+) -> list[LesionPair]:
     """Pair the images under ``images`` with the masks under ``masks``, sorted by slice.
+
+    Args:
+        images, masks: the folders; they may be one.
+        rule: what names mean.
+        on_bad: called with (file, reason) for an image without mask or the reverse, which is then
+            left out; None: an error.
 
     Raises:
         CTMaskNetError: an image without mask or the reverse, a slice named twice, a name that does
@@ -195,24 +89,20 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
             f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
         )
     alone = [
-        (file, f"no mask of the same name in {masks}")
-        for key, file in image_of.items()
-        if key not in mask_of
+        (folder / file, f"no {wanted} of the same name in {other}")
+        for folder, found, wanted, other, partners in (
+            (images, image_of, "mask", masks, mask_of),
+            (masks, mask_of, "image", images, image_of),
+        )
+        for key, file in found.items()
+        if key not in partners
     ]
-    folder = images
-    if not alone:
-        folder = masks
-        alone = [
-            (f, f"no image of the same name in {images}")
-            for key, f in mask_of.items()
-            if key not in image_of
-        ]
-    if alone:
+    if alone and on_bad is None:
         file, reason = alone[0]
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise CTMaskNetError(
-            f"{folder / file}: {reason}{more}; add the missing file or remove this one"
-        )
+        raise CTMaskNetError(f"{file}: {reason}{more}; add the missing file or remove this one")
+    for file, reason in alone:
+        on_bad(str(file), reason)
     missing = sorted(set(rule.groups) - set(image_of))
     if missing:
         raise CTMaskNetError(
@@ -226,14 +116,23 @@ def find_pairs(images: Path, masks: Path, rule: PatientRule) -> list[LesionPair]
             masks / mask_of[key],
             rule.patient(image_of[key]),
         )
-        for key in sorted(image_of, key=natural_key)
+        for key in sorted(image_of.keys() & mask_of.keys(), key=lambda key: (natural_key(key), key))
     ]
 
 
 def split_by_lists(
-    pairs: Sequence[LesionPair], lists: Mapping[str, str | os.PathLike], rule: PatientRule
+    pairs: Sequence[LesionPair],
+    lists: Mapping[str, str | os.PathLike],
+    rule: PatientRule,
+    left_out: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """The keys of each split as list files say. Slices on no list are left out.
+
+    Args:
+        pairs: of the data set.
+        lists: split -> list file.
+        rule: what the names in them mean.
+        left_out: keys that lists may name too, which are of no pair.
 
     Raises:
         CTMaskNetError: a line that does not parse or names a file that is not there, a slice named
@@ -251,6 +150,8 @@ def split_by_lists(
                 key = rule.key(line)
             except CTMaskNetError as error:
                 raise CTMaskNetError(f"{where}: {error}") from None
+            if key in left_out:
+                continue
             if key not in pair_of:
                 raise CTMaskNetError(
                     f"{where}: {line} names no image of the data set; remove it or add the file"
@@ -272,25 +173,23 @@ def split_by_lists(
 
 
 def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
-    """Relative path of each slice's file ; linked folders count, hidden ones do not."""
+    """Relative path of each slice's file; linked folders count, each once, hidden ones do not."""
     found: dict[str, str] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.startswith(".") or Path(name).suffix.lower() not in suffixes:
-                continue
-            file = Path(parent, name).relative_to(folder).as_posix()
-            try:
-                key = rule.key(file)
-            except CTMaskNetError as error:
-                raise CTMaskNetError(
-                    f"{folder}: {error}; for other names give --patient-pattern, --groups or "
-                    "--patients each-file"
-                ) from None
-            if key in found:
-                raise CTMaskNetError(
-                    f"{folder / file}: the slice {key} is named twice, also as "
-                    f"{folder / found[key]}; remove one"
-                )
-            found[key] = file
+    for path in (Path(each.path) for each in find_files([folder])):
+        if path.suffix.lower() not in suffixes:
+            continue
+        file = path.relative_to(folder).as_posix()
+        try:
+            key = rule.key(file)
+        except CTMaskNetError as error:
+            raise CTMaskNetError(
+                f"{folder}: {error}; for other names give --patient-pattern, --groups or "
+                "--patients each-file"
+            ) from None
+        if key in found:
+            raise CTMaskNetError(
+                f"{folder / file}: the slice {key} is named twice, also as "
+                f"{folder / found[key]}; remove one"
+            )
+        found[key] = file
     return found

@@ -11,12 +11,15 @@ from typing import Protocol
 from tqdm import tqdm
 
 from ctmasknet.data.bad_slices import BadSlice
+from ctmasknet.data.convert_volumes import VolumeConversion, convert_volume
 from ctmasknet.data.label_masks import Orientation
-from ctmasknet.data.lesion_files import PatientRule, find_pairs, split_by_lists
-from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, convert_slices, in_processes
+from ctmasknet.data.lesion_files import find_pairs, split_by_lists
+from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, convert_slices
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
-from ctmasknet.data.volume_pairs import VolumeConversion, convert_volume, find_volume_pairs
+from ctmasknet.data.volume_pairs import find_volume_pairs
 from ctmasknet.data.volumes import without_extension
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 Lists = Mapping[str, str | os.PathLike]
@@ -47,15 +50,28 @@ class PictureSource:
     """8-bit pictures and masks of the same names; see
     :func:`~ctmasknet.data.lesion_files.find_pairs`."""
 
-    def __init__(self, images: Path, masks: Path, rule: PatientRule, *, skip_bad: bool):
-        self.pairs = find_pairs(images, masks, rule)
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        rule: PatientRule,
+        on_bad: Callable[[str, str], None] | None,
+    ):
+        self._left_out: set[str] = set()
+
+        def note(file: str, reason: str) -> None:
+            folder = images if Path(file).is_relative_to(images) else masks
+            self._left_out.add(rule.key(Path(file).relative_to(folder).as_posix()))
+            on_bad(file, reason)
+
+        self.pairs = find_pairs(images, masks, rule, note if on_bad else None)
         self.unlisted = 0
         self._rule = rule
-        self._skip_bad = skip_bad
+        self._skip_bad = on_bad is not None
         self._keys_of: dict[str, list[str]] = {}
 
     def read_lists(self, lists: Lists) -> None:
-        self._keys_of = split_by_lists(self.pairs, lists, self._rule)
+        self._keys_of = split_by_lists(self.pairs, lists, self._rule, self._left_out)
         listed = {key for keys in self._keys_of.values() for key in keys}
         self.unlisted = len(self.pairs) - len(listed)
         self.pairs = [pair for pair in self.pairs if pair.key in listed]
@@ -116,7 +132,7 @@ class VolumeSource:
                 if key not in known:
                     raise CTMaskNetError(
                         f"{path}:{number}: {line} names no volume of the data set; remove it or "
-                        f"add the volume (volumes are named such as {next(iter(known))})"
+                        f"add the volume (volumes are named such as {next(iter(known), 'case_7')})"
                     )
                 if key in self._split_of:
                     raise CTMaskNetError(f"{path}:{number}: {line} is listed twice; remove one")
@@ -134,7 +150,7 @@ class VolumeSource:
     ) -> Iterator[ConvertedSlice | BadSlice]:
         convert = functools.partial(convert_volume, how=how, volumes=self._volumes)
         # A volume at a time: a compressed one is unpacked by the process that reads its slices.
-        found = in_processes(convert, self.pairs, workers, chunksize=1)
+        found = map_in_processes(convert, self.pairs, workers, chunksize=1)
         for slices in tqdm(
             found, total=len(self.pairs), desc="volumes", unit="volume", disable=not progress
         ):

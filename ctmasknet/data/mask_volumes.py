@@ -12,8 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from ctmasknet.data.ct_dicom import beside_mm
 from ctmasknet.data.ct_files import kind_of
-from ctmasknet.data.ct_nifti_file import NiftiVolume, read_volume
+from ctmasknet.data.ct_nifti_file import read_volume
+from ctmasknet.data.ct_nifti_voxels import NiftiVolume
 from ctmasknet.data.ct_orientation import Upright
 from ctmasknet.data.ct_scan import CTScan
 from ctmasknet.data.dicom_seg_masks import read_seg, stored_index
@@ -86,7 +88,8 @@ def read_mask_volume(
             case); goes before the words these hold, such as "ground glass".
 
     Raises:
-        CTMaskNetError: damaged, oblique, another format; a segment whose name says nothing.
+        CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
+            contradict each other; no value labelled background for what is in no segment.
     """
     if kind_of(file) == "nifti":
         return NiftiMask(read_volume(file, _MAX_EXPANSION), dict(labels))
@@ -148,6 +151,7 @@ def _grid(scan: CTScan, mask: str) -> tuple[np.ndarray, list[int]]:
     positions = np.array([one.position_mm for one in scan.slices], dtype=np.float64)
     places = (positions - positions[0]) / np.median(np.diff(positions))
     even = np.isfinite(places).all() and np.abs(places - np.rint(places)).max() < _PLACE_SHARE
+    even = even and beside_mm(scan.slices) <= PLACE_TOLERANCE_MM
     if not even or scan.slices[0].spacing_mm is None:
         problems = "; ".join(scan.problems) or "no spacing is stated"
         raise CTMaskNetError(

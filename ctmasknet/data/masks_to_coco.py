@@ -8,13 +8,11 @@ dropped).
 from __future__ import annotations
 
 import functools
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -33,6 +31,7 @@ from ctmasknet.data.label_masks import (
 )
 from ctmasknet.data.lesion_files import LesionPair
 from ctmasknet.data.runs import components
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 #: Components of this area or less are dropped (reference).
@@ -162,30 +161,10 @@ def convert_slices(
     skip_bad: bool = False,
 ) -> Iterator[ConvertedSlice | BadSlice]:
     """Convert slices in their order; with ``skip_bad`` one that cannot be comes as a
-    :class:`~ctmasknet.data.bad_slices.BadSlice`. See :func:`in_processes`."""
+    :class:`~ctmasknet.data.bad_slices.BadSlice`. See
+    :func:`~ctmasknet.data.workers.map_in_processes`."""
     convert = functools.partial(_convert_or_bad if skip_bad else convert_slice, how=how)
-    yield from in_processes(convert, pairs, workers, start_method)
-
-
-def in_processes(
-    convert: Callable[[Any], Any],
-    items: Sequence[Any],
-    workers: int = 1,
-    start_method: str | None = None,
-    chunksize: int = 8,
-) -> Iterator[Any]:
-    """``convert`` over ``items`` in their order, in ``workers`` processes (one: in this process).
-
-    The result does not depend on ``workers`` nor on ``start_method`` (``fork``, ``spawn``; None:
-    the system's own). Close the iterator, or exhaust it, to end the processes. An error in a
-    process is raised here.
-    """
-    if workers <= 1 or len(items) <= 1:
-        yield from map(convert, items)
-        return
-    context = multiprocessing.get_context(start_method)
-    with context.Pool(min(workers, len(items)), initializer=_single_thread) as pool:
-        yield from pool.imap(convert, items, chunksize=chunksize)
+    yield from map_in_processes(convert, pairs, workers, start_method=start_method)
 
 
 def coco_document(
@@ -219,8 +198,3 @@ def _convert_or_bad(pair: LesionPair, how: Conversion) -> ConvertedSlice | BadSl
         return convert_slice(pair, how)
     except CTMaskNetError as error:
         return BadSlice.from_error(str(pair.image), error)
-
-
-def _single_thread() -> None:
-    # OpenCV's own threads would fight with the processes, and they do not survive a fork.
-    cv2.setNumThreads(0)

@@ -22,7 +22,8 @@ from PIL import Image
 from tabulate import tabulate
 
 from ctmasknet.data.datasets import dataset_dicts
-from ctmasknet.data.images import map_in_processes, raise_problems, read_grey
+from ctmasknet.data.images import raise_problems, read_grey
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 
@@ -76,6 +77,8 @@ def perceptual_hash(grey: np.ndarray) -> np.ndarray:
     Returns:
         (4,) uint64.
     """
+    if grey.min() == grey.max():  # its mean would be a bit, and all such pictures alike
+        return np.zeros(_WORDS, np.uint64)
     bits = imagehash.phash(Image.fromarray(grey), _SIDE).hash
     return np.packbits(bits.ravel()).view(np.uint64)
 
@@ -91,7 +94,7 @@ def perceptual_hashes(paths: Iterable[str | os.PathLike], workers: int = 1) -> n
         CTMaskNetError: names the first file that cannot be read and counts the others.
     """
     paths = [os.fspath(path) for path in paths]
-    hashes = map_in_processes(_hash_of_file, paths, workers, "hash")
+    hashes = list(map_in_processes(_hash_of_file, paths, workers, title="hash"))
     raise_problems([value for value in hashes if isinstance(value, str)], len(paths))
     return np.array(hashes, np.uint64).reshape(len(hashes), _WORDS)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ctmasknet.errors import CTMaskNetError
 
 #: Numbering of the CNCB lesion set, which is not that of the CNCB scans in COVIDx-CT: the lists say
-#: so (``tests/data/test_published_lists.py``).
+#: so (``tests/data/test_leaks.py``).
 CNCB_LESIONS = "cncb_lesions"
 COVIDX_CT = "covidx_ct"
 

@@ -7,8 +7,6 @@ import functools
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,22 +17,21 @@ from tabulate import tabulate
 
 from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlice, BadSlices
 from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.data.convert_volumes import VolumeConversion
 from ctmasknet.data.label_masks import mask_type_classes
-from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.lesion_sources import LesionSource, PictureSource, VolumeSource
 from ctmasknet.data.masks_to_coco import Conversion, ConvertedSlice, coco_document
 from ctmasknet.data.patient_ids import CNCB_LESIONS, numbering_of
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.prepared_json import split_of_patients
 from ctmasknet.data.splits import SPLITS, split_patients
-from ctmasknet.data.volume_pairs import VolumeConversion
+from ctmasknet.data.staging import COPIES, check_copies_allowed, put_copies, staging_folder
 from ctmasknet.data.volumes import volume_files
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
 
 #: Lies in a folder of upright copies; a folder without it is never replaced.
 COPIES_MARK = ".upright_copies"
-#: Folder of the upright copies, in the data set's folder.
-COPIES = "image"
 
 _ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
 
@@ -90,7 +87,8 @@ def prepare_lesions(
         For each mask type what was written; see :func:`summarize`.
 
     Raises:
-        CTMaskNetError: bad input; nothing is changed in ``output`` then.
+        CTMaskNetError: bad input, or ``volumes`` asks something of pictures; nothing is changed in
+            ``output`` then, but for the list of bad slices.
     """
     if bool(shares) == bool(lists):
         raise CTMaskNetError("split: give either shares or list files")
@@ -104,26 +102,29 @@ def prepare_lesions(
     if split_like is not None and not shares:
         raise CTMaskNetError("--split-like: lists state their split themselves; leave it out")
     placed = split_of_patients(split_like, patient_ids) if split_like is not None else None
+    on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
     if of_volumes:
         volumes = replace(volumes or VolumeConversion(), skip_bad=bad.skip)
         window = volumes.window
-        on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
         source: LesionSource = VolumeSource(images, masks, rule, volumes, how.orientation, on_bad)
     else:
-        source = PictureSource(images, masks, rule, skip_bad=bad.skip)
+        if volumes not in (None, VolumeConversion()):
+            raise CTMaskNetError(
+                f"{images}: holds no DICOM and no NIfTI; --window, --segment, --every and "
+                "--keep-empty are for these, leave them out"
+            )
+        source = PictureSource(images, masks, rule, on_bad)
     if lists:
         source.read_lists(lists)
     copied = window is not None or not how.orientation.is_upright
     image_root = _image_root(images, output, copied)
-    existed = output.is_dir()
-    output.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".prepare-", dir=output))
-    try:
+    with staging_folder(output) as stage:
         if copied:
             how = replace(how, copies=stage / COPIES)
             how.copies.mkdir()
         converted = _converted(source.convert(how, workers, progress), bad)
-        bad.finish(output / REPORT)
+        if bad.skip:
+            bad.finish(output / REPORT)
         if lists:
             keys_of = source.in_splits(converted)
         else:
@@ -135,6 +136,11 @@ def prepare_lesions(
                 placed,
             )
         splits = {split: [converted[key] for key in keys] for split, keys in keys_of.items()}
+        for split, items in splits.items():
+            if not items:
+                raise CTMaskNetError(
+                    f"{images}: no slice of split {split} can be used; mend them or leave it out"
+                )
         made_by = {
             "labels": {str(value): name for value, name in sorted(how.labels.items())},
             "image_root": image_root,
@@ -146,13 +152,8 @@ def prepare_lesions(
         }
         summaries = _stage_annotations(stage / "annotations", splits, how, made_by, source.unlisted)
         _put_in_place(stage, output, made_by)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not existed:
-            with contextlib.suppress(OSError):
-                output.rmdir()
-        raise
-    shutil.rmtree(stage, ignore_errors=True)
+        if not bad.skip:
+            bad.finish(output / REPORT)
     return summaries
 
 
@@ -206,16 +207,7 @@ def _image_root(images: Path, output: Path, copied: bool) -> str:
     folder, home = Path(os.path.abspath(images)), Path(os.path.abspath(output))
     if not copied:
         return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
-    target = (home / COPIES).resolve()
-    if target.exists() and not (target / COPIES_MARK).is_file():
-        raise CTMaskNetError(
-            f"{target}: upright copies would replace this folder, which no earlier run made; give "
-            "another --name"
-        )
-    if images.resolve().is_relative_to(target):
-        raise CTMaskNetError(
-            f"{images}: lies in the folder of the upright copies; give another --name"
-        )
+    check_copies_allowed(home, images, COPIES_MARK)
     return COPIES
 
 
@@ -271,11 +263,7 @@ def _put_in_place(stage: Path, output: Path, made_by: Mapping[str, Any]) -> None
         and _ANNOTATIONS.fullmatch(path.name)
         and not _fits(path, made_by, staged)
     ]
-    if (stage / COPIES).is_dir():
-        (stage / COPIES / COPIES_MARK).touch()
-        if (output / COPIES).exists():
-            (output / COPIES).rename(stage / "replaced")
-        (stage / COPIES).rename(output / COPIES)
+    put_copies(stage, output, COPIES_MARK, made_by["image_root"])
     for name in sorted(staged):
         (stage / "annotations" / name).replace(annotations / name)
     for path in stale:

@@ -21,6 +21,7 @@ from ctmasknet.data.covidx_ct import (
 )
 from ctmasknet.data.patient_ids import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared_json import split_of_patients
+from ctmasknet.data.root import set_folder
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.slice_sets import sample_per_class, write_slice_set
 from ctmasknet.data.slice_volumes import (
@@ -71,15 +72,15 @@ def prepare_slices(
             images.
         lists: split -> list file.
         class_folders: class name -> folders below ``images``, in the order of the labels.
-        shares: split -> share of the patients; for class folders only.
+        shares: split -> share of the patients; for class folders and CSV lists without splits.
         patient_pattern: finds the patient in a file's name.
         sample: split -> number of slices a class to draw; an error when a class has fewer.
         per_class: largest number of slices a class in every split without a ``sample`` of its own.
         seed: of the split and the samples.
         volume_list: CSV list (:func:`~ctmasknet.data.slice_volumes.read_volume_list`).
         classes: names of its classes, in the order of the labels.
-        window: HU window of volumes.
-        every: of a volume every so many slices is taken.
+        window: HU window, for volumes only.
+        every: of a volume every so many slices is taken; for volumes only.
         bad: what to do with slices and volumes that cannot be used; default: the first one is an
             error. Where they are skipped, every image is decoded, and ``bad_slices.json`` beside
             the set lists them.
@@ -95,6 +96,7 @@ def prepare_slices(
     Raises:
         CTMaskNetError: bad input of any kind; nothing has been written then.
     """
+    home = set_folder(Path(root), name)
     bad = bad or BadSlices({})
     on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
     placed = None
@@ -103,6 +105,8 @@ def prepare_slices(
             raise CTMaskNetError("--split-like: goes with --split and the folder of the images")
         numbering = numbering_of(images or Path(volume_list).parent, patient_ids)
         placed = split_of_patients(split_like, numbering)
+    if classes and not volume_list:
+        raise CTMaskNetError("--classes: names the classes of a --volume-list; leave it out")
     volumes: dict[str, tuple[Volume, int]] = {}
     if volume_list:
         if lists or source or class_folders:
@@ -139,7 +143,7 @@ def prepare_slices(
         if shares:
             raise CTMaskNetError("--split: lists state their split themselves; leave it out")
         if not lists:
-            lists, beside_lists = find_standard_lists(source or Path(root) / name)
+            lists, beside_lists = find_standard_lists(source or home)
             images = images or beside_lists
         elif images is None:
             raise CTMaskNetError("--list: needs the folder of the images, --images DIR")
@@ -147,6 +151,11 @@ def prepare_slices(
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
+    if not volumes and (window is not None or every != 1):
+        raise CTMaskNetError(
+            f"{images}: the slices are pictures; --window and --every are for DICOM and NIfTI "
+            "volumes, leave them out (pictures have --grey-window)"
+        )
     by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     return write_slice_set(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -22,6 +23,23 @@ class SliceRecord(NamedTuple):
     scan: str
     slice: str
     body_box: tuple[int, int, int, int] | None = None
+
+
+def part_below(root: str | os.PathLike, part: str) -> str:
+    """``part``, a path relative to ``root`` or an absolute one below it, as a relative path without
+    detours (``/`` between parts; links count as what they are called).
+
+    Raises:
+        CTMaskNetError: it lies outside ``root``; a set names its files, and copies are written, by
+            the path below ``root``.
+    """
+    relative = os.path.relpath(os.path.join(root, part), root).replace(os.sep, "/")
+    if relative.split("/")[0] == "..":
+        raise CTMaskNetError(
+            f"{part}: lies outside the folder of the images, {root}; give a folder above all of "
+            "them with --images"
+        )
+    return relative
 
 
 def compile_patient_pattern(pattern: str) -> re.Pattern:

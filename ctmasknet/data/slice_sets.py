@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from zlib import crc32
@@ -21,13 +17,15 @@ from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlices
 from ctmasknet.data.images import find_unreadable, raise_problems, write_in_grey_window
 from ctmasknet.data.slice_records import SliceRecord
 from ctmasknet.data.splits import SPLITS
+from ctmasknet.data.staging import COPIES, check_copies_allowed, put_copies, staging_folder
 from ctmasknet.data.volumes import Volume, write_copies
 from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json
 
 SUMMARY = "slices_summary.json"
-_COPIES = "image"
+#: Lies in a folder of copies; a folder without it is never replaced.
+COPIES_MARK = ".windowed_copies"
 
 Splits = Mapping[str, Sequence[SliceRecord]]
 
@@ -128,7 +126,7 @@ def write_slice_set(
         grey_window: (low, high) 8-bit grey levels: contrast-stretched PNG copies go to
             ``root/name/image`` (:func:`~ctmasknet.data.images.write_in_grey_window`), and the json
             names these.
-        verify: decode every image first (copying does so anyway).
+        verify: decode every image first (copying does so anyway); otherwise headers are read.
         workers: number of processes.
         volumes: where the slices are not pictures: of each record's file, which is to be written,
             the volume and the slice's index.
@@ -151,33 +149,34 @@ def write_slice_set(
     if volumes and grey_window is not None:
         raise CTMaskNetError("--grey-window: is for 8-bit pictures; volumes have --window")
     if volumes or grey_window is not None:
-        _check_copies_allowed(target, image_root)
+        check_copies_allowed(target, image_root, COPIES_MARK)
     copy_of = _copy_names(files) if grey_window is not None else {}
 
     info = {
         "description": description,
-        "image_root": _COPIES if volumes or grey_window else _relative_inside(image_root, target),
+        "image_root": COPIES if volumes or grey_window else _relative_inside(image_root, target),
         "patient_ids": patient_ids,
         "seed": seed,
         "grey_window": list(grey_window) if grey_window else None,
         "window_hu": [window.center_hu, window.width_hu] if volumes else None,
     }
-    with _staging_folder(target) as staging:
-        copies = staging / _COPIES
+    with staging_folder(target) as staging:
+        copies = staging / COPIES
         if volumes:
             chosen = {file: volumes[file] for file in files}
             problems = write_copies(chosen, copies, window, workers, skip_bad=bad.skip)
         elif grey_window is not None:
             targets = {str(image_root / file): str(copies / copy_of[file]) for file in files}
             problems = write_in_grey_window(targets, grey_window, workers, skip_bad=bad.skip)
-        elif verify or bad.skip:
-            problems = find_unreadable([image_root / file for file in files], workers)
+        else:
+            # Without headers, what is no picture would be met hours into a training only.
+            paths = [image_root / file for file in files]
+            problems = find_unreadable(paths, workers, headers_only=not (verify or bad.skip))
             if not bad.skip:
                 raise_problems(list(problems.values()), len(files))
-        else:
-            problems = {}
         splits = _without_bad(splits, problems, bad, image_root, volumes or {})
-        bad.finish(target / REPORT)
+        if bad.skip:
+            bad.finish(target / REPORT)
         _check_not_empty(name, splits)
         if copy_of:
             splits = {k: [r._replace(file=copy_of[r.file]) for r in v] for k, v in splits.items()}
@@ -187,7 +186,9 @@ def write_slice_set(
             value = {"info": info, "classes": list(classes), "slices": slices}
             write_json(staging / "slices" / f"{split}.json", value)
         write_json(staging / SUMMARY, summary, indent=1)
-        _move_in_place(staging, target)
+        _move_in_place(staging, target, info["image_root"])
+        if not bad.skip:
+            bad.finish(target / REPORT)
     return summary
 
 
@@ -226,27 +227,8 @@ def _without_bad(
     return kept
 
 
-@contextmanager
-def _staging_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder inside ``target``; it goes in any case, and so does a ``target`` left
-    empty."""
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
-    target.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target, prefix=".prepare."))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging)
-        for folder in made:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _move_in_place(staging: Path, target: Path) -> None:
-    if (staging / _COPIES).is_dir():
-        if (target / _COPIES).is_dir():
-            os.replace(target / _COPIES, staging / "old")
-        os.replace(staging / _COPIES, target / _COPIES)
+def _move_in_place(staging: Path, target: Path, image_root: str) -> None:
+    put_copies(staging, target, COPIES_MARK, image_root)
     (target / "slices").mkdir(exist_ok=True)
     for split in SPLITS:
         if (staging / "slices" / f"{split}.json").is_file():
@@ -254,26 +236,6 @@ def _move_in_place(staging: Path, target: Path) -> None:
         else:  # of an earlier run: its patients may be in another split now
             (target / "slices" / f"{split}.json").unlink(missing_ok=True)
     os.replace(staging / SUMMARY, target / SUMMARY)
-
-
-def _check_copies_allowed(target: Path, image_root: Path) -> None:
-    copies = (target / _COPIES).resolve()
-    if image_root.resolve().is_relative_to(copies):
-        raise CTMaskNetError(
-            f"{copies}: the copies would replace the images themselves; choose another --name"
-        )
-    if not copies.exists():
-        return
-    try:
-        info = json.loads((target / SUMMARY).read_text())["info"]
-        ours = info["grey_window"] is not None or info.get("window_hu") is not None
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise CTMaskNetError(
-            f"{copies}: exists and was not written by an earlier run; "
-            "choose another --name or move it away"
-        )
 
 
 def _copy_names(files: Sequence[str]) -> dict[str, str]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ctmasknet.data.class_folders import check_class_name
+from ctmasknet.data.class_folders import check_class_name, pictures_below
 from ctmasknet.data.classes import IMAGE_CLASSES
-from ctmasknet.data.images import IMAGE_SUFFIXES
+from ctmasknet.data.csv_rows import read_csv_rows
 from ctmasknet.data.natural import natural_key
-from ctmasknet.data.slice_records import SliceRecord, match_patient
+from ctmasknet.data.slice_records import SliceRecord, match_patient, part_below
 from ctmasknet.data.splits import check_disjoint, check_split_name
 from ctmasknet.data.volumes import Volume, every_kth, find_volumes, volume_files
 from ctmasknet.errors import CTMaskNetError
-
-_COLUMNS = ("path", "class", "patient", "scan", "split")
 
 Report = Callable[[str, str], None]
 
@@ -89,7 +86,7 @@ def read_class_volumes(
                     f"{Path(images, folder)}: no such class folder; check --class-folder and "
                     "--images"
                 )
-            for volume in find_volumes(images, [folder], on_bad):
+            for volume in find_volumes(images, [part_below(images, folder)], on_bad):
                 found.add_volume(volume, label, _named(volume, patient_pattern))
     return found.source()
 
@@ -106,8 +103,8 @@ def read_volume_list(
 
     Args:
         path: the list. A row's path is a NIfTI volume, a DICOM file, a folder with DICOM series, a
-            picture or a folder of pictures. Patient and scan go before what the file states; a
-            volume or picture without either is a patient of its own.
+            picture or a folder of pictures, with its subfolders. Patient and scan go before what
+            the file states; a volume or picture without either is a patient of its own.
         root: paths are relative to it.
         classes: their names in the order of the labels; default: those of the paper, if they are
             these.
@@ -118,16 +115,21 @@ def read_volume_list(
 
     Raises:
         CTMaskNetError: a missing list or column, an unknown class or split, a path that is not
-            there or is listed twice, pictures and volumes in one list, a patient in two splits; the
-            message names file and line.
+            there, is not below ``root`` or is listed twice, pictures and volumes in one list, a
+            patient in two splits; the message names file and line.
     """
-    rows = _rows(path)
+    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"))
+    if not rows:
+        raise CTMaskNetError(f"{path}: lists no volume")
     classes = _classes(path, rows, classes)
     found = _Found(every)
     seen: dict[str, int] = {}
     for number, row in rows:
         where = f"{path}:{number}"
-        part = os.path.normpath(row["path"])
+        try:
+            part = part_below(root, row["path"])
+        except CTMaskNetError as error:
+            raise CTMaskNetError(f"{where}: {error}") from None
         if part in seen:
             raise CTMaskNetError(f"{where}: {part} is listed twice, first on line {seen[part]}")
         seen[part] = number
@@ -141,7 +143,12 @@ def read_volume_list(
             on_bad(str(target), "no such file or folder")
             continue
         label = classes.index(row["class"])
-        pictures = _pictures(target, root)
+        pictures = sorted(pictures_below(root, part), key=natural_key)
+        if pictures and target.is_dir() and any(volume_files(target)):
+            raise CTMaskNetError(
+                f"{where}: {target} holds pictures and DICOM or NIfTI volumes; list the one or the "
+                "other, in a folder of its own"
+            )
         for file in pictures:
             names = _picture_names(file, patient_pattern)
             found.add_picture(file, label, names, given, row["split"])
@@ -168,6 +175,7 @@ class _Found:
         self._records: list[SliceRecord] = []
         self._slices: dict[str, tuple[Volume, int]] = {}
         self._split_of: list[str] = []
+        self._pictures: set[str] = set()
 
     def add_volume(
         self,
@@ -197,6 +205,12 @@ class _Found:
         given: tuple[str, str],
         split: str,
     ) -> None:
+        if file in self._pictures:
+            raise CTMaskNetError(
+                f"{file}: the picture is in two rows, itself or by a folder above it; a picture "
+                "belongs to one"
+            )
+        self._pictures.add(file)
         patient = given[0] or names[0]
         scan = given[1] or (patient if given[0] else names[1])
         self._records.append(SliceRecord(file, label, patient, scan, names[2]))
@@ -223,37 +237,6 @@ def _picture_names(file: str, pattern: re.Pattern | None) -> tuple[str, str, str
     return own, own, PurePosixPath(file).stem
 
 
-def _pictures(target: Path, root: str | os.PathLike) -> list[str]:
-    """Relative paths of a picture, or of the pictures directly in a folder."""
-    files = target.iterdir() if target.is_dir() else [target]
-    found = [
-        path.relative_to(root).as_posix()
-        for path in files
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
-    return sorted(found, key=natural_key)
-
-
-def _rows(path: str | os.PathLike) -> list[tuple[int, dict[str, str]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = [str(name).strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise CTMaskNetError(f"{path}: no such list; check the path") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    if not {"path", "class"} <= set(columns):
-        raise CTMaskNetError(f"{path}: needs the columns path,class in its first line")
-    if not rows:
-        raise CTMaskNetError(f"{path}: lists no volume")
-    return [
-        (number, {name: (row.get(name) or "").strip() for name in _COLUMNS}) for number, row in rows
-    ]
-
-
 def _classes(
     path: str | os.PathLike,
     rows: Sequence[tuple[int, dict[str, str]]],
@@ -262,6 +245,8 @@ def _classes(
     for name in classes or ():
         check_class_name(name)
     known = classes or IMAGE_CLASSES
+    if len(set(known)) < len(known):
+        raise CTMaskNetError(f"--classes {','.join(known)}: a class is named twice")
     for number, row in rows:
         if not row["path"]:
             raise CTMaskNetError(f"{path}:{number}: states no path")

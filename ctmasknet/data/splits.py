@@ -63,7 +63,7 @@ def split_patients(
         )
     share = np.array([shares[name] for name in names])
     home = np.full(len(counts), -1)
-    for patient in row_of.keys() & (placed or {}).keys():
+    for patient in sorted(row_of.keys() & (placed or {}).keys()):
         if placed[patient] not in names:
             raise CTMaskNetError(
                 f"split: patient {patient} is placed in {placed[patient]}, which has no share; "
@@ -229,10 +229,16 @@ def _deal(
         split_of[patient] = target
     _fill_empty_splits(split_of, counts, len(share), move, free)
 
+    # Patients of equal counts in one split can be moved alike: where none of them gains, the others
+    # need no look until something has moved. Without this, 100,000 patients would take minutes.
+    kind = np.unique(counts, axis=0, return_inverse=True)[1].reshape(-1).tolist()
+    settled: set[tuple[int, int]] = set()
     for _ in range(_MAX_PASSES):
         changed = False
         for patient in order:
-            home = split_of[patient]
+            home = int(split_of[patient])
+            if (home, kind[patient]) in settled:
+                continue
             row = counts[patient]
             leave = (weight[home] * (-2 * excess[home] * row + row**2)).sum()
             change = leave + gain(row)
@@ -242,6 +248,7 @@ def _deal(
             target = int(np.argmin(change))
             if change[target] < -1e-9:
                 move(patient, target)
+                settled.clear()
                 changed = True
                 continue
             # Exchange with patient q of split k: home changes by d = row_q - row, split k by -d.
@@ -255,7 +262,10 @@ def _deal(
                 partner_home = int(split_of[partner])
                 move(partner, home)
                 move(patient, partner_home)
+                settled.clear()
                 changed = True
+            else:
+                settled.add((home, kind[patient]))
         if not changed:
             break
     return split_of
@@ -264,9 +274,11 @@ def _deal(
 def _fill_empty_splits(
     split_of: np.ndarray, counts: np.ndarray, splits: int, move, free: np.ndarray
 ) -> None:
-    """Give each empty split the smallest free patient of the split with most of them."""
+    """Give each empty split the smallest free patient of the split with most of them; no split is
+    emptied for it."""
     for empty in range(splits):
-        if not (split_of == empty).any() and free.any():
-            largest = int(np.bincount(split_of[free], minlength=splits).argmax())
-            members = np.flatnonzero((split_of == largest) & free)
+        number = np.bincount(split_of, minlength=splits)
+        spare = np.bincount(split_of[free], minlength=splits) * (number > 1)
+        if not number[empty] and spare.any():
+            members = np.flatnonzero((split_of == int(spare.argmax())) & free)
             move(int(members[np.argmin(counts[members, 0])]), empty)

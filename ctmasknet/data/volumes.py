@@ -19,8 +19,9 @@ from PIL import Image
 from ctmasknet.data.ct_files import find_files, kind_of
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import CTScan, UnsuitableFile
-from ctmasknet.data.images import IMAGE_SUFFIXES, map_in_processes, raise_problems
+from ctmasknet.data.images import IMAGE_SUFFIXES, raise_problems
 from ctmasknet.data.window import Window
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
 
 _EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
@@ -84,7 +85,8 @@ def find_volumes(
         on_bad: see :func:`ctmasknet.data.ct_io.read_scans`.
 
     Raises:
-        CTMaskNetError: a damaged file; pictures among the volumes.
+        CTMaskNetError: a damaged file; pictures among the volumes; two of them that cannot be told
+            apart by name.
     """
     scans = read_scans(
         [os.path.normpath(os.path.join(root, part)) for part in below], on_bad=on_bad
@@ -101,6 +103,13 @@ def find_volumes(
         f"{key}/{_plain(scan.scan)}" if count[key] > 1 else key
         for key, scan in zip(keys, scans, strict=True)
     ]
+    first: dict[str, CTScan] = {}
+    for key, scan in zip(keys, scans, strict=True):
+        if first.setdefault(key, scan) is not scan:
+            raise CTMaskNetError(
+                f"{scan.slices[0].file} and {first[key].slices[0].file}: the copies of both would "
+                f"be called {key}; rename one of them"
+            )
     return [Volume(key, scan) for key, scan in zip(keys, scans, strict=True)]
 
 
@@ -135,7 +144,9 @@ def write_copies(
     write = functools.partial(_write_volume, folder=folder, window=window)
     tasks = [(volume_of[key], found) for key, found in indices.items()]
     problems: dict[str, str] = {}
-    for found in map_in_processes(write, tasks, workers, "volumes", "volume", chunksize=1):
+    for found in map_in_processes(
+        write, tasks, workers, title="volumes", unit="volume", chunksize=1
+    ):
         problems |= found
     if not skip_bad:
         raise_problems(list(problems.values()), len(copies))

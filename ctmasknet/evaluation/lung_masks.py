@@ -12,7 +12,8 @@ import numpy as np
 
 from ctmasknet.data.classes import MASK_LABELS
 from ctmasknet.data.label_masks import LESION_LABELS, Orientation, read_mask
-from ctmasknet.data.lesion_files import MASK_SUFFIXES, PatientRule, files_by_key
+from ctmasknet.data.lesion_files import MASK_SUFFIXES, files_by_key
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.burden import SliceBurden, measure_slice
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicStem, CNNBlockBase
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -132,6 +133,33 @@ class FusedStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class ChannelsLastBoxHead(nn.Module):
+    """Detectron2's box head without convolutions, on channels_last maps as they lie in memory."""
+
+    def __init__(self, head: FastRCNNConvFCHead, shape: tuple[int, int, int], dtype: torch.dtype):
+        """
+        Args:
+            head: has linear layers only.
+            shape: channels, height and width of what it is given.
+            dtype: it computes in; the result is float32.
+        """
+        super().__init__()
+        first = head.fcs[0]
+        weight = first.weight.detach().unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
+        self.fcs = nn.ModuleList([nn.Linear(first.in_features, first.out_features), *head.fcs[1:]])
+        self.fcs[0].weight.data = weight.contiguous()
+        self.fcs[0].bias.data = first.bias.detach()
+        self.fcs.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, P, P) -> (R, F) float32."""
+        x = x.to(self.dtype).permute(0, 2, 3, 1).flatten(1)
+        for fc in self.fcs:
+            x = F.relu_(fc(x))
+        return x.float()
 
 
 def fused_conv(conv: nn.Module, dtype: torch.dtype) -> FusedConv2d | None:

@@ -15,10 +15,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from torch import Tensor, nn
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fused_layers import (
+    ChannelsLastBoxHead,
     FusedBlock,
     FusedStem,
     cpu_has_bfloat16,
@@ -85,8 +87,8 @@ def rechecked(fast: CTMaskNet, judge: CTMaskNet, margin: float) -> RecheckedClas
 def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of a detector or classifier for inference, on the same device.
 
-    In bfloat16 the backbone and the RPN's hidden layer compute in it; heads, and what is decoded,
-    scored, ranked and named, stay float32.
+    In bfloat16 the backbone, the RPN's hidden layer and the box head compute in it; what is
+    decoded, scored, ranked and named stays float32.
 
     Args:
         model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded; it is left alone.
@@ -104,7 +106,13 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     if type(head) is StandardRPNHead:
         fused.proposal_generator.rpn_head = _RPNHead(head, dtype)
     heads = fused.roi_heads
-    heads.box_pooler = _Float32Pooler(heads.box_pooler)
+    box_head = heads.box_head
+    if type(box_head) is FastRCNNConvFCHead and not box_head.conv_norm_relus:
+        height, width = heads.box_pooler.output_size
+        channels = box_head.fcs[0].in_features // (height * width)
+        heads.box_head = ChannelsLastBoxHead(box_head, (channels, height, width), dtype)
+    else:
+        heads.box_pooler = _Float32Pooler(heads.box_pooler)
     if getattr(heads, "mask_on", False):
         heads.mask_pooler = _Float32Pooler(BagROIPooler.of(heads.mask_pooler))
     return fused

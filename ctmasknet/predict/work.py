@@ -198,7 +198,9 @@ class Worker:
                 problems.append("no DICOM segmentation: the source is no DICOM")
                 continue
             if kind == "nifti" and scan.kind == "dicom" and scan.affine is None:
-                problems.append("no NIfTI label volume: slices are missing or unevenly spaced")
+                problems.append(
+                    "no NIfTI label volume: slices are missing, unevenly spaced or shifted"
+                )
                 continue
             with writing(self.output / name):
                 try:

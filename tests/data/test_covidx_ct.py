@@ -216,6 +216,18 @@ class TestImages:
         with pytest.raises(CTMaskNetError, match="no such folder"):
             resolve_images(self.records("a.png"), tmp_path / "absent")
 
+    def test_only_images_below_the_folder(self, tmp_path):
+        """A copy of any other would be written over the image itself, or beside the set."""
+        write_image(tmp_path / "in" / "a.png")
+        write_image(tmp_path / "b.png")
+        named = self.records(str(tmp_path / "in" / "a.png"))
+        assert resolve_images(named, tmp_path / "in")["train"][0].file == "a.png"
+        for outside in ("../b.png", str(tmp_path / "b.png")):
+            with pytest.raises(CTMaskNetError, match=r"b\.png: lies outside the folder"):
+                resolve_images(self.records("a.png", outside), tmp_path / "in")
+        with pytest.raises(CTMaskNetError, match=r"a\.png: two lines .* as \./a\.png"):
+            resolve_images(self.records("a.png", "./a.png"), tmp_path / "in")
+
     @pytest.mark.parametrize("folder", ["images", "2A_images", "."])
     def test_standard_lists_and_images_are_found(self, tmp_path, folder):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -305,12 +317,24 @@ class TestClassFolders:
             ({"normal": ["ct0"]}, "at least two classes"),
             ({"a,b": ["ct0"], "c": ["ct1"]}, "class name 'a,b'"),
             ({"normal": ["ct0"], "covid": ["empty"]}, "empty: holds no picture"),
+            ({"normal": ["ct0"], "covid": ["empty/../ct0"]}, "is in class normal and again"),
+            ({"normal": ["ct0"], "covid": [".."]}, r"\.\.: lies outside the folder of the images"),
         ],
     )
     def test_bad_folders(self, folders, classes, message):
         (folders / "empty").mkdir()
         with pytest.raises(CTMaskNetError, match=message):
             read_class_folders(folders, classes)
+
+    def test_linked_folders_count_and_hidden_ones_do_not(self, folders):
+        (folders / "ct2" / "more").symlink_to(folders / "ct0")
+        (folders / "ct2" / "again").symlink_to(folders / "ct2")
+        write_image(folders / "ct1" / ".thumbnails" / "study_1000.jpg")
+        (folders / "ct1" / "UPPER.PNG").write_bytes(b"")
+        found = read_class_folders(folders, {"normal": ["ct1"], "covid": ["ct2"]})
+        files = [record.file for record in found]
+        assert len(files) == 5 + 2 + 6
+        assert "ct1/UPPER.PNG" in files and "ct2/more/study_0000.jpg" in files
 
     def test_file_the_pattern_does_not_match_is_named(self, folders):
         with pytest.raises(CTMaskNetError, match=r"ct0/study_0000\.jpg: the patient pattern"):
@@ -401,7 +425,13 @@ class TestCommand:
             ("", ["--source", "{s}", "--split", "train:1"], "--split: lists state their split"),
             ("", ["--source", "{s}", "--grey-window", "9,3"], "--grey-window 9,3"),
             ("", ["--class-folder", "a=b"], "needs --images"),
+            ("", ["--source", "{s}", "--every", "2"], "--window and --every are for DICOM"),
+            ("", ["--source", "{s}", "--window=40,400"], "--window and --every are for DICOM"),
+            ("", ["--source", "{s}", "--classes", "a,b"], "--classes: names the classes of a"),
             ("remove", ["--source", "{s}"], "CP_11_101_0002.png (train)"),
+            ("empty", ["--source", "{s}"], "CP_11_101_0002.png: unreadable"),
+            ("pages", ["--source", "{s}"], "CP_11_101_0002.tif: holds 2 pages"),
+            ("deep", ["--source", "{s}"], "CP_11_101_0002.png: has more than 8 bits"),
             ("truncate", ["--source", "{s}", "--verify"], "CP_11_101_0002.png: unreadable"),
             (
                 "truncate",
@@ -419,12 +449,27 @@ class TestCommand:
             image.unlink()
         elif change == "truncate":
             image.write_bytes(image.read_bytes()[:50])
+        elif change == "empty":
+            image.write_bytes(b"")
+        elif change == "pages":
+            image.unlink()
+            page = Image.new("L", (8, 8))
+            page.save(image.with_suffix(".tif"), save_all=True, append_images=[page])
+        elif change == "deep":
+            Image.fromarray(np.zeros((8, 8), np.uint16)).save(image)
         root = tmp_path / "new" / "root"
         arguments = [argument.format(s=covidx) for argument in arguments]
         assert command([*arguments, "--output-root", str(root)]) == 2
         error = capsys.readouterr().err
         assert message in error and error.startswith("error: ") and error.count("\n") == 1
         assert not (tmp_path / "new").exists()
+
+    def test_without_verify_only_headers_are_read(self, covidx, tmp_path, command):
+        image = covidx / "images" / "CP_11_101_0002.png"
+        image.write_bytes(image.read_bytes()[:50])
+        arguments = ["--source", str(covidx), "--output-root", str(tmp_path / "root")]
+        assert command(arguments) == 0
+        assert command([*arguments, "--verify"]) == 2
 
     def test_failed_run_leaves_an_earlier_set_as_it_was(self, covidx, tmp_path, command):
         arguments = ["--source", str(covidx), "--output-root", str(tmp_path), "--grey-window"]
@@ -437,11 +482,11 @@ class TestCommand:
 
     def test_copies_never_replace_what_another_wrote(self, covidx, tmp_path):
         (tmp_path / "covidx_ct" / "image").mkdir(parents=True)
-        with pytest.raises(CTMaskNetError, match="not written by an earlier run"):
+        with pytest.raises(CTMaskNetError, match="which no earlier run made"):
             prepare_slices(tmp_path, "covidx_ct", source=covidx, grey_window=(0, 99))
         covidx.rename(tmp_path / "own")
         (tmp_path / "own" / "images").rename(tmp_path / "own" / "image")
-        with pytest.raises(CTMaskNetError, match="replace the images themselves"):
+        with pytest.raises(CTMaskNetError, match="which no earlier run made"):
             prepare_slices(
                 tmp_path,
                 "own",
@@ -449,6 +494,18 @@ class TestCommand:
                 source=tmp_path / "own",
                 grey_window=(0, 99),
             )
+
+    def test_copies_go_when_the_next_run_needs_none(self, covidx, tmp_path):
+        image = tmp_path / "covidx_ct" / "image"
+        for window in ((0, 99), None, (0, 99)):
+            prepare_slices(tmp_path, "covidx_ct", source=covidx, grey_window=window)
+            assert image.is_dir() == (window is not None)
+        with pytest.raises(CTMaskNetError, match="lies in the folder of the copies"):
+            prepare_slices(tmp_path, "covidx_ct", source=covidx, images=image, grey_window=(0, 99))
+
+    def test_a_name_that_would_not_be_registered_is_refused(self, covidx, tmp_path):
+        with pytest.raises(CTMaskNetError, match="set name 'a/b'"):
+            prepare_slices(tmp_path, "a/b", source=covidx)
 
     def test_split_without_a_slice_is_refused(self, tmp_path):
         for folder in ("a", "b"):

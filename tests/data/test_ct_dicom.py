@@ -8,6 +8,7 @@ from ct_samples import dicom, save
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
+from ctmasknet.data.ct_codestream import codestream_size
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import OUTSIDE_HU
 from ctmasknet.data.window import Window
@@ -97,6 +98,28 @@ def test_padding_is_outside(tmp_path, signed, intercept, stored, stated, limit):
     np.testing.assert_array_equal(hu.ravel()[2:], HU[0].ravel()[2:])
 
 
+@pytest.mark.parametrize(
+    "signed, intercept, hu, stated, padding",
+    [
+        (True, 0, 40, -32768 + 40, False),  # 40 in its 12 low bits, which are tissue's
+        (False, -1024, 1072, 63536, False),  # 2096 in its 12 low bits: bone
+        (True, 3000, 1000, -2000, True),
+        (True, 3000, 1000, 63536, True),  # the same with 16 bits, unsigned
+        (True, 3000, 1000, 2096, True),  # and with 12
+    ],
+)
+def test_padding_beyond_the_stored_bits_is_no_tissue(
+    tmp_path, signed, intercept, hu, stated, padding
+):
+    values = np.full((4, 5), -900 + max(0, intercept))
+    values[1, 2] = hu
+    data = dicom(values, intercept=intercept, signed=signed, bits_stored=12)
+    data.add_new("PixelPaddingValue", "SS" if stated < 0 else "US", stated)
+    found = read_one(data, tmp_path).hu()
+    values[1, 2] = OUTSIDE_HU if padding else hu
+    np.testing.assert_array_equal(found, values)
+
+
 @pytest.mark.parametrize("intercept, stated", [(-1024, 0), (0, -2000)])
 def test_padding_no_denser_than_air_stays(tmp_path, intercept, stated):
     hu = HU[0].copy()
@@ -126,11 +149,47 @@ def test_missing_and_duplicate_positions_are_reported(tmp_path):
     assert scan.affine is None
 
 
-def test_uneven_steps_are_reported(tmp_path):
-    for index, z_mm in enumerate((0, 2, 4.5, 6.5)):
-        save(dicom(HU[0], index, z_mm=z_mm), tmp_path / f"{index}.dcm")
+def test_of_doubled_positions_the_lower_instance_numbers_are_kept(tmp_path):
+    """Two phases in one series, whose stated positions differ by rounding."""
+    for phase in (0, 1):
+        for index, noise in enumerate((0.0, 0.02, -0.02, 0.0)):
+            data = dicom(HU[0] + phase, 4 * phase + index, z_mm=5 * index + phase * noise)
+            save(data, tmp_path / f"{'ba'[phase]}{index}.dcm")
     (scan,) = read_scans([tmp_path])
-    assert scan.problems == ("uneven steps, 2 to 2.5 mm",) and scan.affine is None
+    assert [one.name[-6:] for one in scan.slices] == ["b0.dcm", "b1.dcm", "b2.dcm", "b3.dcm"]
+    assert len(scan.problems) == 4 and all("duplicate" in line for line in scan.problems)
+    assert scan.affine[2, 2] == 5
+
+
+def test_slices_shifted_sideways_are_reported(tmp_path):
+    for index, plane in enumerate(HU):
+        data = dicom(plane, index)
+        data.ImagePositionPatient[1] += 3 * index + 20 * (index == 2)  # an even shift is a lean
+        save(data, tmp_path / f"{index}.dcm")
+    (scan,) = read_scans([tmp_path])
+    assert scan.problems == ("slices are shifted sideways against each other, by 20.0 mm",)
+    assert scan.affine is None
+    (tmp_path / "2.dcm").unlink()
+    (scan,) = read_scans([tmp_path])
+    assert [line[:7] for line in scan.problems] == ["missing"]
+
+
+@pytest.mark.parametrize(
+    "z_mm, problems",
+    [
+        ((0, 2, 4.5, 6.5), ["uneven steps, 2 to 2.5 mm"]),
+        ((0, 1, 3, 5, 7), ["uneven steps, 1 to 2 mm"]),
+        ((0, 2, 4, 12), ["missing: 3 between z = 4 and 12 mm (step 2 mm)"]),
+        ((0, 2, 8), ["missing: 2 between z = 2 and 8 mm (step 2 mm)"]),
+        ((0, 2.01, 4, 6.01), []),  # rounded when they were written
+    ],
+)
+def test_uneven_steps_are_reported(tmp_path, z_mm, problems):
+    for index, place in enumerate(z_mm):
+        save(dicom(HU[0], index, z_mm=place), tmp_path / f"{index}.dcm")
+    (scan,) = read_scans([tmp_path])
+    assert list(scan.problems) == problems
+    assert (scan.affine is None) == bool(problems)
 
 
 def test_series_of_one_folder_are_told_apart(tmp_path):
@@ -141,10 +200,14 @@ def test_series_of_one_folder_are_told_apart(tmp_path):
         save(data, tmp_path / f"b{index}.dcm")
         data = dicom(HU[index][:, :40], index)  # same series, other size
         save(data, tmp_path / f"c{index}.dcm")
+    data = dicom(HU[0])
+    data.PixelSpacing = [2.0, 1.53]  # same series and size
+    save(data, tmp_path / "d.dcm")
     scans = {scan.scan: scan for scan in read_scans([tmp_path])}
     assert {name: len(scan.slices) for name, scan in scans.items()} == {
         ct_samples.SERIES: 4,
         f"{ct_samples.SERIES}#2": 2,
+        f"{ct_samples.SERIES}#3": 1,
         "1.2.3": 2,
     }
     assert "unlike grids" in scans[ct_samples.SERIES].problems[0]
@@ -175,9 +238,16 @@ def test_compressed_frames(tmp_path, syntax):
     np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
 
 
-def old_multi_frame():
-    data = dicom(HU[0])
-    ct_samples.set_pixels(data, HU[::-1] + 1024)
+def test_frames_that_are_not_described_are_damage(tmp_path):
+    data = ct_samples.enhanced(HU)
+    del data.PerFrameFunctionalGroupsSequence[2]
+    with pytest.raises(CTMaskNetError, match="says 4 frames and describes 3"):
+        read_scans([save(data, tmp_path / "a.dcm")])
+
+
+def old_multi_frame(flip_rows=False):
+    data = dicom(HU[0], flip_rows=flip_rows)
+    ct_samples.set_pixels(data, (HU[::-1, ::-1] if flip_rows else HU[::-1]) + 1024)
     data.NumberOfFrames = len(HU)
     data.ImagePositionPatient[2] = 115
     return data
@@ -188,10 +258,12 @@ def test_frames_placed_by_a_vector(tmp_path):
     data.GridFrameOffsetVector = [0, -5, -10, -15]
     (scan,) = read_scans([save(data, tmp_path / "a.dcm")])
     np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
-    data = old_multi_frame()
-    data.SliceLocationVector = [115, 110, 105, 100]
-    (scan,) = read_scans([save(data, tmp_path / "b.dcm")])
-    np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
+    for flip_rows in (True, False):  # flipped, the normal runs to the feet
+        data = old_multi_frame(flip_rows)
+        data.SliceLocationVector = [115, 110, 105, 100]
+        (scan,) = read_scans([save(data, tmp_path / "b.dcm")])
+        np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
+        np.testing.assert_allclose(scan.affine, ct_samples.AFFINE)
     data.SliceLocationVector = [0, 5, 10, 15]  # an origin and direction of its own
     with pytest.raises(CTMaskNetError, match="4 frames without a stated position"):
         read_scans([save(data, tmp_path / "c.dcm")])
@@ -227,12 +299,13 @@ def setting(**values):
         (without("ImagePositionPatient"), "states no ImagePositionPatient"),
         (setting(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "not axial, a sagittal plane"),
         (setting(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "not axial, a coronal plane"),
-        (setting(ImageOrientationPatient=[1, 0, 0, 0, 0.9, -0.4359]), "oblique, .* 26 degrees"),
+        (setting(ImageOrientationPatient=[1, 0, 0, 0, 0.9, -0.4359]), "oblique, .* 25.8 degrees"),
         (setting(ImageOrientationPatient=[1, 0, 0, 0.5, 0.9, 0]), "perpendicular"),
         (setting(GantryDetectorTilt="-18"), "tilted by -18 degrees"),
         (setting(PixelSpacing=[0, 1]), "PixelSpacing"),
         (setting(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "in colour"),
         (without("PixelData"), "holds no image"),
+        (setting(HighBit=15, BitsStored=12), r"12 bits a value .* \(HighBit is 15\)"),
         (setting(NumberOfFrames=2), "truncated"),
         (setting(Rows=5000), "longest side read is 4096"),
         (setting(Columns=0), "claims 40 x 0 x 1 px"),
@@ -245,10 +318,57 @@ def test_what_is_no_axial_ct_is_refused_with_the_reason(tmp_path, change, reason
         read_scans([save(data, tmp_path / "a.dcm")])
 
 
-def test_a_lean_within_the_tolerance_is_read(tmp_path):
+def test_an_object_of_another_kind_is_left_out_though_it_is_too_large_or_truncated(tmp_path):
+    ct_samples.dicom_series(tmp_path, HU)
+    for name, frames in (("large", 60000), ("truncated", 2)):
+        data = dicom(HU[0])
+        data.Modality, data.Rows, data.Columns, data.NumberOfFrames = "SM", 256, 256, frames
+        save(data, tmp_path / f"{name}.dcm")
+    (scan,) = read_scans([tmp_path])
+    assert len(scan.slices) == len(HU)
+    (problem,) = scan.problems
+    assert problem.startswith("2 files left out") and "Modality is SM" in problem
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    "sequence, key, value, reason",
+    [
+        ("CTAcquisitionDetailsSequence", "GantryDetectorTilt", 15, "tilted by 15 degrees"),
+        ("CTImageFrameTypeSequence", "FrameType", ["ORIGINAL", "LOCALIZER"], "a localizer"),
+    ],
+)
+def test_functional_groups_refuse_too(tmp_path, shared, sequence, key, value, reason):
+    data = ct_samples.enhanced(HU)
+    item = Dataset()
+    setattr(item, key, value)
+    groups = (
+        data.SharedFunctionalGroupsSequence if shared else data.PerFrameFunctionalGroupsSequence
+    )
+    setattr(groups[-1], sequence, [item])
+    with pytest.raises(CTMaskNetError, match=reason):
+        read_scans([save(data, tmp_path / "a.dcm")])
+
+
+def test_a_ct_image_cut_before_its_pixels_is_damaged_and_not_left_out(tmp_path):
+    ct_samples.dicom_series(tmp_path, HU)
+    whole = (tmp_path / "2.dcm").read_bytes()
+    for length in (135, 200, 330, 400, whole.index(b"\xe0\x7f\x10\x00") + 3):
+        (tmp_path / "2.dcm").write_bytes(whole[:length])
+        with pytest.raises(CTMaskNetError, match=r"2\.dcm: (truncated|damaged)"):
+            read_scans([tmp_path])
+
+
+@pytest.mark.parametrize("degrees, read", [(6, True), (9.9, True), (10.1, False), (-10.1, False)])
+def test_a_lean_within_the_tolerance_is_read(tmp_path, degrees, read):
     data = dicom(HU[0])
-    data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(0.1), np.sin(0.1)]
-    np.testing.assert_array_equal(read_one(data, tmp_path).hu(), HU[0])
+    angle = np.radians(degrees)
+    data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(angle), np.sin(angle)]
+    if read:
+        np.testing.assert_array_equal(read_one(data, tmp_path).hu(), HU[0])
+        return
+    with pytest.raises(CTMaskNetError, match=r"oblique, its axes lean 10\.1 degrees"):
+        read_one(data, tmp_path)
 
 
 def test_without_modality_the_sop_class_decides(tmp_path):
@@ -283,6 +403,17 @@ def test_a_stream_of_another_size_is_not_decoded(tmp_path):
     data.Rows = 39
     with pytest.raises(CTMaskNetError, match=r"compressed as 40 x 48 .* says 39 x 48"):
         read_one(data, tmp_path).hu()
+
+
+def test_bytes_that_fill_up_before_a_marker_are_passed_over(tmp_path):
+    stream = ct_samples.jpeg_dicom(HU[0])
+    plain = read_one(stream, tmp_path).hu()
+    encoded = next(pydicom.encaps.generate_frames(stream.PixelData, number_of_frames=1))
+    frame = encoded.index(b"\xff\xc0")
+    filled = encoded[:frame] + b"\xff" * 100_000 + encoded[frame:]
+    assert codestream_size(filled) == codestream_size(encoded) == (*HU[0].shape, 1)
+    stream.PixelData = pydicom.encaps.encapsulate([filled])
+    np.testing.assert_array_equal(read_one(stream, tmp_path).hu(), plain)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95])
@@ -389,7 +520,7 @@ def test_pydicoms_folder_with_a_dicomdir():
         ("rtdose.dcm", "not CT"),
         ("liver_1frame.dcm", "Modality is SEG"),
         ("J2K_pixelrep_mismatch.dcm", "tilted by -22 degrees"),
-        ("MR_truncated.dcm", "truncated"),
+        ("MR_truncated.dcm", "Modality is MR"),
         ("test-SR.dcm", "holds no image"),
         ("SC_rgb_jpeg_dcmtk.dcm", "not CT"),
     ],

@@ -1,13 +1,15 @@
+import functools
 import gzip
 import os
 import pickle
+import tempfile
 
 import ct_samples
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.window import Window
@@ -165,17 +167,20 @@ def test_deep_colour_has_no_hu(tmp_path):
 
 def test_pictures_are_grouped_by_what_their_names_state(tmp_path):
     picture = Image.fromarray(GREY[0])
-    for name in ("IMG-1-10", "IMG-1-9", "NCP_341_1834_0022", "NCP_341_1834_0003", "110_104"):
-        picture.save(tmp_path / f"{name}.png")
-    scans = {
-        (scan.patient, scan.scan): [os.path.basename(one.name) for one in scan.slices]
-        for scan in read_scans([tmp_path])
-    }
-    assert scans == {
-        ("", str(tmp_path)): ["IMG-1-9.png", "IMG-1-10.png"],
-        ("341", "1834"): ["NCP_341_1834_0003.png", "NCP_341_1834_0022.png"],
-        ("110", "110"): ["110_104.png"],
-    }
+    names = ["IMG-1-10", "IMG-1-9", "slice_12", "NCP_341_1834_0022", "NCP_341_1834_0003", "110_104"]
+    files = [tmp_path / f"{name}.png" for name in names]
+    for file in files:
+        picture.save(file)
+    for inputs in ([tmp_path], files):  # also when they are named in another order
+        scans = {
+            (scan.patient, scan.scan): [os.path.basename(one.name) for one in scan.slices]
+            for scan in read_scans(inputs)
+        }
+        assert scans == {
+            ("", str(tmp_path)): ["IMG-1-9.png", "IMG-1-10.png", "slice_12.png"],
+            ("341", "1834"): ["NCP_341_1834_0003.png", "NCP_341_1834_0022.png"],
+            ("110", "110"): ["110_104.png"],
+        }
 
 
 def test_pages_that_are_no_slices_are_passed_over(tmp_path):
@@ -187,6 +192,30 @@ def test_pages_that_are_no_slices_are_passed_over(tmp_path):
     assert [one.frame for one in slices] == [0, 2]
     assert slices[1].name == f"{tmp_path / 'a.tif'}#0002" and slices[1].scan == "a"
     np.testing.assert_array_equal(slices[1].pixels(Window()), GREY[1])
+
+
+def write_pages(path, planes, thumbnails):
+    """A TIFF of pages; those in ``thumbnails`` are marked as smaller copies."""
+    with TiffImagePlugin.AppendingTiffWriter(path, new=True) as tiff:
+        for place, plane in enumerate(planes):
+            Image.fromarray(plane).save(tiff, "TIFF", tiffinfo={254: int(place in thumbnails)})
+            tiff.newFrame()
+
+
+def test_the_full_page_is_read_and_not_the_thumbnail_before_it(tmp_path):
+    write_pages(tmp_path / "a.tif", [GREY[0, :10, :12], GREY[1]], {0})
+    (one,) = only_scan(tmp_path / "a.tif").slices
+    assert (one.frame, one.name, one.shape) == (None, str(tmp_path / "a.tif"), GREY[1].shape)
+    np.testing.assert_array_equal(one.pixels(Window()), GREY[1])
+    write_pages(tmp_path / "b.tif", [HU[0, :10, :12] + 1024, HU[1] + 1024], {0})
+    (one,) = only_scan(tmp_path / "b.tif", rescale=(1, -1024)).slices
+    np.testing.assert_array_equal(one.hu(), HU[1])
+
+
+def test_a_tiff_of_thumbnails_alone_is_refused(tmp_path):
+    write_pages(tmp_path / "a.tif", [GREY[0]], {0})
+    with pytest.raises(CTMaskNetError, match=r"a\.tif: marks all its pages as thumbnails"):
+        read_scans([tmp_path / "a.tif"])
 
 
 def test_content_and_not_the_suffix_decides(tmp_path):
@@ -215,6 +244,23 @@ def test_a_folder_and_a_volume_of_one_name_stay_apart(tmp_path, monkeypatch):
     assert [scan.scan for scan in read_scans(["ct", "ct.nii"])] == ["ct", "ct.nii"]
 
 
+def test_scans_of_one_name_stay_apart(tmp_path):
+    """One UID in two studies; DICOM without series beside pictures, both called by the folder."""
+    for study in ("1.2.3", "1.2.4"):
+        data = ct_samples.dicom(HU[0])
+        data.StudyInstanceUID = study
+        ct_samples.save(data, tmp_path / "a" / f"{study}.dcm")
+    data = ct_samples.dicom(HU[0])
+    del data.SeriesInstanceUID, data.PatientID
+    ct_samples.save(data, tmp_path / "b" / "a.dcm")
+    Image.fromarray(GREY[0]).save(tmp_path / "b" / "b.png")
+    scans = read_scans([tmp_path])
+    folder, uid = f"{tmp_path}/b", ct_samples.SERIES
+    expected = [("P1", uid), ("P1", f"{uid}#2"), ("", folder), ("", f"{folder}#2")]
+    assert [(scan.patient, scan.scan) for scan in scans] == expected
+    assert [(scan.slices[0].patient, scan.slices[0].scan) for scan in scans] == expected
+
+
 def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
     ct_samples.dicom_series(tmp_path / "series", HU)
     localizer = ct_samples.dicom(HU[0])
@@ -232,6 +278,81 @@ def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
     ]
     with pytest.raises(CTMaskNetError, match=r"scout.dcm: a localizer"):
         read_scans([tmp_path / "series" / "scout.dcm"])
+
+
+def test_a_file_that_is_named_itself_is_no_less_refused_after_its_folder(tmp_path):
+    series = ct_samples.dicom_series(tmp_path / "series", HU)
+    (series / "notes.txt").write_text("hello")
+    for inputs in ([series, series / "notes.txt"], [series / "notes.txt", series]):
+        with pytest.raises(CTMaskNetError, match=r"notes\.txt: no PNG"):
+            read_scans(inputs)
+    scan = only_scan(series, series / "1.dcm", series)
+    assert len(scan.slices) == len(HU) and len(scan.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["Müller ÄÖÜ", "肺 #1 %s {0}", "two\nlines", "-x"])
+def test_odd_names_are_read(tmp_path, name):
+    folder = ct_samples.dicom_series(tmp_path / name, HU)
+    nib.save(ct_samples.nifti(HU), folder / f"{name}.nii.gz")
+    Image.fromarray(GREY[0]).save(folder / f"{name}.png")
+    Image.fromarray(HU[0].astype(np.uint16) + 1024).save(folder / f"{name}.tif")
+    scans = read_scans([folder], rescale=(1, -1024))
+    assert sorted((scan.kind, len(scan.slices)) for scan in scans) == [
+        ("dicom", 4),
+        ("image", 2),
+        ("nifti", 4),
+    ]
+    for scan in scans:
+        for one in scan.slices:
+            assert one.pixels(Window()).shape == GREY[0].shape
+            assert one.name.startswith(str(folder))
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path):
+    series = ct_samples.dicom_series(tmp_path / "series", HU)
+    os.rename(series / "2.dcm", os.fsencode(series) + b"/\xff.dcm")
+    with pytest.raises(CTMaskNetError, match="its name is no UTF-8 text; rename the file"):
+        read_scans([series])
+    told = []
+    scan = only_scan(series, on_bad=lambda file, reason: told.append(os.fsencode(file)))
+    assert len(scan.slices) == 3 and told == [os.fsencode(series) + b"/\xff.dcm"]
+
+
+def test_folders_are_walked_in_natural_order_without_hidden_names(tmp_path):
+    for name in ("s10", "s9", ".hidden"):
+        for index in range(2):
+            data = ct_samples.dicom(HU[index], index)
+            data.SeriesInstanceUID = f"1.2.{name.strip('.shiden') or 0}"
+            ct_samples.save(data, tmp_path / name / f"{index}.dcm")
+    # As macOS leaves beside each file on a foreign disk.
+    (tmp_path / "s9" / "._1.dcm").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    scans = read_scans([tmp_path])
+    assert [scan.scan for scan in scans] == ["1.2.9", "1.2.10"]
+    assert all(scan.problems == () for scan in scans)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.DCM", "a.nii.gz", "a.ima", "a.tif"])
+def test_a_name_that_promises_ct_makes_other_content_damage(tmp_path, name):
+    Image.fromarray(GREY[0]).save(tmp_path / "sound.png")
+    (tmp_path / name).write_bytes(b"\0" * 600)
+    with pytest.raises(CTMaskNetError, match=f"{name}: damaged, or not what its name says"):
+        read_scans([tmp_path])
+
+
+def test_what_was_left_out_is_told_at_the_scans_beside_it_alone(tmp_path):
+    for name in ("a", "b"):
+        data = ct_samples.dicom(HU[0])
+        data.SeriesInstanceUID = f"1.2.{len(name)}.{ord(name)}"
+        ct_samples.save(data, tmp_path / name / "1.dcm")
+    (tmp_path / "a" / "notes.txt").write_text("hello")
+    first, second = read_scans([tmp_path])
+    assert len(first.problems) == 1 and second.problems == ()
+    (tmp_path / "reports").mkdir()  # no scan of its own: every scan of the input says so
+    (tmp_path / "reports" / "notes.md").write_text("hello")
+    first, second = read_scans([tmp_path])
+    assert first.problems[0].startswith("2 files") and "reports/notes.md" in second.problems[0]
+    first, second = read_scans([tmp_path / "a", tmp_path / "b"])
+    assert len(first.problems) == 1 and second.problems == ()
 
 
 def test_bad_files_are_raised_or_told(tmp_path):
@@ -284,6 +405,18 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(CTMaskNetError, match=r"circle: damaged or unreadable .*symbolic links"):
         read_scans([tmp_path / "circle"])
+
+
+@pytest.mark.parametrize("place", ["full", "missing"])
+@pytest.mark.parametrize("name", ["packed.nii.gz", "sagittal.nii", "deflated.dcm"])
+def test_a_full_disk_is_no_damage_of_the_file(tmp_path, monkeypatch, name, place):
+    ct_samples.damage_seeds(tmp_path)
+    if place == "full":
+        monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(CTMaskNetError, match=rf"{name}: cannot be unpacked in .* TMPDIR"):
+        only_scan(tmp_path / name).slices[0].hu()
 
 
 def test_other_gzip_files_are_no_volumes(tmp_path):

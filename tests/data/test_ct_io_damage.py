@@ -24,6 +24,7 @@ def test_damaged_files_are_read_rightly_or_refused_in_one_line(tmp_path):
     }
     assert unread == {"crafted_bomb.png"}  # large, and within the limits
     for name, reason in (
+        ("claim1.nii", "4096 x 4096 x 32767 voxels, more than the 2147483648 that are read"),
         ("bomb.nii.gz", "claims to expand"),
         ("longer.nii.gz", "holds far more than its header says"),
         ("bomb.dcm", "inflates further than any CT does"),

@@ -1,4 +1,6 @@
+import gzip
 import os
+import tempfile
 import tracemalloc
 
 import ct_samples
@@ -7,10 +9,11 @@ import numpy as np
 import pytest
 from ct_samples import AFFINE, ORIENTATIONS, nifti
 
-from ctmasknet.data import ct_nifti_file
+from ctmasknet.data import ct_nifti_voxels
 from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.ct_scan import OUTSIDE_HU
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict.stream import ahead
 
 HU = ct_samples.volume()
 NIBABEL_DATA = os.path.join(os.path.dirname(nib.__file__), "tests", "data")
@@ -53,6 +56,29 @@ def test_types_and_scaling(tmp_path, dtype):
     np.testing.assert_array_equal(scan.slices[2].hu(), (HU[2] + 1024) // 2 * 2 - 1024)
 
 
+def test_scaling_is_computed_in_float64(tmp_path):
+    stored = np.random.default_rng(0).uniform(-900, 900, HU.shape).astype(np.float32)
+    image = nifti(stored, dtype="<f4")
+    image.header.set_slope_inter(0.3, -300.7)
+    (one, *_) = read_back(image, tmp_path / "a.nii").slices
+    slope, intercept = float(np.float32(0.3)), float(np.float32(-300.7))
+    expected = (stored[0].astype(np.float64) * slope + intercept).astype(np.float32)
+    np.testing.assert_array_equal(one.hu(), expected)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_voxels_within_the_header_are_damage(tmp_path, suffix, version):
+    path = tmp_path / f"a.{suffix}"
+    nib.save(nifti(HU, version=version), tmp_path / "a.nii")
+    whole = bytearray((tmp_path / "a.nii").read_bytes())
+    place, size = ((108, 4), (168, 8))[version - 1]  # vox_offset: float32, int64
+    whole[place : place + size] = bytes(size)
+    path.write_bytes(gzip.compress(whole) if suffix == "nii.gz" else whole)
+    with pytest.raises(CTMaskNetError, match="its voxels begin at byte 0, within its header"):
+        read_scans([path])
+
+
 def test_what_was_not_measured_is_outside(tmp_path):
     hu = HU.astype(np.float32)
     hu[:, :2, 4:20] = np.nan
@@ -62,16 +88,41 @@ def test_what_was_not_measured_is_outside(tmp_path):
     np.testing.assert_array_equal(found[2:], hu[0, 2:])
 
 
-def test_units_and_qform(tmp_path):
+@pytest.mark.parametrize("unit, mm", [("meter", 1000), ("micron", 0.001), ("mm", 1)])
+def test_units_and_qform(tmp_path, unit, mm):
     image = nifti(HU)
     affine = AFFINE.copy()
-    affine[:3] /= 1000
+    affine[:3] /= mm
     image.set_sform(None, 0)
     image.set_qform(affine, 1)
-    image.header.set_xyzt_units("meter")
+    image.header.set_xyzt_units(unit)
     scan = read_back(image, tmp_path / "a.nii")
     np.testing.assert_allclose(scan.affine, AFFINE, atol=1e-3)
     assert scan.slices[0].spacing_mm == pytest.approx(ct_samples.SPACING_MM[:2], abs=1e-4)
+
+
+def test_the_sform_goes_before_the_qform_and_unlike_voxel_sizes_are_reported(tmp_path):
+    scaled = AFFINE @ np.diag([1.2, 1, 1, 1])
+    scan = read_back(with_affine(AFFINE, scaled), tmp_path / "a.nii")
+    np.testing.assert_allclose(scan.affine, AFFINE, atol=1e-4)
+    assert scan.problems == (
+        "its sform states voxels of 1.5 x 2 x 5 mm, which are used, its qform of 1.8 x 2 x 5 mm",
+    )
+    moved = AFFINE.copy()
+    moved[:3, 3] += 7
+    scan = read_back(with_affine(moved, AFFINE @ np.diag([1.001, 1, 1, 1])), tmp_path / "b.nii")
+    np.testing.assert_allclose(scan.affine, moved, atol=1e-4)
+    assert scan.problems == ()
+
+
+@pytest.mark.parametrize("name", ["CT.NII.GZ", "CT.nii", "CT.Nii.gz"])
+def test_a_volume_is_called_by_its_file_without_extension(tmp_path, name):
+    path = tmp_path / "a.nii"
+    nib.save(nifti(HU), path)
+    if name.lower().endswith("gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    (scan,) = read_scans([path.rename(tmp_path / name)])
+    assert scan.scan == scan.slices[0].scan == "CT"
 
 
 def rotated(degrees):
@@ -99,7 +150,7 @@ def with_affine(sform, qform=None):
         (lambda: nifti(np.clip(HU // 8 + 128, 0, 255)), "not HU"),
         (lambda: nifti(HU / 4000 + 0.3, dtype="<f4"), "not HU"),
         (lambda: nifti(HU * 0 + np.nan, dtype="<f4"), "no number at all"),
-        (lambda: nifti(HU * 1e9, dtype="<f4"), "not HU"),
+        (lambda: nifti(HU * 1e3, dtype="<f4"), "not HU"),
         (lambda: nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), AFFINE), "4 dimensions"),
         (lambda: nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), AFFINE), "complex64"),
         (
@@ -115,6 +166,18 @@ def test_what_is_no_ct_volume_is_refused_with_the_reason(tmp_path, image, reason
         read_scans([tmp_path / "a.nii.gz"])
 
 
+@pytest.mark.parametrize("air_px, read", [(19, False), (20, True)])
+def test_one_percent_of_air_in_one_slice_tells_hu(tmp_path, air_px, read):
+    hu = np.full((4, 40, 48), 40)  # 1,920 px a slice
+    hu[3, 0, :air_px] = -201
+    nib.save(nifti(hu), tmp_path / "a.nii")
+    if read:
+        assert len(read_scans([tmp_path])) == 1
+        return
+    with pytest.raises(CTMaskNetError, match="its values, -201 to 40, are not HU of a chest"):
+        read_scans([tmp_path])
+
+
 def test_a_trailing_axis_of_one_is_no_fourth_dimension(tmp_path):
     image = nib.Nifti1Image(HU.transpose(2, 1, 0)[..., None], AFFINE)
     np.testing.assert_array_equal(read_back(image, tmp_path / "a.nii").slices[1].hu(), HU[1])
@@ -127,9 +190,9 @@ def test_small_lean_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_a_changed_file_is_not_read_on(tmp_path, name):
+def test_a_changed_file_is_not_read_on(tmp_path, monkeypatch, name):
     scan = read_back(nifti(HU), tmp_path / name)
-    ct_nifti_file._layout.cache_clear()
+    monkeypatch.setattr(ct_nifti_voxels, "_layouts", {})
     nib.save(nifti(HU[:3]), tmp_path / name)
     with pytest.raises(CTMaskNetError, match="changed while it was read"):
         scan.slices[0].hu()
@@ -139,7 +202,7 @@ def test_a_changed_file_is_not_read_on(tmp_path, name):
     "codes, name", [("LPS", "a.nii.gz"), ("SPL", "a.nii"), ("PSR", "a.nii.gz")]
 )
 def test_a_thousand_slices_do_not_sit_in_memory(tmp_path, monkeypatch, codes, name):
-    monkeypatch.setattr(ct_nifti_file, "_BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(ct_nifti_voxels, "_BLOCK_BYTES", 2**20)
     hu = np.random.default_rng(0).integers(-1000, 400, (1000, 96, 96), np.int16)
     nib.save(nifti(hu, codes), tmp_path / name)
     raw_bytes = hu.nbytes
@@ -151,6 +214,23 @@ def test_a_thousand_slices_do_not_sit_in_memory(tmp_path, monkeypatch, codes, na
     assert lowest == -1000 and len(scan.slices) == 1000
     np.testing.assert_array_equal(scan.slices[777].hu(), hu[777])
     assert peak < raw_bytes / 1.5, f"{peak >> 20} MiB of {raw_bytes >> 20} MiB of int16"
+
+
+def test_a_volume_is_unpacked_once_by_threads_that_read_ahead(tmp_path, monkeypatch):
+    made = []
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: made.append(1) or make())
+    hu = np.random.default_rng(0).integers(-1000, 400, (40, 64, 64), np.int16)
+    for name in "abc":
+        nib.save(nifti(hu), tmp_path / f"{name}.nii.gz")
+    slices = [one for scan in read_scans([tmp_path]) for one in scan.slices]
+    assert len(made) == 3  # to see whether they are HU
+    planes = list(ahead(lambda one: one.hu(), slices, threads=4, limit=8))
+    np.testing.assert_array_equal(planes, np.concatenate([hu] * 3))
+    assert len(made) == 6
+    for one in (slices[40], slices[80], slices[41], slices[81]):  # b and c in turns
+        one.hu()
+    assert len(made) == 6
 
 
 # --- nibabel's own files ---

@@ -17,8 +17,8 @@ from ctmasknet.data.datasets import (
     register_covidx_ct,
     register_prepared,
 )
-from ctmasknet.data.lesion_files import PatientRule
 from ctmasknet.data.masks_to_coco import Conversion
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.prepare_lesions import prepare_lesions
 from ctmasknet.errors import CTMaskNetError
 

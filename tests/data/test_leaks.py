@@ -11,8 +11,9 @@ from running import run_tool
 
 from ctmasknet.data.datasets import dataset_dicts, register_prepared
 from ctmasknet.data.leaks import check_held_out, check_patients_disjoint, overlap_lines, overlaps
-from ctmasknet.data.lesion_files import LesionPair, PatientRule, split_by_lists
+from ctmasknet.data.lesion_files import LesionPair, split_by_lists
 from ctmasknet.data.patient_ids import numbering_of
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.data.splits import read_list
 from ctmasknet.errors import CTMaskNetError
 

@@ -58,6 +58,12 @@ def test_changed_copies_are_found_and_other_patients_are_not(slices, how):
         assert unlike(grey, changed(other, how)) > DEFAULT_DISTANCE
 
 
+@pytest.mark.parametrize("level", [0, 90, 255])
+def test_pictures_of_one_grey_level_are_in_no_pair(level):
+    blank = perceptual_hash(np.full((30, 20), level, np.uint8))[None]
+    assert close_pairs(blank, blank, 256)[0].size == 0
+
+
 def test_a_mirrored_slice_is_another_one(slices):
     assert min(unlike(grey, changed(grey, "mirrored")) for grey in slices) > DEFAULT_DISTANCE
 

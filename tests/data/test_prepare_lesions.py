@@ -1,8 +1,13 @@
 """The converter from folders to prepared sets, by its command line: layouts, splits, bad input."""
 
 import csv
+import errno
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +16,9 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from ctmasknet.data.lesion_files import PatientRule, find_pairs, split_by_lists
+from ctmasknet.data.lesion_files import find_pairs, split_by_lists
 from ctmasknet.data.masks_to_coco import Conversion, convert_slices
+from ctmasknet.data.patient_rules import PatientRule
 from ctmasknet.errors import CTMaskNetError
 
 MASK_TYPES = ("both", "ggo", "merge")
@@ -152,6 +158,18 @@ def test_image_and_mask_may_share_a_folder(prepare, tmp_path):
     assert len(read(tmp_path, "both_val.json")["images"]) == 3
 
 
+def test_linked_folders_count_once_even_in_a_ring(prepare, tmp_path):
+    for stem in ("a", "b"):
+        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
+        write_slice(tmp_path / "image", tmp_path / "mask", f"sub{stem}", lesion_mask(1))
+    for kind in ("image", "mask"):
+        (tmp_path / "s" / kind / "ring").symlink_to(tmp_path / "s" / kind)
+        (tmp_path / "s" / kind / "more").symlink_to(tmp_path / kind)
+    assert prepare("--source", tmp_path / "s", "--patients", "each-file", "--split", "val:1") == 0
+    names = [image["file_name"] for image in read(tmp_path, "both_val.json")["images"]]
+    assert names == ["a.jpg", "b.jpg", "more/suba.jpg", "more/subb.jpg"]
+
+
 def test_images_inside_the_data_set_get_a_relative_root(prepare, tmp_path):
     home = tmp_path / "root" / "cncb_lesions"
     for patient in range(3):
@@ -211,8 +229,88 @@ def test_copies_never_replace_a_folder_of_somebody_else(prepare, tmp_path, capsy
     write_slice(home / "image", home / "mask", "1_0", lesion_mask(1))
     before = tree(home)
     assert prepare("--source", home, "--transpose", "--split", "train:1") == 2
-    assert "upright copies would replace" in capsys.readouterr().err
+    assert "copies would replace" in capsys.readouterr().err
     assert tree(home) == before
+
+
+def test_copies_go_when_the_next_run_needs_none(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    assert prepare("--source", source, "--flip", "vertical", "--mask-type", "both") == 0
+    assert len(list((home / "image").glob("*.png"))) == 30
+    # As images of the set they stay.
+    again = ("--images", home / "image", "--masks", source / "mask", "--mask-type", "both")
+    assert prepare(*again) == 0
+    assert read(tmp_path, "both_val.json")["info"]["image_root"] == "image"
+    assert len(list((home / "image").glob("*.png"))) == 30
+    assert prepare("--source", source, "--mask-type", "both") == 0
+    assert not (home / "image").exists()
+
+
+HOLD = """
+import multiprocessing, sys, time
+from pathlib import Path
+from ctmasknet.data.staging import staging_folder
+with staging_folder(Path(sys.argv[1])) as stage:
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True).start()
+    print(stage.name, multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_run_left_goes_and_what_another_writes_stays(source, prepare, tmp_path):
+    """The processes of a killed run may live on for a while; they do not count."""
+    home = tmp_path / "root" / "cncb_lesions"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home)], stdout=subprocess.PIPE, text=True
+    ) as run:
+        stage, child = run.stdout.readline().split()
+        try:
+            assert prepare("--source", source) == 0
+            assert {path.name for path in home.iterdir()} == {stage, "annotations"}
+        finally:
+            run.kill()
+        run.wait()
+        try:
+            assert prepare("--source", source) == 0
+            assert [path.name for path in home.iterdir()] == ["annotations"]
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(source, prepare, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cncb_lesions").write_text("a file")
+    assert prepare("--source", source) == 2
+    assert f"{root / 'cncb_lesions'}: cannot be written (File exists)" in capsys.readouterr().err
+
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert prepare("--source", source, "--flip", "vertical", "--name", "other") == 2
+    error = capsys.readouterr().err
+    assert f"{root / 'other'}: cannot be written (No space left on device)" in error
+    assert not (root / "other").exists()
+
+
+def test_a_split_that_fails_keeps_the_earlier_report(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    assert prepare("--source", source, "--bad", "skip") == 0
+    assert prepare("--source", source, "--patient-pattern", "(?P<patient>_)") == 2
+    assert (home / "bad_slices.json").is_file()
+    assert prepare("--source", source) == 0
+    assert not (home / "bad_slices.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", ".", ""])
+def test_a_name_that_would_not_be_registered_is_refused(source, prepare, tmp_path, capsys, name):
+    assert prepare("--source", source, "--name", name) == 2
+    assert f"set name {name!r}: give the name of one folder" in capsys.readouterr().err
+    if name:
+        assert prepare("--source", source, "--split-like", name) == 2
+        assert f"set name {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
 
 
 def test_leftovers_of_other_settings_are_removed(source, prepare, tmp_path):
@@ -268,6 +366,17 @@ def truncate(path: Path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def fractions(path: Path):
+    path.unlink()
+    Image.fromarray(np.full((40, 48), 2.5, np.float32)).save(path.with_suffix(".tif"))
+
+
+def pages(path: Path):
+    path.unlink()
+    page = Image.new("L", (48, 40))
+    page.save(path.with_suffix(".tif"), save_all=True, append_images=[page])
+
+
 def set_value(path: Path, value: int):
     mask = np.asarray(Image.open(path)).copy()
     mask[0, 0] = value
@@ -284,6 +393,12 @@ def set_value(path: Path, value: int):
             "48 x 40 px (width x height) and its mask",
         ),
         (lambda s: set_value(s / "mask/9_2.png", 4), "mask/9_2.png: mask value 4 is outside"),
+        (
+            lambda s: fractions(s / "mask/9_2.png"),
+            "mask/9_2.tif: holds values that are no whole numbers",
+        ),
+        (lambda s: pages(s / "mask/9_2.png"), "mask/9_2.tif: holds 2 pages"),
+        (lambda s: pages(s / "image/9_2.jpg"), "image/9_2.tif: holds 2 pages"),
         (lambda s: truncate(s / "image/9_2.jpg"), "image/9_2.jpg: unreadable or truncated"),
         (lambda s: truncate(s / "mask/9_2.png"), "mask/9_2.png: unreadable or truncated"),
         (
@@ -342,6 +457,9 @@ def test_bad_input_keeps_the_earlier_result(source, prepare, tmp_path):
         (["--list", "train=x.txt", "--split", "train:1"], "one of the two"),
         (["--list", "train=absent.txt"], "absent.txt: no such list file"),
         (["--labels", "0:background,1:ggo", "--mask-type", "both"], "consolidation"),
+        (["--labels", "²:ggo"], "is not VALUE:NAME"),
+        (["--every", "2"], "holds no DICOM and no NIfTI; --window, --segment, --every"),
+        (["--window=40,400"], "holds no DICOM and no NIfTI"),
         (["--patient-pattern", "("], "not a regular expression"),
         (["--patient-pattern", "(.)"], "(?P<patient>...)"),
         (["--groups", "absent.csv"], "absent.csv: no such groups file"),
@@ -379,6 +497,7 @@ def test_patients_of_sets_with_other_names(prepare, tmp_path):
         ("stem,patient\na,x\n", "b.jpg: the groups do not list it"),
         ("stem,patient\na,x\nb,x\nc,x\n", "groups: c is no image"),
         ("stem,patient\na,x\na,y\n", "groups.csv:3: a is listed twice"),
+        ("stem,patient\n", "groups.csv: lists no slice"),
         ("stem,patient\na\n", "groups.csv:2: needs both"),
         ("name,patient\na,x\n", "columns stem,patient"),
     ],

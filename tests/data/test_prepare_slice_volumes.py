@@ -89,6 +89,25 @@ def test_class_folders_of_volumes(raw, prepare, slices, tmp_path):
     assert len(list((tmp_path / "out" / "set" / "image").rglob("*.png"))) == 12
 
 
+def test_only_volumes_below_the_folder(raw, prepare, capfd, tmp_path):
+    """Their copies would be written beside the set."""
+    raw.rename(tmp_path / "away")
+    raw.mkdir()
+    classes = ["--class-folder", "normal=../away/healthy", "--class-folder", "covid=../away/ill"]
+    assert prepare("--images", raw, *classes, "--split", "train:0.5,val:0.5") == 2
+    assert "../away/healthy: lies outside the folder of the images" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_volumes_whose_copies_would_have_one_name(raw, prepare, capfd):
+    """b.nii and b.nii.gz go by their paths, one of which is the name of a third."""
+    volume(raw / "ill" / "b.nii")
+    path = str(raw / "ill" / "b.nii").replace("/", "_")
+    volume(raw / "ill" / "b" / f"{path}.nii")
+    assert prepare("--images", raw, *CLASSES, "--split", "train:0.5,val:0.5") == 2
+    assert "the copies of both would be called ill/b/" in capfd.readouterr().err
+
+
 def write_csv(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -114,20 +133,22 @@ def test_volume_list(raw, prepare, slices, capfd):
 
 
 def test_list_of_pictures_stays_where_they_are(tmp_path, prepare, slices):
-    for name in ("a/1", "a/2", "b/1", "c"):
+    for name in ("a/1", "a/deep/2", "b/1", "c"):
         path = tmp_path / "pictures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (20, 10)).save(path)
     listed = write_csv(
         tmp_path / "list.csv", "path,class,patient", "a,good,A", "b/1.png,poor,B", "c.png,poor,"
     )
-    words = ["--images", tmp_path / "pictures", "--classes", "good,poor"]
+    words = ["--images", tmp_path / "pictures", "--classes", "good,poor,good"]
+    assert prepare("--volume-list", listed, *words, "--split", "train:1") == 2
+    words[-1] = "good,poor"
     assert prepare("--volume-list", listed, *words, "--split", "train:1") == 0
     found = slices("train")
     assert found["info"]["image_root"] == str(tmp_path / "pictures")
     assert [(i["file"], i["patient"], i["label"]) for i in found["slices"]] == [
         ("a/1.png", "A", 0),
-        ("a/2.png", "A", 0),
+        ("a/deep/2.png", "A", 0),
         ("b/1.png", "B", 1),
         ("c.png", "c", 1),
     ]
@@ -141,6 +162,9 @@ BAD_LISTS = {
     ],
     "is in two classes or rows": ["path,class", "ill,covid", "ill/a.nii.gz,covid"],
     "list.csv:2: .*none.nii: no such file or folder": ["path,class", "none.nii,covid"],
+    "list.csv:2: .*raw.*: lies outside the folder of the images": ["path,class", "../raw2,covid"],
+    "list.csv:2: .*both holds pictures and DICOM or NIfTI": ["path,class", "both,covid"],
+    "p/1.png: the picture is in two rows": ["path,class", "p,covid", "p/1.png,normal"],
     "needs either a column split or --split": ["path,class", "ill,covid"],
     "some rows state a split and some none": [
         *("path,class,split", "ill/a.nii.gz,covid,train", "ill/b.nii.gz,covid,"),
@@ -151,6 +175,10 @@ BAD_LISTS = {
 @pytest.mark.parametrize("message", BAD_LISTS)
 def test_bad_list(message, raw, prepare, capfd, tmp_path):
     listed = write_csv(raw / "list.csv", *BAD_LISTS[message])
+    volume(raw / "both" / "a.nii")
+    for folder in ("both", "p"):
+        (raw / folder).mkdir(exist_ok=True)
+        Image.new("L", (20, 10)).save(raw / folder / "1.png")
     split = [] if "needs either" in message or "some rows" in message else ["--split", "train:1"]
     assert prepare("--volume-list", listed, *split) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()

@@ -168,6 +168,18 @@ def test_volume_and_mask_that_disagree_give_both_values(message, prepare, folder
     assert not (tmp_path / "out" / "set").exists()
 
 
+def test_a_series_whose_slices_are_shifted_sideways_takes_no_mask_volume(prepare, folders, capfd):
+    """On the grid through its first and last slice the mask would lie beside the lesions."""
+    file = series(folders[0] / "a") / "IM3.dcm"
+    data = pydicom.dcmread(file)
+    data.ImagePositionPatient[0] += 12
+    data.save_as(file)
+    volume(folders[1] / "a.nii", MASK)
+    assert prepare(*ALL) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "no even grid" in error and "shifted sideways against each other, by 12.0 mm" in error
+
+
 def test_small_differences_are_no_disagreement(prepare, folders):
     volume(folders[0] / "a.nii", HU)
     volume(folders[1] / "a.nii", MASK, affine=moved(a00=-1.505, a23=100.2))
@@ -209,6 +221,97 @@ def test_a_seg_finds_its_series_by_reference_and_a_gap_in_it(prepare, folders, d
         classes[patient] = [item["category_id"] for item in found["annotations"]]
     assert images == {"P1": 5, "P2": 4}
     assert classes == {"P1": [1, 1, 1, 2], "P2": [2]}
+
+
+def test_a_seg_of_another_series_is_refused_whatever_its_name(prepare, folders, capfd):
+    """The other series lies on the same grid, so that nothing else would tell."""
+    for patient in ("P1", "P2"):
+        series(folders[0] / patient, patient)
+    seg_samples.write_seg(folders[0] / "P1", MASK, NAMES, folders[1] / "P1.dcm")
+    seg = seg_samples.write_seg(folders[0] / "P2", MASK, NAMES, folders[1] / "P2.dcm")
+    data = pydicom.dcmread(seg)
+    data.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
+    data.save_as(seg)
+    assert prepare(*ALL) == 2
+    error = capfd.readouterr().err
+    assert f"{seg}: is the mask of the series 1.2.3, which is not among the volumes" in error
+
+
+def test_names_of_a_segment_that_contradict_each_other(prepare, folders, document, capfd):
+    series(folders[0] / "P1")
+    seg = seg_samples.write_seg(folders[0] / "P1", MASK == 2, {1: "A"}, folders[1] / "P1.dcm")
+    data = pydicom.dcmread(seg)
+    for label, expected in (("Lung", None), ("A", None), ("GGO", [1, 1, 1])):
+        data.SegmentSequence[0].SegmentLabel = label
+        data.save_as(seg)
+        assert prepare(*ALL) == (0 if expected else 2)
+        if expected:
+            assert [item["category_id"] for item in document()["annotations"]] == expected
+        elif label == "Lung":
+            error = capfd.readouterr().err
+            assert "(label 'Lung', coded meaning 'Lesion') may be lesion or lung" in error
+
+
+def test_what_is_in_no_segment_is_background(prepare, folders, document, capfd):
+    series(folders[0] / "P1")
+    seg_samples.write_seg(folders[0] / "P1", MASK, NAMES, folders[1] / "P1.dcm")
+    assert prepare(*ALL, "--labels", "1:lung,2:ggo,3:consolidation") == 2
+    assert "no mask value is labelled background" in capfd.readouterr().err
+    assert prepare(*ALL, "--labels", "0:ggo,1:lung,3:consolidation,7:background") == 0
+    assert (
+        sum(item["area"] for item in document()["annotations"] if item["category_id"] == 1)
+        == (MASK == 2).sum()
+    )
+
+
+def test_pictures_whose_names_may_mean_two_slices_are_refused(prepare, folders, capfd):
+    """Files are numbered from the head, masks like the files or from the feet: who knows?"""
+    series(folders[0] / "P1")
+    folders[1].joinpath("P1").mkdir(parents=True)
+    for index in range(5):
+        (folders[0] / "P1" / f"IM{index + 1}.dcm").rename(folders[0] / "P1" / f"{index:04d}.dcm")
+        Image.fromarray(MASK[4 - index]).save(folders[1] / "P1" / f"{index:04d}.png")
+    assert prepare(*ALL) == 2
+    error = capfd.readouterr().err
+    assert "0000.png is its mask by its number from the feet, and 0004.png by its file" in error
+    for index in (1, 2, 3, 4):
+        (folders[1] / "P1" / f"{index:04d}.png").unlink()
+    assert prepare(*ALL) == 2
+    assert "0000.png: is the mask of" in capfd.readouterr().err
+
+
+def numbered(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for index, plane in enumerate(MASK):
+        Image.fromarray(plane).save(folder / f"{index:04d}.PNG")
+
+
+def test_a_missing_slice_does_not_shift_numbered_pictures(prepare, folders, document, capfd):
+    for patient in ("P1", "P2"):
+        series(folders[0] / patient, patient)
+        numbered(folders[1] / patient)
+    bad = folders[0] / "P2" / "IM4.dcm"
+    whole = bad.read_bytes()
+    bad.unlink()
+    assert prepare(*ALL) == 2
+    spare = folders[1] / "P2" / "0004.PNG"
+    assert f"{spare}: is the mask of no slice of {bad.parent}" in capfd.readouterr().err
+    bad.write_bytes(whole[:300])
+    skip = ["--bad", "skip", "--max-bad-share", "0.5"]
+    assert prepare(*ALL, *skip) == 0
+    assert {image["patient"] for image in document()["images"]} == {"P1"}
+    for index in range(5):  # named as the files are, they cannot shift
+        picture = folders[1] / "P2" / f"{index:04d}.PNG"
+        picture.rename(picture.with_name(f"IM{5 - index}.png"))
+    assert prepare(*ALL, *skip) == 0
+    of_p2 = [image for image in document()["images"] if image["patient"] == "P2"]
+    assert len(of_p2) == 4
+    first = min(image["id"] for image in of_p2)
+    lesions = [a["image_id"] - first for a in document()["annotations"] if a["image_id"] >= first]
+    assert lesions == [1, 2, 2]  # slices 2 and 3; slice 1 with its GGO is the bad one
+    (folders[1] / "P2" / "IM4.tif").write_bytes(b"")
+    assert prepare(*ALL, *skip) == 0
+    assert {image["patient"] for image in document()["images"]} == {"P1"}
 
 
 def test_a_damaged_seg_is_named_in_one_line(prepare, folders, tmp_path, capfd):
@@ -310,6 +413,23 @@ def test_a_bad_picture_is_left_out_and_listed(prepare, folders, document, tmp_pa
         for folder, value in zip(folders, (7, 2), strict=True):
             Image.new("L", (30, 20), value).save(folder / f"{patient}_1.png")
     (folders[0] / "3_1.png").write_bytes(b"none")
+    Image.new("L", (30, 20)).save(folders[0] / "5_1.png")
+    Image.new("L", (30, 20)).save(folders[1] / "6_1.png")
+    assert prepare(*ALL) == 2
+    assert f"{folders[0] / '5_1.png'}: no mask of the same name" in capfd.readouterr().err
+    assert prepare(*ALL, "--bad", "skip", "--max-bad-share", "0.4") == 2
+    assert "3 of 7 files are bad" in capfd.readouterr().err
+    (tmp_path / "list").write_text("0_1\n1_1\n2_1\n5_1\n6_1\n")
+    lists = ["--list", f"train={tmp_path / 'list'}"]
+    assert prepare(*lists, "--bad", "skip", "--max-bad-share", "0.4") == 0
+    assert [image["patient"] for image in document()["images"]] == ["0", "1", "2"]
+    (tmp_path / "other").write_text("5_1\n")
+    (tmp_path / "list").write_text("0_1\n1_1\n2_1\n")
+    lists += ["--list", f"val={tmp_path / 'other'}"]
+    assert prepare(*lists, "--bad", "skip", "--max-bad-share", "0.5") == 2
+    assert "no slice of split val can be used" in capfd.readouterr().err
+    (folders[0] / "5_1.png").unlink()
+    (folders[1] / "6_1.png").unlink()
     Image.new("L", (30, 21)).save(folders[1] / "4_1.png")
     assert prepare(*ALL, "--bad", "skip", "--max-bad-share", "0.4") == 0
     assert [image["patient"] for image in document()["images"]] == ["0", "1", "2"]

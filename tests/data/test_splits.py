@@ -122,6 +122,33 @@ def test_no_split_is_empty_however_small_its_share():
     assert sorted(map(len, result.values())) == [1, 1, 2]
 
 
+def test_a_split_is_not_emptied_to_fill_another():
+    """One patient is placed in val and the large one joins him; the small one must stay alone in
+    train, so that only val has one to spare for test."""
+    sizes = {"placed": 1, "large": 20, "small": 1}
+    patients = {f"{name}_{s}": name for name, size in sizes.items() for s in range(size)}
+    shares = {"train": 0.1, "val": 0.8, "test": 0.1}
+    for seed in range(6):
+        result = split_patients(patients, shares, seed, placed={"placed": "val"})
+        homes = {name: {patients[item] for item in items} for name, items in result.items()}
+        assert homes["val"] == {"placed"}
+        assert homes["train"] | homes["test"] == {"large", "small"}
+
+
+def test_every_slice_its_own_patient_is_split_at_once(monkeypatch):
+    """3,000 patients of two kinds. Patients are not held against all others one by one: that would
+    call flatnonzero as often as there are patients."""
+    calls = []
+    flatnonzero = np.flatnonzero
+    monkeypatch.setattr(np, "flatnonzero", lambda a: calls.append(1) or flatnonzero(a))
+    patients = {item: str(item) for item in range(3_000)}
+    strata = {item: item % 3 == 0 for item in patients}
+    result = split_patients(patients, {"train": 0.6, "val": 0.2, "test": 0.2}, 0, strata)
+    assert [len(items) for items in result.values()] == [1_800, 600, 600]
+    assert [sum(strata[i] for i in items) for items in result.values()] == [600, 200, 200]
+    assert len(calls) < 100
+
+
 @pytest.mark.parametrize(
     ("patients", "shares", "message"),
     [

@@ -62,6 +62,18 @@ def test_bfloat16_is_near_and_decodes_in_float32(model, slices, monkeypatch):
         assert 0 < (scores[0] - scores[1]).abs().max() < 0.02
 
 
+def test_a_box_head_with_convolutions_stays_in_float32(tiny_cfg, slices, monkeypatch):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: True)
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 1
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    copied = to_inference(model, torch.bfloat16)
+    assert copied.roi_heads.box_head.conv1.weight.dtype == torch.float32
+    for ours, theirs in zip(copied(slices), model(slices), strict=True):
+        scores = [one["ranked_boxes"][:, 0] for one in (ours, theirs)]
+        assert 0 < (scores[0] - scores[1]).abs().max() < 0.02
+
+
 @pytest.mark.parametrize("norm", [None, "BN", "FrozenBN"])
 @pytest.mark.parametrize("with_add", [False, True])
 def test_fused_convolution(norm, with_add):

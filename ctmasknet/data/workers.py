@@ -1,0 +1,73 @@
+"""One function over many items, in this process or in several."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from ctmasknet.errors import CTMaskNetError
+
+#: Most items that a process takes at a time.
+_MAX_CHUNK = 64
+
+
+def map_in_processes(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int = 1,
+    *,
+    title: str = "",
+    unit: str = "image",
+    chunksize: int | None = None,
+    start_method: str | None = None,
+) -> Iterator[Any]:
+    """``function`` over ``items``, in their order; results do not depend on ``workers``.
+
+    Close the iterator, or exhaust it, to end the processes. An error in a process is raised here.
+
+    Args:
+        function: importable by name.
+        items: what it is called with.
+        workers: number of processes; 1 stays in this one.
+        title, unit: of a progress bar, shown on a terminal only; no title, no bar.
+        chunksize: items a process takes at a time; default: by their number.
+        start_method: ``fork`` or ``spawn``; None: the system's own.
+
+    Raises:
+        CTMaskNetError: a process died.
+    """
+    bar: Callable[[Iterable[Any]], Iterable[Any]] = iter
+    if title:
+        bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
+    if workers <= 1 or len(items) < 2:
+        yield from bar(map(function, items))
+        return
+    chunk = chunksize or max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
+    # A fork copies OpenCV's idea of its threads but not the threads, and waits for them for ever.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ProcessPoolExecutor(
+            min(workers, len(items)),
+            mp_context=multiprocessing.get_context(start_method),
+            initializer=_single_thread,
+        ) as pool:
+            yield from bar(pool.map(function, items, chunksize=chunk))
+    except BrokenProcessPool:
+        raise CTMaskNetError(
+            f"--workers {workers}: a process died, killed or out of memory; use fewer workers"
+        ) from None
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _single_thread() -> None:
+    # A process started afresh; OpenCV's own threads would fight with the other processes.
+    cv2.setNumThreads(1)
