@@ -41,6 +41,23 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Make one clear error of a write to ``path`` that fails.
+
+    Raises:
+        CTMaskNetError: an ``OSError`` in the block: no permission, a full disk, a file where a
+            folder has to be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place, or make "
+            "room there"
+        ) from error
+
+
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Remove the temporary files that a killed process left of :func:`atomic_write` in
     ``folder``."""
@@ -49,9 +66,9 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
+    """Write ``value`` as JSON, whole or not at all; a number that is not finite becomes null."""
     with atomic_write(path) as stream:
-        json.dump(value, stream, indent=indent)
+        json.dump(plain(value), stream, indent=indent, allow_nan=False)
         stream.write("\n")
 
 

@@ -12,7 +12,7 @@ in the classifier's checkpoint as well.
 import argparse
 import sys
 
-from ctmasknet.engine.stored_calibration import store_calibration
+from ctmasknet.engine.stored_calibration import store_calibration, stored_calibration
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.pooling import TOP_K
 from ctmasknet.evaluation.report_text import evaluate_predictions, report_text
@@ -39,6 +39,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.checkpoint and not args.validation:
         parser.error("--checkpoint keeps what is fitted on validation: give --validation FILE")
+    if args.checkpoint:
+        stored_calibration(args.checkpoint)  # refuses what cannot take one, before the work is done
     report, fit = evaluate_predictions(
         args.predictions,
         args.output,

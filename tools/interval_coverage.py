@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.coverage import interval_coverage
-from ctmasknet.files import plain, write_json
+from ctmasknet.files import write_json, writing
 
 
 @command_line
@@ -34,7 +34,8 @@ def main(argv=None):
     headers = ["% held", *(f"{item['patients']} patients" for item in found)]
     print(tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True))
     if args.output:
-        write_json(args.output, plain(found), 1)
+        with writing(args.output):
+            write_json(args.output, found, 1)
 
 
 if __name__ == "__main__":

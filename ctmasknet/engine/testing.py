@@ -24,7 +24,7 @@ from ctmasknet.evaluation import (
     LesionEvaluator,
     PerImageAPEvaluator,
 )
-from ctmasknet.files import plain, write_json
+from ctmasknet.files import write_json
 from ctmasknet.modeling.inference import inference_model
 
 
@@ -81,5 +81,5 @@ def evaluate(
         results[name] = found
         logging.getLogger(__name__).info("Results for %s in csv format:", name)
         print_csv_format(found)
-        write_json(os.path.join(inference_folder(cfg, name), "results.json"), plain(found), 1)
+        write_json(os.path.join(inference_folder(cfg, name), "results.json"), found, 1)
     return next(iter(results.values())) if len(results) == 1 else results

@@ -2,13 +2,13 @@
 
 From predictions to scans, patients and intervals: :mod:`.classification_report`."""
 
-from ctmasknet.evaluation.image_classification import (
-    ImageClassificationEvaluator,
+from ctmasknet.evaluation.confusion import (
     bce_loss,
     classification_metrics,
     confusion_matrix,
     confusion_table,
 )
+from ctmasknet.evaluation.image_classification import ImageClassificationEvaluator
 from ctmasknet.evaluation.lesions import LesionEvaluator, lesion_free_metrics
 from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, PerImageAPEvaluator, per_image_ap
 from ctmasknet.evaluation.pooling import PooledPrediction, ScorePooling, pool_slices

@@ -171,23 +171,22 @@ def burdens(slices: Sequence[SliceBurden]) -> OrderedDict[str, list[Burden]]:
 
 def slice_thickness_mm(positions_mm: Sequence[float]) -> np.ndarray:
     """The distance each slice of a scan stands for: half-way to either neighbour, at the ends as
-    far out as in.
+    far out as in. Slices of one place share its distance.
 
     Args:
-        positions_mm: (n,) along the patient's axis, in any order, n >= 2.
+        positions_mm: (n,) along the patient's axis, in any order, at two places or more.
     """
-    positions = np.asarray(positions_mm, dtype=np.float64)
-    order = np.argsort(positions, kind="stable")
-    gaps = np.diff(positions[order])
-    thickness = np.empty(len(positions))
-    thickness[order] = (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2
-    return thickness
+    places, place_of, slices = np.unique(positions_mm, return_inverse=True, return_counts=True)
+    gaps = np.diff(places)
+    distances = (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2
+    return (distances / slices)[place_of]
 
 
 def _weights(items: Sequence[SliceBurden]) -> tuple[np.ndarray, str]:
     """What a px of each slice of one scan counts, and in which unit."""
     positions = [item.position_mm for item in items]
-    if len(items) < 2 or None in positions:
+    # A single place does not tell how thick its slice is
+    if None in positions or len(set(positions)) < 2:
         return np.ones(len(items)), _PX
     thickness = slice_thickness_mm(positions)
     areas = [item.pixel_mm2 for item in items]

@@ -30,7 +30,7 @@ from ctmasknet.evaluation.burden import (
     measure_slice,
 )
 from ctmasknet.evaluation.lung_masks import LabelMasks, slice_names
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import atomic_write, write_json, writing
 
 FORMAT = "ctmasknet lesion burden 1"
 
@@ -55,6 +55,8 @@ def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
         raise CTMaskNetError("give either --dataset NAME or --lesions FILE")
     if args.predictions and args.lesions:
         raise CTMaskNetError("--predictions belong to a data set: give it with --dataset NAME")
+    if not 0 <= args.score_threshold <= 1:
+        raise CTMaskNetError(f"--score-threshold: {args.score_threshold:g} is not within 0..1")
     path = args.lesions
     if args.dataset:
         dataset_dicts(args.dataset)
@@ -92,11 +94,9 @@ def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
     levels = burdens(slices)
     found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
     output = Path(args.output)
-    try:
+    with writing(output):
         write_json(output / "burden.json", found, indent=1)
         write_burden_csv(output / "burden.csv", levels, found["classes"], found["of"])
-    except OSError as error:
-        raise CTMaskNetError(f"{output}: cannot write ({error}); choose another folder") from error
     return found
 
 
@@ -125,6 +125,13 @@ def _checked(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any
             f"{path}: no COCO lesions ({type(error).__name__} {error}); give a file of "
             "datasets/prepare_cncb_lesions.py or tools/predict.py"
         ) from error
+    known = {item["id"] for item in document["images"]}
+    strays = [item for item in document["annotations"] if item["image_id"] not in known]
+    if strays:
+        raise CTMaskNetError(
+            f"{path}: {len(strays)} lesions are of images that are not in the set, such as image "
+            f"{strays[0]['image_id']}; give the predictions for this very set"
+        )
     return document
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.confusion import bce_loss
 from ctmasknet.evaluation.units import Units
 
 #: M.
@@ -41,25 +42,6 @@ def calibration_pairs(units: Units, class_names: Sequence[str]) -> dict[str, tup
     for index, name in enumerate(class_names):
         pairs[name] = (scores[:, index], units.labels == index)
     return pairs
-
-
-def expected_calibration_error(
-    confidences: np.ndarray, outcomes: np.ndarray, bins: int = BINS
-) -> float:
-    """Mean gap between confidence and share of true outcomes, bins weighted by their units.
-
-    Args:
-        confidences: (n,) in 0..1.
-        outcomes: (n,) True where it came true.
-        bins: M.
-
-    Returns:
-        0..1, NaN for n = 0.
-    """
-    if not len(confidences):
-        return math.nan
-    gaps = np.bincount(bin_of(confidences, bins), weights=confidences - outcomes, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidences))
 
 
 def reliability_curve(
@@ -123,7 +105,7 @@ def fit_temperature(units: Units) -> Temperature:
         )
 
     def loss(log_temperature: float) -> float:
-        return float(unit_losses(units.tempered(math.exp(log_temperature))).mean())
+        return bce_loss(units.logits / math.exp(log_temperature), units.labels)
 
     lowest, highest = (math.log(bound) for bound in _TEMPERATURES)
     found = minimize_scalar(
@@ -136,10 +118,3 @@ def fit_temperature(units: Units) -> Temperature:
         loss_after=float(found.fun),
         bounded=bool(min(found.x - lowest, highest - found.x) < 1e-3),
     )
-
-
-def unit_losses(units: Units) -> np.ndarray:
-    """(n,) binary cross-entropy of each unit against its one-hot label, mean over classes, nats."""
-    truth = units.labels[:, None] == np.arange(units.logits.shape[1])
-    # log(1 + e^x) - x y
-    return (np.logaddexp(0, units.logits) - units.logits * truth).mean(axis=1)

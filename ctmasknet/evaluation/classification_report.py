@@ -8,8 +8,8 @@ from typing import Any
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.calibration import BINS, calibration_pairs, reliability_curve
+from ctmasknet.evaluation.confusion import confusion_matrix
 from ctmasknet.evaluation.curves import curve_points
-from ctmasknet.evaluation.image_classification import confusion_matrix
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,
     check_apart,

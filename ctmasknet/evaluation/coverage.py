@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import trange
 
 from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.resampled_metrics import (
     calibration_gaps,
     level_metrics,
@@ -21,6 +22,7 @@ from ctmasknet.evaluation.resampled_metrics import (
 )
 from ctmasknet.evaluation.uncertainty import bootstrap_intervals
 from ctmasknet.evaluation.units import Units
+from ctmasknet.seeds import check_seed
 
 #: Patients that stand for the truth.
 POPULATION = 40_000
@@ -54,7 +56,16 @@ def interval_coverage(
         ``patients``, ``simulations``, ``n_boot``, ``seed`` and ``held``: for every metric of a
         level, and for an operating point (``at-threshold-...``), the share in percent of the data
         sets with an interval; NaN without any.
+
+    Raises:
+        CTMaskNetError: fewer than two patients, no simulation, or what
+            :func:`bootstrap_intervals` raises.
     """
+    if patients < 2 or simulations < 1:
+        raise CTMaskNetError(
+            f"{simulations} data sets of {patients} patients; give at least one of two patients"
+        )
+    check_seed(seed)
     rng = np.random.default_rng(seed)
 
     def figures(units: Units, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,13 +1,9 @@
-"""Sensitivity, precision and accuracy of slice classes (paper section 4) as an evaluator.
-
-Shapes: n slices, C classes; a confusion matrix is (C, C), rows the truth, columns the prediction.
-"""
+"""Sensitivity, precision and accuracy of slice classes (paper section 4) as an evaluator."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,106 +15,21 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from tabulate import tabulate
 
 from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.confusion import (
+    bce_loss,
+    classification_metrics,
+    confusion_matrix,
+    confusion_table,
+)
 from ctmasknet.evaluation.pooling import POOLED_LEVELS, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
-from ctmasknet.files import plain, write_json
+from ctmasknet.files import write_json
 
 # How the evaluator pools; tools/evaluate_predictions.py has the others.
 _POOLING = "mean"
-
-
-def confusion_matrix(labels: Sequence[int], preds: Sequence[int], num_classes: int) -> np.ndarray:
-    """Count slices by true and predicted class.
-
-    Args:
-        labels: (n,) true class indices.
-        preds: (n,) predicted class indices.
-        num_classes: C.
-
-    Returns:
-        (C, C) int64, entry ``[t, p]`` the number of slices of class t that were called p.
-
-    Raises:
-        CTMaskNetError: an index outside 0..C-1, or lists of different length.
-    """
-    pairs = [np.asarray(values, dtype=np.int64).reshape(-1) for values in (labels, preds)]
-    if len(pairs[0]) != len(pairs[1]):
-        raise CTMaskNetError(
-            f"confusion matrix: {len(pairs[0])} labels but {len(pairs[1])} predictions; "
-            "give one of each for every slice"
-        )
-    for name, values in zip(("label", "prediction"), pairs, strict=True):
-        if values.size and (values.min() < 0 or values.max() >= num_classes):
-            raise CTMaskNetError(
-                f"confusion matrix: {name}s {values.min()}..{values.max()} are not all within "
-                f"0..{num_classes - 1}; the data and the model must have the same classes"
-            )
-    counts = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
-
-
-def classification_metrics(
-    confusion: np.ndarray, class_names: Sequence[str]
-) -> OrderedDict[str, float]:
-    """Accuracy, and sensitivity and precision of every class (paper section 4), in percent.
-
-    A share of nothing (no slice of that class, none predicted as it, no slice at all) is NaN.
-
-    Args:
-        confusion: (C, C) counts, rows the truth.
-        class_names: C names.
-
-    Returns:
-        ``accuracy``, then ``sensitivity-<class>`` and ``precision-<class>`` in class order.
-    """
-    confusion = np.asarray(confusion)
-    hits = np.diag(confusion)
-    metrics = OrderedDict(accuracy=_percent(hits.sum(), confusion.sum()))
-    for index, name in enumerate(class_names):
-        metrics[f"sensitivity-{name}"] = _percent(hits[index], confusion[index].sum())
-        metrics[f"precision-{name}"] = _percent(hits[index], confusion[:, index].sum())
-    return metrics
-
-
-def bce_loss(logits: np.ndarray, labels: Sequence[int]) -> float:
-    """Binary cross-entropy with logits against the one-hot label (reference), in nats.
-
-    The mean over slices and classes.
-
-    Args:
-        logits: (n, C).
-        labels: (n,) class indices.
-
-    Returns:
-        The loss, NaN for n = 0.
-    """
-    logits = np.asarray(logits, dtype=np.float64)
-    if not len(logits):
-        return math.nan
-    truth = np.eye(logits.shape[1])[np.asarray(labels, dtype=np.int64)]
-    # log(1 + e^x) - x y, written so that no exponent overflows
-    return float(
-        np.mean(np.maximum(logits, 0) - logits * truth + np.log1p(np.exp(-np.abs(logits))))
-    )
-
-
-def confusion_table(confusion: np.ndarray, class_names: Sequence[str]) -> str:
-    """The matrix as text, with sensitivity (precision) a class as in the paper's Table 2."""
-    metrics = classification_metrics(confusion, class_names)
-    rows = [
-        [
-            name,
-            *(int(count) for count in confusion[index]),
-            f"{metrics[f'sensitivity-{name}']:.2f} ({metrics[f'precision-{name}']:.2f})",
-        ]
-        for index, name in enumerate(class_names)
-    ]
-    headers = ["truth \\ predicted", *class_names, "sensitivity (precision) %"]
-    return tabulate(rows, headers=headers, tablefmt="pipe", numalign="right", stralign="right")
 
 
 class ImageClassificationEvaluator(DatasetEvaluator):
@@ -173,7 +84,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             outputs: dicts with ``logits`` (C,), ``scores`` (C,), ``pred_class``, on any device.
 
         Raises:
-            CTMaskNetError: another number of logits than classes, or a label outside them.
+            CTMaskNetError: another number of logits than classes, one that is no finite number, or
+                a label outside the classes.
         """
         for item, output in zip(inputs, outputs, strict=True):
             logits, scores = (_floats(output[key]) for key in ("logits", "scores"))
@@ -187,6 +99,11 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     f"classes ({', '.join(self._class_names)}); evaluate with the classes that the "
                     "model was trained on"
                 )
+            if not np.isfinite(logits).all():
+                raise CTMaskNetError(
+                    f"{file_name}: the model gives a logit that is no finite number; it has "
+                    "diverged, train it anew or evaluate an earlier checkpoint"
+                )
             if label is not None and not 0 <= label < classes:
                 raise CTMaskNetError(
                     f"{file_name}: label {label} is outside 0..{classes - 1}; prepare the data set "
@@ -197,8 +114,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                 file_name,
                 SlicePrediction(
                     file=image_id if isinstance(image_id, str) else file_name,
-                    patient=str(item.get("patient") or ""),
-                    scan=str(item.get("scan") or ""),
+                    patient=_name(item.get("patient")),
+                    scan=_name(item.get("scan")),
                     label=label,
                     pred=int(output["pred_class"]),
                     logits=logits,
@@ -246,9 +163,9 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     "n_without_label": len(rows) - len(labelled),
                     "class_names": list(self._class_names),
                     "confusion_matrix": confusion.tolist(),
-                    "metrics": plain(metrics),
+                    "metrics": metrics,
                     "pooling": _POOLING,
-                    **{f"{level}_metrics": plain(found) for level, found in pooled.items()},
+                    **{f"{level}_metrics": found for level, found in pooled.items()},
                 },
                 indent=2,
             )
@@ -294,8 +211,9 @@ class ImageClassificationEvaluator(DatasetEvaluator):
         return list(merged.values())
 
 
-def _percent(part: int, whole: int) -> float:
-    return 100.0 * float(part) / float(whole) if whole else math.nan
+def _name(value: Any) -> str:
+    """A patient or scan as text; numbers are names too, 0 among them."""
+    return "" if value is None else str(value)
 
 
 def _floats(values: torch.Tensor | Sequence[float]) -> tuple[float, ...]:

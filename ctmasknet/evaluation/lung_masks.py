@@ -104,11 +104,15 @@ class LabelMasks:
 def slice_names(image: Mapping[str, Any]) -> dict[str, Any]:
     """What a COCO image states of its slice, as :func:`measure_slice` takes it; the scan is the
     patient where none is stated."""
-    patient, spacing = str(image.get("patient") or ""), image.get("spacing_mm")
+    spacing = image.get("spacing_mm")
+    # Patients and scans may be numbered from 0
+    patient, scan = (
+        "" if image.get(key) is None else str(image[key]) for key in ("patient", "scan")
+    )
     return {
         "file": str(image["file_name"]),
         "patient": patient,
-        "scan": str(image.get("scan") or patient),
+        "scan": scan or patient,
         "pixel_mm2": float(spacing[0]) * float(spacing[1]) if spacing else None,
         "position_mm": image.get("position_mm"),
     }

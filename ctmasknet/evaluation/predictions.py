@@ -60,7 +60,8 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        # Spreadsheets put a byte order mark before the header
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.reader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CTMaskNetError(

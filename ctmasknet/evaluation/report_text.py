@@ -18,7 +18,7 @@ from ctmasknet.evaluation.validation_fit import (
     fit_on_validation,
     save_validation_fit,
 )
-from ctmasknet.files import write_json
+from ctmasknet.files import write_json, writing
 
 #: Metrics given in percent; all others lie in 0..1 or are nats.
 PERCENT_METRICS = ("accuracy", "sensitivity", "precision", "specificity", "f1", "npv")
@@ -35,6 +35,8 @@ def evaluate_predictions(
     seed: int = 0,
 ) -> tuple[dict[str, Any], ValidationFit | None]:
     """Write ``report.json``, and with validation ``calibration.json`` and ``pooling.json``.
+
+    What an earlier evaluation left of these in the folder is replaced or removed.
 
     Args:
         predictions: ``predictions.csv`` of the test set.
@@ -79,14 +81,17 @@ def evaluate_predictions(
         source=str(predictions),
     )
     output = Path(output)
-    try:
+    with writing(output):
         write_json(output / "report.json", report, indent=1)
+        # What an earlier evaluation fitted does not belong to this report
         if fit is not None:
             save_validation_fit(output / "calibration.json", fit)
-            if fit.learned is not None:
-                save_learned_pooling(output / "pooling.json", fit.learned)
-    except OSError as error:
-        raise CTMaskNetError(f"{output}: cannot write ({error}); choose another folder") from error
+        else:
+            (output / "calibration.json").unlink(missing_ok=True)
+        if fit is not None and fit.learned is not None:
+            save_learned_pooling(output / "pooling.json", fit.learned)
+        else:
+            (output / "pooling.json").unlink(missing_ok=True)
     return report, fit
 
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ctmasknet.evaluation.calibration import BINS, bin_of, calibration_pairs, unit_losses
+from ctmasknet.evaluation.calibration import BINS, bin_of, calibration_pairs
+from ctmasknet.evaluation.confusion import bce_losses
 from ctmasknet.evaluation.curves import weighted_areas
 from ctmasknet.evaluation.units import Units
 
@@ -77,7 +78,8 @@ def calibration_metrics(
         for name, gaps in calibration_gaps(units, class_names, weights).items()
     }
     size = _sizes(units, weights)
-    metrics["loss"] = _ratio(_sums(units, unit_losses(units)[:, None], weights)[:, 0], size)
+    losses = bce_losses(units.logits, units.labels)
+    metrics["loss"] = _ratio(_sums(units, losses[:, None], weights)[:, 0], size)
     return metrics
 
 

@@ -31,6 +31,7 @@ from scipy.stats import beta, norm
 from scipy.stats import t as student_t
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.seeds import check_seed
 
 #: Weights (B, P) to named values (B,), NaN where a resample leaves one undefined.
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -93,8 +94,9 @@ def bootstrap_intervals(
             sum of M absolute gaps.
 
     Raises:
-        CTMaskNetError: too few resamples, or a confidence outside 0..1.
+        CTMaskNetError: too few resamples, a confidence outside 0..1, or no seed.
     """
+    check_seed(seed)
     if n_boot < 100:
         raise CTMaskNetError(f"{n_boot} bootstrap resamples are too few; take at least 100")
     if not 0 < confidence < 1:
@@ -152,7 +154,8 @@ def bca_interval(
     influence = left_out.mean() - left_out if len(left_out) else np.zeros(1)
     spread = np.sum(influence**2)
     acceleration = np.sum(influence**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + norm.ppf([tail, 1 - tail])
+    # For two patients the tail is 1e-72, and 1 less that is 1
+    z = bias + norm.isf(tail) * np.array([-1.0, 1.0])
     shrink = 1 - acceleration * z
     levels = norm.cdf(bias + z / shrink) if (shrink > 0).all() else np.array([tail, 1 - tail])
     low, high = np.quantile(replicates, levels)

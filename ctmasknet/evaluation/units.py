@@ -14,8 +14,9 @@ from scipy.special import expit, logit
 from ctmasknet.evaluation.pooling import PooledPrediction
 from ctmasknet.evaluation.predictions import SlicePrediction
 
-#: A pooled score of exactly 0 or 1 has no finite logit.
-SMALLEST_SCORE = 1e-9
+#: A pooled score of exactly 0 or 1 has no finite logit. 1 less this is the float below 1, so that
+#: no two other scores become one.
+SMALLEST_SCORE = 2.0**-53
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.resampled_metrics import threshold_metrics
 from ctmasknet.evaluation.units import Units, pooled_units, slice_units
 from ctmasknet.files import write_json
+from ctmasknet.seeds import check_seed
 
 #: All poolings by name.
 POOLINGS = (*SCORE_POOLINGS, "learned")
@@ -80,7 +81,8 @@ class ValidationFit:
         choice: the pooling.
         sensitivity: the stated one, 0..1, that each threshold reaches on validation.
         temperatures: by level (``slices``, ``scans``, ``patients``).
-        thresholds: by level, by class index; a class that validation lacks has none.
+        thresholds: by level, by class index, of scores before the temperature; a class that
+            validation lacks has none.
         reached: by level, ``sensitivity-<class>`` and others on validation, in percent.
         learned: the learned pooling, None where it cannot be fitted.
         why_not_learned: the reason for None.
@@ -144,10 +146,12 @@ def fit_on_validation(
         source: names the rows in messages.
 
     Raises:
-        CTMaskNetError: bad rows, no label, or a chosen learned pooling that cannot be fitted.
+        CTMaskNetError: bad rows, no label, a seed outside 0..2^32 - 1, or a chosen learned
+            pooling that cannot be fitted.
     """
     choice = choice or PoolingChoice()
     check_rows(rows, source)
+    check_seed(seed)
     options = {"top_k": choice.top_k, "seed": seed}
     learned, why_not = None, ""
     try:

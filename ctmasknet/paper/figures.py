@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ctmasknet.data.datasets import dataset_dicts, lesion_colors
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import atomic_write, write_json, writing
 
 _CLASS_TITLES = {"ggo": "Ground glass opacity", "consolidation": "Consolidation"}
 #: Bins of the area histogram.
@@ -99,8 +99,7 @@ def figure_1(dataset: str, output: str | os.PathLike) -> dict[str, Any]:
     FigureCanvasAgg(figure)
     draw_lesion_statistics(figure.subplots(2, len(names), squeeze=False), numbers)
     figure.suptitle(f"{dataset}: {numbers['images']:,} images", fontsize=11)
-    write_figure(figure, output)
-    write_json(output.with_suffix(".json"), numbers, 1)
+    write_figure(figure, output, numbers)
     return numbers
 
 
@@ -143,26 +142,24 @@ def png_path(output: str | os.PathLike) -> Path:
     return path
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+def write_figure(figure: Figure, path: Path, numbers: dict[str, Any] | None = None) -> None:
+    """Write a figure as PNG; see :func:`write_picture`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+    write_picture(path, buffer.getvalue(), numbers)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+def write_picture(path: Path, png: bytes, numbers: dict[str, Any] | None = None) -> None:
+    """Write a picture, and the numbers it shows as JSON beside it, each whole or not at all.
 
     Raises:
-        CTMaskNetError: it cannot be written.
+        CTMaskNetError: they cannot be written.
     """
-    try:
+    with writing(path):
         with atomic_write(path, "wb") as stream:
-            stream.write(content)
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another --output"
-        ) from error
+            stream.write(png)
+        if numbers is not None:
+            write_json(path.with_suffix(".json"), numbers, 1)
 
 
 def _draw_counts(axes, item: dict[str, Any], title: str, color, images: int) -> None:

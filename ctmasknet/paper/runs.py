@@ -14,10 +14,14 @@ import yaml
 from ctmasknet.engine.run_record import RUN_RECORD, read_record
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.published import LISTS
-from ctmasknet.paper.table import NOT_RUN
 from ctmasknet.paper.variants import Structure, Variant, structure_of
 
 _RESULTS, _INFERENCE, _CONFIG = "results.json", "inference", "config.yaml"
+#: Figures that tables show, by task and kind; the first kind of a task is always there.
+_SHOWN = {
+    "classification": {"slices": ("accuracy",)},
+    "segmentation": {"bbox": ("AP50",), "segm": ("AP50",), "per_image": ("AP50", "AP75", "AP")},
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
         found = [
             Path(parent)
             for parent, children, files in os.walk(given)
-            if RUN_RECORD in files or (_CONFIG in files and _INFERENCE in children)
+            if (_CONFIG in files and _INFERENCE in children) or _is_recorded(parent, files)
         ]
         if not found:
             raise CTMaskNetError(
@@ -116,6 +120,13 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
             )
         runs += [read_run(folder, known) for folder in sorted(found)]
     return list({run.folder.resolve(): run for run in runs}.values())
+
+
+def _is_recorded(folder: str, files: Sequence[str]) -> bool:
+    """Whether a training or evaluation is recorded there; tools/predict.py keeps a record too."""
+    return RUN_RECORD in files and (
+        _CONFIG in files or any(entry["kind"] != "prediction" for entry in read_record(folder))
+    )
 
 
 def read_run(folder: Path, known: Sequence[Variant]) -> Run:
@@ -136,7 +147,8 @@ def read_run(folder: Path, known: Sequence[Variant]) -> Run:
     entries = read_record(folder)
     trainings = [entry for entry in entries if entry["kind"] == "training"]
     measured = tuple(
-        _measured(file, entries) for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
+        _measured(file, structure.task, entries)
+        for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
     )
     stated = next((entry["config_file"] for entry in reversed(entries)), None)
     variant = match(folder, cfg, structure, stated, known)
@@ -186,56 +198,10 @@ def of_variant(runs: Iterable[Run], name: str) -> list[tuple[Run, Measured]]:
     ]
 
 
-def hardware_of(run: Run) -> str:
-    """CPU and cores, or GPU, of the training; else of an evaluation."""
-    record = run.training or next((m.evaluation for m in run.measured if m.evaluation), None)
-    if record is None:
-        return "not recorded"
-    parts = record["hardware"]
-    if parts["gpu"]:
-        return f"{parts['num_gpus']} x {parts['gpu']}"
-    return f"{parts['cpu']}, {parts['cores']} cores"
-
-
-def percent(value: float | None) -> str:
-    """A figure in percent; None (a share of nothing) is "undefined"."""
-    return "undefined" if value is None else f"{value:.2f}"
-
-
-def lesion_result(measured: Measured | None) -> str:
-    """The figures of a detector in a few words."""
-    if measured is None:
-        return NOT_RUN
-    parts = {"box AP50": ("bbox", "AP50"), "mask AP50": ("segm", "AP50")}
-    parts |= {"per-image AP50": ("per_image", "AP50")}
-    return ", ".join(
-        f"{name} {percent(measured.figures[task][key])}"
-        for name, (task, key) in parts.items()
-        if task in measured.figures
-    )
-
-
-def slice_result(measured: Measured | None) -> str:
-    """The figures of a classifier in a few words."""
-    if measured is None:
-        return NOT_RUN
-    slices = measured.figures["slices"]
-    prefix = "sensitivity-"
-    classes = ", ".join(
-        f"{key.removeprefix(prefix)} {percent(value)}"
-        for key, value in slices.items()
-        if key.startswith(prefix)
-    )
-    return f"accuracy {percent(slices['accuracy'])}; sensitivity {classes}"
-
-
-def _measured(path: Path, entries: Sequence[Mapping[str, Any]]) -> Measured:
+def _measured(path: Path, task: str, entries: Sequence[Mapping[str, Any]]) -> Measured:
     dataset = path.parent.name
     figures = _read_json(path)
-    if not isinstance(figures, dict) or not {"slices", "bbox"} & figures.keys():
-        raise CTMaskNetError(
-            f"{path}: holds neither slice nor lesion figures; run the evaluation again"
-        )
+    _check_figures(path, figures, task)
     counts = path.with_name("slices_metrics.json")
     evaluations = [
         entry
@@ -250,6 +216,21 @@ def _measured(path: Path, entries: Sequence[Mapping[str, Any]]) -> Measured:
         _read_json(counts) if counts.is_file() else None,
         evaluations[-1] if evaluations else None,
     )
+
+
+def _check_figures(path: Path, figures: Any, task: str) -> None:
+    """Refuse figures of another task, and those that lack one that tables show."""
+    shown = _SHOWN[task]
+    if not isinstance(figures, dict) or next(iter(shown)) not in figures:
+        raise CTMaskNetError(
+            f"{path}: holds no figures of {task}, the task of config.yaml; evaluate again"
+        )
+    for kind in shown.keys() & figures.keys():
+        own = figures[kind] if isinstance(figures[kind], dict) else {}
+        pairs = [key.replace("sensitivity-", "precision-") for key in own if "sensitivity-" in key]
+        for key in (*shown[kind], *own, *pairs):
+            if not isinstance(own.get(key, ""), int | float | None):
+                raise CTMaskNetError(f"{path}: {kind} has no {key}; run the evaluation again")
 
 
 def _read_json(path: Path) -> Any:

@@ -20,10 +20,10 @@ from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
 from ctmasknet.lesion_list import lesions_of
 from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
-from ctmasknet.paper.figures import png_path, write_bytes
+from ctmasknet.paper.figures import png_path, write_picture
+from ctmasknet.seeds import check_seed
 from ctmasknet.visualize import draw_lesions
 
 
@@ -87,7 +87,6 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         )
     buffer = io.BytesIO()
     Image.fromarray(contact_sheet(rows, columns=1)).save(buffer, format="PNG")
-    write_bytes(output, buffer.getvalue())
     numbers = {
         "dataset": args.dataset,
         "thresholds": {
@@ -97,7 +96,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         },
         "slices": told,
     }
-    write_json(output.with_suffix(".json"), numbers, 1)
+    write_picture(output, buffer.getvalue(), numbers)
     return numbers
 
 
@@ -113,7 +112,7 @@ def choose(
     class, and the one with most among those with the first class alone (where there are such).
 
     Raises:
-        CTMaskNetError: more than one way given, no such slice, or no slice with a lesion.
+        CTMaskNetError: more than one way given, no such slice, no seed, or no slice with a lesion.
     """
     entries = dataset_dicts(dataset)
     names = MetadataCatalog.get(dataset).get("thing_classes")
@@ -136,6 +135,7 @@ def choose(
         return [entries[index] for index in indices]
     labels = [{a["category_id"] for a in entry["annotations"]} for entry in entries]
     if seed is not None:
+        check_seed(seed)
         with_lesions = [index for index, found in enumerate(labels) if found]
         if with_lesions:
             return [entries[int(np.random.default_rng(seed).choice(with_lesions))]]

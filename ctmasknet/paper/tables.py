@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import atomic_write, write_json, writing
 from ctmasknet.paper import published
-from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant, percent
+from ctmasknet.paper.cells import percent
+from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant
 from ctmasknet.paper.table import NOT_RUN, Table, document
 from ctmasknet.paper.variants import Variant, count, variants
 
@@ -56,7 +57,7 @@ def write_tables(
         made_by: the command, told in the files.
 
     Raises:
-        CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`.
+        CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`; ``output`` cannot be written.
     """
     known = variants()
     tables = paper_tables(find_runs(results, known), known)
@@ -66,16 +67,14 @@ def write_tables(
         "rows are published figures.\n",
         *(table.markdown() for table in tables.values()),
     ]
-    for name, table in tables.items():
-        with atomic_write(output / f"{name}.csv") as stream:
-            stream.write(table.csv())
-    write_json(
-        output / "tables.json",
-        {"made_by": made_by, "tables": {name: table.plain() for name, table in tables.items()}},
-        1,
-    )
-    with atomic_write(output / "tables.md") as stream:
-        stream.write(document("The paper's tables", made_by, parts))
+    plain = {name: table.plain() for name, table in tables.items()}
+    with writing(output):
+        for name, table in tables.items():
+            with atomic_write(output / f"{name}.csv") as stream:
+                stream.write(table.csv())
+        write_json(output / "tables.json", {"made_by": made_by, "tables": plain}, 1)
+        with atomic_write(output / "tables.md") as stream:
+            stream.write(document("The paper's tables", made_by, parts))
     return tables
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ctmasknet.files import atomic_write, write_json
-from ctmasknet.paper.runs import (
-    Run,
-    find_runs,
-    hardware_of,
-    lesion_result,
-    slice_result,
-)
+from ctmasknet.files import atomic_write, write_json, writing
+from ctmasknet.paper.cells import hardware_of, lesion_result, slice_result
+from ctmasknet.paper.runs import Run, find_runs
 from ctmasknet.paper.table import NOT_RUN, Table, document
 from ctmasknet.paper.variants import HEADINGS, Variant, model_rows, model_tables, variants
 
@@ -28,14 +23,18 @@ def write_model_table(
         made_by: the command, told in the files.
         markdown: file for the text, if any.
         json_file: file for the numbers, if any.
+
+    Raises:
+        CTMaskNetError: a file cannot be written.
     """
     rows = model_rows(variants())
     text = document("Models", made_by, [table.markdown() for table in model_tables(rows)])
     if markdown:
-        with atomic_write(markdown) as stream:
+        with writing(markdown), atomic_write(markdown) as stream:
             stream.write(text)
     if json_file:
-        write_json(json_file, {"made_by": made_by, "models": rows}, 1)
+        with writing(json_file):
+            write_json(json_file, {"made_by": made_by, "models": rows}, 1)
     return text
 
 
@@ -43,7 +42,7 @@ def write_zoo(path: str | Path, results: Iterable[str | Path], made_by: str) -> 
     """Write ``MODEL_ZOO.md``.
 
     Raises:
-        CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`.
+        CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`; ``path`` cannot be written.
     """
     known = variants()
     tables = zoo_tables(known, find_runs(results, known))
@@ -53,7 +52,7 @@ def write_zoo(path: str | Path, results: Iterable[str | Path], made_by: str) -> 
         "`tools/paper_tables.py` sets them beside these.\n",
         *(table.markdown() for table in tables),
     ]
-    with atomic_write(path) as stream:
+    with writing(path), atomic_write(path) as stream:
         stream.write(document("Model zoo", made_by, parts))
     return tables
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.classification_report import FORMAT, classification_report
-from ctmasknet.evaluation.image_classification import bce_loss, confusion_matrix
+from ctmasknet.evaluation.confusion import bce_loss, confusion_matrix
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,

@@ -67,6 +67,16 @@ class TestScansAndPatients:
         assert slice_thickness_mm([8, 0, 2]).tolist() == [6, 2, 4]
         assert slice_thickness_mm([5, 10]).tolist() == [5, 5]
 
+    def test_slices_of_one_place_share_its_thickness(self):
+        # Places 0, 2, 8 stand for 2, 4, 6 mm, wherever the slice shown twice is
+        assert slice_thickness_mm([0, 0, 2, 8]).tolist() == [1, 1, 4, 6]
+        assert slice_thickness_mm([0, 2, 2, 8]).tolist() == [2, 2, 2, 6]
+        assert slice_thickness_mm([8, 0, 8, 2]).tolist() == [3, 2, 3, 4]
+
+    def test_slices_of_a_single_place_have_no_volume(self):
+        (scan,) = burdens([one(10, 100, position=5.0, area=1.0) for _ in range(2)])["scans"]
+        assert scan.weighted_by == "px" and scan.percent()["ggo"] == pytest.approx(10)
+
     def test_a_scan_is_weighted_by_volume(self):
         # Thickness 2, 4, 6 mm and 0.5 mm2 a px
         slices = [one(10, 100, position=p, area=0.5) for p in (0, 2)]
@@ -225,6 +235,15 @@ class TestFiles:
         # 100 px of 8 mm2, 2.5 mm thick
         assert scan["ml"]["lesion"] == pytest.approx(2.0)
 
+    def test_patients_and_scans_may_be_numbered_from_0(self, lesion_set):
+        image = {"id": 1, "file_name": "1", "height": 10, "width": 20}
+        images = [image | {"patient": 0, "scan": 0}, image | {"id": 2, "patient": None}]
+        document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "ggo"}]}
+        (lesion_set / "numbers.json").write_text(json.dumps(document))
+        found = run(lesion_set, lesions=str(lesion_set / "numbers.json"))
+        assert [(scan["patient"], scan["scan"]) for scan in found["scans"]] == [("0", "0")]
+        assert [patient["patient"] for patient in found["patients"]] == ["0"]
+
     def test_masks_without_a_lung_give_shares_of_the_slice(self, lesion_set):
         masks, labels = str(lesion_set / "mask"), "0:background,1:background,2:ggo,3:consolidation"
         found = run(lesion_set, dataset="hand_both_test", label_masks=masks, labels=labels)
@@ -242,6 +261,11 @@ class TestFiles:
             ({"lesions": "{}/list.json"}, "holds no lesions"),
             ({"lesions": "{}/size.json"}, "1: is 20 x 10 px but a mask 5 x 5"),
             ({"dataset": "hand_both_test", "predictions": "{}/other_list.json"}, "no COCO lesions"),
+            (
+                {"dataset": "hand_both_test", "predictions": "{}/strays.json"},
+                "strays.json: 1 lesions are of images .* such as image 9; give the predictions",
+            ),
+            ({"lesions": "{}/size.json", "score_threshold": 75}, "75 is not within 0..1"),
             ({"lesions": "{}/other.json"}, "no COCO lesions"),
         ],
     )
@@ -253,9 +277,13 @@ class TestFiles:
         small = {"segmentation": {"size": [5, 5], "counts": counts}}
         size = boxes | {"annotations": [{"image_id": 1, "category_id": 1} | small]}
         contents = {"boxes": boxes, "list": [], "other": {"images": []}, "size": size}
-        for name, content in (contents | {"other_list": [{"image_id": 1}]}).items():
+        contents |= {"other_list": [{"image_id": 1}], "strays": [lesion(9, 1, (0, 0, 1, 1), 0.9)]}
+        for name, content in contents.items():
             (lesion_set / f"{name}.json").write_text(json.dumps(content))
-        given = {key: value.format(lesion_set) for key, value in given.items()}
+        given = {
+            key: value.format(lesion_set) if isinstance(value, str) else value
+            for key, value in given.items()
+        }
         with pytest.raises(CTMaskNetError, match=message):
             run(lesion_set, **given)
         assert not (lesion_set / "out").exists()

@@ -4,32 +4,45 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.calibration import (
     calibration_pairs,
-    expected_calibration_error,
     fit_temperature,
     reliability_curve,
 )
+from ctmasknet.evaluation.resampled_metrics import calibration_metrics
 from ctmasknet.evaluation.units import Units, slice_units
 
 CLASSES = ["normal", "pneumonia", "covid"]
 
 
-def test_error_by_hand():
-    confidences = np.array([0.0, 0.1, 0.15, 0.95, 0.85, 1.0])
-    outcomes = np.array([True, False, False, True, True, False])
-    # bins: {0, 0.1}: |0.1 - 1|; {0.15}: 0.15; {0.85}: |0.85 - 1|; {0.95, 1}: |1.95 - 1|
-    expected = (0.9 + 0.15 + 0.15 + 0.95) / 6
-    assert expected_calibration_error(confidences, outcomes) == pytest.approx(expected)
-    assert math.isnan(expected_calibration_error(np.zeros(0), np.zeros(0, bool)))
+def test_error_and_curve_by_hand():
+    # A score of 0.5, whose logit is 0, is on an edge and belongs to the bin below
+    scores = np.array([1e-9, 0.05, 0.45, 0.5, 0.95, 0.85, 1 - 1e-9])
+    labels = np.array([1, 0, 0, 0, 1, 1, 0])
+    logits = np.stack([logit(1 - scores), logit(scores)], axis=1)
+    units = Units(labels, np.ones(7, dtype=np.int64), logits, np.arange(7), 7, {})
+    # {0, 0.05}: |0.05 - 1|; {0.45, 0.5}: 0.95; {0.85}: |0.85 - 1|; {0.95, 1}: |1.95 - 1|
+    expected = (0.95 + 0.95 + 0.15 + 0.95) / 7
+    found = calibration_metrics(units, ["a", "b"], np.ones((1, 7)))
+    assert found["ece-b"] == pytest.approx(expected)
+    # Every call is b, so its score is the top label's too
+    assert found["ece"] == found["ece-b"]
+    curve = reliability_curve(scores, labels == 1)
+    assert [(point["low"], point["n"], point["share"]) for point in curve] == [
+        (0.0, 2, 0.5),
+        (0.4, 2, 0.0),
+        (0.8, 1, 1.0),
+        (0.9, 2, 0.5),
+    ]
 
 
 @pytest.mark.parametrize("bins", [5, 10])
-def test_error_and_curve_are_those_of_scikit_learns_bins(bins):
+def test_curve_is_that_of_scikit_learns_bins(bins):
     rng = np.random.default_rng(0)
     # A score on a bin's edge belongs to the bin below
     confidences = np.concatenate([rng.random(500) ** 2, np.linspace(0, 1, bins + 1)])
@@ -39,10 +52,7 @@ def test_error_and_curve_are_those_of_scikit_learns_bins(bins):
     assert [point["share"] for point in curve] == pytest.approx(shares)
     assert [point["confidence"] for point in curve] == pytest.approx(means)
     assert all(point["low"] <= point["confidence"] <= point["high"] for point in curve)
-    sizes = np.array([point["n"] for point in curve])
-    assert sizes.sum() == len(confidences)
-    expected = np.sum(sizes * np.abs(shares - means)) / len(confidences)
-    assert expected_calibration_error(confidences, outcomes, bins) == pytest.approx(expected)
+    assert sum(point["n"] for point in curve) == len(confidences)
 
 
 def test_what_is_compared_is_the_sigmoid_score(simulated_rows):

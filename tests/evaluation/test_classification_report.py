@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from running import run_tool
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from ctmasknet.engine.checkpoint import SPEC
@@ -15,7 +16,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.classification_report import classification_report
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
-from ctmasknet.evaluation.pooling import pool_slices
+from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.report_text import report_text
 from ctmasknet.evaluation.validation_fit import PoolingChoice, fit_on_validation
 
@@ -92,6 +93,36 @@ def test_what_validation_is_for(report, tested_rows, validation_rows):
     assert 90 <= point["validation"]["sensitivity"] < 95
 
 
+def test_each_level_has_its_own_temperature_and_thresholds(report, tested_rows, validation_rows):
+    fit = fit_on_validation(
+        validation_rows, CLASSES, choice=PoolingChoice("learned"), sensitivity=0.9
+    )
+    assert len({round(fit.temperatures[level].value, 6) for level in report["levels"]}) > 1
+    pooled = pool_slices(tested_rows, "patients", fit.learned)
+    labels = np.array([item.label for item in pooled])
+    scores = np.array([item.scores for item in pooled])
+    level = report["levels"]["patients"]
+    point = level["operating_points"]["covid"]
+    assert point["threshold"] == fit.thresholds["patients"][2] != fit.thresholds["slices"][2]
+    called = scores[:, 2] >= point["threshold"]
+    assert point["test"]["sensitivity"]["value"] == pytest.approx(100 * called[labels == 2].mean())
+    odds = torch.from_numpy(np.log(scores / (1 - scores)))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        odds / fit.temperatures["patients"].value,
+        torch.from_numpy((labels[:, None] == np.arange(3)).astype(float)),
+    )
+    assert level["calibrated"]["metrics"]["loss"]["value"] == pytest.approx(float(expected))
+
+
+def test_a_perfect_share_has_the_exact_interval_of_its_patients(tested_rows):
+    right = [dataclasses.replace(row, pred=row.label) for row in tested_rows]
+    metrics = classification_report(right, CLASSES, n_boot=100)["levels"]["slices"]["metrics"]
+    for name, patients in (("accuracy", 24), ("sensitivity-covid", 8), ("specificity-covid", 16)):
+        expected = 100 * binomtest(patients, patients).proportion_ci(0.95, "exact").low
+        assert metrics[name]["method"] == "exact"
+        assert (metrics[name]["low"], metrics[name]["high"]) == (pytest.approx(expected), 100)
+
+
 def test_the_report_is_plain_json_and_its_text_shows_every_level(report):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     text = report_text(report)
@@ -100,6 +131,11 @@ def test_the_report_is_plain_json_and_its_text_shows_every_level(report):
     cell = "{value:.2f} ({low:.2f}-{high:.2f})".format(**accuracy)
     assert cell in text
     assert "at 90 % sensitivity on validation" in text
+    point = report["levels"]["slices"]["operating_points"]["covid"]
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    (row,) = [row for row in rows if row[1:3] == ["slices", "covid"]]
+    reached = point["validation"]["sensitivity"]
+    assert row[3:5] == [f"{point['threshold']:.4f}", f"{reached:.2f}"]
 
 
 def test_thresholds_for_the_learned_pooling_are_not_chosen_on_patients_it_saw(validation_rows):
@@ -108,6 +144,10 @@ def test_thresholds_for_the_learned_pooling_are_not_chosen_on_patients_it_saw(va
     assert fit.thresholds["patients"][2] not in seen
     fixed = fit_on_validation(validation_rows, CLASSES, choice=PoolingChoice("max"))
     assert set(fixed.thresholds) == {"slices", "scans", "patients"}
+    pooled = pool_slices(validation_rows, "patients", ScorePooling("max", 0))
+    covid = sorted(item.scores[2] for item in pooled if item.label == 2)
+    # Ten patients of COVID: all of them are needed for 95 %
+    assert fixed.thresholds["patients"][2] == pytest.approx(covid[0])
 
 
 def test_without_validation_nothing_is_fitted_and_without_patients_nothing_pooled(tested_rows):
@@ -161,6 +201,19 @@ def test_tool_writes_the_report_and_keeps_the_calibration_in_the_checkpoint(
     assert after[SPEC]["image_classes"] == CLASSES
 
 
+def test_a_second_evaluation_leaves_nothing_of_the_first(repository, files, capsys):
+    out = files / "out"
+    words = ["--predictions", files / "test.csv", "--resamples", 100, "--output", out]
+    assert run_tool(repository, TOOL, *words, "--validation", files / "val.csv") == 0
+    assert {path.name for path in out.iterdir()} == {
+        "report.json",
+        "calibration.json",
+        "pooling.json",
+    }
+    assert run_tool(repository, TOOL, *words) == 0
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+
+
 def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_rows):
     calibration = fit_on_validation(validation_rows, CLASSES).to_json()
     path = tmp_path / "model.pth"
@@ -193,7 +246,13 @@ def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_
         (["--predictions", "test.csv", "--pooling", "learned"], "give them, or choose another"),
         (["--predictions", "test.csv", "--normal-class", "healthy"], "'healthy' is not a class"),
         (["--predictions", "test.csv", "--resamples", "1"], "at least 100"),
-        (["--predictions", "test.csv", "--output", "test.csv"], "cannot write"),
+        (["--predictions", "test.csv", "--seed", "-1"], "seed is -1"),
+        (["--predictions", "test.csv", "--validation", "val.csv", "--seed", "-1"], "seed is -1"),
+        (["--predictions", "test.csv", "--output", "test.csv"], "cannot be written"),
+        (
+            ["--predictions", "test.csv", "--validation", "val.csv", "--checkpoint", "test.csv"],
+            "test.csv: not a readable checkpoint",
+        ),
     ],
 )
 def test_tool_tells_what_is_wrong_and_writes_nothing(

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import coverage
 from ctmasknet.evaluation.coverage import interval_coverage, simulated_units
 from ctmasknet.evaluation.uncertainty import Interval
@@ -48,6 +49,15 @@ def test_an_interval_counts_when_it_holds_the_truth(monkeypatch):
     assert held["accuracy"] == held["auroc-covid"] == pytest.approx(100 / 3)
     ends = iter([(None, None)])
     assert math.isnan(interval_coverage(9, 1)["held"]["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("patients", "simulations", "seed", "message"),
+    [(1, 5, 0, "5 data sets of 1 patients"), (5, 0, 0, "0 data sets"), (5, 1, -1, "seed is -1")],
+)
+def test_a_study_of_nothing_is_one_clear_error(patients, simulations, seed, message):
+    with pytest.raises(CTMaskNetError, match=message):
+        interval_coverage(patients, simulations, seed=seed)
 
 
 def test_the_kept_figures_are_of_this_study(repository):

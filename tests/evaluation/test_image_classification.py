@@ -130,6 +130,9 @@ def test_predictions_csv_is_the_agreed_table(tmp_path):
     back, _ = read_predictions_csv(path)
     assert torch.equal(torch.tensor(back[0].logits), torch.tensor(logits))
     assert back[0].label is None and back[0].scores == row.scores
+    saved_by_a_spreadsheet = path.read_text().replace("\n", "\r\n")
+    path.write_bytes(saved_by_a_spreadsheet.encode("utf-8-sig"))
+    assert read_predictions_csv(path)[0] == back
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,21 @@ def test_classes_that_do_not_fit_are_one_clear_error():
         evaluator.process([item(1, 0)], [output(0)])
     with pytest.raises(CTMaskNetError, match=r"label 3 is outside 0\.\.2"):
         ImageClassificationEvaluator().process([item(1, 3)], [output(0)])
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_model_that_diverged_is_one_clear_error(broken):
+    # Its class would be that of the first NaN, and count as right or wrong
+    with pytest.raises(CTMaskNetError, match=r"/data/1\.png: .* no finite number"):
+        ImageClassificationEvaluator().process([item(1, 0)], [output(0, logit=broken)])
+
+
+def test_patients_and_scans_may_be_numbers(tmp_path):
+    evaluator = ImageClassificationEvaluator(output_dir=tmp_path)
+    evaluator.process([item(1, 0) | {"patient": 0, "scan": 0}], [output(0)])
+    assert list(evaluator.evaluate()) == ["slices", "scans", "patients"]
+    rows, _ = read_predictions_csv(tmp_path / "predictions.csv")
+    assert (rows[0].patient, rows[0].scan) == ("0", "0")
 
 
 def test_scans_and_patients_stand_beside_slices():

@@ -94,6 +94,20 @@ def test_a_class_the_data_set_does_not_have_is_one_clear_error(lesion_dataset, d
         run(LesionEvaluator(name), [detections((SQUARE, 0.9, 1))])
 
 
+@pytest.mark.parametrize("fast", ["auto", "off"])
+def test_a_slice_that_a_padding_sampler_shows_twice_counts_once(lesion_dataset, detections, fast):
+    name = lesion_dataset([[(SQUARE, 0)], []])
+    evaluator = LesionEvaluator(name, fast=fast)
+    evaluator.reset()
+    for image_id in (1, 2, 1, 2):
+        item = {"image_id": image_id, "file_name": f"{image_id}.png"}
+        evaluator.process([item], [{"instances": detections((SQUARE, 0.9, 0))}])
+    results = evaluator.evaluate()
+    # A hit and, on the slice without lesions, a miss of the same score; twice, AP would be less
+    assert results["segm"]["AP50"] == pytest.approx(100.0)
+    assert results["lesion_free"]["slices"] == 1
+
+
 def test_lesions_of_a_slice_that_was_not_read_are_not_missed(lesion_dataset, detections, run):
     name = lesion_dataset([[(SQUARE, 0)], [(SQUARE, 0), (ELSEWHERE, 0)], []])
     results = run(LesionEvaluator(name), [detections((SQUARE, 0.9, 0))])

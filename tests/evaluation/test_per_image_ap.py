@@ -85,6 +85,8 @@ def test_evaluator_leaves_out_detections_below_the_score_threshold(lesion_datase
     outputs = [detections((SQUARE, 0.04, 0))]
     assert run(PerImageAPEvaluator(name), outputs)["per_image"]["AP"] == 100.0
     assert run(PerImageAPEvaluator(name, score_threshold=0.0), outputs)["per_image"]["AP"] == 0.0
+    at_the_threshold = [detections((SQUARE, 0.05, 0))]
+    assert run(PerImageAPEvaluator(name), at_the_threshold)["per_image"]["AP"] == 0.0
 
 
 def test_evaluator_compares_class_and_mask_overlap(lesion_dataset, detections, run):

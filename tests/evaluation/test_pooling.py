@@ -100,6 +100,17 @@ def test_scans_belong_to_their_patient_and_unclear_labels_are_counted():
     assert slices.patients.tolist() == [0, 1, 0, 2, 3] and slices.num_patients == 4
 
 
+def test_very_sure_scores_keep_their_order():
+    rows = [
+        dataclasses.replace(row(f"{number}", f"p{number}", "1", 0), logits=(value, -value, 0.0))
+        for number, value in enumerate((19.0, 25.0, 30.0, 50.0))
+    ]
+    for name in ("mean", "max"):
+        logits = pooled_units(pool_slices(rows, "patients", ScorePooling(name))).logits
+        assert (np.diff(logits[:, 0]) > 0).all() and (np.diff(logits[:, 1]) < 0).all()
+        assert logits[:3, 0] == pytest.approx([19, 25, 30], abs=0.01) and logits[3, 0] < 40
+
+
 def test_normal_class_by_name():
     assert normal_index(["covid", "normal"]) == 1
     assert normal_index(["control", "covid"]) is None

@@ -19,8 +19,10 @@ def mean_of(values):
     return lambda weights: {"mean": weights @ values / weights.sum(axis=1)}
 
 
-def test_bca_is_scipys_on_the_same_resamples():
+@pytest.mark.parametrize("tied", [False, True])
+def test_bca_is_scipys_on_the_same_resamples(tied):
     values = np.random.default_rng(0).exponential(size=30)
+    values = (values > 1.5).astype(float) if tied else values
     result = bootstrap((values,), np.mean, n_resamples=999, method="BCa", rng=1)
     left_out = np.array([np.delete(values, i).mean() for i in range(30)])
     low, high = bca_interval(result.bootstrap_distribution, left_out, values.mean(), 0.025)
@@ -82,6 +84,20 @@ def test_a_class_missing_from_a_resample_is_left_out_and_counted(simulated_rows)
     )
 
 
+@pytest.mark.parametrize(("lost", "method"), [(499, "bca"), (501, None)])
+def test_a_figure_that_most_resamples_leave_undefined_has_no_interval(lost, method):
+    def statistic(weights):
+        value = weights @ np.arange(20.0)
+        return {"share": np.where(np.arange(len(value)) < lost, np.nan, value)}
+
+    def all_patients_known(weights):
+        return statistic(weights) if len(weights) == 1000 else {"share": weights @ np.arange(20.0)}
+
+    found = bootstrap_intervals(all_patients_known, 20, n_boot=1000)["share"]
+    assert (found.method, found.undefined, found.value) == (method, lost, 190)
+    assert (found.low is None) == (method is None)
+
+
 def test_a_share_of_all_or_none_gets_the_exact_interval():
     def statistic(weights):
         ones = np.ones(len(weights))
@@ -96,6 +112,17 @@ def test_a_share_of_all_or_none_gets_the_exact_interval():
             (100 * expected.low, 100 * expected.high)
         )
     assert found["half"].low is found["auroc"].high is None
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_patients_have_the_widest_interval_that_resamples_show(sign):
+    # Skewed either way: the acceleration is positive once and negative once
+    values = sign * np.array([0.0, 0.1, 0.2, 5.0])
+    found = bootstrap_intervals(mean_of(values), 4, patients_behind={"mean": 2})["mean"]
+    assert (found.low, found.high) == pytest.approx(tuple(np.sort([values[0], values[3]])))
+    first, second = 0.1, 0.7
+    found = bootstrap_intervals(mean_of(sign * np.array([first, second])), 2)["mean"]
+    assert (found.low, found.high) == pytest.approx(tuple(np.sort([sign * first, sign * second])))
 
 
 def test_one_patient_has_no_interval_and_bad_settings_are_clear():

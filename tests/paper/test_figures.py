@@ -120,6 +120,7 @@ def test_slices_are_chosen_by_id_place_or_seed(lesion_set):
         ((["9"],), "--image-id: .* has no image 9"),
         ((None, [3]), "--index: 3 is not within 0..2"),
         ((["1"], [0]), "give only one of"),
+        ((None, None, -1), "seed is -1"),
     ):
         with pytest.raises(CTMaskNetError, match=words):
             choose(lesion_set, *given)

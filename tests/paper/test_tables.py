@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ctmasknet.data.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import find_runs
@@ -107,6 +108,29 @@ def test_weights_from_elsewhere_are_not_this_trainings(known, make_run, slices_f
     assert row["trained on"] == "not recorded (weights imported.pth); heads"
 
 
+def test_figures_are_those_of_the_last_evaluation_that_finished(
+    known, make_run, slices_figures, entry
+):
+    evaluations = [entry("evaluation", "configs/cls.yaml", weights=f"w/{n}.pth") for n in range(3)]
+    evaluations[2]["status"] = "running"
+    folder = make_run("a", "cls", slices_figures, record=evaluations)
+    (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (heads)")
+    assert row["trained on"] == "not recorded (weights 1.pth); heads"
+
+
+def test_predictions_beside_a_run_are_no_run(known, make_run, slices_figures):
+    folder = make_run("a", "cls", slices_figures)
+    answers = folder.parent / "answers"
+    answers.mkdir()
+    (answers / "run.json").write_text(json.dumps({"entries": [{"kind": "prediction"}]}))
+    assert [run.folder for run in find_runs([folder.parent], known)] == [folder]
+    with pytest.raises(CTMaskNetError, match="no results here or below"):
+        find_runs([answers], known)
+    (answers / "run.json").write_text(json.dumps({"entries": [{"kind": "training"}]}))
+    with pytest.raises(CTMaskNetError, match=r"config\.yaml: cannot be read"):
+        find_runs([answers], known)
+
+
 def test_lightweight_runs_stay_out_of_the_papers_rows(known, make_run, slices_figures, entry):
     two = {k: v for k, v in slices_figures["slices"].items() if "pneumonia" not in k}
     record = [entry(kind, "configs/demo/control.yaml") for kind in ("training", "evaluation")]
@@ -155,6 +179,27 @@ def test_each_disagreement_is_told_once_with_both_numbers(known, tmp_path):
     assert (tmp_path / "out" / "table3.csv").read_text().startswith("model,source,COVID")
 
 
+def test_published_accuracies_follow_from_the_sensitivities_but_for_two(shared):
+    """On the classes of the published test list; the two are told among the disagreements."""
+    list_file = shared / "data" / "splits" / "covidx_ct1_test.txt"
+    labels = [line.split()[1] for line in list_file.read_text().splitlines()]
+    counts = {name: labels.count(str(i)) for i, name in enumerate(IMAGE_CLASSES)}
+
+    def accuracy(sensitivity):
+        return sum(counts[name] * share for name, share in sensitivity.items()) / len(labels)
+
+    apart = {
+        result.variant: accuracy(result.sensitivity)
+        for result in (*published.MODES, *published.LATER)
+        if abs(accuracy(result.sensitivity) - result.accuracy) > 0.015
+    }
+    assert apart == pytest.approx({"cls_heads_bn": 91.22, "cls_r34_t1_merge": 92.24}, abs=0.005)
+    abstract = published.MODES[1].sensitivity | {"normal": 92.10}
+    assert accuracy(abstract) == pytest.approx(91.67, abs=0.005)
+    told = " ".join(text for row in published.DISAGREEMENTS for text in row)
+    assert all(figure in told for figure in ("91.22 %", "91.67 %", "92.24 %"))
+
+
 def test_the_zoo_lists_every_variant_and_what_was_run(known, make_run, slices_figures, entry):
     record = [entry(kind, "configs/demo/cls.yaml") for kind in ("training", "evaluation")]
     record[1]["weights"] = "output/demo/cls/model_best.pth"
@@ -197,7 +242,16 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
     empty.mkdir()
     broken = make_run("a", "cls", slices_figures)
     (broken / "inference" / "covidx_ct_test" / "results.json").write_text("{")
-    other = make_run("b", "cls", {"panoptic": {}})
+    slices = {"accuracy": 5.0, "sensitivity-covid": 3.0}
+    unfit = [
+        ("b", "cls", {"panoptic": {}}, "results.json: holds no figures of classification"),
+        ("f", "cls", {"bbox": {"AP50": 1.0}}, "holds no figures of classification"),
+        ("g", "seg", {"slices": {"accuracy": 1.0}}, "holds no figures of segmentation"),
+        ("h", "cls", {"slices": []}, "slices has no accuracy"),
+        ("i", "cls", {"slices": slices}, "slices has no precision-covid"),
+        ("j", "seg", {"bbox": {"AP50": "x"}}, "bbox has no AP50"),
+        ("k", "seg", {"bbox": {"AP50": None}, "per_image": {"AP50": 2}}, "per_image has no AP75"),
+    ]
     strange = make_run("c", "cls", slices_figures)
     (strange / "config.yaml").write_text("MODEL: {}")
     record = make_run("d", "cls", slices_figures)
@@ -206,7 +260,7 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
         (tmp_path / "none", "no such folder"),
         (empty, "no results here or below"),
         (broken, "results.json: not readable as JSON"),
-        (other, "neither slice nor lesion figures"),
+        *((make_run(*given), words) for *given, words in unfit),
         (strange, "config.yaml: not a configuration"),
         (record, "run.json: not a run's record"),
     ):
@@ -215,6 +269,10 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
     with pytest.raises(CTMaskNetError):
         write_tables([make_run("e", "cls", slices_figures), broken], output, "")
     assert not output.exists()
+    output.touch()
+    for write in (write_tables, lambda results, path, by: write_zoo(path / "zoo.md", results, by)):
+        with pytest.raises(CTMaskNetError, match=r"out.*cannot be written"):
+            write([], output, "")
 
 
 def test_a_cell_cannot_break_its_table():

@@ -1,0 +1,38 @@
+"""Files that are whole or absent, and JSON that every reader takes."""
+
+import json
+
+import pytest
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json, writing
+
+
+def test_json_has_no_nan(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"a": [float("nan"), 1.5, (2, float("-inf"))], "b": None})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    expected = {"a": [None, 1.5, [2, None]], "b": None}
+    assert json.loads(path.read_text(), parse_constant=refuse) == expected
+
+
+def test_json_that_cannot_be_written_leaves_the_file_before(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": 2, "b": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "a.json"
+    with (
+        pytest.raises(CTMaskNetError, match=r"a\.json: cannot be written \((File|Not)"),
+        writing(path),
+    ):
+        write_json(path, {})
