@@ -65,7 +65,7 @@ def inference(
         calls |= {name: _call(way, device, slices) for name, way in ways.items()}
         for products in gemms.values():
             calls |= {name: _call(product, device) for name, product in products.items()}
-        times = interleaved(calls, repeats)
+        times = interleaved(calls, repeats, warm=1)
     rates = {
         dtype: {name: 2 * _GEMM_SIDE**3 / times.pop(name)["median_s"] for name in products}
         for dtype, products in gemms.items()

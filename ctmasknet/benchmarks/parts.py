@@ -37,7 +37,7 @@ def parts(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[
     calls = (_inference_calls if kind in _INFERENCE else _training_calls)(kind, batch, side, seed)
     with Apart(_whole, kind, batch, side, seed) as plain:
         calls["without: freed memory kept"] = plain
-        timings = interleaved(calls, repeats)
+        timings = interleaved(calls, repeats, warm=1)
     of = "heads" if kind in _INFERENCE else kind
     return comparison(
         f"{'classifier ' if kind in _INFERENCE else 'training step of '}{kind}, {batch} slices of "

@@ -17,7 +17,9 @@ import torch
 from ctmasknet.engine.surroundings import git_commit, hardware
 
 
-def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+def interleaved(
+    ways: Mapping[str, Callable[[], Any]], repeats: int, *, warm: int = 0
+) -> dict[str, dict[str, Any]]:
     """Time functions in turn, so that whatever else the machine does meets all of them alike.
 
     Each is called once before, unmeasured.
@@ -25,6 +27,8 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     Args:
         ways: name -> what to time.
         repeats: times each is measured.
+        warm: further unmeasured calls before every measurement: what a way in a process of its own
+            needs, which the system puts to rest while the others have their turn.
 
     Returns:
         name -> ``median_s``, ``q1_s`` and ``q3_s`` (quartiles), ``min_s``, ``max_s``, ``repeats``,
@@ -35,6 +39,8 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
         way()
     for _ in range(repeats):
         for name, way in ways.items():
+            for _ in range(warm):
+                way()
             begin = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begin)

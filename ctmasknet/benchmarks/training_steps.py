@@ -52,7 +52,7 @@ def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) 
     """
     point = (kind, batch, side, seed)
     with Apart(_stepper, _STOCK, *point) as stock:
-        timings = interleaved({_STOCK: stock, _OURS: _stepper(_OURS, *point)}, repeats)
+        timings = interleaved({_STOCK: stock, _OURS: _stepper(_OURS, *point)}, repeats, warm=1)
     return comparison(
         f"training step of {kind}, {batch} slices of {side} px",
         timings,

@@ -24,6 +24,14 @@ def test_ways_are_called_in_turn_after_one_call_that_does_not_count():
     assert [len(found[name]["seconds"]) for name in "ab"] == [3, 3]
 
 
+def test_warm_calls_come_before_each_measurement_and_do_not_count():
+    calls = []
+    ways = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = interleaved(ways, 2, warm=2)
+    assert calls == list("ab" + "aaabbb" * 2)
+    assert [len(found[name]["seconds"]) for name in "ab"] == [2, 2]
+
+
 def test_spread_is_median_and_quartiles():
     found = spread([1.0, 5.0, 2.0, 4.0, 3.0])
     assert [found[key] for key in ("median_s", "q1_s", "q3_s", "min_s", "max_s")] == [3, 2, 4, 1, 5]
