@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +19,8 @@ from ctmasknet.errors import CTMaskNetError
 
 #: Most items that a process takes at a time.
 _MAX_CHUNK = 64
+#: Seconds between looks whether the process that handed out the work still lives.
+_POLL_SECONDS = 1.0
 
 
 def map_in_processes(
@@ -57,7 +62,8 @@ def map_in_processes(
         with ProcessPoolExecutor(
             min(workers, len(items)),
             mp_context=multiprocessing.get_context(start_method),
-            initializer=_single_thread,
+            initializer=_begin,
+            initargs=(os.getpid(),),
         ) as pool:
             yield from bar(pool.map(function, items, chunksize=chunk))
     except BrokenProcessPool:
@@ -68,6 +74,15 @@ def map_in_processes(
         cv2.setNumThreads(threads)
 
 
-def _single_thread() -> None:
+def _begin(parent: int) -> None:
+    """What each process does first."""
     # A process started afresh; OpenCV's own threads would fight with the other processes.
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone, which would leave it waiting for ever."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)

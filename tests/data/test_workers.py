@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 
 import cv2
@@ -31,6 +33,19 @@ def threads_of_opencv(value):
     return cv2.getNumThreads()
 
 
+_PROGRAM = r"""
+import os, time
+from ctmasknet.data.workers import map_in_processes
+
+def tell(value):
+    os.write(1, b"%d\n" % os.getpid())  # at once, whoever else writes
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(map_in_processes(tell, range(2), 2, chunksize=1, start_method="{start_method}"))
+"""
+
+
 @pytest.mark.parametrize("workers, start_method", [(1, None), (2, None), (3, "spawn")])
 def test_results_come_in_order_whatever_the_processes(workers, start_method):
     found = list(map_in_processes(square, range(40), workers, start_method=start_method))
@@ -58,6 +73,31 @@ def test_closing_ends_the_work(tmp_path):
     next(found)
     found.close()
     assert 1 <= len(list(tmp_path.iterdir())) < 50
+
+
+def runs(process):
+    """Whether a process is there and not only its exit code."""
+    try:
+        with open(f"/proc/{process}/stat") as stream:
+            return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are told by /proc")
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_processes_end_with_a_parent_that_is_killed(tmp_path, start_method):
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM.format(start_method=start_method))
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    for _ in range(200):
+        if not any(map(runs, workers)):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(f"{workers} still run")
 
 
 def test_no_threads_of_opencv_in_the_processes():
