@@ -27,6 +27,7 @@ from ctmasknet.engine.trainer import Trainer
 
 #: The paper's training: epochs and slices.
 _EPOCHS, _SLICES = 50, 3000
+_ROWS = "kept rows"
 
 
 def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> dict[str, Any]:
@@ -48,16 +49,23 @@ def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> di
         begin = time.perf_counter()
         rows = cached_rows(cfg, model, dicts, "noise")
         build = (time.perf_counter() - begin) / len(dicts)
-        mappers = {"images": SliceMapper(cfg, True), "kept rows": RowMapper(rows)}
+        on_rows = RowMapper(rows)
+        plain = "kept rows, Adam operation by operation"
+        mappers = {"images": SliceMapper(cfg, True), _ROWS: on_rows, plain: on_rows}
         ways = {
-            name: _stepper(cfg, model, iter(build_train_loader(cfg, mapper, dicts, seed)))
+            name: _stepper(
+                cfg,
+                model,
+                iter(build_train_loader(cfg, mapper, dicts, seed)),
+                fused=name != plain,
+            )
             for name, mapper in mappers.items()
         }
         steps = interleaved(ways, repeats)
     per_epoch = _SLICES / cfg.SOLVER.IMS_PER_BATCH
     seconds = {
-        name: _EPOCHS * per_epoch * found["median_s"] + (name == "kept rows") * build * _SLICES
-        for name, found in steps.items()
+        "images": _EPOCHS * per_epoch * steps["images"]["median_s"],
+        _ROWS: _EPOCHS * per_epoch * steps[_ROWS]["median_s"] + build * _SLICES,
     }
     return comparison(
         f"training step of heads, {cfg.SOLVER.IMS_PER_BATCH} slices of 512 px",
@@ -66,7 +74,7 @@ def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> di
         cfg.MODEL.DEVICE,
         figures={
             f"{_EPOCHS} epochs of {_SLICES:,} slices, computed from the steps: images over kept "
-            "rows": seconds["images"] / seconds["kept rows"]
+            "rows": seconds["images"] / seconds[_ROWS]
         },
         config_file=config_file,
         build_s_per_slice=build,
@@ -127,8 +135,10 @@ def _heads_bn_stepper(config_file: str, batch: int, seed: int, naive: bool):
     return step
 
 
-def _stepper(cfg: CfgNode, model: nn.Module, batches):
+def _stepper(cfg: CfgNode, model: nn.Module, batches, *, fused: bool):
     optimizer = Trainer.build_optimizer(cfg, model)
+    for group in optimizer.param_groups:
+        group["fused"] = fused and group["fused"]
 
     def step() -> None:
         loss = model.train()(next(batches))["loss_image"]
