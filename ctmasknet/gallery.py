@@ -23,7 +23,7 @@ from ctmasknet.data.natural import natural_key
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, writing
 from ctmasknet.lesion_list import check_score_threshold
 from ctmasknet.modeling.inference import inference_model
 from ctmasknet.visualize import SliceCall, contact_sheet, side_by_side
@@ -207,10 +207,8 @@ def writable_folder(path: str | os.PathLike) -> Path:
         CTMaskNetError: it is a file, or cannot be made or written to.
     """
     path = Path(path)
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise CTMaskNetError(f"{path}: no permission to write here; choose another --output")
     return path
@@ -275,13 +273,5 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     Raises:
         CTMaskNetError: the file cannot be written.
     """
-    try:
-        with atomic_write(path, "wb") as stream:
-            Image.fromarray(picture).save(stream, format="PNG")
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> CTMaskNetError:
-    reason = error.strerror or str(error)
-    return CTMaskNetError(f"{path}: cannot be written ({reason}); choose another --output")
+    with writing(path), atomic_write(path, "wb") as stream:
+        Image.fromarray(picture).save(stream, format="PNG")

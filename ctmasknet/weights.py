@@ -25,7 +25,7 @@ from ctmasknet.authors_layout import (
 )
 from ctmasknet.data.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, writing
 from ctmasknet.legacy_pickle import read_checkpoint
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 from ctmasknet.torch_objects import AnchorData, TensorData, shown
@@ -228,13 +228,8 @@ def import_file(
 
 
 def _save(checkpoint: dict[str, Any], output: str) -> None:
-    try:
-        with atomic_write(output, "wb") as stream:
-            torch.save(checkpoint, stream)
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{output}: cannot be written ({error.strerror}); choose another --output"
-        ) from None
+    with writing(output), atomic_write(output, "wb") as stream:
+        torch.save(checkpoint, stream)
 
 
 def _short_names(state: Mapping[str, Any]) -> dict[str, Any]:

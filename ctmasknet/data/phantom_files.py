@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from ctmasknet.data.patient_ids import PHANTOM_RECIPE
+from ctmasknet.data.workers import map_in_processes
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
+from ctmasknet.files import write_json, writing
 
 
 def save_picture(path: Path, picture: np.ndarray, *options: int) -> None:
@@ -51,13 +48,9 @@ def write_tree(
                 f"{target}: exists and was not made with these arguments; "
                 "choose another folder or pass --overwrite"
             )
-    try:
+    with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{target.parent}: cannot be written ({error}); choose another"
-        ) from error
     try:
         folder.chmod(0o755)
         results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
@@ -95,34 +88,9 @@ def _remove(target: Path) -> None:
         target.unlink()
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[Callable]:
-    if workers == 1:
-        yield map
-        return
-    # Forked workers start at once; started afresh, each would import the whole framework first.
-    fork = "fork" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if fork else None)
-    # A fork copies OpenCV's idea of its threads but not the threads, and waits for them for ever:
-    # so they are put away here, before the pool forks.
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            try:
-                yield pool.map
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-    finally:
-        cv2.setNumThreads(threads)
-
-
 def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 1:
         raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
-    workers = min(workers, len(tasks))
-    with _pool(workers) as mapping:
-        return list(tqdm(mapping(work, tasks), total=len(tasks), desc=desc, unit="patient"))
+    return list(map_in_processes(work, tasks, workers, title=desc, unit="patient", chunksize=1))

@@ -17,7 +17,7 @@ import jinja2
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, writing
 from ctmasknet.report import wording
 from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.evidence import evidence_painter
@@ -107,11 +107,8 @@ def write_report(
         painter=painter,
     )
     page = render(source, pictures, options.gallery)
-    try:
-        with atomic_write(output) as stream:
-            stream.write(page)
-    except OSError as error:
-        raise _cannot_write(output, error) from error
+    with writing(output), atomic_write(output) as stream:
+        stream.write(page)
     return output
 
 
@@ -260,16 +257,9 @@ def _about(source: ReportSource) -> str:
 
 
 def _check_writable(output: Path) -> None:
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(output, error) from error
     if output.is_dir():
         raise CTMaskNetError(f"{output}: is a folder; name a file with --output")
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise CTMaskNetError(f"{output}: no permission to write there; choose another --output")
-
-
-def _cannot_write(output: Path, error: OSError) -> CTMaskNetError:
-    reason = error.strerror or str(error)
-    return CTMaskNetError(f"{output}: cannot be written ({reason}); choose another --output")
