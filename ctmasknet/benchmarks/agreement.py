@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 
+from ctmasknet.benchmarks.stock_peer import StockClassifier
 from ctmasknet.benchmarks.timing import comparison, spread
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.fused_layers import cpu_has_bfloat16
 from ctmasknet.modeling.inference import rechecked, to_inference
 
+_STOCK = "stock Detectron2, image head behind it"
 _MODEL, _COPY, _HALF = "model as trained", "inference copy", "inference copy in bfloat16"
 _CHECKED = "the same, close calls again in float32"
 
 
 def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dict[str, Any]:
     """A trained classifier's classes and logits in its forms, on the first of ``DATASETS.TEST``.
+
+    Stock Detectron2 with its weights is timed beside them; its anchors are not rounded, so its
+    logits are others.
 
     Args:
         config_file: of the classifier.
@@ -29,7 +34,12 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     """
     cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=["MODEL.WEIGHTS", weights]))
     model = load_model(cfg)
-    forms = {_MODEL: model, _COPY: to_inference(model)}
+    peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
+    forms = {
+        _STOCK: peer.take_weights(model).requires_grad_(False),
+        _MODEL: model,
+        _COPY: to_inference(model),
+    }
     if cpu_has_bfloat16():
         forms[_HALF] = to_inference(model, torch.bfloat16)
         margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
@@ -43,11 +53,11 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
                 begin = time.perf_counter()
                 found = form(batch)
                 seconds[name].append((time.perf_counter() - begin) / len(batch))
-                logits[name] += [result["logits"] for result in found]
+                logits[name] += found if name == _STOCK else [one["logits"] for one in found]
     stacked = {name: torch.stack(found) for name, found in logits.items()}
     figures = {f"slices of {dataset}": float(len(stacked[_MODEL]) // repeats)}
     for name in forms:
-        if name != _MODEL:
+        if name not in (_STOCK, _MODEL):
             difference = (stacked[name] - stacked[_MODEL]).abs().amax(dim=1)
             same = stacked[name].argmax(1) == stacked[_MODEL].argmax(1)
             figures[f"{name}: classes equal, %"] = 100 * float(same.float().mean())
@@ -56,7 +66,7 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     return comparison(
         f"trained classifier, {config_file}",
         {name: spread(found) for name, found in seconds.items()},
-        _MODEL,
+        _STOCK,
         cfg.MODEL.DEVICE,
         per="slice",
         figures=figures,
