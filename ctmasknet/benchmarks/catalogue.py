@@ -16,7 +16,7 @@ from ctmasknet.benchmarks.growth import draw_growth, growth
 from ctmasknet.benchmarks.loading import loading
 from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
 from ctmasknet.benchmarks.mask_targets import mask_targets
-from ctmasknet.benchmarks.parts import parts
+from ctmasknet.benchmarks.parts import PART_KINDS, parts
 from ctmasknet.benchmarks.registration import registration
 from ctmasknet.benchmarks.training_steps import KINDS, training_step
 from ctmasknet.engine.allocator import keep_freed_memory
@@ -31,21 +31,23 @@ class Benchmark:
     Args:
         help: one line.
         run: called with ``repeats``, ``seed`` and the options by keyword.
-        options: name -> (default, help); a value has the type of its default.
+        options: name -> (default, help) or (default, help, all values there are); a value has the
+            type of its default.
         draw: draws a result into a PNG file, where there is something to draw.
     """
 
     help: str
     run: Callable[..., dict[str, Any]]
-    options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     draw: Callable[[Mapping[str, Any], str], None] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        for name, (default, text) in self.options.items():
+        for name, (default, text, *values) in self.options.items():
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 type=type(default),
                 default=default,
+                choices=values[0] if values else None,
                 help=f"{text} ({default})",
             )
 
@@ -112,7 +114,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "PNG files to the model's input against Detectron2's mapper",
         loading,
         {
-            "kind": ("lesions", "lesions, with boxes and masks, or slices"),
+            "kind": ("lesions", "with boxes and masks, or slices alone", ("lesions", "slices")),
             "slices": (20, "of a phantom patient"),
         },
     ),
@@ -133,7 +135,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "a training step against stock Detectron2",
         training_step,
         {
-            "kind": ("segmentation", f"one of {', '.join(KINDS)}"),
+            "kind": ("segmentation", "of step", tuple(KINDS)),
             "batch": (2, "slices a step"),
             "side": (512, "of the slices, px"),
         },
@@ -142,7 +144,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "what each speed-up pays: the whole against the same without it",
         parts,
         {
-            "kind": ("inference", f"inference, or a training step: {', '.join(KINDS)}"),
+            "kind": ("inference", "of the copy, or of a training step", PART_KINDS),
             "batch": (1, "slices a call or step"),
             "side": (512, "of the slices, px"),
         },

@@ -22,13 +22,14 @@ from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
 _WHOLE = "ctmasknet"
 #: Kinds that are not a training step -> what the inference copy computes in.
 _INFERENCE = {"inference": torch.float32, "inference-bfloat16": torch.bfloat16}
+PART_KINDS = (*_INFERENCE, *KINDS)
 
 
 def parts(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[str, Any]:
     """The whole, and the whole without one speed-up at a time; ratios below 1 are what it pays.
 
     Args:
-        kind: ``inference``, of the copy in float32, or a key of :data:`KINDS`, a training step.
+        kind: one of :data:`PART_KINDS`: inference by the copy, or a training step.
         batch: slices a call or a step.
         side: of the slices, px.
         repeats: calls of each that are timed.

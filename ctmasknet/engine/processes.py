@@ -86,7 +86,7 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         raise CTMaskNetError(
             f"process {error.error_index + 1} of {args.num_gpus} was ended by {error.signal_name}, "
             "as the system does when memory runs out; take fewer processes (--num-gpus) or a "
-            "smaller batch, and continue with --resume"
+            "smaller batch, and start again, with --resume where the tool has it"
         ) from None
 
 
