@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode
 
-from ctmasknet.data.classes import IMAGE_CLASSES, MASK_TYPES
-from ctmasknet.data.window import Window
+from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
+from ctmasknet.ct.scan import Window
 
 
 def add_ctmasknet_config(cfg: CfgNode) -> None:
@@ -28,7 +28,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
     # The window through which HU become grey levels 0..255, for files that state HU (DICOM, NIfTI);
-    # 8-bit images pass unchanged (see ctmasknet.data.window). In HU.
+    # 8-bit images pass unchanged (see ctmasknet.ct.scan). In HU.
     cfg.INPUT.WINDOW_CENTER_HU = Window.center_hu
     cfg.INPUT.WINDOW_WIDTH_HU = Window.width_hu
     # A slice that cannot be read: error (the run ends and names it) | skip (it is left out; in
@@ -54,7 +54,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
     # How a predicted mask is pasted into the image, and how a lesion's mask is cut to a box in
     # training: detectron2 | published (as the authors' torchvision 0.3 did, see
-    # ctmasknet.modeling.published_masks).
+    # ctmasknet.modeling.masks).
     cfg.MODEL.ROI_MASK_HEAD.PASTE = "detectron2"
     cfg.MODEL.ROI_MASK_HEAD.TARGETS = "detectron2"
 
@@ -86,7 +86,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # (see ctmasknet.modeling.trainable)
     cfg.MODEL.TRAINABLE = "heads"
 
-    # --- evaluation and prediction (see ctmasknet.modeling.inference) ---
+    # --- evaluation and prediction (see ctmasknet.modeling.fast.inference) ---
     cfg.MODEL.INFERENCE = CfgNode()
     # Use a copy with batch normalisation folded into the convolutions: the same results but for
     # rounding, in less time.
@@ -112,12 +112,12 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Iterations from one line in metrics.json, TensorBoard and terminal to the next.
     cfg.SOLVER.LOG_PERIOD = 20
     # Training, checkpoints and evaluation in epochs, passes over the slices trained on; above 0
-    # they decide over MAX_ITER, CHECKPOINT_PERIOD and EVAL_PERIOD (see ctmasknet.engine.epochs).
+    # they decide over MAX_ITER, CHECKPOINT_PERIOD and EVAL_PERIOD (see ctmasknet.engine.setup).
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     cfg.TEST.EVAL_EPOCHS = 0
     # With SOLVER.AMP.ENABLED, what layers compute in: float16 | bfloat16; "" for float16 on CUDA
-    # and bfloat16 on a CPU (see ctmasknet.engine.precision).
+    # and bfloat16 on a CPU (see ctmasknet.engine.solver).
     cfg.SOLVER.AMP.DTYPE = ""
     # Evaluation while training also gives the losses on DATASETS.VAL, as validation/<loss>.
     cfg.TEST.VALIDATION_LOSS = True

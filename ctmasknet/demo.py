@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ctmasknet.engine.surroundings import hardware
+from ctmasknet.engine.record import hardware
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import replace_between_marks, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
-
 LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
 SLICE_VAL_SET = "covidx_ct_val"

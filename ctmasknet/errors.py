@@ -1,4 +1,7 @@
-"""The one kind of error a user of the tools is meant to read."""
+"""The one kind of error a user of the tools is meant to read.
+
+Which seeds a command line may give.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,13 @@ def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
             return 2
 
     return wrapped
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes (scikit-learn's take 32 bits).
+
+    Raises:
+        CTMaskNetError: a seed outside 0..2^32 - 1; a negative one does not mean a random seed here.
+    """
+    if not 0 <= seed < 2**32:
+        raise CTMaskNetError(f"seed is {seed}; give a number within 0..{2**32 - 1}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ctmasknet.data.leaks import overlap_lines, overlaps
-from ctmasknet.data.near_duplicates import (
+from ctmasknet.data.duplicates import (
     DEFAULT_DISTANCE,
     near_duplicate_lines,
     near_duplicates_of_sets,
     write_near_duplicates,
 )
+from ctmasknet.data.patients import overlap_lines, overlaps
 from ctmasknet.errors import command_line
 
 

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from ctmasknet.card import card_text, data_card
-from ctmasknet.card_picture import draw_card
-from ctmasknet.data.near_duplicates import DEFAULT_DISTANCE
+from ctmasknet.data.duplicates import DEFAULT_DISTANCE
+from ctmasknet.draw.card import draw_card
 from ctmasknet.errors import command_line
 from ctmasknet.files import atomic_write, write_json
+from ctmasknet.prepare.card import card_text, data_card
 
 
 def parser() -> argparse.ArgumentParser:

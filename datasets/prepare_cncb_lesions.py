@@ -14,25 +14,24 @@ import os
 import sys
 from pathlib import Path
 
-from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
-from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.data.command_words import add_numbering_arguments, parse_assignments
-from ctmasknet.data.convert_volumes import VolumeConversion
-from ctmasknet.data.dicom_seg_masks import parse_segments
-from ctmasknet.data.label_masks import (
-    LABEL_NAMES,
-    Orientation,
-    parse_labels,
-    supported_mask_types,
-)
-from ctmasknet.data.lesion_files import source_folders
-from ctmasknet.data.masks_to_coco import MIN_AREA_PX, Conversion
-from ctmasknet.data.patient_rules import PatientRule, read_groups
-from ctmasknet.data.prepare_lesions import prepare_lesions, summary_table
-from ctmasknet.data.root import datasets_root, set_folder
+from ctmasknet.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.ct.scan import Window, parse_window
+from ctmasknet.data.label_masks import LABEL_NAMES, Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
-from ctmasknet.data.window import Window, parse_window
 from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.names import PatientRule, read_groups
+from ctmasknet.prepare.arguments import (
+    add_bad_arguments,
+    add_numbering_arguments,
+    bad_slices_from,
+    parse_assignments,
+)
+from ctmasknet.prepare.lesion_sources import VolumeConversion
+from ctmasknet.prepare.lesions import prepare_lesions, summary_table
+from ctmasknet.prepare.mask_volumes import parse_segments
+from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
+from ctmasknet.prepare.pairs import source_folders
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,20 +6,24 @@ import argparse
 import os
 import sys
 
-from ctmasknet.data.bad_arguments import add_bad_arguments, bad_slices_from
-from ctmasknet.data.command_words import add_numbering_arguments, parse_assignments
-from ctmasknet.data.prepare_slices import (
+from ctmasknet.ct.scan import Window, parse_window
+from ctmasknet.data.prepared import datasets_root, set_folder
+from ctmasknet.data.splits import parse_shares
+from ctmasknet.errors import command_line
+from ctmasknet.names import compile_patient_pattern
+from ctmasknet.prepare.arguments import (
+    add_bad_arguments,
+    add_numbering_arguments,
+    bad_slices_from,
+    parse_assignments,
+)
+from ctmasknet.prepare.slices import (
     parse_class_folders,
     parse_counts,
     parse_grey_window,
     prepare_slices,
+    summary_table,
 )
-from ctmasknet.data.root import datasets_root, set_folder
-from ctmasknet.data.slice_records import compile_patient_pattern
-from ctmasknet.data.slice_sets import summary_table
-from ctmasknet.data.splits import parse_shares
-from ctmasknet.data.window import Window, parse_window
-from ctmasknet.errors import command_line
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,8 +7,8 @@ import sys
 
 from tabulate import tabulate
 
-from ctmasknet.data.phantom import write_phantom_lesions, write_phantom_slices
 from ctmasknet.errors import command_line
+from ctmasknet.phantom.write import write_phantom_lesions, write_phantom_slices
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from scipy.special import expit
 
 from ctmasknet.config import add_ctmasknet_config
-from ctmasknet.data import datasets
+from ctmasknet.data import registry as datasets
 from ctmasknet.evaluation import SlicePrediction
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -20,17 +20,16 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from ct_samples import damage_seeds
+from tests.ct_samples import damage_seeds
 
 SECONDS_A_FILE = 5.0
 BYTES = 2**30
-
 #: Runs in a process of its own. Address space: 1 GiB above what the imports took.
 _READER = """
 import faulthandler, json, re, resource, sys, time
 import numpy as np
-from ctmasknet.data.ct_io import read_scans
-from ctmasknet.data.window import Window
+from ctmasknet.ct.read import read_scans
+from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
 
 faulthandler.enable()
@@ -56,7 +55,6 @@ for path in sys.stdin.read().splitlines():
         "bytes": int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024,
     }}), flush=True)
 """
-
 _LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
 
 

@@ -28,7 +28,6 @@ from pydicom.uid import (
 SPACING_MM = (2.0, 1.5, 5.0)  # between rows, columns, slices
 ORIGIN_LPS_MM = (-30.0, -40.0, 100.0)  # centre of pixel (0, 0) of the lowest slice
 SERIES = "1.2.826.0.1.3680043.8.498.1"
-
 #: Upright (column, row, slice) index -> RAS mm.
 AFFINE = np.array(
     [
@@ -38,7 +37,6 @@ AFFINE = np.array(
         [0, 0, 0, 1],
     ]
 )
-
 #: All ways to lay three axes: 6 orders times 8 directions.
 ORIENTATIONS = [
     "".join(codes)

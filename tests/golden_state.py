@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ctmasknet.engine.setup import read_cfg
-from ctmasknet.weights import ImportedVariant, import_checkpoint
+from ctmasknet.weights.imported import ImportedVariant, import_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -8,12 +8,12 @@ from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, ROIMasks
-from golden_state import build, golden_model, imported_model, read_image
 
-from ctmasknet.authors_layout import Variant, authors_layout, sizes_outermost
-from ctmasknet.legacy_pickle import read_checkpoint
-from ctmasknet.modeling.inference import to_inference
-from ctmasknet.modeling.published_masks import PublishedBitMasks, PublishedROIMasks
+from ctmasknet.modeling.fast.inference import to_inference
+from ctmasknet.modeling.masks import PublishedBitMasks, PublishedROIMasks
+from ctmasknet.weights.layout import Variant, authors_layout, sizes_outermost
+from ctmasknet.weights.pickle import read_checkpoint
+from tests.golden_state import build, golden_model, imported_model, read_image
 
 #: Scores closer than this tie: their order depends on rounding, also from one CPU to the next.
 TIE = 1e-6

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ctmasknet.benchmarks.catalogue import BENCHMARKS
-from ctmasknet.benchmarks.table import text_of, write_readme_table
+from ctmasknet.benchmarks.harness import text_of, write_readme_table
 from ctmasknet.errors import command_line
 from ctmasknet.files import write_json
 

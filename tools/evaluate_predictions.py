@@ -12,10 +12,10 @@ in the classifier's checkpoint as well.
 import argparse
 import sys
 
-from ctmasknet.engine.stored_calibration import store_calibration, stored_calibration
+from ctmasknet.engine.checkpoint import store_calibration, stored_calibration
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.pooling import TOP_K
-from ctmasknet.evaluation.report_text import evaluate_predictions, report_text
+from ctmasknet.evaluation.report import evaluate_predictions, report_text
 from ctmasknet.evaluation.validation_fit import POOLINGS, PoolingChoice
 
 

@@ -18,8 +18,7 @@ from ctmasknet.engine.processes import launch
 from ctmasknet.errors import command_line
 from ctmasknet.explain.attribution import HIDDEN, METHODS
 from ctmasknet.explain.drawing import MOST_BOXES
-from ctmasknet.explain.run import explain_from_command_line
-from ctmasknet.explain.slices import ATTRIBUTIONS
+from ctmasknet.explain.run import ATTRIBUTIONS, explain_from_command_line
 
 
 def parse(argv=None):

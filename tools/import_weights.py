@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.classes import MASK_TYPES
 from ctmasknet.errors import command_line
-from ctmasknet.weights import import_file
+from ctmasknet.weights.imported import import_file
 
 
 @command_line

@@ -11,8 +11,8 @@ NMS 0.25 and 0.75 beside ground truth. The numbers drawn stand beside the pictur
 import argparse
 import sys
 
+from ctmasknet.draw.lesion_statistics import figure_1
 from ctmasknet.errors import command_line
-from ctmasknet.paper.figures import figure_1
 from ctmasknet.paper.suppression import figure_2
 
 

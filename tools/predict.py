@@ -16,7 +16,7 @@ from ctmasknet.engine.processes import launch
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.validation_fit import POOLINGS
 from ctmasknet.predict.command import predict_from_command_line
-from ctmasknet.predict.work import MASKS
+from ctmasknet.predict.run import MASKS
 
 
 def parse(argv=None):

@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ctmasknet.engine.processes import launch
-from ctmasknet.engine.run_record import recorded
+from ctmasknet.engine.record import recorded
 from ctmasknet.engine.setup import load_model, setup_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.errors import command_line

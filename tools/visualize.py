@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from ctmasknet.errors import command_line
-from ctmasknet.gallery import CONTACT_SHEET, draw_from_command_line
+from ctmasknet.predict.gallery import CONTACT_SHEET, draw_from_command_line
 
 
 def parse(argv=None):

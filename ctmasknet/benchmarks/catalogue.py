@@ -7,19 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctmasknet.benchmarks.agreement import agreement
-from ctmasknet.benchmarks.classifier_inference import inference
-from ctmasknet.benchmarks.classifier_training import heads_bn, heads_cache
-from ctmasknet.benchmarks.coco_evaluation import coco_evaluation
-from ctmasknet.benchmarks.exported import exported
 from ctmasknet.benchmarks.growth import draw_growth, growth
-from ctmasknet.benchmarks.loading import loading
-from ctmasknet.benchmarks.mask_conversion import mask_conversion, mask_conversion_processes
+from ctmasknet.benchmarks.inference import agreement, exported, inference
+from ctmasknet.benchmarks.loading import (
+    coco_evaluation,
+    loading,
+    mask_conversion,
+    mask_conversion_processes,
+    registration,
+)
 from ctmasknet.benchmarks.mask_targets import mask_targets
 from ctmasknet.benchmarks.parts import PART_KINDS, parts
-from ctmasknet.benchmarks.registration import registration
+from ctmasknet.benchmarks.training import heads_bn, heads_cache
 from ctmasknet.benchmarks.training_steps import KINDS, training_step
-from ctmasknet.engine.allocator import keep_freed_memory
+from ctmasknet.engine.processes import keep_freed_memory
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
 

@@ -19,14 +19,14 @@ from detectron2.modeling import build_model
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ctmasknet.benchmarks.timing import comparison, spread
-from ctmasknet.data.ct_io import read_scans
+from ctmasknet.benchmarks.harness import comparison, spread
+from ctmasknet.ct.read import read_scans
+from ctmasknet.ct.scan import Window
 from ctmasknet.data.mapper import SliceMapper
-from ctmasknet.data.window import Window
-from ctmasknet.engine.allocator import keep_freed_memory
-from ctmasknet.engine.memory import peak_memory_mb
+from ctmasknet.engine.metrics import peak_memory_mb
+from ctmasknet.engine.processes import keep_freed_memory
 from ctmasknet.engine.setup import read_cfg
-from ctmasknet.modeling.inference import inference_model
+from ctmasknet.modeling.fast.inference import inference_model
 
 #: Axis -> its values. All others are as in _BASE meanwhile; 0 slices a volume: pictures.
 AXES: dict[str, tuple[int, ...]] = {

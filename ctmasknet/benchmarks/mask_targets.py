@@ -10,9 +10,9 @@ import torch
 from detectron2.structures import BitMasks
 from torch import Tensor
 
-from ctmasknet.benchmarks.timing import comparison, interleaved, peak_memory_of
-from ctmasknet.engine.memory import peak_memory_mb
-from ctmasknet.modeling.shared_masks import SharedBitMasks
+from ctmasknet.benchmarks.harness import comparison, interleaved, peak_memory_of
+from ctmasknet.engine.metrics import peak_memory_mb
+from ctmasknet.modeling.masks import SharedBitMasks
 
 
 def mask_targets(*, proposals: int, lesions: int, repeats: int, seed: int) -> dict[str, Any]:

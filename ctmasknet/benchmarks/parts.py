@@ -10,13 +10,12 @@ from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
-from ctmasknet.benchmarks.apart import Apart
-from ctmasknet.benchmarks.classifier_inference import calibrated_classifier, noise_slices
-from ctmasknet.benchmarks.timing import comparison, interleaved
+from ctmasknet.benchmarks.harness import Apart, comparison, interleaved
+from ctmasknet.benchmarks.inference import calibrated_classifier, noise_slices
 from ctmasknet.benchmarks.training_steps import KINDS, kind_cfg, step_trainer, stepper
-from ctmasknet.modeling.inference import to_inference
+from ctmasknet.modeling.fast.inference import to_inference
 from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.pooling import BagROIPooler
+from ctmasknet.modeling.roi_align import BagROIPooler
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
 
 _WHOLE = "ctmasknet"

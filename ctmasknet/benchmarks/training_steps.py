@@ -15,15 +15,14 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ctmasknet.benchmarks.apart import Apart
+from ctmasknet.benchmarks.harness import Apart, comparison, interleaved, peak_memory_of
 from ctmasknet.benchmarks.loading import phantom_dicts
-from ctmasknet.benchmarks.stock_peer import StockClassifier, stock_cfg
-from ctmasknet.benchmarks.timing import comparison, interleaved, peak_memory_of
+from ctmasknet.benchmarks.peers import StockClassifier, stock_cfg
 from ctmasknet.data.mapper import LesionMapper
-from ctmasknet.engine.allocator import keep_freed_memory
-from ctmasknet.engine.memory import peak_memory_mb
-from ctmasknet.engine.precision import build_step_trainer
+from ctmasknet.engine.metrics import peak_memory_mb
+from ctmasknet.engine.processes import keep_freed_memory
 from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.solver import build_step_trainer
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.trainable import set_trainable
 

@@ -20,14 +20,12 @@ from ctmasknet.files import write_json
 
 if TYPE_CHECKING:  # the preparation tools start without Detectron2
     from detectron2.config import CfgNode
-
 #: ``DATALOADER.BAD_SLICES``.
 MODES = ("error", "skip")
 #: The report's usual name.
 REPORT = "bad_slices.json"
 #: Name of all slices that a set is prepared from, in messages and reports about bad ones.
 SOURCE = "source"
-
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -12,17 +12,17 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ctmasknet.data.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.data.images import check_not_turned, check_one_page, is_deep
+from ctmasknet.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.ct.find import find_files
+from ctmasknet.ct.pictures import check_not_turned, check_one_page, is_deep
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.names import PatientRule
 
 #: Names a mask value may have. All but the last three are background for the detector.
 LABEL_NAMES = ("background", "lung", "ggo", "consolidation", "lesion")
 LESION_LABELS = LABEL_NAMES[2:]
-
 #: Label names whose pixels make up each class of each mask type.
 _SOURCES = {"ggo": ("ggo",), "consolidation": ("consolidation",), "lesion": LESION_LABELS}
-
 _EIGHT_BIT_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "1")
 #: PIL stretches grey PNGs of 2 and 4 bits to 0..255; these factors undo it, since a label is a
 #: number, not a grey.
@@ -259,3 +259,29 @@ def _raw_mode(image: Image.Image) -> str | None:
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else None
     return arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff")
+
+
+def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
+    """Relative path of each slice's file; linked folders count, each once, hidden ones do not."""
+    found: dict[str, str] = {}
+    for path in (Path(each.path) for each in find_files([folder])):
+        if path.suffix.lower() not in suffixes:
+            continue
+        file = path.relative_to(folder).as_posix()
+        try:
+            key = rule.key(file)
+        except CTMaskNetError as error:
+            raise CTMaskNetError(
+                f"{folder}: {error}; for other names give --patient-pattern, --groups or "
+                "--patients each-file"
+            ) from None
+        if key in found:
+            raise CTMaskNetError(
+                f"{folder / file}: the slice {key} is named twice, also as "
+                f"{folder / found[key]}; remove one"
+            )
+        found[key] = file
+    return found

@@ -17,7 +17,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, read_image
 from detectron2.structures import BitMasks
 
-from ctmasknet.data.images import check_eight_bit, check_sides, naming_file
+from ctmasknet.ct.pictures import check_eight_bit, check_sides, naming_file
 from ctmasknet.errors import CTMaskNetError
 
 

@@ -17,7 +17,6 @@ from ctmasknet.errors import CTMaskNetError
 
 #: The names a split may have; data sets are registered as ``<name>_<split>``.
 SPLITS = ("train", "val", "test")
-
 _MAX_PASSES = 20
 
 

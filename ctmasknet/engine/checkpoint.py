@@ -1,4 +1,9 @@
-"""Checkpoints that say what they are for, are written whole, and are refused where unfit."""
+"""Checkpoints that say what they are for, are written whole, and are refused where unfit.
+
+When checkpoints are written.
+
+Temperature, thresholds and pooling inside the checkpoint of the classifier they belong to.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,11 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from torch import nn
 
-from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.classes import MASK_TYPES
+from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.trained_on import TRAINED_ON, Record, merged
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
@@ -28,12 +35,10 @@ BEST = "model_best"
 FINAL = "model_final"
 #: File that names the checkpoint to resume from.
 _LAST = "last_checkpoint"
-
 #: What torch raises at a damaged file.
 READ_ERRORS = (
     *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError),
 )
-
 #: Which configuration key holds what a specification's entry states.
 SPEC_KEYS = {
     "lesion_classes": "MODEL.LESION_CLASSES",
@@ -297,3 +302,81 @@ def _part_is_missing(name: str, missing: list[str], weights: list[str]) -> bool:
 
 def _part_of(name: str) -> str:
     return next((part for part in _PARTS if name.startswith(part)), "")
+
+
+class PeriodicCheckpoint(HookBase):
+    """Writes ``model_<iteration>`` every ``period`` iterations, and ``model_final`` after the last.
+
+    Other than Detectron2's it runs in every process, because a checkpoint holds all of their random
+    states. It belongs behind everything whose state a checkpoint has to hold.
+    """
+
+    def __init__(
+        self, checkpointer: CTMaskNetCheckpointer, period: int, random_states: RandomStates
+    ):
+        """
+        Args:
+            checkpointer: writes in the main process.
+            period: iterations from one checkpoint to the next; 0: only after the last.
+            random_states: asked to collect them first.
+        """
+        self._checkpointer = checkpointer
+        self._period = period
+        self._random_states = random_states
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        final = done == self.trainer.max_iter or self.trainer.is_stopping
+        if not final and (self._period <= 0 or done % self._period):
+            return
+        self.trainer.share_buffers()
+        self._random_states.collect()
+        name = FINAL if final else f"model_{self.trainer.iter:07d}"
+        self._checkpointer.save(name, iteration=self.trainer.iter)
+
+
+#: Key inside a checkpoint's specification.
+CALIBRATION = "calibration"
+
+
+def store_calibration(path: str | os.PathLike, calibration: Mapping[str, Any]) -> None:
+    """Put a calibration into a checkpoint, in place of an earlier one; the file is written whole.
+
+    Training on from the checkpoint drops it, because it fits these weights alone.
+
+    Args:
+        path: a classifier's checkpoint written by ctmasknet.
+        calibration: :meth:`ctmasknet.evaluation.validation_fit.ValidationFit.to_json`.
+
+    Raises:
+        CTMaskNetError: no such checkpoint, or one of other classes.
+    """
+    checkpoint = read_checkpoint(path)
+    classes = _spec(path, checkpoint).get("image_classes")
+    if classes != list(calibration["class_names"]):
+        raise CTMaskNetError(
+            f"{path}: classifies {classes}, but the predictions have "
+            f"{list(calibration['class_names'])}; give the checkpoint that made the predictions"
+        )
+    checkpoint[SPEC][CALIBRATION] = dict(calibration)
+    with atomic_write(path, "wb") as stream:
+        torch.save(checkpoint, stream)
+
+
+def stored_calibration(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What :func:`store_calibration` put into a checkpoint, None where nothing was.
+
+    Raises:
+        CTMaskNetError: no classifier's checkpoint written by ctmasknet.
+    """
+    return _spec(path, read_checkpoint(path)).get(CALIBRATION)
+
+
+def _spec(path: str | os.PathLike, checkpoint: Any) -> dict[str, Any]:
+    spec = checkpoint.get(SPEC) if isinstance(checkpoint, dict) else None
+    if not isinstance(spec, dict) or spec.get("task") != "classification":
+        raise CTMaskNetError(
+            f"{path}: no classifier's checkpoint written by ctmasknet; give model_best.pth of the "
+            "classifier that made the predictions"
+        )
+    return spec

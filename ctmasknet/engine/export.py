@@ -16,7 +16,7 @@ from torch import Tensor
 from ctmasknet.engine.checkpoint import is_classifier, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
-from ctmasknet.modeling.export import ExportableClassifier
+from ctmasknet.modeling.fast.program import ExportableClassifier
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
 #: A file's suffix -> what it holds.

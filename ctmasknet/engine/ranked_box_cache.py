@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
+from ctmasknet.ct.pictures import naming_file
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
-from ctmasknet.data.content import content_sha256
-from ctmasknet.data.images import naming_file
 from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.data.prepared import content_sha256
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
-from ctmasknet.modeling.inference import inference_model
+from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
 CACHE_MODES = ("auto", "on", "off")

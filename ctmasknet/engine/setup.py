@@ -1,10 +1,16 @@
-"""From a command line to a configuration that is complete, and to a model that is loaded."""
+"""From a command line to a configuration that is complete, and to a model that is loaded.
+
+Epochs as a unit beside iterations (the paper trains 100 and 50 epochs, section 4).
+
+The configuration of a prediction: the file's, completed by what the checkpoint states.
+"""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +19,85 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ctmasknet.config import add_ctmasknet_config
-from ctmasknet.data.datasets import dataset_dicts, known_sets, register_prepared
-from ctmasknet.data.leaks import REFUSE, WARN, check_held_out
-from ctmasknet.engine.checkpoint import BEST, CTMaskNetCheckpointer, is_classifier, spec_of
-from ctmasknet.engine.epochs import resolve_epochs
+from ctmasknet.data.patients import REFUSE, WARN, check_held_out
+from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
+from ctmasknet.engine.checkpoint import (
+    BEST,
+    SPEC,
+    SPEC_KEYS,
+    CTMaskNetCheckpointer,
+    is_classifier,
+    read_checkpoint,
+    spec_of,
+)
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import check_trained_on
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_head import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.image_heads.s import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.trainable import MODES
+
+#: Key in epochs -> key in iterations that it sets.
+_UNITS = {
+    "SOLVER.MAX_EPOCHS": "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_EPOCHS": "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_EPOCHS": "TEST.EVAL_PERIOD",
+}
+_LOGGER = logging.getLogger(__name__)
+
+
+def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ()) -> None:
+    """Turn what ``cfg`` (in place) states in epochs into iterations, rounded up.
+
+    A key in epochs above 0 decides over the key in iterations of the configuration files. Given on
+    the command line, the key in iterations decides.
+
+    Args:
+        cfg: not frozen.
+        num_slices: slices that one epoch draws.
+        overrides: ``KEY VALUE`` pairs of the command line.
+
+    Raises:
+        CTMaskNetError: negative epochs, or both units of one key on the command line.
+    """
+    given = {str(key) for key in overrides[::2]}
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    for in_epochs, in_iterations in _UNITS.items():
+        section, name = in_epochs.split(".")
+        epochs = cfg[section][name]
+        if epochs < 0:
+            raise CTMaskNetError(f"{in_epochs} is {epochs}; set a number of epochs, or 0 for none")
+        if in_iterations in given:
+            if in_epochs in given and epochs:
+                raise CTMaskNetError(
+                    f"{in_epochs} and {in_iterations} are both given; leave one of them out"
+                )
+            cfg[section][name] = 0
+            continue
+        if epochs:
+            iterations = math.ceil(epochs * num_slices / batch)
+            cfg[section][in_iterations.split(".")[1]] = iterations
+            _LOGGER.info(
+                "%s: %d epochs of %d slices in batches of %d: %s %d",
+                in_epochs,
+                epochs,
+                num_slices,
+                batch,
+                in_iterations,
+                iterations,
+            )
+    if not cfg.SOLVER.MAX_EPOCHS:
+        _LOGGER.info(
+            "SOLVER.MAX_ITER %d in batches of %d: %.2f epochs of %d slices",
+            cfg.SOLVER.MAX_ITER,
+            batch,
+            cfg.SOLVER.MAX_ITER * batch / num_slices,
+            num_slices,
+        )
+
 
 BEST_CHECKPOINT = f"{BEST}.pth"
 
@@ -206,3 +279,51 @@ def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+_TASKS = {True: "classification", False: "segmentation"}
+
+
+def prediction_cfg(
+    config_file: str | os.PathLike, overrides: Sequence[str] = (), weights: str | None = None
+) -> tuple[CfgNode, dict]:
+    """The frozen configuration and the specification inside the checkpoint.
+
+    Classes, HU window, number of boxes and rounding of anchors are the checkpoint's, unless an
+    override names the key: no data set has to be there to predict.
+
+    Args:
+        config_file: such as ``configs/cls.yaml``.
+        overrides: ``KEY VALUE`` pairs.
+        weights: the checkpoint; default ``MODEL.WEIGHTS`` where it is an override, else
+            ``model_best.pth`` of ``OUTPUT_DIR``.
+
+    Raises:
+        CTMaskNetError: see :func:`ctmasknet.engine.setup.read_cfg`; no such weights, unreadable
+            ones, or those of the other task.
+    """
+    overrides = [str(word) for word in overrides]
+    cfg = read_cfg(os.fspath(config_file), overrides)
+    given = weights or (cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in overrides[::2] else None)
+    path = os.fspath(given or os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT))
+    if "://" not in path and not os.path.isfile(path):
+        raise CTMaskNetError(
+            f"{path}: no such weights file; train it with `python tools/train_net.py --config-file "
+            f"{config_file}`, or set MODEL.WEIGHTS to another file"
+        )
+    cfg.MODEL.WEIGHTS = path
+    found = read_checkpoint(PathManager.get_local_path(path)).get(SPEC)
+    spec = found if isinstance(found, dict) else {}
+    task = _TASKS[is_classifier(cfg)]
+    if spec.get("task", task) != task:
+        raise CTMaskNetError(
+            f"{path}: a checkpoint for {spec['task']}, but {config_file} is for {task}; give "
+            f"{'configs/seg.yaml' if task == 'classification' else 'configs/cls.yaml'} or the "
+            "configuration it was trained with"
+        )
+    for name, key in SPEC_KEYS.items():
+        if name in spec and key not in overrides[::2]:
+            cfg.merge_from_list([key, spec[name]])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
+    cfg.freeze()
+    return cfg, spec

@@ -19,13 +19,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.evaluation import (
-    ImageClassificationEvaluator,
-    LesionEvaluator,
-    PerImageAPEvaluator,
-)
+from ctmasknet.evaluation import ImageClassificationEvaluator, LesionEvaluator, PerImageAPEvaluator
 from ctmasknet.files import write_json
-from ctmasknet.modeling.inference import inference_model
+from ctmasknet.modeling.fast.inference import inference_model
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:

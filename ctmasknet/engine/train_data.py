@@ -6,13 +6,20 @@ goes on with other data. Here a *position* counts all images that a training dra
 processes; the image at a position and its augmentation are functions of (seed, position). So a
 training can continue at any iteration, with any number of workers, and several processes see
 together what one would see.
+
+What the processes of a run know of bad slices, put together.
+
+See :mod:`ctmasknet.data.bad_slices`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +28,16 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded, Replacement
+from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
+from ctmasknet.engine.validation import EarlyStop
 from ctmasknet.errors import CTMaskNetError
 
 #: Name of all slices trained on, in messages and reports about bad ones.
 TRAINING = "training"
-
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -272,3 +280,80 @@ def _aspect_groups(dicts: Sequence[dict[str, Any]]) -> list[int] | None:
     if not all("width" in entry and "height" in entry for entry in dicts):
         return None
     return [int(entry["width"] > entry["height"]) for entry in dicts]
+
+
+#: Iterations after which Detectron2's timer has a first value.
+_TIMED_AFTER = 3
+
+
+@contextlib.contextmanager
+def listed_bad_slices(bad: BadSlices, folder: str | os.PathLike) -> Iterator[None]:
+    """Write ``<folder>/bad_slices.json`` when the block ends; every process has to come here.
+
+    Raises:
+        CTMaskNetError: in every process, when a data set has more bad slices than allowed: before
+            the block if they are known by then, else after it.
+    """
+    report = Path(folder) / REPORT
+    if bad.skip and bad.exceeded():
+        _finish(bad, report)
+    try:
+        yield
+    except CTMaskNetError:
+        # Other processes end too, but not here: what this one knows has to do.
+        if bad.skip and comm.is_main_process():
+            bad.finish(report)
+        raise
+    _finish(bad, report)
+
+
+def _finish(bad: BadSlices, report: Path) -> None:
+    bad.gather(comm.all_gather)
+    if comm.is_main_process():
+        bad.finish(report, check=False)
+    if bad.skip and (problem := bad.exceeded()):
+        raise CTMaskNetError(f"{problem}; all are listed in {report}")
+
+
+class GatherBadSlices(HookBase):
+    """Gives every process what the others met, and keeps it in the checkpoint.
+
+    Belongs before the hook that writes checkpoints.
+    """
+
+    def __init__(self, bad: BadSlices, periods: Sequence[int]):
+        """
+        Args:
+            bad: of this process.
+            periods: iterations after which it is due: every multiple of one of these.
+        """
+        self.bad = bad
+        self._periods = [period for period in periods if period > 0]
+        #: Whether more slices than allowed are known to be bad, the same in every process.
+        self.too_many = False
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        due = done == self.trainer.max_iter or any(done % period == 0 for period in self._periods)
+        if self.bad.skip and due:
+            self.bad.gather(comm.all_gather)
+            self.too_many = self.bad.exceeded() is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.bad.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bad.load_state_dict(state)
+
+
+class EndIfTooManyBad(HookBase):
+    """Ends the training early once too many slices are known to be bad; after the checkpoint."""
+
+    def __init__(self, gathered: GatherBadSlices):
+        self._gathered = gathered
+
+    def after_step(self) -> None:
+        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
+        timed = self.trainer.iter - self.trainer.start_iter >= _TIMED_AFTER
+        if self._gathered.too_many and timed:
+            raise EarlyStop

@@ -2,7 +2,7 @@
 
 A classifier's checkpoint also carries what its detector was trained on, so a patient who taught the
 detector is not met again in the classifier's validation or test set. Ids are compared where both
-sides state one numbering (:mod:`ctmasknet.data.patient_ids`), and kept as hashes, so that a
+sides state one numbering (:mod:`ctmasknet.data.patients`), and kept as hashes, so that a
 checkpoint that is passed on shows no names. Numbers few enough to be tried out can still be told.
 """
 
@@ -13,21 +13,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ctmasknet.data.leaks import (
-    ADVICE,
-    Patients,
-    first_few,
-    log_not_comparable,
-    report,
-)
+from ctmasknet.data.patients import ADVICE, Patients, first_few, log_not_comparable, report
 
 #: Key of the record inside a checkpoint file.
 TRAINED_ON = "trained_on"
-
 _LOGGER = logging.getLogger(__name__)
 #: Hexadecimal digits of a patient's hash; 64 bits, so no two of a million patients share one.
 _DIGITS = 16
-
 #: For every set: ``dataset`` (name), ``task``, ``patient_ids`` (name of the numbering or None) and
 #: ``patients`` (sorted hashes; none without a numbering).
 Record = list[dict[str, Any]]
@@ -63,7 +55,7 @@ def check_trained_on(
         path: the weights file, for messages.
         record: what it carries; None when it carries no record.
         names: registered sets to evaluate.
-        on_shared: see :func:`ctmasknet.data.leaks.check_patients_disjoint`.
+        on_shared: see :func:`ctmasknet.data.patients.check_patients_disjoint`.
 
     Raises:
         CTMaskNetError: names the patient, both sets and what to do.

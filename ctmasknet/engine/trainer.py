@@ -20,23 +20,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
-from ctmasknet.data.datasets import dataset_dicts, known_sets
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
-from ctmasknet.engine.bad_slices import EndIfTooManyBad, GatherBadSlices, listed_bad_slices
-from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, is_classifier, spec_of
-from ctmasknet.engine.learning_curves import LearningCurves
-from ctmasknet.engine.memory import PeakMemory
-from ctmasknet.engine.optimizer import build_optimizer
-from ctmasknet.engine.periodic_checkpoint import PeriodicCheckpoint
-from ctmasknet.engine.precision import build_step_trainer
+from ctmasknet.data.registry import dataset_dicts, known_sets
+from ctmasknet.engine.checkpoint import (
+    CTMaskNetCheckpointer,
+    PeriodicCheckpoint,
+    is_classifier,
+    spec_of,
+)
+from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
+from ctmasknet.engine.solver import build_optimizer, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
-from ctmasknet.engine.train_data import TRAINING, build_train_loader, training_dicts
+from ctmasknet.engine.train_data import (
+    TRAINING,
+    EndIfTooManyBad,
+    GatherBadSlices,
+    build_train_loader,
+    listed_bad_slices,
+    training_dicts,
+)
 from ctmasknet.engine.trained_on import check_trained_on, training_record
-from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
-from ctmasknet.engine.validation_loss import detector_losses
-from ctmasknet.engine.writers import MetricWriters
+from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished
 
@@ -212,7 +218,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`ctmasknet.engine.optimizer.build_optimizer`."""
+        """See :func:`ctmasknet.engine.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod

@@ -8,7 +8,6 @@ from ctmasknet.evaluation.confusion import (
     confusion_matrix,
     confusion_table,
 )
-from ctmasknet.evaluation.image_classification import ImageClassificationEvaluator
 from ctmasknet.evaluation.lesions import LesionEvaluator, lesion_free_metrics
 from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, PerImageAPEvaluator, per_image_ap
 from ctmasknet.evaluation.pooling import PooledPrediction, ScorePooling, pool_slices
@@ -17,6 +16,7 @@ from ctmasknet.evaluation.predictions import (
     read_predictions_csv,
     write_predictions_csv,
 )
+from ctmasknet.evaluation.slices import ImageClassificationEvaluator
 
 __all__ = [
     "IOU_THRESHOLDS",

@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 from tqdm import trange
 
-from ctmasknet.data.classes import IMAGE_CLASSES
-from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.resampled_metrics import (
+from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.errors import CTMaskNetError, check_seed
+from ctmasknet.evaluation.intervals import bootstrap_intervals
+from ctmasknet.evaluation.metrics import (
     calibration_gaps,
     level_metrics,
     patients_behind,
     threshold_metrics,
 )
-from ctmasknet.evaluation.uncertainty import bootstrap_intervals
-from ctmasknet.evaluation.units import Units
-from ctmasknet.seeds import check_seed
+from ctmasknet.evaluation.pooling import Units
 
 #: Patients that stand for the truth.
 POPULATION = 40_000

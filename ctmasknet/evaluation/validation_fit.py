@@ -10,32 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.calibration import Temperature, fit_temperature
-from ctmasknet.evaluation.curves import threshold_for_sensitivity
+from ctmasknet.errors import CTMaskNetError, check_seed
 from ctmasknet.evaluation.learned_pooling import (
     LearnedPooling,
     fit_learned_pooling,
     pool_out_of_fold,
+)
+from ctmasknet.evaluation.metrics import (
+    Temperature,
+    fit_temperature,
+    threshold_for_sensitivity,
+    threshold_metrics,
 )
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,
     SCORE_POOLINGS,
     TOP_K,
     ScorePooling,
+    Units,
     check_rows,
     normal_index,
     pool_slices,
+    pooled_units,
+    slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.evaluation.resampled_metrics import threshold_metrics
-from ctmasknet.evaluation.units import Units, pooled_units, slice_units
 from ctmasknet.files import write_json
-from ctmasknet.seeds import check_seed
 
 #: All poolings by name.
 POOLINGS = (*SCORE_POOLINGS, "learned")
-
 _FORMAT = "ctmasknet calibration 1"
 
 

@@ -34,16 +34,13 @@ from ctmasknet.modeling.roi_heads import stretch_rows, stretched_places
 
 #: The sentence that goes with every picture and file of attributions.
 CAVEAT = "input to the decision, not cause"
-
 METHODS = ("occlusion", "integrated_gradients")
 HIDDEN = ("zero", "removed")
-
 #: Occluded slices that go through the head at once: 256 slices of 256 rows are 1.3 MB.
 _AT_ONCE = 256
 # Integration points: doubled from the first to the last until the weights add up.
 _STEPS, _MOST_STEPS = 64, 4096
 _TOLERANCE = 0.01
-
 #: (B, N, 5) rows -> (B, C) logits.
 Head = Callable[[Tensor], Tensor]
 

@@ -12,10 +12,10 @@ import numpy as np
 from detectron2.structures import Instances
 from matplotlib.patches import Rectangle
 
-from ctmasknet.canvas import SliceCanvas, enlarged, legible_scale
+from ctmasknet.draw.canvas import SliceCanvas, enlarged, legible_scale
+from ctmasknet.draw.lesions import SliceCall, call_chunks
+from ctmasknet.draw.pages import Chunk, Panel, compose_page
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution
-from ctmasknet.pages import Chunk, Panel, compose_page
-from ctmasknet.visualize import SliceCall, call_chunks
 
 #: RGB of boxes that speak for the class and of those against it. Neither is a lesion's colour, and
 #: the second are dashed as well, for eyes that see no difference.
@@ -44,7 +44,7 @@ def draw_box_weights(
         weights: (n,) positive for the class.
         texts: n words to go behind the weights, such as ``ggo 0.93``; left out without room.
         most: boxes drawn at most.
-        scale: enlargement, a whole number; default :func:`ctmasknet.canvas.legible_scale`.
+        scale: enlargement, a whole number; default :func:`ctmasknet.draw.canvas.legible_scale`.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB.

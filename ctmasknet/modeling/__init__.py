@@ -1,8 +1,11 @@
 """Parts registered with Detectron2."""
 
-from ctmasknet.modeling.anchors import FlatAnchorRPN, RoundedAnchorGenerator
-from ctmasknet.modeling.backbone import build_resnet_fpn_without_p6_backbone
-from ctmasknet.modeling.image_head import IMAGE_HEAD_REGISTRY, RankedBoxImageHead
+from ctmasknet.modeling.detector import (
+    FlatAnchorRPN,
+    RoundedAnchorGenerator,
+    build_resnet_fpn_without_p6_backbone,
+)
+from ctmasknet.modeling.image_heads.s import IMAGE_HEAD_REGISTRY, RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_head import build_image_head
+from ctmasknet.modeling.image_heads.s import build_image_head
 from ctmasknet.modeling.trainable import set_trainable
 
 

@@ -15,13 +15,11 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.pooling import BagROIPooler
-from ctmasknet.modeling.published_masks import WAYS, PublishedBitMasks, PublishedROIMasks
-from ctmasknet.modeling.shared_masks import SharedBitMasks
+from ctmasknet.modeling.masks import WAYS, PublishedBitMasks, PublishedROIMasks, SharedBitMasks
+from ctmasknet.modeling.roi_align import BagROIPooler
 
 #: Names of a row's numbers, in order.
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
-
 #: Side of the box that is pooled from p4. The published models add 1e-6 to side / 224 before taking
 #: the logarithm (reference), so boxes a hair below a power of two times 224 go one level up.
 CANONICAL_BOX_PX = 224 * (1 - 1e-6)

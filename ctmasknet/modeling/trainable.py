@@ -22,7 +22,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ctmasknet.errors import CTMaskNetError
 
 MODES = ("heads", "heads_bn", "heads_bn_no_shortcut", "full")
-
 _WITHOUT_GRADIENT = ("proposal_generator.", "roi_heads.mask_head.")
 
 

@@ -3,7 +3,7 @@
 * :mod:`ctmasknet.paper.variants`: every config with what its model measures,
 * :mod:`ctmasknet.paper.published`: the published numbers, each with its source,
 * :mod:`ctmasknet.paper.runs`: folders of results and the variant each is of,
-* :mod:`ctmasknet.paper.cells`: a run in a few words,
-* :mod:`ctmasknet.paper.tables` and :mod:`ctmasknet.paper.zoo`: the tables,
-* :mod:`ctmasknet.paper.figures`: the figures.
+* :mod:`ctmasknet.paper.tables`: a run in a few words,
+* :mod:`ctmasknet.paper.tables` and :mod:`ctmasknet.paper.tables`: the tables,
+* :mod:`ctmasknet.draw.lesion_statistics`: the figures.
 """

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 TABLE1, TABLE2, TABLE3 = "paper, Table 1", "paper, Table 2", "paper, Table 3"
 REPOSITORY = "authors' code repository, after the paper"
-
 #: What the published classifiers were measured on, by the paper's words.
 PUBLISHED_TEST = "COVIDx-CT test split, 21,182 slices"
-
-#: Fingerprints (ctmasknet.engine.run_record.fingerprint) of the published lists, and slices each.
+#: Fingerprints (ctmasknet.engine.record.fingerprint) of the published lists, and slices each.
 LISTS = {
     "bd3f3edf6a14d62dc50e2d9dee38f2d44c7d85d98bdce417f4b70a9413fa5192": "COVIDx-CT-1 training list",
     "80fdb80ee22e5da55cea896e28bc8cf2e4177f085184cca1e7545418d22575b9": (
@@ -166,7 +164,6 @@ LESIONS = (
     LesionResult("ResNet-34, truncation 1, merged", "seg_r34_t1_merge", 59.88, 45.06, 44.76),
     LesionResult("ResNet-18, truncation 1, merged", "seg_r18_t1_merge", 49.95, 37.78, 39.32),
 )
-
 #: (what, as the paper has it, as its code, its lists or another place of the paper has it)
 DISAGREEMENTS = (
     (

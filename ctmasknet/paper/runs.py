@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ctmasknet.engine.run_record import RUN_RECORD, read_record
+from ctmasknet.engine.record import RUN_RECORD, read_record
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.published import LISTS
 from ctmasknet.paper.variants import Structure, Variant, structure_of

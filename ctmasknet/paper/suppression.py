@@ -14,17 +14,15 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from PIL import Image
 
-from ctmasknet.data.datasets import dataset_dicts, lesion_colors
-from ctmasknet.data.images import check_eight_bit, naming_file
+from ctmasknet.ct.pictures import check_eight_bit, naming_file
 from ctmasknet.data.mapper import LesionMapper
+from ctmasknet.data.registry import dataset_dicts, lesion_colors
+from ctmasknet.draw.lesion_statistics import png_path, write_picture
+from ctmasknet.draw.lesions import draw_lesions, lesions_of
+from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
-from ctmasknet.errors import CTMaskNetError
-from ctmasknet.lesion_list import lesions_of
-from ctmasknet.pages import Chunk, Panel, compose_page, contact_sheet
-from ctmasknet.paper.figures import png_path, write_picture
-from ctmasknet.seeds import check_seed
-from ctmasknet.visualize import draw_lesions
+from ctmasknet.errors import CTMaskNetError, check_seed
 
 
 def figure_2(args: argparse.Namespace) -> dict[str, Any]:

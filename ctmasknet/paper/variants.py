@@ -14,20 +14,18 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 import ctmasknet
-from ctmasknet.authors_layout import Variant as AuthorsVariant
-from ctmasknet.authors_layout import authors_layout
-from ctmasknet.data.classes import MASK_TYPES
+from ctmasknet.classes import MASK_TYPES
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.table import Table
+from ctmasknet.weights.layout import Variant as AuthorsVariant
+from ctmasknet.weights.layout import authors_layout
 
 CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
-
 #: Headings of the tables, in order; the value says which configs belong below.
 PUBLISHED_SEG, PUBLISHED_CLS = "Segmentation, published variants", "Classifiers, published variants"
 LIGHT, DEMO = "For two CPU cores", "For make demo"
 HEADINGS = (PUBLISHED_SEG, PUBLISHED_CLS, LIGHT, DEMO)
-
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _MASK_HEAD = "roi_heads.mask_head."
 
@@ -224,7 +222,6 @@ _COLUMNS = {
     "authors_parameters": "authors' parameters",
     "authors_state_dict": "authors' state dict",
 }
-
 MODEL_NOTES = (
     "Parameters are those of the Detectron2 model that the config builds; the state dict counts "
     "running statistics too.",

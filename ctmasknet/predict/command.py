@@ -16,13 +16,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ctmasknet.data.bad_slices import REPORT, BadSlices
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.run_record import now, write_record
-from ctmasknet.engine.stored_calibration import CALIBRATION
-from ctmasknet.engine.surroundings import surroundings
+from ctmasknet.draw.lesions import check_score_threshold
+from ctmasknet.engine.checkpoint import CALIBRATION, is_classifier
+from ctmasknet.engine.record import now, surroundings, write_record
+from ctmasknet.engine.setup import prediction_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.lesion_list import check_score_threshold
-from ctmasknet.predict.dicom_seg import require_highdicom
+from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import (
     begin,
     check_output,
@@ -34,26 +33,24 @@ from ctmasknet.predict.manifest import (
     settings_of,
     writing,
 )
+from ctmasknet.predict.masks import mask_values, require_highdicom
 from ctmasknet.predict.outputs import Outputs, Summary
-from ctmasknet.predict.parts import Parts
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.setup import prediction_cfg
-from ctmasknet.predict.units import list_units
-from ctmasknet.predict.volumes import mask_values
-from ctmasknet.predict.work import Drawing, Worker, refuse_masks_without_head
+from ctmasknet.predict.run import Drawing, Worker, refuse_masks_without_head
+from ctmasknet.predict.shards import Parts
 
 
 def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     """Predict every scan of the inputs into a folder; called in every process of the run.
 
-    Inputs are listed at once and read a folder at a time (see :mod:`ctmasknet.predict.units`), so
+    Inputs are listed at once and read a folder at a time (see :mod:`ctmasknet.predict.inputs`), so
     that memory does not grow with their number but by their names and, for the patients, by the
     logits.
 
     Args:
-        args: ``config_file``, ``opts`` (see :func:`ctmasknet.predict.setup.prediction_cfg`),
+        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.prediction_cfg`),
             ``input`` (files and folders), ``output`` (folder), ``lesions``, ``masks`` (kinds of
-            :data:`ctmasknet.predict.work.MASKS`), ``overlays``, ``score_threshold`` (0..1),
+            :data:`ctmasknet.predict.run.MASKS`), ``overlays``, ``score_threshold`` (0..1),
             ``pooling``, ``top_k``, ``batch_size`` (None for the usual), ``bad`` (``error`` or
             ``skip``), ``max_bad_share`` (0..1), ``resume``, ``overwrite``, ``num_gpus``, ``words``
             (the command line, for the record).

@@ -17,10 +17,10 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from ctmasknet.data.content import file_sha256
+from ctmasknet.data.prepared import file_sha256
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished, write_json
-from ctmasknet.predict.parts import Parts
+from ctmasknet.predict.shards import Parts
 
 MANIFEST = "prediction.json"
 _FORMAT = "ctmasknet prediction 1"

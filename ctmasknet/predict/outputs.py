@@ -1,27 +1,87 @@
 """From finished parts to the files a prediction leaves. One slice is in memory at a time; logits of
-all slices are kept for the patients, 4 bytes a slice and class."""
+all slices are kept for the patients, 4 bytes a slice and class.
+
+Lesions of all slices in COCO's format: ``COCO(file)`` of pycocotools reads it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.files import atomic_write, plain
-from ctmasknet.predict.coco import write_coco
 from ctmasknet.predict.manifest import writing
-from ctmasknet.predict.parts import Parts
 from ctmasknet.predict.pooled import Pooler
 from ctmasknet.predict.results import numbers
+from ctmasknet.predict.shards import Parts
+
+
+def write_coco(
+    path: str | os.PathLike,
+    slices: Callable[[], Iterator[dict[str, Any]]],
+    lesion_classes: Sequence[str],
+) -> None:
+    """Write images, categories and annotations, ids from 1; written as it goes, for it may be
+    large.
+
+    Annotations have ``score``, so they also are COCO results. ``bbox`` is (x, y, width, height) px,
+    ``segmentation`` an RLE; boxes without masks have none.
+
+    Args:
+        path: of the file, written whole.
+        slices: gives the lines of :func:`ctmasknet.predict.results.slice_record`; called twice.
+        lesion_classes: names of the classes.
+    """
+    info = {"description": "lesions predicted by ctmasknet; research, not diagnosis"}
+    categories = [{"id": number, "name": name} for number, name in enumerate(lesion_classes, 1)]
+    with atomic_write(path) as stream:
+        stream.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)}')
+        for key, values in (("images", _images(slices())), ("annotations", _lesions(slices()))):
+            stream.write(f',\n"{key}": [')
+            for number, value in enumerate(values):
+                stream.write((",\n" if number else "\n") + json.dumps(value))
+            stream.write("]")
+        stream.write("}\n")
+
+
+def _images(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    keys = ("height", "width", "patient", "scan", "spacing_mm", "position_mm")
+    for number, line in enumerate(slices, start=1):
+        yield {"id": number, "file_name": line["file"], **{key: line[key] for key in keys}}
+
+
+def _lesions(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    count = 0
+    for number, line in enumerate(slices, start=1):
+        for lesion in line["lesions"]:
+            count += 1
+            x0, y0, x1, y1 = lesion["box_px"]
+            found = {
+                "id": count,
+                "image_id": number,
+                "category_id": lesion["class"] + 1,
+                "bbox": numbers([x0, y0, x1 - x0, y1 - y0]),
+                "area": (x1 - x0) * (y1 - y0),
+                "score": lesion["score"],
+                "iscrowd": 0,
+            }
+            if "rle" in lesion:
+                rle = {"size": [line["height"], line["width"]], "counts": lesion["rle"]}
+                found |= {"segmentation": rle, "area": int(coco_mask.area(rle))}
+            yield found
+
 
 _SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "position_mm")
 

@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.learned_pooling import learned_pooling_from_json
-from ctmasknet.evaluation.units import SMALLEST_SCORE
+from ctmasknet.evaluation.pooling import SMALLEST_SCORE
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 
 
@@ -69,7 +69,7 @@ def build_pooler(
 
     Args:
         class_names: C names in the order of the logits.
-        calibration: what :func:`ctmasknet.engine.stored_calibration.store_calibration` put into the
+        calibration: what :func:`ctmasknet.engine.checkpoint.store_calibration` put into the
             checkpoint; None without.
         name: of the pooling.
         top_k: slices that ``top_k_mean`` looks at.

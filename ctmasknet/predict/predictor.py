@@ -20,21 +20,17 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from torch import nn
 
+from ctmasknet.ct.read import CTScan, CTSlice
+from ctmasknet.ct.scan import Window
 from ctmasknet.data.bad_slices import BadSlice
-from ctmasknet.data.ct_io import CTScan, CTSlice
 from ctmasknet.data.mapper import SliceMapper
-from ctmasknet.data.window import Window
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import load_model
-from ctmasknet.engine.stored_calibration import CALIBRATION
+from ctmasknet.engine.checkpoint import CALIBRATION, is_classifier
+from ctmasknet.engine.setup import load_model, prediction_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.inference import inference_model
+from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.predict.inputs import Loaded, Unit, batches, list_units, load_groups, read_ahead
 from ctmasknet.predict.pooled import Pooler, build_pooler
-from ctmasknet.predict.reading import read_ahead
 from ctmasknet.predict.results import PredictedScan, PredictedSlice, predicted_slice
-from ctmasknet.predict.setup import prediction_cfg
-from ctmasknet.predict.stream import Loaded, batches, load_groups
-from ctmasknet.predict.units import Unit, list_units
 
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
@@ -117,7 +113,7 @@ class CTPredictor:
         """Load ``MODEL.WEIGHTS`` of ``cfg``.
 
         Args:
-            cfg: complete, see :func:`ctmasknet.predict.setup.prediction_cfg`.
+            cfg: complete, see :func:`ctmasknet.engine.setup.prediction_cfg`.
             calibration: stored with the checkpoint.
             pooling: see :func:`ctmasknet.predict.pooled.build_pooler`.
             top_k: likewise.
@@ -172,7 +168,7 @@ class CTPredictor:
                 ``top_boxes``.
 
         Raises:
-            CTMaskNetError: see :func:`ctmasknet.predict.setup.prediction_cfg` and
+            CTMaskNetError: see :func:`ctmasknet.engine.setup.prediction_cfg` and
                 :func:`ctmasknet.engine.setup.load_model`.
         """
         cfg, spec = prediction_cfg(config_file, overrides, weights)
@@ -186,7 +182,7 @@ class CTPredictor:
         """Predict every scan in files and folders, one after the other, as they are found.
 
         Names are listed at the call. Headers are read a unit ahead of the model
-        (:mod:`ctmasknet.predict.units`), pixels a few slices ahead; nothing is kept of a scan once
+        (:mod:`ctmasknet.predict.inputs`), pixels a few slices ahead; nothing is kept of a scan once
         the next is asked for. Scans come as in ``tools/predict.py``, which does the same and writes
         it to files.
 
@@ -196,8 +192,8 @@ class CTPredictor:
                 default the first such file raises when its turn comes.
 
         Raises:
-            CTMaskNetError: see :func:`ctmasknet.predict.units.list_units`, at the call; see
-                :func:`ctmasknet.data.ct_io.read_scans`, while it goes on.
+            CTMaskNetError: see :func:`ctmasknet.predict.inputs.list_units`, at the call; see
+                :func:`ctmasknet.ct.read.read_scans`, while it goes on.
         """
         paths = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         units, _ = list_units(paths, skip_bad=on_bad is not None)

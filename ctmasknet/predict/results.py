@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
-from ctmasknet.data.ct_io import CTScan, CTSlice
+from ctmasknet.ct.read import CTScan, CTSlice
 from ctmasknet.errors import CTMaskNetError
 
 

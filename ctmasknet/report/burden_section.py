@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from ctmasknet.data.natural import natural_key
-from ctmasknet.evaluation.burden import ANY
-from ctmasknet.evaluation.burden_agreement import (
+from ctmasknet.ct.find import natural_key
+from ctmasknet.evaluation.burden import (
+    ANY,
     BurdenPairs,
     burden_agreement,
     burden_level,
     pair_burdens,
     shares,
 )
-from ctmasknet.evaluation.uncertainty import Interval
+from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.report import figures
+from ctmasknet.report.sections import Cell
 from ctmasknet.report.source import ReportSource
-from ctmasknet.report.units_table import MAX_ROWS
-from ctmasknet.report.wording import Cell
+from ctmasknet.report.tables import MAX_ROWS
 
 #: What a share is one of, by the weight of a px.
 _WEIGHED = {"mm3": "volume (mm³)", "px x mm": "px × mm", "px": "px"}

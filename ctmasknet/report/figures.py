@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ctmasknet.evaluation.uncertainty import Interval
+from ctmasknet.evaluation.intervals import Interval
 
 #: Colours that matplotlib writes and :func:`_to_svg` replaces; no other line has them.
 _INK = "#010203"
@@ -26,7 +26,6 @@ _CLASS_COLOR = re.compile(r"#0102([1-9a-f][0-9a-f])")
 _FIRST_CLASS = 0x10
 #: Classes with a colour of their own in the style sheet; more begin again.
 _COLORS = 8
-
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _MARKERS = ("o", "s", "^", "D")
 _SIDE_INCHES = 3.4
@@ -90,7 +89,7 @@ def burden_scatter(
 
     Args:
         dots: of each class its name, (n,) true and (n,) measured shares in percent, and their
-            agreement (see :func:`ctmasknet.evaluation.burden_agreement.burden_agreement`).
+            agreement (see :func:`ctmasknet.evaluation.burden.burden_agreement`).
         key: see :func:`roc_figure`.
     """
     figure, axes = _square("ground truth, %", "measured, %")

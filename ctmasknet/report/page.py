@@ -18,19 +18,16 @@ import ctmasknet
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, writing
-from ctmasknet.report import wording
+from ctmasknet.report import sections as wording
 from ctmasknet.report.burden_section import burden_section
-from ctmasknet.report.evidence import evidence_painter
-from ctmasknet.report.origin import report_facts, run_facts
-from ctmasknet.report.pictures import SlicePictures
-from ctmasknet.report.run_files import dataset_names
-from ctmasknet.report.sections import measured, threshold_rows, unmeasured
-from ctmasknet.report.slice_files import SliceFiles, recorded_window
-from ctmasknet.report.slice_gallery import PER_PATIENT, choose_slices
-from ctmasknet.report.source import ReportSource, read_source
-from ctmasknet.report.thresholds import threshold_data
-from ctmasknet.report.units_table import (
+from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
+from ctmasknet.report.sections import measured, report_facts, run_facts, threshold_rows, unmeasured
+from ctmasknet.report.source import ReportSource, dataset_names, read_source
+from ctmasknet.report.tables import (
+    PER_PATIENT,
     UnitsTable,
+    choose_slices,
+    threshold_data,
     units_caption,
     units_columns,
     units_table,

@@ -1,36 +1,147 @@
-"""Pictures of slices as data URIs: the slice, what a painter draws on it, pictures made before."""
+"""Pictures of slices as data URIs: the slice, what a painter draws on it, pictures made before.
+
+What a model found in a slice, drawn: its best lesions, and which boxes moved the decision.
+
+From the name that predictions have for a slice to its pixels.
+"""
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from ctmasknet.data.images import IMAGE_SUFFIXES, naming_file
-from ctmasknet.data.natural import natural_key
+from ctmasknet.ct.find import natural_key
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES, naming_file
+from ctmasknet.ct.read import read_scans
+from ctmasknet.ct.scan import CTSlice, Window
+from ctmasknet.data.mapper import LesionMapper, SliceMapper
+from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.draw.lesions import draw_lesions, lesions_of
+from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.engine.setup import BEST_CHECKPOINT, load_model, prediction_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.gallery import CONTACT_SHEET
-from ctmasknet.report.json_lines import json_lines
-from ctmasknet.report.slice_files import FoundSlice, SliceFiles
+from ctmasknet.explain.attribution import CAVEAT, attribute
+from ctmasknet.explain.drawing import draw_box_weights, heaviest
+from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.predict.gallery import CONTACT_SHEET, read_rgb
+from ctmasknet.report.source import json_lines, run_folders
+
+#: Place of a slice inside its file, as :class:`CTSlice` names it.
+_FRAME = re.compile(r"#\d{4,}$")
+
+
+@dataclass(frozen=True)
+class FoundSlice:
+    """A slice that was found: ``entry`` is its dataset dict (``file_name`` at least), ``pixels``
+    (H, W, 3) uint8 RGB, uncropped; ``is_picture``: ``file_name`` is an 8-bit picture."""
+
+    entry: Mapping[str, Any]
+    pixels: np.ndarray
+    is_picture: bool
+
+
+class SliceFiles:
+    """Finds slices of a data set, pictures, and slices of DICOM and NIfTI files.
+
+    Args:
+        dataset: name of the data set, whose prepared json tells where slices lie; None without.
+        images: folder that names in the predictions are relative to; None for where one is.
+        window: shows HU as grey levels.
+
+    Raises:
+        CTMaskNetError: ``images`` does not exist.
+    """
+
+    def __init__(
+        self,
+        dataset: str | None = None,
+        images: str | os.PathLike | None = None,
+        window: Window | None = None,
+    ):
+        self._entries = _entries_of(dataset)
+        self._images = None if images is None else Path(images)
+        if self._images is not None and not self._images.is_dir():
+            raise CTMaskNetError(f"{images}: no such folder; correct --images")
+        self._window = window or Window()
+        # Slices of a volume come one after the other
+        self._volume = functools.lru_cache(maxsize=4)(_slices_of)
+
+    def find(self, file: str) -> FoundSlice | None:
+        """The slice of that name, None where there is no file.
+
+        Raises:
+            CTMaskNetError: a file that is there but cannot be read.
+        """
+        entry = self._entries.get(file)
+        if entry is not None and os.path.isfile(entry["file_name"]):
+            return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
+        name = _FRAME.sub("", file)
+        for path in ([self._images / name] if self._images else []) + [Path(name)]:
+            if not path.is_file():
+                continue
+            # A page of a TIFF is named as a slice of a volume is
+            if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
+                entry = {"file_name": str(path)}
+                return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
+            wanted = f"{path}{file[len(name) :]}"
+            for one in self._volume(str(path)):
+                if one.name == wanted:
+                    pixels = one.pixels(self._window)
+                    grey = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+                    return FoundSlice({"file_name": wanted}, grey, False)
+        return None
+
+
+def recorded_window(entries: Sequence[Mapping[str, Any]]) -> Window | None:
+    """The HU window of the latest run in ``run.json`` that states one."""
+    for entry in reversed(entries):
+        config = entry.get("config")
+        inputs = config.get("INPUT") if isinstance(config, dict) else None
+        if isinstance(inputs, dict) and {"WINDOW_CENTER_HU", "WINDOW_WIDTH_HU"} <= set(inputs):
+            return Window(inputs["WINDOW_CENTER_HU"], inputs["WINDOW_WIDTH_HU"])
+    return None
+
+
+def _slices_of(path: str) -> tuple[CTSlice, ...]:
+    return tuple(one for scan in read_scans([path]) for one in scan.slices)
+
+
+def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:
+    """Dataset dicts by the name that predictions have for them; none where it is not prepared."""
+    if dataset is None:
+        return {}
+    try:
+        entries = dataset_dicts(dataset)
+    except CTMaskNetError:
+        return {}
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        name = entry.get("image_id")
+        found[name if isinstance(name, str) else entry["file_name"]] = entry
+    return found
+
 
 #: Longer side (px) of a slice, and of a picture from a folder, which may hold panels and text.
 SLICE_PX, PAGE_PX = 384, 900
 _QUALITY = 72
-
 #: Keys of a line that name a picture, and its caption.
 _PICTURE_KEYS = {
     "picture": "box weights: input to the decision, not its cause",
     "overlay": "lesions",
 }
-
 #: A reported slice and what was found of it -> (H, W, 3) uint8 RGB pictures with captions.
 Painter = Callable[[SlicePrediction, FoundSlice], list[tuple[np.ndarray, str]]]
 
@@ -175,3 +286,102 @@ def encode(pixels: np.ndarray, caption: str, alt: str, longer_side_px: int = SLI
 
 def _stem(file: str) -> str:
     return Path(file).stem
+
+
+#: Lesions and box weights drawn of a slice. An error often comes of lesions that score low, so none
+#: is left out for its score, as other pictures do.
+_MOST = 5
+#: Scores of the model that draws may differ by so much from those reported (half precision, GPU).
+_SAME_SCORE = 0.1
+
+
+def evidence_painter(
+    config_file: str, opts: Sequence[str], run: str | os.PathLike, class_names: Sequence[str]
+) -> Painter:
+    """Load the model and return what draws a slice's lesions and, for a classifier, the weights of
+    its boxes for the called class (exact occlusion, see :mod:`ctmasknet.explain`).
+
+    Args:
+        config_file: of a classifier or a detector.
+        opts: ``KEY VALUE`` overrides.
+        run: folder of the run, or of one of its data sets, whose ``model_best.pth`` is used unless
+            ``opts`` name weights or OUTPUT_DIR.
+        class_names: of the predictions; a classifier has to have the same.
+
+    Raises:
+        CTMaskNetError: see :func:`prediction_cfg` and :func:`load_model`; other classes. The
+            painter raises it for a slice that the model scores otherwise than reported.
+    """
+    opts = list(opts)
+    named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
+    places = [] if named else run_folders(Path(run))
+    own = [place for place in places if (place / BEST_CHECKPOINT).is_file()]
+    opts += ["OUTPUT_DIR", str(own[0])] if own else []
+    # Classes are those of the weights: the data set need not be on this machine
+    cfg, _ = prediction_cfg(config_file, opts)
+    classifies = is_classifier(cfg)
+    if classifies and list(cfg.MODEL.IMAGE_HEAD.CLASSES) != list(class_names):
+        raise CTMaskNetError(
+            f"{config_file}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
+            f"predictions have {', '.join(class_names)}; give the model that made them"
+        )
+    model = inference_model(cfg, load_model(cfg))
+    if classifies:
+        model.return_instances = model.return_ranked_instances = True
+    mapper = (SliceMapper if classifies else LesionMapper)(cfg, is_train=False)
+    lesion_classes = list(cfg.MODEL.LESION_CLASSES)
+
+    def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
+        if classifies:
+            item = mapper.map_pixels(dict(slice_.entry), slice_.pixels)
+        elif slice_.is_picture:
+            item = mapper(dict(slice_.entry))
+        else:
+            raise CTMaskNetError(
+                f"{row.file}: a detector's configuration draws on pictures alone; give the "
+                "classifier that made the predictions"
+            )
+        with torch.no_grad():
+            found = model([item])[0]
+        x0, y0, x1, y1 = item.get("crop_box") or (0, 0, *slice_.pixels.shape[1::-1])
+        pixels = np.ascontiguousarray(slice_.pixels[y0:y1, x0:x1])
+        drawn = [_lesions(pixels, found, lesion_classes)]
+        if classifies:
+            gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
+            if gap > _SAME_SCORE:
+                raise CTMaskNetError(
+                    f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
+                    f"(by {gap:.2f}); give the weights that made them"
+                )
+            drawn.append(_box_weights(pixels, found, model.image_head, row.pred, class_names))
+        return drawn
+
+    return paint
+
+
+def _lesions(
+    pixels: np.ndarray, found: Mapping[str, Any], lesion_classes: Sequence[str]
+) -> tuple[np.ndarray, str]:
+    lesions = lesions_of(found["instances"], *pixels.shape[:2])
+    best = sorted(lesions, key=lambda lesion: -lesion.score)[:_MOST]
+    caption = "no lesion found"
+    if best:
+        caption = f"{len(best)} best of {len(lesions)} lesions, highest score {best[0].score:.2f}"
+    # On a picture of this size labels would hide what they name
+    return draw_lesions(pixels, best, lesion_classes, labels=False), caption
+
+
+def _box_weights(
+    pixels: np.ndarray,
+    found: Mapping[str, Any],
+    head: torch.nn.Module,
+    target: int,
+    class_names: Sequence[str],
+) -> tuple[np.ndarray, str]:
+    ranked = found["ranked_instances"]
+    weights = attribute(head, found["ranked_boxes"], len(ranked)).weights[:, target].cpu().numpy()
+    boxes = ranked.pred_boxes.tensor.cpu().numpy()
+    caption = f"boxes that moved {class_names[target]} most, solid for, dashed against; {CAVEAT}"
+    if not len(heaviest(weights, _MOST)):
+        caption = f"no box moved {class_names[target]}"
+    return draw_box_weights(pixels, boxes, weights, most=_MOST), caption

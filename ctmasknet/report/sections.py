@@ -1,15 +1,179 @@
-"""The sections about figures, as values that the template only sets."""
+"""The sections about figures, as values that the template only sets.
+
+Where figures are from: the run's record as a few lines a reader can check.
+
+Figures and limits of an evaluation in the words of the page.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ctmasknet.report import figures, wording
-from ctmasknet.report.source import ReportSource
+from ctmasknet.evaluation.pooling import POOLED_LEVELS
+from ctmasknet.evaluation.report import PERCENT_METRICS
+from ctmasknet.report import figures
+from ctmasknet.report.source import ReportSource, described_sets
+
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "precision": "Precision (PPV)",
+    "npv": "Negative predictive value",
+    "f1": "F1",
+    "auroc": "Area under ROC",
+    "average_precision": "Average precision",
+    "ece": "Calibration error (ECE)",
+    "loss": "Loss (cross-entropy, nats)",
+}
+#: Metrics of the headline table, in its order; all others stand in the full table.
+HEADLINE = ("accuracy", "sensitivity", "specificity", "precision", "auroc", "ece")
+POOLING_TEXTS = {
+    "mean": "the mean of their slices' scores",
+    "max": "their best slice for each disease, and the least normal slice for normal",
+    "top_k_mean": "the mean of their {top_k} best slices for each disease, and of the {top_k} "
+    "least normal for normal",
+    "learned": "a logistic regression on their slices' logits, fitted on validation",
+}
+LEVEL_NAMES = {"slices": "Slices", "scans": "Scans", "patients": "Patients"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text and its interval as text, "" without one."""
+
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of a table of metrics: of which class, and a cell for each level."""
+
+    of: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """The lines of one metric."""
+
+    name: str
+    rows: list[MetricRow]
+
+
+def figure_text(metric: str, value: float | None) -> str:
+    """``91.7 %`` or ``0.917``, by the metric; a dash when undefined."""
+    if value is None:
+        return "–"
+    return f"{value:.1f} %" if metric.split("-")[0] in PERCENT_METRICS else f"{value:.3f}"
+
+
+def cell(metric: str, interval: Mapping[str, Any]) -> Cell:
+    """An interval (see :class:`ctmasknet.evaluation.intervals.Interval`) as text."""
+    value = figure_text(metric, interval["value"])
+    if interval["low"] is None:
+        return Cell(value, "")
+    low, high = (figure_text(metric, interval[end]).removesuffix(" %") for end in ("low", "high"))
+    return Cell(value, f"{low}–{high}")
+
+
+def metric_groups(
+    levels: Mapping[str, Mapping[str, Any]], bases: Sequence[str] | None = None
+) -> list[MetricGroup]:
+    """Metrics with the levels side by side.
+
+    Args:
+        levels: those that there are, of :func:`classification_report`.
+        bases: metrics without class, such as :data:`HEADLINE`; all by default. The ECE of a single
+            class stands in the full table alone.
+    """
+    names = list(levels["slices"]["metrics"])
+    groups = []
+    for base in bases or dict.fromkeys(name.partition("-")[0] for name in names):
+        rows = []
+        for name in names:
+            metric, _, of = name.partition("-")
+            if metric != base or (bases and base == "ece" and of):
+                continue
+            cells = [cell(name, level["metrics"][name]) for level in levels.values()]
+            rows.append(MetricRow("mean of classes" if of == "macro" else of or "all", cells))
+        groups.append(MetricGroup(METRIC_NAMES[base], rows))
+    return groups
+
+
+def pooling_text(source: ReportSource) -> str:
+    """How slices become scans and patients, as a clause."""
+    top_k = source.evaluation["settings"]["top_k"] if source.evaluation else "k"
+    # A prediction folder writes "top_k_mean (k = 5)"
+    return POOLING_TEXTS[source.pooling_name.split(" ")[0]].format(top_k=top_k)
+
+
+def shows_phantoms(source: ReportSource) -> bool:
+    """Whether the record says that the reported slices were synthesised."""
+    return any(
+        item.get("name") == source.dataset and item.get("phantoms")
+        for entry in source.entries
+        for described in described_sets(entry).values()
+        for item in described
+    )
+
+
+def limits(source: ReportSource) -> list[str]:
+    """What the report cannot say, one sentence or two each."""
+    found = []
+    if source.bad_slices:
+        bad, total = source.bad_slices
+        found.append(
+            f"{bad} of {total} slices or files could not be read and were left out; "
+            "bad_slices.json of the run names them."
+        )
+    evaluation = source.evaluation
+    if evaluation is None:
+        found.append(
+            "No slice has a label. Nothing here says how often the model is right: there is no "
+            "accuracy, sensitivity, curve, calibration or error. Scores say how the model ranks "
+            "what it saw, no more."
+        )
+    else:
+        slices = evaluation["levels"]["slices"]
+        left_out = slices["left_out"]
+        if left_out["no_label"]:
+            found.append(f"{left_out['no_label']} slices without a label are not judged.")
+        if left_out["no_patient"]:
+            found.append(
+                f"{left_out['no_patient']} slices name no patient. Each stands for a patient of "
+                "its own: where some are of one patient, intervals are too narrow."
+            )
+        for level in POOLED_LEVELS:
+            measured = evaluation["levels"][level]
+            mixed = sum(item.mixed for item in source.pooled[level])
+            if mixed:
+                found.append(f"{mixed} {level} have slices of unlike labels and are not judged.")
+            elif measured is None:
+                found.append(f"No {level}: no labelled slice names one.")
+        absent = [name for name, count in slices["n_per_class"].items() if not count]
+        if absent:
+            found.append(f"No slice is labelled {', '.join(absent)}: nothing is known of it.")
+        if evaluation["settings"]["validation"] is None:
+            found.append(
+                "No validation predictions: no temperature, no operating point and no learned "
+                "pooling, because the test set is no place to choose them."
+            )
+        found.append(
+            "All figures are of this set of patients. Another hospital, scanner or share of the "
+            "ill gives others; precision most of all."
+        )
+    found.append(
+        "Boxes, masks and weights drawn on slices are input to the decision, not its cause."
+    )
+    return found
+
 
 _FIGURES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
 #: Of a threshold: these have the same names in the page's script.
@@ -23,14 +187,14 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
     first = levels[first_level]
     tiles = [_count_tile({name: level["n"] for name, level in levels.items()})]
     for metric in _FIGURES:
-        figure = wording.cell(metric, first["metrics"][metric])
+        figure = cell(metric, first["metrics"][metric])
         tiles.append(_tile(f"{_metric_name(metric)}, {first_level}", figure.value, figure.interval))
     points = [
         {
             "level": name,
             "name": label,
             "threshold": f"{point['threshold']:.4f}",
-            "cells": [wording.cell(metric, point["test"][metric]) for metric in THRESHOLD_METRICS],
+            "cells": [cell(metric, point["test"][metric]) for metric in THRESHOLD_METRICS],
         }
         for name, level in levels.items()
         for label, point in (level["operating_points"] or {}).items()
@@ -39,13 +203,13 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
     return {
         "tiles": tiles,
         "confidence": f"{100 * settings['confidence']:g} %",
-        "headline": wording.metric_groups(levels, wording.HEADLINE),
-        "all_metrics": wording.metric_groups(levels),
+        "headline": metric_groups(levels, HEADLINE),
+        "all_metrics": metric_groups(levels),
         "poolings": [
             {
                 "pooling": name,
                 "level": level,
-                "cells": [wording.cell(metric, found[metric]) for metric in _FIGURES],
+                "cells": [cell(metric, found[metric]) for metric in _FIGURES],
             }
             for name, by_level in evaluation["poolings"].items()
             for level, found in by_level.items()
@@ -55,7 +219,7 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
             name: _detail(name, level, source.class_names) for name, level in levels.items()
         },
         "operating_points": points,
-        "operating_metrics": [wording.METRIC_NAMES[name] for name in THRESHOLD_METRICS],
+        "operating_metrics": [METRIC_NAMES[name] for name in THRESHOLD_METRICS],
         "stated_sensitivity": "" if stated is None else f"{100 * stated:g} %",
     }
 
@@ -76,9 +240,7 @@ def unmeasured(source: ReportSource) -> dict[str, Any]:
         for index, name in enumerate(source.class_names)
     ]
     return {
-        "tiles": [
-            _tile(wording.LEVEL_NAMES[level], str(len(units[level]))) for level in reversed(units)
-        ],
+        "tiles": [_tile(LEVEL_NAMES[level], str(len(units[level]))) for level in reversed(units)],
         "calls": {"levels": list(units), "rows": rows},
         "operating_points": [],
     }
@@ -89,7 +251,7 @@ def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
     if source.evaluation is None:
         return [("called", "Called"), ("not-called", "Not called")]
     return [
-        *((metric, wording.METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
+        *((metric, METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
         ("tp", "Has the class, called (true positive)"),
         ("fn", "Has the class, not called (false negative)"),
         ("fp", "Has it not, called (false positive)"),
@@ -100,20 +262,19 @@ def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
 def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """One level's sentence, confusion matrix and curves."""
     counts = ", ".join(f"{count} {label}" for label, count in level["n_per_class"].items())
-    ece = wording.cell("ece", level["metrics"]["ece"])
+    ece = cell("ece", level["metrics"]["ece"])
     areas = "; ".join(
-        f"{label} {wording.figure_text('auroc', level['metrics'][f'auroc-{label}']['value'])}"
+        f"{label} {figure_text('auroc', level['metrics'][f'auroc-{label}']['value'])}"
         for label in class_names
     )
     precisions = "; ".join(
-        f"{label} "
-        + wording.figure_text("auroc", level["metrics"][f"average_precision-{label}"]["value"])
+        f"{label} " + figure_text("auroc", level["metrics"][f"average_precision-{label}"]["value"])
         for label in class_names
     )
     calibrated = ""
     if level["calibrated"]:
         temperature = level["calibrated"]["temperature"]["value"]
-        after = wording.cell("ece", level["calibrated"]["metrics"]["ece"])
+        after = cell("ece", level["calibrated"]["metrics"]["ece"])
         calibrated = (
             f" With the temperature {temperature:.3f} fitted on validation: {after.value}"
             + (f" ({after.interval})." if after.interval else ".")
@@ -167,7 +328,7 @@ def _confusion_line(label: str, counts: Sequence[int], index: int) -> dict[str, 
         "cells": [
             {
                 "count": count,
-                "share": wording.figure_text("accuracy", 100 * count / whole if whole else None),
+                "share": figure_text("accuracy", 100 * count / whole if whole else None),
                 "hit": place == index,
                 # Four strengths of colour
                 "tint": int(np.ceil(4 * count / whole)) if whole else 0,
@@ -185,9 +346,74 @@ def _count_tile(counts: Mapping[str, int]) -> dict[str, str]:
     """Patients in large type, scans and slices below; the other way round without patients."""
     first, *rest = reversed(counts)
     note = ", ".join(f"{counts[level]} {level}" for level in rest)
-    return _tile(wording.LEVEL_NAMES[first], str(counts[first]), note)
+    return _tile(LEVEL_NAMES[first], str(counts[first]), note)
 
 
 def _metric_name(metric: str) -> str:
     base, _, of = metric.partition("-")
-    return wording.METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
+    return METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
+
+
+def report_facts(source: ReportSource) -> list[tuple[str, str]]:
+    """(name, text) lines about the predictions and what was made of them."""
+    facts = [
+        ("Predictions", str(source.predictions)),
+        ("SHA-256 of them", source.predictions_sha256),
+        ("Data set", source.dataset or "not named"),
+        ("Pooling", source.pooling_name),
+    ]
+    if source.evaluation:
+        settings = source.evaluation["settings"]
+        facts += [
+            ("Intervals", settings["interval"]),
+            ("Resamples, seed", f"{settings['n_boot']}, {settings['seed']}"),
+        ]
+        if settings["validation"]:
+            counts = ", ".join(
+                f"{count} {level}" for level, count in settings["validation"].items()
+            )
+            facts.append(("Fitted on validation", counts))
+    return facts
+
+
+def run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """``name`` and ``facts`` ((name, text) lines) of one run in ``run.json``.
+
+    A record of any shape is taken: what is not there is left out.
+    """
+    facts = []
+    for key, name in (
+        ("command", "Command"),
+        ("status", "Status"),
+        ("error", "Error"),
+        ("start", "Start"),
+        ("end", "End"),
+        ("seconds", "Seconds"),
+        ("iterations", "Iterations"),
+        ("seed", "Seed"),
+        ("config_file", "Configuration"),
+        ("weights", "Weights"),
+        ("git_commit", "Commit"),
+    ):
+        if entry.get(key) is not None:
+            facts.append((name, str(entry[key])))
+    for key, name in (("hardware", "Hardware"), ("versions", "Versions")):
+        if isinstance(entry.get(key), dict):
+            known = [f"{k} {v}" for k, v in entry[key].items() if v is not None]
+            facts.append((name, ", ".join(known)))
+    sets = described_sets(entry)
+    for split, described in sets.items():
+        facts += [(f"Data, {split}", _dataset(item)) for item in described]
+    name = str(entry.get("kind", "run")).capitalize()
+    used = [str(item.get("name")) for split in ("train", "test") for item in sets.get(split, ())]
+    return {"name": f"{name}: {', '.join(used)}" if used else name, "facts": facts}
+
+
+def _dataset(item: Mapping[str, Any]) -> str:
+    text = f"{item.get('name')}: {item.get('images')} images, {item.get('patients')} patients"
+    if item.get("phantoms"):
+        text += ", phantoms"
+    for key, name in (("content_sha256", "content"), ("fingerprint", "names")):
+        if item.get(key):
+            text += f"; {name} SHA-256 {item[key]}"
+    return text

@@ -1,4 +1,11 @@
-"""From a folder to all that its report is made of: predictions, evaluation, record of the run."""
+"""From a folder to all that its report is made of: predictions, evaluation, record of the run.
+
+Lesion burden that was measured for a report, and the ground truth it is held against.
+
+Files of one JSON object a line.
+
+What a run's folder says of the run itself: its record, its data sets, slices it left out.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +13,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
+from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.classification_report import FORMAT, classification_report
+from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.confusion import bce_loss, confusion_matrix
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
 from ctmasknet.evaluation.pooling import (
@@ -20,13 +29,171 @@ from ctmasknet.evaluation.pooling import (
     PooledPrediction,
     check_rows,
     pool_slices,
+    slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
-from ctmasknet.evaluation.units import slice_units
+from ctmasknet.evaluation.report import REPORT_FORMAT, classification_report
 from ctmasknet.evaluation.validation_fit import PoolingChoice
-from ctmasknet.report.burden_source import BurdenSource, read_burden
-from ctmasknet.report.json_lines import json_lines
-from ctmasknet.report.run_files import dataset_names, read_bad_slices, read_run
+
+_BURDEN = "burden.json"
+#: Folders inside the reported one that are used without being named.
+FOLDER, TRUTH_FOLDER = "burden", "burden_truth"
+
+
+@dataclass(frozen=True)
+class BurdenSource:
+    """Contents of ``burden.json`` of ``tools/lesion_burden.py``; ``truth`` is None without."""
+
+    found: dict[str, Any]
+    truth: dict[str, Any] | None
+
+
+def read_burden(
+    folder: Path,
+    given: str | os.PathLike | None = None,
+    given_truth: str | os.PathLike | None = None,
+) -> BurdenSource | None:
+    """The burden of a run; None where there is none.
+
+    Args:
+        folder: the reported one.
+        given: ``--output`` of ``tools/lesion_burden.py``; default ``<folder>/burden``.
+        given_truth: likewise for ground truth; default ``<folder>/burden_truth``.
+
+    Raises:
+        CTMaskNetError: a named folder without ``burden.json``, a broken one, a truth without a
+            burden, or shares of unlike things.
+    """
+    path = _find(folder / FOLDER, given, "--burden")
+    truth_path = _find(folder / TRUTH_FOLDER, given_truth, "--burden-truth")
+    if path is None:
+        if given_truth is not None:
+            raise CTMaskNetError(
+                f"{given_truth}: ground truth has nothing to be held against; give the burden of "
+                "the predicted lesions with --burden"
+            )
+        return None
+    found = _read(path)
+    truth = None if truth_path is None else _read(truth_path)
+    if truth is not None and truth["of"] != found["of"]:
+        raise CTMaskNetError(
+            f"{path}: shares of the {found['of']}, but those in {truth_path} are of the "
+            f"{truth['of']}; measure both with the same --label-masks"
+        )
+    return BurdenSource(found, truth)
+
+
+def _find(usual: Path, given: str | os.PathLike | None, flag: str) -> Path | None:
+    path = usual if given is None else Path(given)
+    path = path / _BURDEN if path.is_dir() or given is None else path
+    if path.is_file():
+        return path
+    if given is not None:
+        raise CTMaskNetError(
+            f"{path}: no such file; {flag} is the --output of tools/lesion_burden.py"
+        )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != BURDEN_FORMAT:
+            raise ValueError(f"format {found['format']!r}")
+        found["lesions"], found["of"], found["outside_lung_px"]
+        for level in ("slices", "scans"):
+            for item in found[level]:
+                item["patient"], item["scan"], item["file"], item["slices"], item["weighted_by"]
+                for name in (*found["classes"], "any"):
+                    item["percent"][name], (item["ml"] or {name: 0})[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a burden of tools/lesion_burden.py ({type(error).__name__}: {error}); "
+            "make it anew or remove it"
+        ) from error
+    return found
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a ``.jsonl`` file, one after the other.
+
+    Raises:
+        CTMaskNetError: a file that cannot be read, or a line that is no object.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                item = json.loads(line)
+                if not isinstance(item, dict):
+                    raise ValueError(f"no object: {line[:40]!r}")
+                yield item
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: cannot be read ({error}); write the file anew") from error
+
+
+def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """``run.json`` of the folder (or of the run whose ``inference/<data set>`` it is), as it is.
+
+    A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
+    """
+    for path in (place / RUN_RECORD for place in run_folders(folder)):
+        if not path.is_file():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CTMaskNetError(
+                f"{path}: not a run's record ({error}); restore or remove the file"
+            ) from error
+        runs = record.get("entries", [record]) if isinstance(record, dict) else []
+        runs = runs if isinstance(runs, list) else []
+        return record, [entry for entry in runs if isinstance(entry, dict)]
+    return None, []
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Where the run's own files may lie: the folder, and the ``OUTPUT_DIR`` that it is
+    ``inference/<data set>`` of."""
+    place = folder.resolve().parent
+    return [folder, place.parent] if place.name == "inference" else [folder]
+
+
+def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """The data sets of a run in ``run.json`` by split, those that are described as
+    :func:`ctmasknet.engine.record.describe_dataset` does it."""
+    sets = entry.get("datasets")
+    return {
+        split: [item for item in described if isinstance(item, dict)]
+        for split, described in (sets.items() if isinstance(sets, dict) else ())
+        if isinstance(described, list)
+    }
+
+
+def dataset_names(entry: Mapping[str, Any], split: str) -> list[str]:
+    """Names of the data sets of one split (``train``, ``val``, ``test``) of a run."""
+    return [str(item.get("name")) for item in described_sets(entry).get(split, ())]
+
+
+def read_bad_slices(predictions: Path, dataset: str | None) -> tuple[int, int] | None:
+    """(unreadable, all) slices or files behind ``predictions``; None where none was left out.
+
+    ``bad_slices.json`` lies beside a prediction, or beside the folders of an evaluation's sets.
+    """
+    folder = predictions.resolve().parent
+    path = (folder if dataset is None else folder.parent) / BAD_SLICES
+    if not path.is_file():
+        return None
+    try:
+        sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
+        found = {name: (int(item["bad"]), int(item["total"])) for name, item in sets.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a list of bad slices ({type(error).__name__}: {error}); restore or "
+            "remove the file"
+        ) from error
+    bad, total = found.get(dataset or "inputs", (0, 0))
+    return (bad, total) if bad else None
+
 
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
@@ -205,7 +372,7 @@ def _find_evaluation(folder: Path, given: str | os.PathLike | None) -> Path | No
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report["format"] != FORMAT:
+        if report["format"] != REPORT_FORMAT:
             raise ValueError(f"format {report['format']!r}")
         report["settings"]["pooling"], report["levels"]["slices"]["metrics"]["loss"]["value"]
     except (OSError, ValueError, KeyError, TypeError) as error:

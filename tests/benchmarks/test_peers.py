@@ -1,12 +1,11 @@
+"""The peer of the benchmarks does the same work: it gives the classifier's logits."""
+
 import pytest
 import torch
+from detectron2.modeling import build_model
 
-from ctmasknet.benchmarks.classifier_inference import (
-    calibrated_classifier,
-    multiply_adds,
-    noise_slices,
-)
-from ctmasknet.benchmarks.stock_peer import StockClassifier
+from ctmasknet.benchmarks.inference import calibrated_classifier, multiply_adds, noise_slices
+from ctmasknet.benchmarks.peers import StockClassifier
 
 
 @pytest.fixture
@@ -37,3 +36,34 @@ def test_multiply_adds_are_counted_layer_by_layer(model):
     fpn = 64 * 32 * (128 + 32 * 9)
     total = rpn + boxes + image + stem + res2 + res3 + fpn
     assert multiply_adds(model, torch.zeros(3, 64, 64)) == total
+
+
+@pytest.fixture
+def pair(tiny_cfg):
+    """A classifier with anchors that stock Detectron2 can have, and its peer with its weights."""
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.ROUND = False
+    tiny_cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0
+    tiny_cfg.MODEL.TRAINABLE = "full"
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    peer = StockClassifier(tiny_cfg).take_weights(model)
+    return model, peer
+
+
+def test_logits_and_the_gradients_of_what_full_trains(pair, slices):
+    model, peer = pair
+    item = slices[0]
+    with torch.no_grad():
+        logits = peer.eval()([item])
+    torch.testing.assert_close(logits[0], model.eval()([item])[0]["logits"], atol=1e-4, rtol=1e-4)
+    losses = [one.train()([item])["loss_image"] for one in (peer, model)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    for loss in losses:
+        loss.backward()
+    theirs = dict(peer.detector.named_parameters())
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and name in theirs:
+            torch.testing.assert_close(theirs[name].grad, parameter.grad, atol=1e-4, rtol=1e-3)
+            compared += 1
+    assert compared > 20

@@ -7,10 +7,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as rle
 
-from ctmasknet import gallery
-from ctmasknet.data.images import MAX_SIDE_PX
+from ctmasknet.ct.pictures import MAX_SIDE_PX
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict import gallery
 
 #: (H, W) px -> (H, W) the model sees with the paper's sides: shorter 512, longer at most 1024.
 SIZES = {

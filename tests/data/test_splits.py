@@ -5,12 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ctmasknet.data.splits import (
-    check_disjoint,
-    parse_shares,
-    read_list,
-    split_patients,
-)
+from ctmasknet.data.splits import check_disjoint, parse_shares, read_list, split_patients
 from ctmasknet.errors import CTMaskNetError
 
 

@@ -1,7 +1,8 @@
 """A small prepared world: phantom data of both tasks, as the preparation tools leave it."""
 
 import pytest
-from running import run_tool
+
+from tests.running import run_tool
 
 
 @pytest.fixture(scope="session")

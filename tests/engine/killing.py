@@ -9,11 +9,11 @@ import os
 import signal
 
 import torch
-from running import run_tool
 
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer
+from ctmasknet.engine.metrics import JSONLinesWriter
 from ctmasknet.engine.trainer import Trainer
-from ctmasknet.engine.writers import JSONLinesWriter
+from tests.running import run_tool
 
 POINTS = ("step", "checkpoint", "tag", "evaluation", "metrics")
 KILLED = -signal.SIGKILL
@@ -29,7 +29,7 @@ def train(repository, datasets, words, kill=None) -> int:
         its exit code; KILLED if it was.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ctmasknet.engine.trainer", "ctmasknet.engine.run_record"])
+    context.set_forkserver_preload(["ctmasknet.engine.trainer", "ctmasknet.engine.record"])
     process = context.Process(target=_train, args=(repository, str(datasets), list(words), kill))
     process.start()
     process.join(120)

@@ -8,13 +8,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from running import run_tool
-from test_train_net import TINY
 
-from ctmasknet.data.datasets import register_prepared
+from ctmasknet.data.registry import register_prepared
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.errors import CTMaskNetError
+from tests.engine.test_train_net import TINY
+from tests.running import run_tool
 
 
 @pytest.fixture

@@ -2,17 +2,18 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from running import run_tool
-from test_train_net import TINY
 
-from ctmasknet.engine.processes import launch
+from ctmasknet.engine.processes import keep_freed_memory, launch
 from ctmasknet.errors import CTMaskNetError
+from tests.engine.test_train_net import TINY
+from tests.running import run_tool
 
 TOOL = "tools/train_net.py"
 
@@ -176,3 +177,46 @@ def test_contradicting_options(repository, monkeypatch, torchrun, message):
         monkeypatch.setenv(name, "1")
     with pytest.raises(CTMaskNetError, match=message):
         launch(print, Arguments)
+
+
+_PROGRAM = """
+import resource, statistics, torch
+from ctmasknet.engine.processes import keep_freed_memory
+
+def faults():
+    found = []
+    for _ in range(9):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(25_000_000)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return statistics.median(found)
+
+{}
+print(faults())
+"""
+
+
+@pytest.fixture
+def median_faults(monkeypatch):
+    """Runs a program's first lines, then frees 100 MB again and again."""
+    for name in ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(first):
+        command = [sys.executable, "-c", _PROGRAM.format(first)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    return run
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+def test_freed_memory_is_kept_if_asked_for(median_faults):
+    # 100 MB in pages of 4 kB, or of 2 MB where the system has made them huge
+    assert median_faults("") >= 40
+    assert median_faults("assert keep_freed_memory()") < 10
+
+
+def test_who_tunes_glibc_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not keep_freed_memory()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
-from running import run_tool
-from test_train_net import TINY
 
 from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
 from ctmasknet.errors import CTMaskNetError
+from tests.engine.test_train_net import TINY
+from tests.running import run_tool
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import KILLED, POINTS, train
-from test_train_net import TINY
 
-from ctmasknet.engine.writers import is_timing
+from ctmasknet.engine.metrics import is_timing
+from tests.engine.killing import KILLED, POINTS, train
+from tests.engine.test_train_net import TINY
 
 #: Iterations, and periods that do not fall together.
 SCHEDULE = [

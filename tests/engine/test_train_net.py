@@ -7,9 +7,9 @@ import re
 
 import pytest
 import torch
-from running import run_tool
 
 from ctmasknet.engine.setup import setup_cfg
+from tests.running import run_tool
 
 TINY = [
     *("MODEL.DEVICE", "cpu", "SEED", "7", "DATALOADER.NUM_WORKERS", "0"),

@@ -6,12 +6,12 @@ import logging
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from running import run_tool
-from test_train_net import TINY
 
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.trained_on import check_trained_on, merged, training_record
 from ctmasknet.errors import CTMaskNetError
+from tests.engine.test_train_net import TINY
+from tests.running import run_tool
 
 
 @pytest.fixture

@@ -8,16 +8,15 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from running import run_tool
-from test_train_net import TINY
 
-from ctmasknet.data.datasets import dataset_dicts, register_prepared
 from ctmasknet.data.mapper import LesionMapper
-from ctmasknet.engine.learning_curves import draw_curves, read_metrics
+from ctmasknet.data.registry import dataset_dicts, register_prepared
+from ctmasknet.engine.metrics import draw_curves, read_metrics
 from ctmasknet.engine.setup import read_cfg
-from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation
-from ctmasknet.engine.validation_loss import detector_losses
+from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
+from tests.engine.test_train_net import TINY
+from tests.running import run_tool
 
 
 class Saved(list):

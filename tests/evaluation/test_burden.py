@@ -9,9 +9,17 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from ctmasknet.data.datasets import unregister
+from ctmasknet.data.registry import unregister
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.burden import SliceBurden, burdens, measure_slice, slice_thickness_mm
+from ctmasknet.evaluation.burden import (
+    SliceBurden,
+    burden_agreement,
+    burdens,
+    measure_slice,
+    pair_burdens,
+    shares,
+    slice_thickness_mm,
+)
 from ctmasknet.evaluation.burden_files import burden_from_command_line, burden_text
 
 SHAPE = (10, 20)
@@ -169,7 +177,7 @@ def run(folder, **given):
     return burden_from_command_line(argparse.Namespace(**(values | given)))
 
 
-def shares(found, level="slices"):
+def lung_shares(found, level="slices"):
     return [tuple(item["percent"].values()) for item in found[level]]
 
 
@@ -178,8 +186,8 @@ class TestFiles:
         masks = str(lesion_set / "mask")
         found = run(lesion_set, dataset="hand_both_test", label_masks=masks)
         assert found["of"] == "lung" and found["classes"] == ["ggo", "consolidation"]
-        assert shares(found) == [(21, 0, 21), (0, 25, 25)]
-        assert shares(found, "patients") == shares(found, "scans") == [(10.5, 12.5, 23)]
+        assert lung_shares(found) == [(21, 0, 21), (0, 25, 25)]
+        assert lung_shares(found, "patients") == lung_shares(found, "scans") == [(10.5, 12.5, 23)]
         assert json.loads((lesion_set / "out" / "burden.json").read_text()) == found
         rows = list(csv.DictReader((lesion_set / "out" / "burden.csv").open()))
         assert [row["level"] for row in rows] == ["slices", "slices", "scans", "patients"]
@@ -190,7 +198,7 @@ class TestFiles:
 
     def test_without_label_masks_the_share_is_of_the_slice(self, lesion_set):
         found = run(lesion_set, dataset="hand_both_test")
-        assert found["of"] == "slice" and shares(found) == [(10, 0, 10), (0, 12.5, 12.5)]
+        assert found["of"] == "slice" and lung_shares(found) == [(10, 0, 10), (0, 12.5, 12.5)]
         assert "% of the slice" in burden_text(found)
 
     def test_as_predicted_above_the_threshold_and_inside_the_lung(self, lesion_set):
@@ -203,10 +211,10 @@ class TestFiles:
         path.write_text(json.dumps(predictions))
         given = {"dataset": "hand_both_test", "predictions": str(path)}
         found = run(lesion_set, **given, label_masks=str(lesion_set / "mask"))
-        assert shares(found) == [(20, 0, 20), (0, 10, 10)]
+        assert lung_shares(found) == [(20, 0, 20), (0, 10, 10)]
         assert found["outside_lung_px"] == 20
         assert found["lesions"].endswith("coco_instances_results.json, score > 0.5")
-        assert shares(run(lesion_set, **given)) == [(20, 0, 20), (0, 5, 5)]
+        assert lung_shares(run(lesion_set, **given)) == [(20, 0, 20), (0, 5, 5)]
 
     def test_masks_are_turned_as_the_set_was_prepared(self, lesion_set):
         path = lesion_set / "datasets" / "hand" / "annotations" / "both_test.json"
@@ -217,7 +225,7 @@ class TestFiles:
         given = {"dataset": "hand_both_test", "predictions": str(lesion_set / "found.json")}
         found = run(lesion_set, **given, label_masks=str(lesion_set / "mask"))
         # The lung is now in columns 10 to 19
-        assert shares(found)[0] == (8, 0, 8) and found["outside_lung_px"] == 2
+        assert lung_shares(found)[0] == (8, 0, 8) and found["outside_lung_px"] == 2
 
     def test_lesions_in_cocos_form_with_places(self, lesion_set):
         places = {"height": 10, "width": 20, "patient": "a", "scan": "b"}
@@ -247,7 +255,7 @@ class TestFiles:
     def test_masks_without_a_lung_give_shares_of_the_slice(self, lesion_set):
         masks, labels = str(lesion_set / "mask"), "0:background,1:background,2:ggo,3:consolidation"
         found = run(lesion_set, dataset="hand_both_test", label_masks=masks, labels=labels)
-        assert found["of"] == "slice" and shares(found) == [(10.5, 0, 10.5), (0, 12.5, 12.5)]
+        assert found["of"] == "slice" and lung_shares(found) == [(10.5, 0, 10.5), (0, 12.5, 12.5)]
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -287,3 +295,73 @@ class TestFiles:
         with pytest.raises(CTMaskNetError, match=message):
             run(lesion_set, **given)
         assert not (lesion_set / "out").exists()
+
+
+def unit(patient, percent, scan="1", slices=3, weighted_by="px", **others):
+    shares = {"ggo": percent, "any": percent, **others}
+    names = {"patient": patient, "scan": scan, "file": f"{patient}.png"}
+    return {**names, "slices": slices, "weighted_by": weighted_by, "percent": shares}
+
+
+def burden(scans, classes=("ggo",), slices=()):
+    return {"classes": list(classes), "scans": list(scans), "slices": list(slices)}
+
+
+def test_by_hand():
+    truth = burden([unit("a", 1.0), unit("b", 2.0), unit("c", 6.0)])
+    found = burden([unit("c", 5.0), unit("a", 2.0), unit("b", 4.0)])
+    pairs = pair_burdens(found, truth)
+    assert (len(pairs.pairs), pairs.unlike, pairs.alone) == (3, 0, 0)
+    got = {name: one.value for name, one in burden_agreement(pairs, "ggo", n_boot=200).items()}
+    # Differences 1, 2 and -1: mean 2/3, standard deviation sqrt(7/3)
+    assert got["truth"] == pytest.approx(3) and got["measured"] == pytest.approx(11 / 3)
+    assert got["bias"] == pytest.approx(2 / 3) and got["absolute"] == pytest.approx(4 / 3)
+    reach = 1.96 * np.sqrt(7 / 3)
+    assert got["lower_limit"] == pytest.approx(2 / 3 - reach)
+    assert got["upper_limit"] == pytest.approx(2 / 3 + reach)
+    # Covariance 7/3, variances 14/3 and 14/9, all over n
+    assert got["concordance"] == pytest.approx(2 * (7 / 3) / (14 / 3 + 14 / 9 + 4 / 9))
+
+
+def test_intervals_resample_patients_not_scans():
+    rng = np.random.default_rng(0)
+    true = np.repeat(rng.uniform(0, 30, 40), 5)
+    measured = true + np.repeat(rng.normal(0, 3, 40), 5)
+    items = [(f"{n // 5}", str(n % 5)) for n in range(200)]
+    truth = burden([unit(p, t, s) for (p, s), t in zip(items, true, strict=True)])
+    found = burden([unit(p, m, s) for (p, s), m in zip(items, measured, strict=True)])
+    bias = burden_agreement(pair_burdens(found, truth), "ggo")["bias"]
+    assert bias.low < bias.value < bias.high
+    # Five scans of a patient err as one; were they 200 patients it would be 0.83
+    assert bias.high - bias.low == pytest.approx(2 * 1.96 * 3 / np.sqrt(40), rel=0.25)
+    apart = burden([unit(p + s, t) for (p, s), t in zip(items, true, strict=True)])
+    other = burden([unit(p + s, m) for (p, s), m in zip(items, measured, strict=True)])
+    narrow = burden_agreement(pair_burdens(other, apart), "ggo")["bias"]
+    assert narrow.high - narrow.low < 0.6 * (bias.high - bias.low)
+
+
+def test_what_cannot_be_compared_is_counted_and_left_out():
+    truth = burden(
+        [unit("a", 1.0), unit("b", 2.0), unit("c", 3.0, weighted_by="mm3"), unit("d", None)],
+        classes=("ggo", "consolidation"),
+    )
+    found = burden(
+        [unit("a", 1.5), unit("b", 2.0, slices=9), unit("c", 3.0), unit("d", 4.0), unit("e", 5.0)]
+    )
+    pairs = pair_burdens(found, truth)
+    assert pairs.classes == ("ggo", "any")
+    assert (len(pairs.pairs), pairs.unlike, pairs.alone) == (2, 2, 1)
+    true, measured, patients = shares(pairs, "any")
+    assert (true.tolist(), measured.tolist(), patients) == ([1.0], [1.5], ["a"])
+    got = burden_agreement(pairs, "any")
+    assert got["bias"].value == 0.5 and got["bias"].low is None
+    assert got["lower_limit"].value is None and got["concordance"].value is None
+    assert burden_agreement(pair_burdens(found, burden([unit("z", 1.0)])), "any") is None
+
+
+def test_without_scans_slices_are_compared_and_each_is_a_patient_of_its_own():
+    true = [unit("", share, scan="") | {"file": f"{n}.png"} for n, share in enumerate((1.0, 5.0))]
+    measured = [one | {"percent": {"ggo": 2.0, "any": 2.0}} for one in true]
+    pairs = pair_burdens(burden([], slices=measured), burden([], slices=true))
+    assert pairs.level == "slices" and len(pairs.pairs) == 2
+    assert len(set(shares(pairs, "ggo")[2])) == 2

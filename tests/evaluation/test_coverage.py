@@ -9,7 +9,7 @@ import pytest
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import coverage
 from ctmasknet.evaluation.coverage import interval_coverage, simulated_units
-from ctmasknet.evaluation.uncertainty import Interval
+from ctmasknet.evaluation.intervals import Interval
 
 
 def test_slices_of_a_patient_err_together():

@@ -25,8 +25,9 @@ from ctmasknet.evaluation.pooling import (
     check_rows,
     normal_index,
     pool_slices,
+    pooled_units,
+    slice_units,
 )
-from ctmasknet.evaluation.units import pooled_units, slice_units
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 
 CLASSES = ["normal", "pneumonia", "covid"]

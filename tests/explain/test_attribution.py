@@ -7,7 +7,7 @@ import torch
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain import attribute, attribution, integrate_gradients, occlude
-from ctmasknet.modeling.image_head import RankedBoxImageHead
+from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.roi_heads import stretch_rows
 
 

@@ -5,16 +5,10 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from ctmasknet.draw.lesions import SliceCall
 from ctmasknet.explain import drawing
 from ctmasknet.explain.attribution import BoxAttribution
-from ctmasknet.explain.drawing import (
-    AGAINST,
-    FOR,
-    attribution_page,
-    draw_box_weights,
-    heaviest,
-)
-from ctmasknet.visualize import SliceCall
+from ctmasknet.explain.drawing import AGAINST, FOR, attribution_page, draw_box_weights, heaviest
 
 GREY = np.full((80, 100, 3), 90, dtype=np.uint8)
 BOXES = np.array([[10.0, 20, 40, 50], [60, 20, 90, 50], [30, 60, 50, 75]])

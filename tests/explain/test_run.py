@@ -4,19 +4,18 @@ import argparse
 import json
 import os
 
-import ct_samples
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ctmasknet.ct.scan import Window
 from ctmasknet.data.mapper import SliceMapper
-from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain import occlude, run
-from ctmasknet.explain.run import explain_from_command_line
-from ctmasknet.explain.slices import explain_slices
+from ctmasknet.explain.run import explain_from_command_line, explain_slices
+from tests import ct_samples
 
 CLASSES = ["normal", "pneumonia", "covid"]
 

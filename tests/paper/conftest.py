@@ -7,7 +7,7 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from ctmasknet.data.datasets import register_prepared, unregister
+from ctmasknet.data.registry import register_prepared, unregister
 from ctmasknet.paper.variants import variants
 
 SIDE = 40

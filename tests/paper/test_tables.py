@@ -4,13 +4,12 @@ import json
 
 import pytest
 
-from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import find_runs
 from ctmasknet.paper.table import NOT_RUN, Table
-from ctmasknet.paper.tables import OURS, paper_tables, write_tables
-from ctmasknet.paper.zoo import write_zoo, zoo_tables
+from ctmasknet.paper.tables import OURS, paper_tables, write_tables, write_zoo, zoo_tables
 
 CONFUSION = [[8, 2, 0], [2, 4, 0], [1, 0, 3]]
 TEST_LIST = next(key for key, name in published.LISTS.items() if "test list" in name)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from running import run_tool
-from small_world import SMALL, save_model, write_scans
 
 from ctmasknet.engine.setup import read_cfg
+from tests.predict.small_world import SMALL, save_model, write_scans
+from tests.running import run_tool
 
 
 @pytest.fixture(scope="module", autouse=True)

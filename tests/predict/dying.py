@@ -8,9 +8,9 @@ import os
 import signal
 
 import torch
-from running import run_tool
 
 from ctmasknet.predict.predictor import CTPredictor
+from tests.running import run_tool
 
 KILLED = -signal.SIGKILL
 #: Before a file gets its name (it is half-written until then), after that, and in a batch.

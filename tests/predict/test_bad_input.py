@@ -10,9 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from small_world import files_of, words
 
-from ctmasknet.engine.run_record import read_record
+from ctmasknet.engine.record import read_record
+from tests.predict.small_world import files_of, words
 
 
 def refused(tool, message, *command):
@@ -90,7 +90,7 @@ def test_what_is_no_ct_in_a_cut_folder_is_counted(
     (own_scans / "c_pictures" / "report.txt").write_text("a report")
     tables = []
     for name, files in (("whole", 4096), ("cut", 5)):
-        monkeypatch.setattr("ctmasknet.predict.units.UNIT_FILES", files)
+        monkeypatch.setattr("ctmasknet.predict.inputs.UNIT_FILES", files)
         assert tool(*words(classifier, [own_scans], tmp_path / name))[0] == 0
         tables.append((tmp_path / name / "predictions.csv").read_bytes())
     assert tables[0] == tables[1]

@@ -3,7 +3,6 @@
 import datetime
 import json
 
-import ct_samples
 import highdicom
 import nibabel
 import numpy as np
@@ -14,22 +13,22 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pydicom.dataset import FileMetaDataset
-from running import run_tool
 from scipy.special import expit, logit
-from small_world import files_of, hu_volume, words, write_scans, write_series
 
-from ctmasknet.data.classes import MASK_LABELS
-from ctmasknet.data.ct_io import CTSlice, read_scans
-from ctmasknet.data.mask_volumes import read_mask_volume
-from ctmasknet.engine.run_record import read_record
-from ctmasknet.engine.stored_calibration import store_calibration
+from ctmasknet.classes import MASK_LABELS
+from ctmasknet.ct.read import CTSlice, read_scans
+from ctmasknet.engine.checkpoint import store_calibration
+from ctmasknet.engine.record import read_record
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import pool_slices, read_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.predict import CTPredictor
-from ctmasknet.predict.dicom_seg import write_dicom_seg
+from ctmasknet.predict.masks import label_slice, mask_values, write_dicom_seg, write_nifti
 from ctmasknet.predict.results import FoundBox
-from ctmasknet.predict.volumes import label_slice, mask_values, write_nifti
+from ctmasknet.prepare.mask_volumes import read_mask_volume
+from tests import ct_samples
+from tests.predict.small_world import files_of, hu_volume, words, write_scans, write_series
+from tests.running import run_tool
 
 CLASSES = ["normal", "pneumonia", "covid"]
 LESIONS = ["ggo", "consolidation"]
@@ -449,7 +448,7 @@ def test_a_patient_is_pooled_over_inputs_and_a_scan_over_pieces(
     flags = ["--overlays", "--masks", "nifti", "--score-threshold", 0.8]
     flags += ["--pooling", "top_k_mean", "--top-k", 2]
     assert tool(*words(classifier, inputs, tmp_path / "whole", *flags))[0] == 0
-    monkeypatch.setattr("ctmasknet.predict.parts.PIECE_SLICES", 2)
+    monkeypatch.setattr("ctmasknet.predict.shards.PIECE_SLICES", 2)
     assert tool(*words(classifier, inputs, tmp_path / "pieces", *flags))[0] == 0
     output = tmp_path / "pieces"
     assert files_of(output) == files_of(tmp_path / "whole")

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
-from small_world import hu_volume, write_pictures, write_series
 
+from ctmasknet.ct.read import read_scans
+from ctmasknet.ct.scan import Window
 from ctmasknet.data.bad_slices import BadSlice
-from ctmasknet.data.ct_io import read_scans
 from ctmasknet.data.mapper import SliceMapper
-from ctmasknet.data.window import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.learned_pooling import fit_learned_pooling
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.predict import CTPredictor, reading
+from ctmasknet.predict import CTPredictor
+from ctmasknet.predict import inputs as reading
+from ctmasknet.predict.inputs import Loaded, ahead, batches
 from ctmasknet.predict.pooled import build_pooler
-from ctmasknet.predict.stream import Loaded, ahead, batches
+from tests.predict.small_world import hu_volume, write_pictures, write_series
 
 CLASSES = ("normal", "pneumonia", "covid")
 

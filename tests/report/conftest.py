@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 from PIL import Image
 
-from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation import write_predictions_csv
-from ctmasknet.evaluation.report_text import evaluate_predictions
+from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.report import ReportOptions, write_report
+from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 _FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),

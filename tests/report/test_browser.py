@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
-from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation import write_predictions_csv
-from ctmasknet.evaluation.burden_files import FORMAT
-from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
+from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
+from ctmasknet.evaluation.metrics import threshold_metrics
+from ctmasknet.evaluation.pooling import ScorePooling, pool_slices, pooled_units, slice_units
 from ctmasknet.evaluation.predictions import read_predictions_csv
-from ctmasknet.evaluation.resampled_metrics import threshold_metrics
-from ctmasknet.evaluation.units import pooled_units, slice_units
 from ctmasknet.report import ReportOptions, write_report
+from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
 Wait = pytest.importorskip("selenium.webdriver.support.ui", reason="no selenium").WebDriverWait
@@ -278,7 +277,7 @@ def test_the_table_of_burden_sorts_with_unknown_shares_last(browser, unlabelled_
         }
         for name, share in percent.items()
     ]
-    document = {"format": FORMAT, "lesions": "x", "of": "lung", "classes": ["ggo"]}
+    document = {"format": BURDEN_FORMAT, "lesions": "x", "of": "lung", "classes": ["ggo"]}
     document |= {"outside_lung_px": 0, "slices": [], "scans": scans, "patients": []}
     (tmp_path / "burden.json").write_text(json.dumps(document))
     options = ReportOptions(burden=tmp_path, gallery=0)

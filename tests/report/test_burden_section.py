@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from running import run_tool
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.burden import SliceBurden, burdens
-from ctmasknet.evaluation.burden_files import FORMAT
+from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
+from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.evaluation.predictions import read_predictions_csv
-from ctmasknet.evaluation.uncertainty import Interval
 from ctmasknet.report import ReportOptions, figures, write_report
+from tests.running import run_tool
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -33,7 +33,12 @@ def write_burden(folder, factor=1.0, rows=(), of="lung", pixel_mm2=0.5, **change
                 )
             )
     levels = {name: [one.to_json() for one in its] for name, its in burdens(slices).items()}
-    head = {"format": FORMAT, "lesions": f"lesions x {factor}", "of": of, "outside_lung_px": 7}
+    head = {
+        "format": BURDEN_FORMAT,
+        "lesions": f"lesions x {factor}",
+        "of": of,
+        "outside_lung_px": 7,
+    }
     document = {**head, "classes": ["ggo", "consolidation"], **levels, **changed}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "burden.json").write_text(json.dumps(document))

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
-from running import run_tool
 
-from ctmasknet.data.classes import IMAGE_CLASSES
+from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.report import ReportOptions, write_report
-from ctmasknet.report.wording import figure_text
+from ctmasknet.report.sections import figure_text
+from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from tests.running import run_tool
 
 TOOL = "tools/report.py"
 

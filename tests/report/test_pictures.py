@@ -14,17 +14,22 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from ctmasknet.data.classes import IMAGE_CLASSES
-from ctmasknet.data.ct_io import read_scans
+from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.ct.read import read_scans
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import SlicePrediction
-from ctmasknet.report import evidence
-from ctmasknet.report.evidence import evidence_painter
-from ctmasknet.report.pictures import SlicePictures, encode, index_pictures
-from ctmasknet.report.slice_files import SliceFiles, recorded_window
-from ctmasknet.report.slice_gallery import choose_slices
+from ctmasknet.report import pictures as evidence
+from ctmasknet.report.pictures import (
+    SliceFiles,
+    SlicePictures,
+    encode,
+    evidence_painter,
+    index_pictures,
+    recorded_window,
+)
 from ctmasknet.report.source import read_source
+from ctmasknet.report.tables import choose_slices
 
 
 def row(file, patient="1", label=0, pred=0, scores=(0.5, 0.2, 0.1)):

@@ -5,17 +5,17 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from running import run_tool
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv
-from ctmasknet.evaluation.report_text import evaluate_predictions
+from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report.sections import limits
 from ctmasknet.report.source import read_source
-from ctmasknet.report.units_table import units_table
-from ctmasknet.report.wording import limits
+from ctmasknet.report.tables import units_table
+from tests.running import run_tool
 
 
 @pytest.fixture

@@ -1,0 +1,341 @@
+"""What naming a slice costs: this classifier in its forms, its peers, and the machine's limit.
+
+Whether the inference copy decides as the model does, on a test set.
+
+What an exported classifier costs beside the model it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from ctmasknet.benchmarks.harness import Apart, comparison, interleaved, spread
+from ctmasknet.benchmarks.peers import StockClassifier, TorchvisionDetector, calibrate_norms
+from ctmasknet.engine.export import export_classifier, load_exported
+from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
+from ctmasknet.engine.trainer import Trainer
+from ctmasknet.modeling.fast.inference import rechecked, to_inference
+from ctmasknet.modeling.fast.layers import cpu_has_bfloat16
+from ctmasknet.modeling.meta_arch import CTMaskNet
+
+_STOCK = "stock Detectron2, image head behind it"
+_TORCHVISION = "torchvision detector, no masks, no slice class"
+_COPY = "ctmasknet, inference copy"
+_HALF = "ctmasknet, inference copy in bfloat16"
+_COMPILED = "ctmasknet, backbone by torch.compile"
+#: Side of the square matrices whose product is the machine's limit.
+_GEMM_SIDE = 2048
+
+
+def inference(
+    *, config_file: str, side: int, batch: int, repeats: int, seed: int
+) -> dict[str, Any]:
+    """The classifier against stock Detectron2 and torchvision on noise slices.
+
+    Weights are random, with batch normalisation's statistics taken from such slices, so that
+    proposals are as many and as large as a trained detector's. Stock Detectron2 has the same
+    weights and has to give the same logits, which the figures state. The peers have processes of
+    their own, so that they handle memory as they do.
+
+    Args:
+        config_file: of a classifier with ResNet-50.
+        side: of the slices, px.
+        batch: slices a call; stock Detectron2 takes them one by one.
+        repeats: calls of each that are timed.
+        seed: of weights and noise.
+    """
+    point = (config_file, side, batch, seed)
+    cfg, slices, model = _classifier(*point)
+    device = cfg.MODEL.DEVICE
+    ways: dict[str, CTMaskNet] = {
+        "ctmasknet, model as trained": model,
+        _COPY: to_inference(model),
+    }
+    if cpu_has_bfloat16():
+        ways[_HALF] = to_inference(model, torch.bfloat16)
+    if device == "cpu" and shutil.which("g++"):
+        ways[_COMPILED] = _compiled(model)
+    gemms = {dtype: _gemms(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    with Apart(_stock_call, *point) as stock_call, Apart(_torchvision_call, *point) as other_call:
+        calls: dict[str, Callable[[], Any]] = {_STOCK: stock_call, _TORCHVISION: other_call}
+        calls |= {name: _call(way, device, slices) for name, way in ways.items()}
+        for products in gemms.values():
+            calls |= {name: _call(product, device) for name, product in products.items()}
+        times = interleaved(calls, repeats, warm=1)
+    rates = {
+        dtype: {name: 2 * _GEMM_SIDE**3 / times.pop(name)["median_s"] for name in products}
+        for dtype, products in gemms.items()
+    }
+    limits = {dtype: max(found.values()) for dtype, found in rates.items()}
+    work = 2 * batch * multiply_adds(model, slices[0]["image"])
+    stock, plain = _stock(cfg, model)(slices), model(slices)
+    copied = [result["logits"] for result in ways[_COPY](slices)]
+    figures = {
+        "multiply-adds a slice, 10^9": work / 2 / batch / 1e9,
+        **{
+            f"{name}, GFLOP/s": rate / 1e9
+            for found in rates.values()
+            for name, rate in found.items()
+        },
+        "inference copy: share of the float32 limit": work
+        / times[_COPY]["median_s"]
+        / limits[torch.float32],
+        "largest logit difference, model and stock": _largest(plain, stock),
+        "largest logit difference, inference copy and model (random weights: rows of like score "
+        "swap)": _largest(plain, copied),
+    }
+    if _HALF in ways:
+        figures["inference copy in bfloat16: share of the bfloat16 limit"] = (
+            work / times[_HALF]["median_s"] / limits[torch.bfloat16]
+        )
+    return comparison(
+        f"classifier inference, ResNet-50, {batch} x {side} px",
+        times,
+        _STOCK,
+        device,
+        figures=figures,
+        config_file=config_file,
+    )
+
+
+def _classifier(
+    config_file: str, side: int, batch: int, seed: int
+) -> tuple[CfgNode, list[dict[str, Any]], CTMaskNet]:
+    """Configuration, noise slices, and the classifier that all ways are made of."""
+    # Anchors and small boxes as Detectron2 has them, so that both are to give the same logits.
+    same = ["MODEL.ANCHOR_GENERATOR.ROUND", "False", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0"]
+    sides = ["INPUT.MIN_SIZE_TEST", str(side)]
+    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", *sides, *same])
+    slices = noise_slices(batch, side, seed)
+    return cfg, slices, calibrated_classifier(cfg, seed, slices)
+
+
+def _stock(cfg: CfgNode, model: CTMaskNet) -> StockClassifier:
+    peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
+    return peer.take_weights(model).requires_grad_(False)
+
+
+def _stock_call(*point: Any) -> Callable[[], None]:
+    cfg, slices, model = _classifier(*point)
+    return _call(_stock(cfg, model), cfg.MODEL.DEVICE, slices)
+
+
+def _torchvision_call(*point: Any) -> Callable[[], None]:
+    cfg, slices, _ = _classifier(*point)
+    return _call(TorchvisionDetector(cfg, slices), cfg.MODEL.DEVICE, slices)
+
+
+def multiply_adds(model: CTMaskNet, image: Tensor) -> float:
+    """Multiply-adds of one slice in convolutions and linear layers, as fvcore counts them.
+
+    Args:
+        model: the classifier, not its inference copy.
+        image: (3, H, W).
+    """
+    tensor = model.preprocess_image([{"image": image}]).tensor
+    with torch.no_grad():
+        features = list(model.backbone(tensor).values())
+    pooler = model.roi_heads.box_pooler
+    boxes = model.proposal_generator.post_nms_topk[False]
+    pooled = tensor.new_zeros(boxes, features[0].shape[1], *pooler.output_size)
+    rows = tensor.new_zeros(1, model.roi_heads.num_ranked_boxes, 5)
+    parts = (
+        (model.backbone, tensor),
+        (model.proposal_generator.rpn_head, (features,)),
+        (nn.Sequential(model.roi_heads.box_head, model.roi_heads.box_predictor), pooled),
+        (model.image_head, rows),
+    )
+    total = 0.0
+    for part, inputs in parts:
+        counter = FlopCountAnalysis(part, inputs).unsupported_ops_warnings(False)
+        counts = counter.uncalled_modules_warnings(False).by_operator()
+        total += sum(counts[name] for name in ("conv", "linear"))
+    return total
+
+
+def noise_slices(count: int, side: int, seed: int) -> list[dict[str, Any]]:
+    """Inputs of the classifier, squares with a side of ``side`` px."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {"image": torch.randint(0, 256, (3, side, side), generator=generator).float()}
+        for _ in range(count)
+    ]
+
+
+def calibrated_classifier(cfg: CfgNode, seed: int, slices: list[dict[str, Any]]) -> CTMaskNet:
+    """A classifier with random weights whose features, scores and boxes on ``slices`` have a
+    trained one's scale."""
+    torch.manual_seed(seed)
+    model = build_model(cfg)
+    # Scores that differ as a trained detector's do.
+    for layer in (
+        model.proposal_generator.rpn_head.objectness_logits,
+        model.roi_heads.box_predictor.cls_score,
+    ):
+        nn.init.normal_(layer.weight, std=0.1)
+    calibrate_norms(model.backbone, model.preprocess_image(slices[:1]).tensor)
+    return model.eval()
+
+
+def _compiled(model: CTMaskNet) -> CTMaskNet:
+    """A copy whose backbone torch compiles at the first call, weights as constants."""
+    compiled = copy.deepcopy(model).requires_grad_(False)
+    compiled.backbone = torch.compile(compiled.backbone, options={"freezing": True})
+    return compiled
+
+
+def _gemms(dtype: torch.dtype, device: str) -> dict[str, Callable[[], Tensor]]:
+    """Ways to multiply two square matrices; the fastest is the machine's limit."""
+    left, right = (torch.randn(_GEMM_SIDE, _GEMM_SIDE).to(device, dtype) for _ in range(2))
+    kind = str(dtype).removeprefix("torch.")
+    found = {f"torch's matrix product in {kind}": lambda: left @ right}
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        # torch takes MKL for float32, which is slow on other makers' processors.
+        packed = torch.ops.mkldnn._reorder_linear_weight(right, _GEMM_SIDE)
+        one_dnn = torch.ops.mkldnn._linear_pointwise
+        found[f"oneDNN's matrix product in {kind}"] = lambda: one_dnn(
+            left, packed, None, "none", [], ""
+        )
+    return found
+
+
+def _call(way, device: str, *arguments):
+    def call() -> None:
+        way(*arguments)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    return call
+
+
+def _largest(ours: list[dict[str, Any]], logits: list[Tensor]) -> float:
+    return max(
+        float((one["logits"] - other).abs().max()) for one, other in zip(ours, logits, strict=True)
+    )
+
+
+_AGREEMENT_STOCK = "stock Detectron2, image head behind it"
+_MODEL, _AGREEMENT_COPY, _AGREEMENT_HALF = (
+    "model as trained",
+    "inference copy",
+    "inference copy in bfloat16",
+)
+_CHECKED = "the same, close calls again in float32"
+
+
+def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dict[str, Any]:
+    """A trained classifier's classes and logits in its forms, on the first of ``DATASETS.TEST``.
+
+    Stock Detectron2 with its weights is timed beside them; its anchors are not rounded, so its
+    logits are others.
+
+    Args:
+        config_file: of the classifier.
+        weights: its checkpoint.
+        repeats: passes over the set; every batch goes through all forms in turn.
+        seed: not used, nothing is random.
+    """
+    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=["MODEL.WEIGHTS", weights]))
+    model = load_model(cfg)
+    peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
+    forms = {
+        _AGREEMENT_STOCK: peer.take_weights(model).requires_grad_(False),
+        _MODEL: model,
+        _AGREEMENT_COPY: to_inference(model),
+    }
+    if cpu_has_bfloat16():
+        forms[_AGREEMENT_HALF] = to_inference(model, torch.bfloat16)
+        margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
+        forms[_CHECKED] = rechecked(
+            to_inference(model, torch.bfloat16), forms[_AGREEMENT_COPY], margin
+        )
+    dataset = cfg.DATASETS.TEST[0]
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in forms}
+    for _ in range(repeats):
+        for batch in Trainer.build_test_loader(cfg, dataset):
+            for name, form in forms.items():
+                begin = time.perf_counter()
+                found = form(batch)
+                seconds[name].append((time.perf_counter() - begin) / len(batch))
+                logits[name] += (
+                    found if name == _AGREEMENT_STOCK else [one["logits"] for one in found]
+                )
+    stacked = {name: torch.stack(found) for name, found in logits.items()}
+    figures = {f"slices of {dataset}": float(len(stacked[_MODEL]) // repeats)}
+    if _CHECKED in forms:
+        # Medians hide the few slices that are named twice
+        total = sum(seconds[_AGREEMENT_STOCK]) / sum(seconds[_CHECKED])
+        figures[f"{_CHECKED}: ratio of the seconds of all slices"] = total
+    for name in forms:
+        if name not in (_AGREEMENT_STOCK, _MODEL):
+            difference = (stacked[name] - stacked[_MODEL]).abs().amax(dim=1)
+            same = stacked[name].argmax(1) == stacked[_MODEL].argmax(1)
+            figures[f"{name}: classes equal, %"] = 100 * float(same.float().mean())
+            figures[f"{name}: largest logit difference"] = float(difference.max())
+            figures[f"{name}: median logit difference"] = float(difference.median())
+    return comparison(
+        f"trained classifier, {config_file}",
+        {name: spread(found) for name, found in seconds.items()},
+        _AGREEMENT_STOCK,
+        cfg.MODEL.DEVICE,
+        per="slice",
+        figures=figures,
+        config_file=config_file,
+        dataset=dataset,
+    )
+
+
+def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A classifier's files of both formats against the classifier, on the CPU.
+
+    Args:
+        config_file: of a classifier.
+        side: of the noise slice, px.
+        repeats: calls of each that are timed.
+        seed: of weights and noise.
+    """
+    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    slices = noise_slices(1, side, seed)
+    model = calibrated_classifier(cfg, seed, slices)
+    copied = to_inference(model)
+    image = slices[0]["image"][None]
+    ways: dict[str, Any] = {
+        "model as trained": lambda: model(slices),
+        "inference copy": lambda: copied(slices),
+    }
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, suffix in (("torch.export program", ".pt2"), ("ONNX Runtime", ".onnx")):
+            path = Path(folder) / f"model{suffix}"
+            difference = export_classifier(cfg, model, path, side, side)
+            figures[f"{name}: file, MB"] = path.stat().st_size / 1e6
+            figures[
+                f"{name}: largest logit difference from the model (random weights: rows of like "
+                "score swap)"
+            ] = difference
+            run = load_exported(path)
+            ways[name] = lambda run=run: run(image)
+    with torch.no_grad():
+        times = interleaved(ways, repeats)
+    return comparison(
+        f"exported classifier, {side} px",
+        times,
+        "model as trained",
+        "cpu",
+        figures=figures,
+        config_file=config_file,
+    )

@@ -1,0 +1,202 @@
+"""CT in any format through one interface: :func:`read_scans`.
+
+PNG, JPEG, TIFF and BMP (:mod:`ctmasknet.ct.picture_slices`), DICOM
+(:mod:`ctmasknet.ct.dicom`) and NIfTI (:mod:`ctmasknet.ct.nifti`) all become
+:class:`CTScan` s of upright axial :class:`CTSlice` s (:mod:`ctmasknet.ct.scan`). HU are what
+the file states, never guessed; a file that states none is refused, or left out of its folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ctmasknet.ct.dicom import dicom_scans, read_dicom_file
+from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of
+from ctmasknet.ct.nifti import read_nifti_file
+from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
+from ctmasknet.ct.scan import CTScan, CTSlice, Report, UnsuitableFile
+from ctmasknet.errors import CTMaskNetError
+
+__all__ = ["CTScan", "CTSlice", "UnsuitableFile", "read_scans"]
+
+
+def read_scans(
+    inputs: Sequence[str | os.PathLike] | str | os.PathLike,
+    *,
+    on_bad: Report | None = None,
+    on_left_out: Report | None = None,
+    rescale: tuple[float, float] | None = None,
+    verify: bool = False,
+) -> list[CTScan]:
+    """Find the scans in files and folders (any depth).
+
+    Headers are read, pixels are not, but for what tells whether a NIfTI volume is in HU. Damage
+    that only decoding shows is raised by :meth:`CTSlice.hu` and :meth:`CTSlice.pixels`, unless
+    ``verify``.
+
+    A sound file that is no axial CT in HU (a localizer, a segmentation, a report, another format)
+    is an error when it is an input itself. In a folder it is left out; the scans beside it say so
+    in ``problems``.
+
+    Args:
+        inputs: files and folders, or one of them.
+        on_bad: called with (file, reason) for each bad file, which is then left out; None: the
+            first bad file raises.
+        on_left_out: for inputs that were themselves found in a folder. Files among them that are no
+            axial CT in HU are left out, and inputs in which nothing is found are no error; it is
+            called with (file, reason) for each file left out.
+        rescale: (slope, intercept) from stored value to HU for pictures with more than 8 bits a
+            pixel, which state none themselves and are refused without it.
+        verify: decode every slice once, so that all damage is found here.
+
+    Returns:
+        scans in the order in which their files were found.
+
+    Raises:
+        CTMaskNetError: one line that names the file; an input in which nothing is found.
+    """
+    if rescale is not None and not (np.isfinite(rescale).all() and rescale[0] != 0):
+        raise CTMaskNetError(f"rescale is {rescale}; expected a slope other than 0, an intercept")
+    if isinstance(inputs, str | os.PathLike):
+        inputs = [inputs]
+    reading = _Reading(on_bad, rescale, verify, found_in_folder=on_left_out is not None)
+    for found in find_files(inputs):
+        reading.read(found)
+    scans = reading.scans()
+    if on_left_out is not None:
+        for found, reason in reading.left_out:
+            on_left_out(found.path, reason)
+        return scans
+    for given, item in enumerate(inputs):
+        if given not in reading.used and given not in reading.reported:
+            reading.bad(os.fspath(item), reading.why_empty(given))
+    return scans
+
+
+class _Reading:
+    """One call's state: slices by kind, what was left out, and which inputs gave something."""
+
+    def __init__(
+        self,
+        on_bad: Report | None,
+        rescale: tuple[float, float] | None,
+        verify: bool,
+        *,
+        found_in_folder: bool,
+    ) -> None:
+        self.on_bad = on_bad
+        self.found_in_folder = found_in_folder
+        self.rescale = rescale
+        self.verify = verify
+        self.pictures: list[CTSlice] = []
+        self.dicom: list[CTSlice] = []
+        self.volumes: list[CTScan] = []
+        self.seen: set[str] = set()
+        self.found: dict[str, tuple[int, int]] = {}  # file -> (input, order)
+        self.left_out: list[tuple[FoundFile, str]] = []
+        self.unsuitable: dict[str, str] = {}  # real path -> why
+        self.used: set[int] = set()
+        self.reported: set[int] = set()
+
+    def read(self, found: FoundFile) -> None:
+        file = found.path
+        real = os.path.realpath(file)
+        if real in self.seen:
+            if found.alone and not self.found_in_folder and real in self.unsuitable:
+                self.bad(file, self.unsuitable[real], found.given)
+            self.used.add(found.given)
+            return
+        self.seen.add(real)
+        self.found[file] = (found.given, len(self.found))
+        try:
+            check_name(file)
+            kind = kind_of(file)
+            if kind == "nifti":
+                self.volumes.append(read_nifti_file(file, file))
+            elif kind == "dicom":
+                self.dicom += self.sound(read_dicom_file(file, file))
+            else:
+                self.pictures += self.sound(read_picture_file(file, file, self.rescale))
+            self.used.add(found.given)
+        except UnsuitableFile as error:
+            self.unsuitable[real] = _reason(file, error)
+            if found.alone and not self.found_in_folder:
+                self.bad(file, _reason(file, error), found.given)
+            else:
+                self.left_out.append((found, _reason(file, error)))
+        except CTMaskNetError as error:
+            self.bad(file, _reason(file, error), found.given)
+
+    def sound(self, slices: list[CTSlice]) -> list[CTSlice]:
+        """With ``verify``, the slices that can be decoded. A NIfTI volume has been already."""
+        if self.verify:
+            for one in slices:
+                if one.source.read_picture(one.frame) is None:
+                    one.hu()
+        return slices
+
+    def bad(self, file: str, reason: str, given: int | None = None) -> None:
+        if self.on_bad is None:
+            raise CTMaskNetError(f"{file}: {reason}")
+        self.reported.add(given)
+        self.on_bad(file, reason)
+
+    def scans(self) -> list[CTScan]:
+        scans = [*picture_scans(self.pictures), *self.volumes, *dicom_scans(self.dicom)]
+        scans.sort(key=lambda scan: min(self.found[one.file][1] for one in scan.slices))
+        with_scans = {os.path.dirname(one.file) for scan in scans for one in scan.slices}
+        return [
+            scan.with_problems(self.left_out_beside(scan, with_scans)) for scan in _distinct(scans)
+        ]
+
+    def left_out_beside(self, scan: CTScan, with_scans: set[str]) -> list[str]:
+        """What was left out of the scan's folders, and of its input's folders without a scan."""
+        folders = {os.path.dirname(one.file) for one in scan.slices}
+        inputs = {self.found[one.file][0] for one in scan.slices}
+        files_of: dict[str, list[str]] = defaultdict(list)
+        for found, reason in self.left_out:
+            folder = os.path.dirname(found.path)
+            if folder in folders or (folder not in with_scans and found.given in inputs):
+                files_of[reason].append(found.path)
+        return [
+            f"{len(files)} file{'s' * (len(files) > 1)} left out, such as {files[0]}: {reason}"
+            for reason, files in files_of.items()
+        ]
+
+    def why_empty(self, given: int) -> str:
+        reasons = [(found.path, why) for found, why in self.left_out if found.given == given]
+        if not reasons:
+            return "holds no files; give a folder or file of CT slices"
+        file, why = reasons[0]
+        return f"none of its {len(reasons)} files is axial CT; the first, {file}: {why}"
+
+
+def _reason(file: str, error: CTMaskNetError) -> str:
+    return str(error).removeprefix(f"{file}: ")
+
+
+def _distinct(scans: list[CTScan]) -> list[CTScan]:
+    """Scans that share patient and name get names of their own: files that are volumes their path,
+    later ones of any other kind ``#2``, ``#3``, ... appended."""
+    count = Counter((scan.patient, scan.scan) for scan in scans)
+    names: set[tuple[str, str]] = set()
+    found = []
+    for scan in scans:
+        name = scan.scan
+        if count[scan.patient, name] > 1 and scan.slices[0].frame is not None:
+            name = scan.slices[0].file
+        number = 2
+        while (scan.patient, name) in names:
+            name, number = f"{scan.scan}#{number}", number + 1
+        names.add((scan.patient, name))
+        found.append(scan if name == scan.scan else _renamed(scan, name))
+    return found
+
+
+def _renamed(scan: CTScan, name: str) -> CTScan:
+    return replace(scan, scan=name, slices=tuple(replace(one, scan=name) for one in scan.slices))

@@ -1,0 +1,345 @@
+"""The JSON files of prepared data sets: read once, checked, and made into dataset dicts.
+
+What the images of a data set contain, as one hash.
+
+Where prepared data sets stand. Imports nothing heavy, so that the converters start at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data.datasets import load_coco_json
+
+from ctmasknet.data.splits import SPLITS
+from ctmasknet.errors import CTMaskNetError
+
+Stamp = tuple[int, int]
+_SLICE_KEYS = {"file", "label", "patient", "scan", "slice"}
+#: Parsed files with their stamps, so that registering and loading parse a file once.
+_parsed: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+
+
+def stamp(path: str | os.PathLike) -> Stamp | None:
+    """Time of change (ns) and size of a file; None when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def read_lesions(json_file: str) -> dict[str, Any]:
+    """The COCO document of a prepared lesion set, cut down to ``info``, ``categories`` and the
+    ``patients`` by image id.
+
+    Raises:
+        CTMaskNetError: the file is missing or no such document.
+    """
+    return _read(json_file, _lesion_header)
+
+
+def read_slices(json_file: str) -> dict[str, Any]:
+    """The document of a prepared slice set; treat it as read-only.
+
+    Raises:
+        CTMaskNetError: the file is missing or no such document.
+    """
+    return _read(json_file, _checked_slices)
+
+
+def image_root(
+    json_file: str, document: dict[str, Any], given: str | os.PathLike | None = None
+) -> str:
+    """Absolute image folder: ``given``, else ``info.image_root``, relative to the data set's
+    folder.
+
+    Raises:
+        CTMaskNetError: neither states it.
+    """
+    stated = document["info"].get("image_root")
+    if given is None and not isinstance(stated, str):
+        raise CTMaskNetError(f"{json_file}: info.image_root is missing; prepare the set again")
+    home = Path(json_file).parent.parent
+    return os.path.abspath(given if given is not None else home / stated)
+
+
+def patients(json_file: str) -> set[str]:
+    """The patients of a prepared set of either kind.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken.
+    """
+    document = _read(json_file, _checked)
+    if "slices" in document:
+        return {item["patient"] for item in document["slices"]}
+    return set(document["patients"].values())
+
+
+def split_of_patients(folder: str | os.PathLike, numbering: str | None) -> dict[str, str]:
+    """The split of every patient of a prepared set, whichever task it is for.
+
+    Args:
+        folder: of the set, ``<root>/<name>``.
+        numbering: name of the numbering that the patients must be of.
+
+    Raises:
+        CTMaskNetError: no prepared set there, a broken one, one of another numbering or of none, or
+            a patient in two of its splits.
+    """
+    found: dict[str, str] = {}
+    folder = Path(os.path.abspath(folder))
+    for path in sorted([*folder.glob("annotations/*.json"), *folder.glob("slices/*.json")]):
+        split = path.stem.rpartition("_")[2]
+        if split not in SPLITS:
+            continue
+        stated = _read(str(path), _checked)["info"].get("patient_ids")
+        if stated is None or stated != numbering:
+            raise CTMaskNetError(
+                f"{path}: its patients are numbered by {stated or 'nothing stated'}, those of the "
+                f"new set by {numbering or 'nothing stated'}; where the ids are of the same "
+                "persons, prepare both with one --patient-ids"
+            )
+        for patient in patients(str(path)):
+            if found.setdefault(patient, split) != split:
+                raise CTMaskNetError(
+                    f"{folder}: patient {patient} is in two splits, {found[patient]} and {split}; "
+                    "prepare the set again"
+                )
+    if not found:
+        raise CTMaskNetError(f"{folder}: holds no prepared data set; name one below the root")
+    return found
+
+
+def load_lesions(name: str, json_file: str, root: str) -> list[dict[str, Any]]:
+    """Detectron2's dataset dicts of a COCO file plus the ``patient`` of each image.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken, or the images are not where it says.
+    """
+    patients = read_lesions(json_file)["patients"]
+    try:
+        dicts = load_coco_json(json_file, root, name)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise _broken(json_file, f"{type(error).__name__}: {error}") from error
+    for record in dicts:
+        record["patient"] = patients[record["image_id"]]
+    _check_images(json_file, root, dicts)
+    return dicts
+
+
+def load_slices(json_file: str, root: str) -> list[dict[str, Any]]:
+    """Dataset dicts of a slice file: ``file_name``, ``image_id``, ``label``, ``patient``, ``scan``,
+    ``slice``, ``body_box``.
+
+    Raises:
+        CTMaskNetError: the file is missing or broken, or the images are not where it says.
+    """
+    dicts = [
+        {
+            "file_name": os.path.join(root, item["file"]),
+            "image_id": item["file"],
+            "label": item["label"],
+            "patient": item["patient"],
+            "scan": item["scan"],
+            "slice": item["slice"],
+            "body_box": list(item["body_box"]) if item.get("body_box") else None,
+        }
+        for item in read_slices(json_file)["slices"]
+    ]
+    _check_images(json_file, root, dicts)
+    return dicts
+
+
+def _read(json_file: str, check) -> dict[str, Any]:
+    now = stamp(json_file)
+    if now is None:
+        raise CTMaskNetError(
+            f"{json_file}: no such file; prepare the data set (see datasets/README.md)"
+        )
+    if _parsed.get(json_file, (None,))[0] == now:
+        return _parsed[json_file][1]
+    try:
+        with open(json_file, encoding="utf-8") as stream:
+            document = json.load(stream)
+    except (OSError, ValueError) as error:
+        raise _broken(json_file, str(error)) from None
+    if not isinstance(document, dict) or not isinstance(document.get("info"), dict):
+        raise _broken(json_file, "it has no 'info'")
+    document = check(json_file, document)
+    _parsed[json_file] = now, document
+    return document
+
+
+def _checked(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    check = _checked_slices if "slices" in document else _lesion_header
+    return check(json_file, document)
+
+
+def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    try:
+        categories = [{"id": c["id"], "name": str(c["name"])} for c in document["categories"]]
+        patients = {image["id"]: str(image["patient"]) for image in document["images"]}
+        document["annotations"]
+    except (KeyError, TypeError) as error:
+        raise _broken(json_file, f"not a COCO document with patients, {error!r}") from None
+    if not categories:
+        raise _broken(json_file, "it has no categories")
+    return {"info": document["info"], "categories": categories, "patients": patients}
+
+
+def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
+    classes, slices = document.get("classes"), document.get("slices")
+    if not isinstance(classes, list) or not classes or not isinstance(slices, list):
+        raise _broken(json_file, "it lacks 'classes' or 'slices'")
+    labels = range(len(classes))
+    for index, item in enumerate(slices):
+        if not isinstance(item, dict) or not item.keys() >= _SLICE_KEYS:
+            raise _broken(
+                json_file, f"slices[{index}] lacks one of {', '.join(sorted(_SLICE_KEYS))}"
+            )
+        if not isinstance(item["label"], int) or item["label"] not in labels:
+            raise _broken(
+                json_file,
+                f"slices[{index}] has the label {item['label']}, of {len(classes)} classes",
+            )
+    return document
+
+
+def _check_images(json_file: str, root: str, dicts: list[dict[str, Any]]) -> None:
+    if not os.path.isdir(root):
+        raise CTMaskNetError(
+            f"{json_file}: its image folder {root} is missing; restore it, or prepare the set again"
+        )
+    # First and last file tell whether the folder is the right one; looking up every one of
+    # 100,000 would take longer than loading. One that is missing is found when it is read.
+    some = [*dicts[:1], *dicts[-1:]]
+    if dicts and not any(os.path.isfile(entry["file_name"]) for entry in some):
+        raise CTMaskNetError(
+            f"{json_file}: image {dicts[0]['file_name']} is missing; restore it, or prepare the "
+            "set again"
+        )
+
+
+def _broken(json_file: str, reason: str) -> CTMaskNetError:
+    return CTMaskNetError(f"{json_file}: broken data set file ({reason}); prepare the set again")
+
+
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, computed again only when its size or time of change differ.
+
+    Raises:
+        CTMaskNetError: the file is missing or unreadable.
+    """
+    path = os.fspath(path)
+    try:
+        status = os.stat(path)
+        return _digest(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be read ({error.strerror}); check the folder of the images"
+        ) from error
+
+
+def content_sha256(
+    dicts: Iterable[Mapping[str, Any]],
+    fields: Sequence[str] = (),
+    *,
+    allow_unreadable: bool = False,
+) -> str:
+    """SHA-256 over the bytes of all images of a data set, in its order, wherever they lie.
+
+    Args:
+        dicts: the dataset dicts.
+        fields: entries of them that count too, such as ``label``.
+        allow_unreadable: an image that is missing or unreadable counts as just that.
+
+    Raises:
+        CTMaskNetError: an image is missing or unreadable.
+    """
+    dicts = list(dicts)
+    digest_of = _sha256_or_none if allow_unreadable else file_sha256
+    total = hashlib.sha256()
+    # Reading and hashing both release the interpreter.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for entry, digest in zip(
+            dicts, pool.map(digest_of, (entry["file_name"] for entry in dicts)), strict=True
+        ):
+            more = [entry.get(field) for field in fields]
+            total.update(json.dumps([digest, *more]).encode())
+    return total.hexdigest()
+
+
+def _sha256_or_none(path: str) -> str | None:
+    try:
+        return file_sha256(path)
+    except CTMaskNetError:
+        return None
+
+
+@functools.lru_cache(maxsize=200_000)
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
+
+
+#: Environment variable that names the root, as in Detectron2.
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+
+
+def datasets_root(root: str | os.PathLike | None = None) -> Path:
+    """The folder of all data sets: ``root``, else $DETECTRON2_DATASETS, else ``./datasets``."""
+    return Path(root or os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
+
+
+def set_folder(root: Path, name: str) -> Path:
+    """The folder of the prepared set ``name``.
+
+    Raises:
+        CTMaskNetError: ``name`` is no name of one folder; such a set would not be registered.
+    """
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
+        raise CTMaskNetError(f"set name {name!r}: give the name of one folder below {root}")
+    return root / name
+
+
+class SliceRecord(NamedTuple):
+    """One slice of a data set, as it stands in the prepared json.
+
+    ``file`` is relative to the image folder (``/`` between parts); ``label`` indexes the set's
+    classes; ``body_box`` is (x0, y0, x1, y1) in px, x1 and y1 exclusive, or None.
+    """
+
+    file: str
+    label: int
+    patient: str
+    scan: str
+    slice: str
+    body_box: tuple[int, int, int, int] | None = None
+
+
+def part_below(root: str | os.PathLike, part: str) -> str:
+    """``part``, a path relative to ``root`` or an absolute one below it, as a relative path without
+    detours (``/`` between parts; links count as what they are called).
+
+    Raises:
+        CTMaskNetError: it lies outside ``root``; a set names its files, and copies are written, by
+            the path below ``root``.
+    """
+    relative = os.path.relpath(os.path.join(root, part), root).replace(os.sep, "/")
+    if relative.split("/")[0] == "..":
+        raise CTMaskNetError(
+            f"{part}: lies outside the folder of the images, {root}; give a folder above all of "
+            "them with --images"
+        )
+    return relative

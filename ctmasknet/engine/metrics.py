@@ -1,0 +1,299 @@
+"""Metrics to files, so that a resumed training leaves the files of an unbroken one.
+
+``metrics.json`` holds what a repeated run repeats: losses, learning rate, evaluation. What clock
+or machine say (seconds, memory) goes to ``timings.json``. Both have one JSON object a line, as
+Detectron2 writes them, numbers smoothed by the median of the last 20 iterations.
+
+Learning curves as a picture, from metrics.json.
+
+Peak memory of a training, in the log and in timings.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import resource
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write
+
+METRICS = "metrics.json"
+TIMINGS = "timings.json"
+#: Scalars that no two runs share, beside those named for their unit.
+_OF_THE_MACHINE = ("time", "data_time", "rank_data_time")
+#: Iterations over which the writers smooth.
+WINDOW = 20
+
+
+def is_timing(name: str) -> bool:
+    """Whether a scalar depends on clock or machine and not on the run's configuration."""
+    return name in _OF_THE_MACHINE or name.endswith(("_seconds", "_mb"))
+
+
+class JSONLinesWriter(EventWriter):
+    """Appends the scalars of its choice to a file, one line an iteration."""
+
+    def __init__(self, path: str | os.PathLike, choose: Callable[[str], bool]):
+        """
+        Args:
+            path: the file; made when the first line is written.
+            choose: name of a scalar -> whether it belongs here.
+        """
+        self._path = Path(path)
+        self._choose = choose
+        self._last_write = -1
+
+    def write(self) -> None:
+        lines: dict[int, dict[str, float | None]] = defaultdict(dict)
+        for name, (value, iteration) in (
+            get_event_storage().latest_with_smoothing_hint(WINDOW).items()
+        ):
+            if iteration > self._last_write and self._choose(name):
+                # JSON has no NaN: an undefined figure becomes null.
+                lines[iteration][name] = value if math.isfinite(value) else None
+        if not lines:
+            return
+        self._last_write = max(lines)
+        with self._path.open("a", encoding="utf-8") as stream:
+            for iteration in sorted(lines):
+                line = {**lines[iteration], "iteration": iteration}
+                stream.write(json.dumps(line, sort_keys=True) + "\n")
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the file has been written: last iteration, and bytes."""
+        size = self._path.stat().st_size if self._path.is_file() else 0
+        return {"last_write": self._last_write, "bytes": size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Cut off what was written after ``state`` was taken; the training will write it again."""
+        self._last_write = state["last_write"]
+        size = self._path.stat().st_size if self._path.is_file() else 0
+        if size < state["bytes"]:
+            logging.getLogger(__name__).warning(
+                "%s is shorter than when the checkpoint was written; its earlier lines are missing",
+                self._path,
+            )
+        elif size > state["bytes"]:
+            os.truncate(self._path, state["bytes"])
+
+    def start_anew(self) -> None:
+        """Remove what an earlier training wrote."""
+        self._path.unlink(missing_ok=True)
+
+
+class MetricWriters(hooks.PeriodicWriter):
+    """Writes every ``period`` iterations, and carries the scalars seen so far through a resume.
+
+    Writers that depend on the first iteration are built when training starts.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        build_others: Callable[[], list[EventWriter]],
+        period: int,
+    ):
+        """
+        Args:
+            folder: of ``metrics.json`` and ``timings.json``.
+            build_others: further writers (terminal, TensorBoard), called when training starts.
+            period: iterations from one writing to the next.
+        """
+        self._files = {
+            METRICS: JSONLinesWriter(Path(folder) / METRICS, lambda name: not is_timing(name)),
+            TIMINGS: JSONLinesWriter(Path(folder) / TIMINGS, is_timing),
+        }
+        super().__init__(list(self._files.values()), period)
+        self._build_others = build_others
+        self._resumed: dict[str, Any] | None = None
+
+    def before_train(self) -> None:
+        self._writers = [*self._build_others(), *self._files.values()]
+        if self._resumed is None:
+            for writer in self._files.values():
+                writer.start_anew()
+            return
+        _restore_scalars(self.trainer.storage, self._resumed["scalars"])
+        for name, writer in self._files.items():
+            writer.load_state_dict(self._resumed["files"][name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scalars": _scalars(self.trainer.storage),
+            "files": {name: writer.state_dict() for name, writer in self._files.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resumed = state
+
+
+def _scalars(storage: EventStorage) -> dict[str, Any]:
+    """The latest scalars, and of each as many earlier values as smoothing looks at."""
+    return {
+        name: {
+            "smooth": storage.smoothing_hints()[name],
+            "values": [list(pair) for pair in history.values()[-WINDOW:]],
+        }
+        for name, history in storage.histories().items()
+    }
+
+
+def _restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
+    for name, entry in scalars.items():
+        for value, iteration in entry["values"]:
+            storage.put_scalar(name, value, smoothing_hint=entry["smooth"], cur_iter=iteration)
+
+
+PICTURE = "learning_curves.png"
+#: Evaluation figures shown, whichever the run has, all in percent.
+_SHOWN = ("bbox/AP50", "segm/AP50", "per_image/AP", "slices/accuracy")
+_SENSITIVITY = "slices/sensitivity-"
+Curve = tuple[list[int], list[float]]
+
+
+def read_metrics(path: str | os.PathLike) -> dict[str, Curve]:
+    """The curves in a ``metrics.json``.
+
+    Returns:
+        name of a scalar -> iterations (from 1) and values; undefined values are left out.
+
+    Raises:
+        CTMaskNetError: the file is missing, damaged or empty.
+    """
+    curves: dict[str, Curve] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            entry = json.loads(line)
+            done = int(entry.pop("iteration")) + 1
+            for name, value in entry.items():
+                if value is not None:
+                    iterations, values = curves.setdefault(name, ([], []))
+                    iterations.append(done)
+                    values.append(float(value))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a run's metrics ({type(error).__name__}: {error}); train again"
+        ) from error
+    if not curves:
+        raise CTMaskNetError(f"{path}: holds no metrics yet; train on")
+    return curves
+
+
+def draw_curves(
+    metrics: str | os.PathLike, picture: str | os.PathLike, best_iteration: int | None = None
+) -> None:
+    """Draw losses, evaluation figures and learning rate over iterations.
+
+    Args:
+        metrics: a run's ``metrics.json``.
+        picture: PNG file to write.
+        best_iteration: index of the iteration whose model is kept as the best, to mark it.
+
+    Raises:
+        CTMaskNetError: see :func:`read_metrics`.
+    """
+    curves = read_metrics(metrics)
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, figures, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    parts = [name for name in curves if name.startswith("loss_")]
+    for name in parts if len(parts) > 1 else []:
+        losses.plot(*curves[name], linewidth=0.8, alpha=0.6, label=f"training {name}")
+    for name, label, style in (
+        ("total_loss", "training, all", {"color": "black"}),
+        ("validation/total_loss", "validation, all", {"color": "crimson", "marker": "o"}),
+    ):
+        if name in curves:
+            losses.plot(*curves[name], label=label, **style)
+    losses.set(ylabel="loss", ylim=(0, None))
+    for name, curve in curves.items():
+        if name in _SHOWN or name.startswith(_SENSITIVITY):
+            figures.plot(*curve, marker="o", label=name)
+    figures.set(ylabel="on the validation set (%)", ylim=(0, 100))
+    if "lr" in curves:
+        rate.plot(*curves["lr"], color="grey")
+    rate.set(ylabel="learning rate", xlabel="iteration")
+    for axes in (losses, figures, rate):
+        axes.grid(alpha=0.3)
+        if best_iteration is not None:
+            axes.axvline(best_iteration + 1, color="green", linestyle=":", label="best model")
+        if axes is not rate and axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    with atomic_write(picture, "wb") as stream:
+        figure.savefig(stream, format="png", dpi=100)
+
+
+class LearningCurves(HookBase):
+    """Draws the curves of a training that has ended, ``learning_curves.png`` in its folder."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self._folder = Path(folder)
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.trainer.max_iter or self.trainer.is_stopping:
+            best: dict[str, Any] = self.trainer.best
+            try:
+                draw_curves(
+                    self._folder / METRICS, self._folder / PICTURE, best.get("best_iteration")
+                )
+            except CTMaskNetError as error:
+                # A finished training is worth more than its picture.
+                logging.getLogger(__name__).warning("No learning curves: %s", error)
+
+
+#: Name of the scalar.
+MAX_MEMORY = "max_memory_mb"
+
+
+def peak_memory_mb(device: str) -> float:
+    """Most memory held so far, MB (10^6 bytes): by tensors on CUDA, by the process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[1]) * 1024 / 1e6
+    except (OSError, TypeError):
+        # Not on Linux. There, this figure would also count the process that started this one.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+class PeakMemory(HookBase):
+    """Puts the peak so far among the scalars, and into the log at the end."""
+
+    def __init__(self, device: str, period: int):
+        """
+        Args:
+            device: ``MODEL.DEVICE``.
+            period: iterations from one line of metrics to the next.
+        """
+        self._device = device
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            self.trainer.storage.put_scalar(
+                MAX_MEMORY, peak_memory_mb(self._device), smoothing_hint=False
+            )
+
+    def after_train(self) -> None:
+        logging.getLogger(__name__).info(
+            "Peak memory: %.0f MB (%s)",
+            peak_memory_mb(self._device),
+            "allocated on the GPU" if self._device.startswith("cuda") else "of the process",
+        )

@@ -1,0 +1,325 @@
+"""``run.json``: what was run, on which data and hardware, so that a figure can be traced.
+
+The file stands in ``OUTPUT_DIR`` and holds ``{"format": 1, "entries": [...]}``, one entry for every
+training and evaluation (see :func:`recorded`), or the one of a prediction. It is for reading
+afterwards only: no run depends on it.
+
+What a run of any kind ran on and with, for its record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+import ctmasknet
+from ctmasknet.data.patients import PHANTOM_RECIPE
+from ctmasknet.data.prepared import content_sha256
+from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write, plain, write_json
+from ctmasknet.names import parse_lesion_name
+
+_ROOT = Path(ctmasknet.__file__).resolve().parent.parent
+
+
+def surroundings(cfg: CfgNode, num_gpus: int = 1) -> dict[str, Any]:
+    """What a run of any kind ran on and with: ``hardware``, ``versions``, ``git_commit`` and
+    ``config`` (all keys)."""
+    return {
+        "hardware": hardware(cfg.MODEL.DEVICE, num_gpus),
+        "versions": {
+            "ctmasknet": ctmasknet.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+        "git_commit": git_commit(),
+        "config": yaml.safe_load(cfg.dump()),
+    }
+
+
+def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
+    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None),
+    ``num_gpus`` and ``processes`` (of the run, on all machines)."""
+    with_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cores = os.cpu_count() or 1
+    return {
+        "device": device,
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "gpu": torch.cuda.get_device_name(0) if with_gpu else None,
+        "num_gpus": num_gpus if with_gpu else 0,
+        "processes": comm.get_world_size(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the clone that runs, with ``-dirty`` after local changes; None elsewhere."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(_ROOT), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie inside a clone of something else.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
+
+
+RUN_RECORD = "run.json"
+_FORMAT = 1
+_KINDS = ("training", "evaluation", "prediction")
+
+
+@contextlib.contextmanager
+def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Keep a record of the training or evaluation inside the block in ``OUTPUT_DIR/run.json``.
+
+    The entry is written when the block begins, with status ``running``, and completed when it ends:
+    status ``finished`` or ``stopped``, end and seconds, and for a training the iterations done. A
+    training replaces all earlier entries, but for the trainings it resumes; an evaluation replaces
+    the earlier one of the same data sets. What stops before it made anything (an evaluation, or a
+    training before its first line in ``metrics.json``) leaves the file as it was. Only the main
+    process writes.
+
+    Args:
+        cfg: the run's configuration.
+        args: from Detectron2's ``default_argument_parser``.
+
+    Yields:
+        a dict; what the block puts there stands in the completed entry, such as ``metrics``.
+    """
+    found: dict[str, Any] = {}
+    if not comm.is_main_process():
+        yield found
+        return
+    path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
+    metrics = _MetricsLog(Path(cfg.OUTPUT_DIR) / "metrics.json")
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    entry = new_entry(cfg, args)
+    entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
+    write_record(path.parent, entries)
+    start = time.monotonic()
+    try:
+        yield found
+    except BaseException as error:
+        entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        iterations = metrics.iterations() if entry["kind"] == "training" else None
+        if iterations is None:
+            _restore(path, before)
+            raise
+        write_record(path.parent, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
+        raise
+    done = metrics.iterations() or cfg.SOLVER.MAX_ITER
+    ended = _ended({**entry, **plain(found)}, start, "finished", done)
+    write_record(path.parent, [*entries[:-1], ended])
+
+
+def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """What is known when a run begins.
+
+    Returns:
+        ``kind`` ("training" or "evaluation"), ``status``, ``start``, ``config_file``, ``overrides``
+        (list), ``command``, ``seed`` (-1: drawn anew each time), ``weights``, ``max_iter``,
+        ``images_per_batch``, ``datasets`` ({"train", "val"} or {"test"}: lists of
+        :func:`describe_dataset`), ``hardware``, ``versions``, ``git_commit`` (None outside of a
+        clone), ``config`` (all keys).
+    """
+    training = not args.eval_only
+    splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
+    splits = splits if training else {"test": cfg.DATASETS.TEST}
+    skip_bad = cfg.DATALOADER.BAD_SLICES == "skip"
+    return {
+        "kind": "training" if training else "evaluation",
+        "status": "running",
+        "start": now(),
+        "config_file": args.config_file,
+        "overrides": [str(item) for item in args.opts],
+        "command": command_of(args),
+        "seed": cfg.SEED,
+        "weights": cfg.MODEL.WEIGHTS,
+        "max_iter": cfg.SOLVER.MAX_ITER,
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "datasets": {
+            split: [describe_dataset(name, skip_bad) for name in names]
+            for split, names in splits.items()
+        },
+        **surroundings(cfg, getattr(args, "num_gpus", 1)),
+    }
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command line that gives these arguments to ``tools/train_net.py``."""
+    words = ["python", "tools/train_net.py", "--config-file", args.config_file]
+    words += ["--resume"] if getattr(args, "resume", False) else []
+    words += ["--eval-only"] if args.eval_only else []
+    for flag, usual in (("num_gpus", 1), ("num_machines", 1), ("machine_rank", 0)):
+        if getattr(args, flag, usual) != usual:
+            words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+    return shlex.join([*words, *(str(item) for item in args.opts)])
+
+
+def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:
+    """A data set in a record.
+
+    Args:
+        name: of the data set.
+        skip_bad: an image that cannot be read is no error.
+
+    Returns:
+        ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
+        images), ``fingerprint`` (which slices, see :func:`fingerprint`) and ``content_sha256``
+        (what they show, and their labels or lesions).
+
+    Raises:
+        CTMaskNetError: no such data set; an image that cannot be read.
+    """
+    dicts = dataset_dicts(name)
+    root = Path(MetadataCatalog.get(name).get("image_root") or os.devnull)
+    return {
+        "name": name,
+        "images": len(dicts),
+        "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
+        "phantoms": any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
+        "fingerprint": fingerprint(dicts),
+        "content_sha256": content_sha256(
+            dicts, ["label", "annotations"], allow_unreadable=skip_bad
+        ),
+    }
+
+
+def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
+    """SHA-256 over which slices a data set holds, whatever their order, folder and file type.
+
+    A slice counts by class, patient, scan and number, a lesion slice by patient and number; so a
+    set is known to be that of a published list without the list. None where names do not tell.
+    """
+    names = []
+    for entry in dicts:
+        if "label" in entry and "scan" in entry:
+            names.append("_".join(str(entry[k]) for k in ("label", "patient", "scan", "slice")))
+            continue
+        try:
+            parsed = parse_lesion_name(entry["file_name"])
+        except CTMaskNetError:
+            return None
+        names.append(f"{parsed.patient}_{parsed.slice}")
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The entries of ``<folder>/run.json``, oldest first; none without the file.
+
+    Raises:
+        CTMaskNetError: the file is not such a record.
+    """
+    path = Path(folder) / RUN_RECORD
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        entries = document["entries"]
+        if not all(entry["kind"] in _KINDS for entry in entries):
+            raise ValueError("an entry of another kind")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CTMaskNetError(
+            f"{path}: not a run's record ({type(error).__name__}: {error}); remove the file"
+        ) from error
+    return entries
+
+
+def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """Earlier entries that still say something about what is in the folder."""
+    if entry["kind"] == "training":
+        # Weights change: no evaluation so far is of what will be in the folder
+        earlier = read_record(path.parent) if resume else []
+        return [old for old in earlier if old["kind"] == "training"]
+    tested = [item["name"] for item in entry["datasets"]["test"]]
+    return [
+        old
+        for old in read_record(path.parent)
+        if old["kind"] == "training" or [d["name"] for d in old["datasets"]["test"]] != tested
+    ]
+
+
+def write_record(folder: str | os.PathLike, entries: list[dict[str, Any]]) -> None:
+    """Write ``<folder>/run.json`` with these entries, whole or not at all."""
+    write_json(Path(folder) / RUN_RECORD, {"format": _FORMAT, "entries": entries}, 1)
+
+
+def _restore(path: Path, before: str | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        with atomic_write(path) as stream:
+            stream.write(before)
+
+
+def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) -> dict[str, Any]:
+    done = {"iterations": iterations} if entry["kind"] == "training" else {}
+    seconds = round(time.monotonic() - start, 1)
+    return {**entry, "status": status, "end": now(), "seconds": seconds, **done}
+
+
+class _MetricsLog:
+    """``metrics.json``, which a training may begin anew or cut back when it resumes."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._before = self._stamp()
+
+    def iterations(self) -> int | None:
+        """Iterations done by the last line; None when nothing was written since."""
+        if self._stamp() == self._before:
+            return None
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            return int(json.loads(lines[-1])["iteration"]) + 1
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
+
+    def _stamp(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            status = self._path.stat()
+            return status.st_size, status.st_mtime_ns
+        return None
+
+
+def now() -> str:
+    """ISO time of this second, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,177 @@
+"""The optimiser of a training (paper section 4: Adam).
+
+Training in half precision: what is computed in it, and where it is refused.
+
+Convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict is turned to
+float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits and losses are
+float32; so are the weights, their optimiser's state and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast.layers import cpu_has_bfloat16
+
+_OPTIMIZERS = {
+    "ADAM": lambda parameters, cfg: torch.optim.Adam(
+        parameters,
+        lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        # One pass over the weights instead of one an operation; on CUDA torch chooses.
+        fused=True if cfg.MODEL.DEVICE == "cpu" else None,
+    ),
+    "SGD": lambda parameters, cfg: torch.optim.SGD(
+        parameters,
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    ),
+}
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """``SOLVER.OPTIMIZER`` over the trainable weights of ``model``.
+
+    Raises:
+        CTMaskNetError: an unknown optimiser.
+    """
+    if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
+        raise CTMaskNetError(
+            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of {', '.join(_OPTIMIZERS)}"
+        )
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: _lr_factor(cfg, name),
+    )
+    return maybe_add_gradient_clipping(cfg, _OPTIMIZERS[cfg.SOLVER.OPTIMIZER](parameters, cfg))
+
+
+def _lr_factor(cfg: CfgNode, parameter: str) -> float:
+    in_detector = is_classifier(cfg) and not parameter.startswith("image_head.")
+    return cfg.SOLVER.DETECTOR_LR_FACTOR if in_detector else 1.0
+
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The type that ``SOLVER.AMP`` asks for on ``MODEL.DEVICE``; None for plain float32.
+
+    Raises:
+        CTMaskNetError: an unknown type, or one that the hardware does not compute in.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    name = cfg.SOLVER.AMP.DTYPE or ("float16" if on_gpu else "bfloat16")
+    if name not in _DTYPES:
+        raise CTMaskNetError(
+            f"SOLVER.AMP.DTYPE is {name!r}; choose one of {', '.join(_DTYPES)}, or '' for the "
+            "device's usual one"
+        )
+    lacking = None
+    if not on_gpu and name == "float16":
+        lacking = "a CPU does not train in float16; set it to bfloat16"
+    elif on_gpu and name == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+        lacking = "this GPU does not compute in bfloat16; set it to float16"
+    elif not on_gpu and not cpu_has_bfloat16():
+        lacking = "this CPU does not compute in bfloat16; set SOLVER.AMP.ENABLED False"
+    if lacking:
+        raise CTMaskNetError(f"SOLVER.AMP.DTYPE {name}: {lacking}")
+    return _DTYPES[name]
+
+
+def build_step_trainer(
+    cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """The part of a trainer that takes a step, in the precision that ``cfg`` asks for.
+
+    Gradients are dropped before the forward pass, not after it, so that they and what the pass
+    keeps for the way back are never held together.
+
+    Raises:
+        CTMaskNetError: see :func:`amp_dtype`.
+    """
+    dtype = amp_dtype(cfg)
+    if dtype is None:
+        return SimpleTrainer(model, loader, optimizer, zero_grad_before_forward=True)
+    keep_predictions_float32(model)
+    logging.getLogger(__name__).info("Training in %s, losses and weights in float32", dtype)
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        return AMPTrainer(
+            model,
+            loader,
+            optimizer,
+            zero_grad_before_forward=True,
+            grad_scaler=scaler,
+            precision=dtype,
+        )
+    return AutocastTrainer(model, loader, optimizer, dtype)
+
+
+class AutocastTrainer(SimpleTrainer):
+    """Steps on the CPU under autocast; bfloat16 has float32's range, so gradients need no scaling.
+
+    Detectron2's ``AMPTrainer`` is for CUDA alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, dtype: torch.dtype
+    ):
+        super().__init__(model, loader, optimizer)
+        self._dtype = dtype
+
+    def run_step(self) -> None:
+        begin = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        waited = time.perf_counter() - begin
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", self._dtype):
+            losses = self.model(batch)
+        sum(losses.values()).backward()
+        self.after_backward()
+        self._write_metrics(losses, waited)
+        self.optimizer.step()
+
+
+def keep_predictions_float32(model: nn.Module) -> None:
+    """Let the last layer of every head compute in float32, whatever autocast says.
+
+    Decoding, ranking and losses only ever see what these layers give. Autocast would also make
+    losses of half-precision inputs; that of a float32 input stays float32.
+    """
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in _LAST_LAYERS:
+            module.forward = _in_float32(module.forward)
+
+
+#: The layers whose outputs are decoded, ranked or lost: RPN, box head, mask head, image head.
+_LAST_LAYERS = (
+    *("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor"),
+    *("logits",),
+)
+
+
+def _in_float32(forward):
+    def forward_float32(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    return forward_float32

@@ -1,0 +1,404 @@
+"""Every metric of a level for many resamples of patients at once.
+
+A share or a mean is a ratio of sums, and a sum over units is a sum over patients: so each patient's
+sums are made once, and a resample costs a product with its weights. Only areas under curves have
+to look at the units again.
+
+Shapes: n units, C classes, P patients, B resamples; weights are (B, P).
+
+Do scores mean what they say: expected calibration error, reliability curve, temperature.
+
+The image head is trained with one binary cross-entropy a class, so each sigmoid score states the
+probability of its own class against the rest. Two errors follow: a class' own (its score against
+how often the class is true) and the top-label error (Guo et al. 2017: the score of the predicted
+class against how often it is right).
+
+Shapes: n units, C classes, M bins of equal width, bin m being (m/M, (m+1)/M] (the first holds 0).
+
+ROC and precision-recall curves of one class against the rest, their areas, operating points.
+
+Shapes: n units, B resamples of them as (B, n) weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.confusion import bce_loss, bce_losses
+from ctmasknet.evaluation.pooling import Units
+
+#: M.
+BINS = 10
+# A temperature outside these tells of separable or meaningless scores.
+_TEMPERATURES = (0.05, 20.0)
+
+
+def bin_of(confidences: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(n,) bin indices of confidences in 0..1."""
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidences)
+
+
+def calibration_pairs(units: Units, class_names: Sequence[str]) -> dict[str, tuple]:
+    """What is compared: ``{"top_label" or class: ((n,) confidences, (n,) came true)}``."""
+    scores = units.scores
+    chosen = scores[np.arange(len(units)), units.preds]
+    pairs = {"top_label": (chosen, units.preds == units.labels)}
+    for index, name in enumerate(class_names):
+        pairs[name] = (scores[:, index], units.labels == index)
+    return pairs
+
+
+def reliability_curve(
+    confidences: np.ndarray, outcomes: np.ndarray, bins: int = BINS
+) -> list[dict[str, float | int]]:
+    """``{"low", "high", "n", "confidence", "share"}`` of every bin that holds a unit.
+
+    ``confidence`` is the bin's mean, ``share`` how often the outcome was true, both 0..1.
+    """
+    index = bin_of(confidences, bins)
+    curve = []
+    for number in np.unique(index):
+        inside = index == number
+        curve.append(
+            {
+                "low": float(number / bins),
+                "high": float((number + 1) / bins),
+                "n": int(inside.sum()),
+                "confidence": float(confidences[inside].mean()),
+                "share": float(outcomes[inside].mean()),
+            }
+        )
+    return curve
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature T and how it was fitted: scores become the sigmoid of logit / T.
+
+    ``loss_before`` and ``loss_after`` are on the ``n`` units it was fitted on, in nats. ``bounded``
+    says that T is the end of the range searched (0.05 to 20) and the scores are no fair fit.
+    """
+
+    value: float
+    n: int
+    loss_before: float
+    loss_after: float
+    bounded: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "fitted_on": {
+                "n": self.n,
+                "loss_before": self.loss_before,
+                "loss_after": self.loss_after,
+            },
+            "bounded": self.bounded,
+        }
+
+
+def fit_temperature(units: Units) -> Temperature:
+    """The temperature with the least binary cross-entropy, the loss that the head is trained with.
+
+    Raises:
+        CTMaskNetError: no labelled unit.
+    """
+    if not len(units):
+        raise CTMaskNetError(
+            "temperature: no validation slice has a label; give labelled validation predictions"
+        )
+
+    def loss(log_temperature: float) -> float:
+        return bce_loss(units.logits / math.exp(log_temperature), units.labels)
+
+    lowest, highest = (math.log(bound) for bound in _TEMPERATURES)
+    found = minimize_scalar(
+        loss, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-8}
+    )
+    return Temperature(
+        value=math.exp(found.x),
+        n=len(units),
+        loss_before=loss(0.0),
+        loss_after=float(found.fun),
+        bounded=bool(min(found.x - lowest, highest - found.x) < 1e-3),
+    )
+
+
+# Points of a curve in a report; more cannot be seen.
+_MAX_POINTS = 200
+# Weights looked at together, for the sake of memory.
+_CHUNK = 2_000_000
+
+
+def weighted_areas(
+    truth: np.ndarray,
+    scores: np.ndarray,
+    patients: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Area under the ROC curve, and average precision, of many resamples at once.
+
+    The areas are those of scikit-learn (trapezoids over tied scores; steps for the precision) with
+    ``sample_weight``, at a small part of the time.
+
+    Args:
+        truth: (n,) True for units of the class.
+        scores: (n,) higher for more evidence.
+        patients: (n,) patient indices.
+        weights: (B, P) how often each patient counts.
+
+    Returns:
+        (B,) areas and (B,) average precisions in 0..1; NaN without a positive (for the area, also
+        without a negative) unit.
+    """
+    order = np.argsort(-scores, kind="stable")
+    truth, scores, patients = truth[order].astype(np.float64), scores[order], patients[order]
+    # The last unit of each run of equal scores
+    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    roc = np.full(len(weights), math.nan)
+    precision = np.full(len(weights), math.nan)
+    if not len(scores):
+        return roc, precision
+    step = max(1, _CHUNK // len(scores))
+    for start in range(0, len(weights), step):
+        chunk = weights[start : start + step][:, patients].astype(np.float64)
+        total = np.cumsum(chunk, axis=1)[:, ends]
+        hits = np.cumsum(chunk * truth, axis=1)[:, ends]
+        misses = total - hits
+        new_hits = np.diff(hits, axis=1, prepend=0.0)
+        new_misses = np.diff(misses, axis=1, prepend=0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area = np.sum(new_misses * (hits - new_hits / 2), axis=1)
+            roc[start : start + step] = area / (hits[:, -1] * misses[:, -1])
+            share = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+            average = np.sum(new_hits * share, axis=1) / hits[:, -1]
+            precision[start : start + step] = average
+    return roc, precision
+
+
+def curve_points(truth: np.ndarray, scores: np.ndarray) -> dict[str, Any] | None:
+    """Points of both curves for a picture, by scikit-learn, thinned to about 200.
+
+    Args:
+        truth: (n,) True for units of the class.
+        scores: (n,).
+
+    Returns:
+        ``{"roc": {"false_positive_rate", "true_positive_rate", "thresholds"},
+        "precision_recall": {"recall", "precision", "thresholds"}}``, all in 0..1 and of one length
+        each; a threshold is None where no score reaches it. None unless there are positive and
+        negative units.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    if truth.all() or not truth.any():
+        return None
+    false_rate, true_rate, roc_thresholds = roc_curve(truth, scores)
+    precision, recall, pr_thresholds = precision_recall_curve(truth, scores, drop_intermediate=True)
+    # The last point (recall 0, precision 1) belongs to no score
+    pr_thresholds = np.append(pr_thresholds, math.inf)
+    roc = _thinned(false_rate + true_rate)
+    pr = _thinned(recall)
+    return {
+        "roc": {
+            "false_positive_rate": false_rate[roc].tolist(),
+            "true_positive_rate": true_rate[roc].tolist(),
+            "thresholds": _finite(roc_thresholds[roc]),
+        },
+        "precision_recall": {
+            "recall": recall[pr].tolist(),
+            "precision": precision[pr].tolist(),
+            "thresholds": _finite(pr_thresholds[pr]),
+        },
+    }
+
+
+def threshold_for_sensitivity(truth: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
+    """The highest threshold at which ``score >= threshold`` still finds that share of the class.
+
+    Args:
+        truth: (n,) True for units of the class, at least one.
+        scores: (n,).
+        sensitivity: share in 0..1 (0 excluded).
+
+    Raises:
+        CTMaskNetError: a sensitivity outside that range, or no unit of the class.
+    """
+    if not 0 < sensitivity <= 1:
+        raise CTMaskNetError(f"stated sensitivity is {sensitivity}; give a share such as 0.95")
+    positive = np.sort(scores[truth])[::-1]
+    if not len(positive):
+        raise CTMaskNetError("no unit of the class: a threshold cannot be chosen for it")
+    # 0.95 * 20 is 19.000000000000004 for a computer
+    needed = max(1, math.ceil(sensitivity * len(positive) - 1e-9))
+    return float(positive[needed - 1])
+
+
+def _thinned(along: np.ndarray) -> np.ndarray:
+    """Indices of points evenly spread along a monotone path, ends included."""
+    if len(along) <= _MAX_POINTS:
+        return np.arange(len(along))
+    path = np.abs(along - along[0])
+    marks = np.linspace(0, path[-1], _MAX_POINTS)
+    return np.unique([0, *np.searchsorted(path, marks).clip(max=len(path) - 1), len(path) - 1])
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def level_metrics(
+    units: Units, class_names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """All metrics of a level.
+
+    In percent: ``accuracy`` and, for each class, ``sensitivity-``, ``precision-``, ``specificity-``
+    and ``f1-<class>``. In 0..1: ``auroc-`` and ``average_precision-<class>``, and those of
+    :func:`calibration_metrics`. ``<metric>-macro`` is the mean over the classes that occur in the
+    level. NaN where a resample leaves a metric undefined: a sensitivity, an F1 or an area without a
+    unit of the class, a precision without a prediction.
+
+    Args:
+        units: the level.
+        class_names: C names.
+        weights: (B, P) how often each patient counts.
+
+    Returns:
+        ``{name: (B,)}``.
+    """
+    classes = len(class_names)
+    cells = units.labels * classes + units.preds
+    counts = _sums(units, np.eye(classes**2)[cells], weights).reshape(-1, classes, classes)
+    hits = np.diagonal(counts, axis1=1, axis2=2)
+    truth, called, whole = counts.sum(axis=2), counts.sum(axis=1), counts.sum(axis=(1, 2))
+    rest = whole[:, None] - truth
+    table = {
+        "sensitivity": _percent(hits, truth),
+        "precision": _percent(hits, called),
+        "specificity": _percent(rest - (called - hits), rest),
+        "f1": np.where(truth > 0, _percent(2 * hits, truth + called), np.nan),
+    }
+    areas = [
+        weighted_areas(units.labels == index, units.logits[:, index], units.patients, weights)
+        for index in range(classes)
+    ]
+    table["auroc"], table["average_precision"] = (
+        np.stack(column, axis=1) for column in zip(*areas, strict=True)
+    )
+    present = np.unique(units.labels)
+    metrics = {"accuracy": _percent(hits.sum(axis=1), whole)}
+    for metric, values in table.items():
+        metrics[f"{metric}-macro"] = values[:, present].mean(axis=1)
+        for index, name in enumerate(class_names):
+            metrics[f"{metric}-{name}"] = values[:, index]
+    return metrics | calibration_metrics(units, class_names, weights)
+
+
+def calibration_metrics(
+    units: Units, class_names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """``ece`` (top-label) and ``ece-<class>`` in 0..1, ``loss`` (binary cross-entropy) in nats.
+
+    Args and Returns as :func:`level_metrics`.
+    """
+    metrics = {
+        name: np.abs(gaps).sum(axis=1)
+        for name, gaps in calibration_gaps(units, class_names, weights).items()
+    }
+    size = _sizes(units, weights)
+    losses = bce_losses(units.logits, units.labels)
+    metrics["loss"] = _ratio(_sums(units, losses[:, None], weights)[:, 0], size)
+    return metrics
+
+
+def calibration_gaps(
+    units: Units, class_names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What ``ece`` and ``ece-<class>`` are the absolute sums of: for each bin the sum of confidence
+    less outcome over its units, divided by all units.
+
+    Args as :func:`level_metrics`.
+
+    Returns:
+        ``{name: (B, M)}``.
+    """
+    size = _sizes(units, weights)
+    found = {}
+    for name, (confidences, outcomes) in calibration_pairs(units, class_names).items():
+        gaps = np.eye(BINS)[bin_of(confidences)] * (confidences - outcomes)[:, None]
+        by_bin = _ratio(
+            _sums(units, gaps, weights), np.broadcast_to(size[:, None], (len(size), BINS))
+        )
+        found["ece" if name == "top_label" else f"ece-{name}"] = by_bin
+    return found
+
+
+def threshold_metrics(
+    units: Units, thresholds: Mapping[int, float], class_names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """``sensitivity-``, ``specificity-``, ``precision-`` and ``npv-<class>`` in percent, a class
+    being called where its score reaches its threshold.
+
+    ``npv`` is the negative predictive value: the share of units not called that are not of the
+    class. Args and Returns otherwise as :func:`level_metrics`.
+    """
+    metrics = {}
+    for index, threshold in thresholds.items():
+        called, truth = units.scores[:, index] >= threshold, units.labels == index
+        cells = np.stack([truth & called, truth & ~called, ~truth & called, ~truth & ~called], 1)
+        tp, fn, fp, tn = _sums(units, cells, weights).T
+        name = class_names[index]
+        metrics[f"sensitivity-{name}"] = _percent(tp, tp + fn)
+        metrics[f"specificity-{name}"] = _percent(tn, tn + fp)
+        metrics[f"precision-{name}"] = _percent(tp, tp + fp)
+        metrics[f"npv-{name}"] = _percent(tn, tn + fn)
+    return metrics
+
+
+def patients_behind(
+    units: Units, class_names: Sequence[str], thresholds: Mapping[int, float] | None = None
+) -> dict[str, int]:
+    """How many patients enter each share, by the names of :func:`level_metrics`, or with
+    ``thresholds`` by those of :func:`threshold_metrics`."""
+
+    def count(inside: np.ndarray) -> int:
+        return len(np.unique(units.patients[inside]))
+
+    behind = {} if thresholds else {"accuracy": units.num_patients}
+    for index in thresholds or range(len(class_names)):
+        name, truth = class_names[index], units.labels == index
+        behind[f"sensitivity-{name}"] = count(truth)
+        behind[f"specificity-{name}"] = count(~truth)
+        called = units.preds == index
+        if thresholds:
+            called = units.scores[:, index] >= thresholds[index]
+            behind[f"npv-{name}"] = count(~called)
+        behind[f"precision-{name}"] = count(called)
+    return behind
+
+
+def _sizes(units: Units, weights: np.ndarray) -> np.ndarray:
+    """(B,) units of each resample."""
+    return _sums(units, np.ones((len(units), 1)), weights)[:, 0]
+
+
+def _sums(units: Units, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B, K) weighted sums of (n, K) values of the units, by way of each patient's sums."""
+    by_patient = np.zeros((units.num_patients, values.shape[1]))
+    np.add.at(by_patient, units.patients, values)
+    return weights @ by_patient
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return 100.0 * _ratio(part, whole)

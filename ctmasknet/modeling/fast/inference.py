@@ -1,0 +1,184 @@
+"""An inference copy of a model: the same decisions in less time (``MODEL.INFERENCE``).
+
+The model that trains and that Detectron2 knows stays as it is, and is the reference: the copy's
+ranked rows and logits are its own but for rounding. The copy has no gradients and is not for
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import FPN
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from torch import Tensor, nn
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast.layers import (
+    ChannelsLastBoxHead,
+    FusedBlock,
+    FusedStem,
+    cpu_has_bfloat16,
+    folds,
+    fused_conv,
+)
+from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.roi_align import BagROIPooler
+
+DTYPES = {"": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """``model`` as ``MODEL.INFERENCE`` wants it for evaluation and prediction: a copy, or itself.
+
+    Raises:
+        CTMaskNetError: unknown or unsupported ``MODEL.INFERENCE.DTYPE``, see :func:`to_inference`.
+    """
+    name = cfg.MODEL.INFERENCE.DTYPE
+    if name not in DTYPES:
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.DTYPE is {name!r}; choose bfloat16, or '' for float32"
+        )
+    if not cfg.MODEL.INFERENCE.FUSED:
+        if name:
+            raise CTMaskNetError(
+                f"MODEL.INFERENCE.DTYPE is {name} but MODEL.INFERENCE.FUSED is False; set it True"
+            )
+        return model
+    fused = to_inference(model, DTYPES[name])
+    margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
+    if DTYPES[name] != torch.float32 and margin > 0 and isinstance(model, CTMaskNet):
+        return rechecked(fused, to_inference(model), margin)
+    return fused
+
+
+class RecheckedClassifier(CTMaskNet):
+    """An inference copy whose close calls another decides; made by :func:`rechecked`."""
+
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """See :meth:`CTMaskNet.inference`."""
+        results = super().inference(batched_inputs)
+        best = [result["logits"].topk(min(2, len(result["logits"]))).values for result in results]
+        close = [i for i, two in enumerate(best) if two[0] - two[-1] < self.margin]
+        if close:
+            self.judge.return_instances = self.return_instances
+            self.judge.return_ranked_instances = self.return_ranked_instances
+            found = self.judge([batched_inputs[i] for i in close])
+            for i, result in zip(close, found, strict=True):
+                results[i] = result
+        return results
+
+
+def rechecked(fast: CTMaskNet, judge: CTMaskNet, margin: float) -> RecheckedClassifier:
+    """``fast``, a copy that nobody else uses, with a second look at slices whose two best logits
+    are less than ``margin`` apart: those get all results from ``judge``."""
+    fast.__class__ = RecheckedClassifier
+    fast.judge = judge
+    fast.margin = margin
+    return fast
+
+
+@torch.no_grad()
+def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a detector or classifier for inference, on the same device.
+
+    In bfloat16 the backbone, the RPN's hidden layer and the box head compute in it; what is
+    decoded, scored, ranked and named stays float32.
+
+    Args:
+        model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded; it is left alone.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        CTMaskNetError: bfloat16 on a device without it, or a normalisation that cannot be folded
+            in it.
+    """
+    if dtype == torch.bfloat16:
+        _check_bfloat16(model)
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    _replace(fused.backbone, dtype)
+    head = fused.proposal_generator.rpn_head
+    if type(head) is StandardRPNHead:
+        fused.proposal_generator.rpn_head = _RPNHead(head, dtype)
+    heads = fused.roi_heads
+    box_head = heads.box_head
+    if type(box_head) is FastRCNNConvFCHead and not box_head.conv_norm_relus:
+        height, width = heads.box_pooler.output_size
+        channels = box_head.fcs[0].in_features // (height * width)
+        heads.box_head = ChannelsLastBoxHead(box_head, (channels, height, width), dtype)
+    else:
+        heads.box_pooler = _Float32Pooler(heads.box_pooler)
+    if getattr(heads, "mask_on", False):
+        heads.mask_pooler = _Float32Pooler(BagROIPooler.of(heads.mask_pooler))
+    return fused
+
+
+def _replace(module: nn.Module, dtype: torch.dtype) -> None:
+    """Put fused layers in the place of a backbone's, all the way down."""
+    new: dict[nn.Module, nn.Module] = {}
+    for name, child in module.named_children():
+        if isinstance(child, BasicBlock | BottleneckBlock) and all(
+            folds(conv) for conv in child.modules() if isinstance(conv, nn.Conv2d)
+        ):
+            new[child] = FusedBlock(child, dtype)
+        elif isinstance(child, BasicStem) and folds(child.conv1):
+            new[child] = FusedStem(child, dtype)
+        elif (conv := fused_conv(child, dtype)) is not None:
+            new[child] = conv
+        else:
+            _replace(child, dtype)
+            continue
+        setattr(module, name, new[child])
+    if isinstance(module, FPN):
+        # It calls its convolutions through lists of its own.
+        for name in ("lateral_convs", "output_convs"):
+            setattr(module, name, [new.get(conv, conv) for conv in getattr(module, name)])
+
+
+class _RPNHead(nn.Module):
+    """Detectron2's RPN head; what it predicts is computed in float32."""
+
+    def __init__(self, head: StandardRPNHead, dtype: torch.dtype):
+        super().__init__()
+        hidden = head.conv if isinstance(head.conv, nn.Sequential) else [head.conv]
+        self.conv = nn.Sequential(*(fused_conv(conv, dtype) or conv for conv in hidden))
+        self.objectness_logits = head.objectness_logits
+        self.anchor_deltas = head.anchor_deltas
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        hidden = [self.conv(level).float() for level in features]
+        return (
+            [self.objectness_logits(level) for level in hidden],
+            [self.anchor_deltas(level) for level in hidden],
+        )
+
+
+class _Float32Pooler(nn.Module):
+    """A pooler that hands on float32, as box and mask heads compute in it."""
+
+    def __init__(self, pooler: nn.Module):
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, x: list[Tensor], box_lists) -> Tensor:
+        return self.pooler([level.float() for level in x], box_lists)
+
+
+def _check_bfloat16(model: nn.Module) -> None:
+    device = next(model.parameters()).device
+    if not (torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bfloat16()):
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.DTYPE is bfloat16, which device {device} does not compute in; "
+            'set it to ""'
+        )
+    for name, module in model.backbone.named_modules():
+        if isinstance(module, nn.Conv2d) and not folds(module):
+            raise CTMaskNetError(
+                f"MODEL.INFERENCE.DTYPE is bfloat16, but backbone.{name} has a normalisation "
+                f'({type(module.norm).__name__}) that cannot be folded into it; set it to ""'
+            )

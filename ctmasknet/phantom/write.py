@@ -1,0 +1,335 @@
+"""Synthetic patients written in the raw layouts of the two real data sets.
+
+Nothing downstream can tell the trees from the real ones but for the recipe ``phantom.json`` beside
+the data, which says how they were made and lets a second call find its work done.
+
+Trees of files made by several processes: whole, or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.data.patients import PHANTOM_RECIPE
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import write_json, writing
+from ctmasknet.phantom.patient import (
+    DEFAULT,
+    PhantomConfig,
+    PhantomPatient,
+    PhantomSlice,
+    phantom_patient,
+)
+from ctmasknet.workers import map_in_processes
+
+
+def save_picture(path: Path, picture: np.ndarray, *options: int) -> None:
+    """Encode first, then write: OpenCV's own writer reports a full disk as nothing but False."""
+    good, data = cv2.imencode(path.suffix, picture, options)
+    if not good:
+        raise CTMaskNetError(f"{path}: OpenCV could not encode the picture; check its installation")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())
+
+
+def write_tree(
+    target: Path,
+    recipe: dict,
+    tasks: Sequence,
+    work: Callable[..., dict],
+    summary: Callable[[list[dict]], dict],
+    workers: int | None,
+    overwrite: bool,
+    finish: Callable[[Path, list[dict]], None] = lambda folder, results: None,
+) -> dict:
+    """Draw all patients into a sibling of ``target``; put it in place when all is there."""
+    if os.path.lexists(target):
+        done = _stored(target)
+        if done is not None and done["recipe"] == recipe:
+            return done["summary"]
+        if not overwrite:
+            raise CTMaskNetError(
+                f"{target}: exists and was not made with these arguments; "
+                "choose another folder or pass --overwrite"
+            )
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        folder.chmod(0o755)
+        results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
+        finish(folder, results)
+        made = summary(results)
+        files = sum(len(names) for _, _, names in os.walk(folder))
+        write_json(
+            folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
+        )
+        if os.path.lexists(target):
+            _remove(target)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return made
+
+
+def _stored(target: Path) -> dict | None:
+    """The recipe file of a tree; None when there is none or files of the tree are missing."""
+    try:
+        stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
+        files = sum(len(names) for _, _, names in os.walk(target)) - 1
+        return (
+            stored if {"recipe", "summary"} <= stored.keys() and stored["files"] == files else None
+        )
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None
+
+
+def _remove(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink()
+
+
+def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
+    return list(map_in_processes(work, tasks, workers, title=desc, unit="patient", chunksize=1))
+
+
+__all__ = [
+    "LESION_TREE",
+    "SLICE_TREE",
+    "PhantomConfig",
+    "PhantomPatient",
+    "PhantomSlice",
+    "phantom_patient",
+    "write_phantom_lesions",
+    "write_phantom_slices",
+]
+#: Folders made below the output folder.
+LESION_TREE = "cncb_lesions_raw"
+SLICE_TREE = "covidx_ct_raw"
+#: Version of the phantoms: part of the recipe, to be raised when the same arguments give other
+#: pictures.
+_VERSION = 1
+#: Patient numbers of the lesion set are 1 .. this, those of the slices lie above.
+_LAST_LESION_PATIENT = 10_000
+_CLASS_NAMES = ("Normal", "CP", "NCP")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One patient to draw; ``split`` is empty for the lesion set."""
+
+    kind: str
+    patient: int
+    split: str = ""
+
+
+def write_phantom_lesions(
+    out: str | os.PathLike,
+    *,
+    seed: int,
+    patients: int,
+    slices: int,
+    side_px: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+    config: PhantomConfig = DEFAULT,
+) -> dict:
+    """Write COVID patients with label masks as
+    ``<out>/cncb_lesions_raw/{image/P/S.jpg,mask/P/S.png}``.
+
+    Args:
+        slices: of each patient; about 30 % of them from the whole lung, so that some show no
+            lesion.
+        workers: processes; None takes all cores. The result does not depend on it.
+        overwrite: replace a folder that holds something else.
+
+    Returns:
+        The summary: ``{"patients", "slices", "slices_without_lesion", "label_px": {name: px}}``.
+
+    Raises:
+        CTMaskNetError: impossible counts, or the folder exists and holds something else.
+    """
+    _at_least_one(patients=patients, slices=slices)
+    if patients > _LAST_LESION_PATIENT:
+        raise CTMaskNetError(
+            f"{patients} lesion patients: numbers end at {_LAST_LESION_PATIENT}; ask for fewer"
+        )
+    tasks = [_Task("covid", 1 + i) for i in range(patients)]
+    recipe = _recipe("lesions", seed, side_px, slices, config, patients=patients)
+    work = partial(_write_lesion_patient, seed=seed, side_px=side_px, slices=slices, config=config)
+
+    def summary(results: list[dict]) -> dict:
+        return {
+            "patients": patients,
+            "slices": patients * slices,
+            "slices_without_lesion": sum(r["without"] for r in results),
+            "label_px": _label_px(results),
+        }
+
+    return write_tree(Path(out) / LESION_TREE, recipe, tasks, work, summary, workers, overwrite)
+
+
+def write_phantom_slices(
+    out: str | os.PathLike,
+    *,
+    seed: int,
+    patients: Mapping[str, int],
+    slices: int,
+    side_px: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+    with_masks: bool = False,
+    config: PhantomConfig = DEFAULT,
+) -> dict:
+    """Write patients of the three classes as ``<out>/covidx_ct_raw/images/*.png`` with a list file
+    a split.
+
+    A line of ``<split>_COVIDx_CT.txt`` reads ``file class xmin ymin xmax ymax``; the box holds the
+    body. Slices of pneumonia and COVID patients all show a lesion, as in COVIDx-CT. No patient is
+    in two lists or in the lesion set.
+
+    Args:
+        patients: patients **a class** of each split, such as ``{"train": 60, "val": 12, "test":
+            24}``.
+        slices: of each patient.
+        workers: processes; None takes all cores. The result does not depend on it.
+        overwrite: replace a folder that holds something else.
+        with_masks: keep the exact label masks too, as ``masks/*.png`` of the same names.
+
+    Returns:
+        The summary: ``{"splits": {split: {"patients", "slices": {class: n}}}, "label_px": {name:
+        px}}``.
+
+    Raises:
+        CTMaskNetError: impossible counts, or the folder exists and holds something else.
+    """
+    _at_least_one(slices=slices, **{f"{split} patients": n for split, n in patients.items()})
+    kinds = [(s, kind) for s, n in patients.items() for kind in IMAGE_CLASSES for _ in range(n)]
+    tasks = [_Task(k, _LAST_LESION_PATIENT + 1 + i, s) for i, (s, k) in enumerate(kinds)]
+    recipe = _recipe(
+        "slices", seed, side_px, slices, config, patients=dict(patients), with_masks=with_masks
+    )
+    work = partial(
+        _write_slice_patient,
+        seed=seed,
+        side_px=side_px,
+        slices=slices,
+        config=config,
+        with_masks=with_masks,
+    )
+
+    def summary(results: list[dict]) -> dict:
+        return {
+            "splits": {
+                split: {
+                    "patients": 3 * count,
+                    "slices": dict.fromkeys(IMAGE_CLASSES, count * slices),
+                }
+                for split, count in patients.items()
+            },
+            "label_px": _label_px(results),
+        }
+
+    def lists(folder: Path, results: list[dict]) -> None:
+        for split in patients:
+            lines = [
+                line
+                for task, result in zip(tasks, results, strict=True)
+                if task.split == split
+                for line in result["lines"]
+            ]
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"{split}_COVIDx_CT.txt").write_text(text, encoding="utf-8")
+
+    return write_tree(
+        Path(out) / SLICE_TREE, recipe, tasks, work, summary, workers, overwrite, finish=lists
+    )
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise CTMaskNetError(f"{name} = {count}: ask for at least 1")
+
+
+def _recipe(what: str, seed: int, side_px: int, slices: int, config: PhantomConfig, **more) -> dict:
+    return {
+        "phantom": what,
+        "version": _VERSION,
+        "seed": seed,
+        "side_px": side_px,
+        "slices": slices,
+        **asdict(config),
+        **more,
+    }
+
+
+def _label_px(results: list[dict]) -> dict[str, int]:
+    total = np.sum([result["label_px"] for result in results], axis=0).tolist()
+    return dict(zip(("background", "lung", "ggo", "consolidation"), total, strict=True))
+
+
+def _count_labels(drawn: list[PhantomSlice]) -> list[int]:
+    return sum(np.bincount(one.mask.ravel(), minlength=4) for one in drawn).tolist()
+
+
+def _write_lesion_patient(
+    task: _Task, folder: Path, *, seed: int, side_px: int, slices: int, config: PhantomConfig
+) -> dict:
+    drawn = phantom_patient(
+        task.kind,
+        seed,
+        side_px,
+        slices,
+        patient=task.patient,
+        infected_only=False,
+        config=config,
+    )
+    for one in drawn:
+        name = f"{task.patient}/{one.number}"
+        save_picture(folder / f"image/{name}.jpg", one.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+        save_picture(folder / f"mask/{name}.png", one.mask)
+    without = sum(int(one.mask.max() < 2) for one in drawn)
+    return {"without": without, "label_px": _count_labels(drawn)}
+
+
+def _write_slice_patient(
+    task: _Task,
+    folder: Path,
+    *,
+    seed: int,
+    side_px: int,
+    slices: int,
+    config: PhantomConfig,
+    with_masks: bool,
+) -> dict:
+    label = IMAGE_CLASSES.index(task.kind)
+    drawn = phantom_patient(task.kind, seed, side_px, slices, patient=task.patient, config=config)
+    lines = []
+    for one in drawn:
+        # One scan a patient; its number differs from the patient's so that a mix-up shows.
+        scan = task.patient + 20_000
+        name = f"{_CLASS_NAMES[label]}_{task.patient}_{scan}_{one.number:04d}.png"
+        save_picture(folder / "images" / name, one.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
+        if with_masks:
+            save_picture(folder / "masks" / name, one.mask)
+        lines.append(" ".join(map(str, (name, label, *one.body_box))))
+    return {"lines": lines, "label_px": _count_labels(drawn)}

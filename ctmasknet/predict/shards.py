@@ -1,0 +1,217 @@
+"""What is finished of a run by each of its processes, so that one of them can put it together and
+a killed prediction repeats none of it.
+
+The scans of a unit are cut into pieces: a volume or series is one, a folder of pictures one for
+every 256 slices. A piece's results are one file, written whole; when all are there they are put
+together and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctmasknet.ct.read import CTScan, CTSlice
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import atomic_write, remove_unfinished
+from ctmasknet.predict.inputs import ReadUnit
+
+PIECE_SLICES = 256
+_FOLDER = ".parts"
+_POLL_SECONDS, _TELL_SECONDS = 0.5, 60.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Slices ``start`` to ``stop`` of scan ``scan`` of unit ``unit``, all counted from 0."""
+
+    unit: int
+    scan: int
+    start: int
+    stop: int
+
+
+def pieces_of(unit: int, scans: Sequence[CTScan]) -> list[Piece]:
+    """The pieces of a unit, in order."""
+    pieces = []
+    for number, scan in enumerate(scans):
+        count = len(scan.slices)
+        step = PIECE_SLICES if scan.kind == "image" else max(1, count)
+        pieces += [
+            Piece(unit, number, start, min(start + step, count)) for start in range(0, count, step)
+        ]
+    return pieces
+
+
+class Parts:
+    """The files of finished pieces, in a hidden folder of the output folder.
+
+    Args:
+        output: the output folder.
+        folder: name of the hidden one.
+        how_to_go_on: what to do when a process has failed, for the message.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike,
+        folder: str = _FOLDER,
+        how_to_go_on: str = "continue with --resume",
+    ):
+        self._root = Path(output) / folder
+        self._how_to_go_on = how_to_go_on
+
+    def remove(self) -> None:
+        """Remove all of them.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._root)
+
+    def forget_failures(self) -> None:
+        """Of an earlier run; before any process starts."""
+        for path in self._root.glob("failed-*"):
+            path.unlink(missing_ok=True)
+
+    def mark_failed(self, rank: int) -> None:
+        """Tell the process that waits that this one will not finish its pieces."""
+        with contextlib.suppress(OSError):
+            self._root.mkdir(parents=True, exist_ok=True)
+            (self._root / f"failed-{rank}").touch()
+
+    def write_unit(self, unit: int, read: ReadUnit) -> None:
+        """Keep what was found in a unit: its scans, what was skipped, how much was left out.
+
+        Raises:
+            CTMaskNetError: an earlier start, or another process, has found something else there,
+                so that finished pieces would be taken for those of other scans.
+        """
+        described = [
+            {
+                "patient": scan.patient,
+                "scan": scan.scan,
+                "kind": scan.kind,
+                "slices": len(scan.slices),
+                "problems": list(scan.problems),
+            }
+            for scan in read.scans
+        ]
+        document = {
+            "scans": described,
+            "bad": [list(item) for item in read.bad],
+            "left_out": len(read.left_out),
+            "pieces": [[one.scan, one.start, one.stop] for one in pieces_of(unit, read.scans)],
+        }
+        path = self._unit_path(unit)
+        if path.is_file():
+            if json.loads(path.read_text(encoding="utf-8")) != document:
+                raise CTMaskNetError(
+                    f"{self._root.parent}: scans among the inputs are not those that this run "
+                    "found first, such as files that cannot be read now or could not be then; "
+                    "restore them, or begin anew with --overwrite"
+                )
+            return
+        with atomic_write(path) as stream:
+            json.dump(document, stream)
+
+    def write_piece(self, piece: Piece, lines: Iterable[dict[str, Any]]) -> None:
+        """Keep a piece's results; from then on it is finished."""
+        with atomic_write(self._piece_path(piece)) as stream:
+            for line in lines:
+                json.dump(line, stream)
+                stream.write("\n")
+
+    def has(self, piece: Piece) -> bool:
+        return self._piece_path(piece).is_file()
+
+    def is_finished(self, unit: int) -> bool:
+        """Whether all pieces of a unit are there; no input is read for the answer."""
+        return self._unit_path(unit).is_file() and all(
+            self.has(piece) for piece in self._pieces(unit)
+        )
+
+    def unit(self, unit: int) -> dict[str, Any]:
+        """What :meth:`write_unit` kept, as soon as it is there: ``scans``, ``bad``,
+        ``left_out`` (count), ``pieces``.
+
+        Raises:
+            CTMaskNetError: the process that was to write it has failed.
+        """
+        path = self._unit_path(unit)
+        self._wait_for(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def scan_lines(self, unit: int) -> Iterator[tuple[int, Iterator[dict[str, Any]]]]:
+        """(index, lines of its pieces in order) of every scan of a unit, as soon as they are there.
+
+        Raises:
+            CTMaskNetError: see :meth:`unit`.
+        """
+        pieces: dict[int, list[Piece]] = {}
+        for piece in self._pieces(unit):
+            pieces.setdefault(piece.scan, []).append(piece)
+        for scan, its in pieces.items():
+            yield scan, self.lines(its)
+
+    def lines(self, pieces: Iterable[Piece]) -> Iterator[dict[str, Any]]:
+        """The lines of pieces in order, as soon as they are there.
+
+        Raises:
+            CTMaskNetError: the process that was to write one has failed.
+        """
+        for piece in pieces:
+            path = self._piece_path(piece)
+            self._wait_for(path)
+            with path.open(encoding="utf-8") as stream:
+                yield from map(json.loads, stream)
+
+    def _pieces(self, unit: int) -> list[Piece]:
+        return [Piece(unit, *numbers) for numbers in self.unit(unit)["pieces"]]
+
+    def _wait_for(self, path: Path) -> None:
+        """Until another process has written the file. Nothing else joins the processes: barriers
+        give up after a while, and shares may take unlike times."""
+        asked = time.monotonic()
+        while not path.is_file():
+            if any(self._root.glob("failed-*")):
+                raise CTMaskNetError(
+                    f"{self._root.parent}: another process of this run has failed, see its "
+                    f"message; mend that and {self._how_to_go_on}"
+                )
+            time.sleep(_POLL_SECONDS)
+            if time.monotonic() - asked >= _TELL_SECONDS:
+                asked = time.monotonic()
+                logging.getLogger(__name__).warning(
+                    "Waiting for another process of this run to finish %s. Should its machine be "
+                    "gone, end this run too and %s.",
+                    *(path.name, self._how_to_go_on),
+                )
+
+    def _unit_path(self, unit: int) -> Path:
+        # At most a thousand units a folder
+        return self._root / f"{unit // 1000:04d}" / f"{unit:07d}.json"
+
+    def _piece_path(self, piece: Piece) -> Path:
+        name = f"{piece.unit:07d}-{piece.scan:05d}-{piece.start:07d}.jsonl"
+        return self._unit_path(piece.unit).with_name(name)
+
+    def remove_unfinished(self) -> None:
+        """Temporary files of a killed process."""
+        for folder in self._root.glob("*"):
+            if folder.is_dir():
+                remove_unfinished(folder)
+
+
+def slices_of(piece: Piece, scans: Sequence[CTScan]) -> tuple[CTSlice, ...]:
+    """The slices that a piece is made of."""
+    return scans[piece.scan].slices[piece.start : piece.stop]

@@ -1,0 +1,397 @@
+"""COVIDx-CT list files: every slice's class, patient, scan and body box, and the image it names on
+disk.
+
+Two kinds of list are read. COVIDx-CT's own has ``file class xmin ymin xmax ymax`` on a line, the
+box being the body crop in px; the authors' has the file name alone, whose class stands in the name.
+Lists and folders may differ in how they write the class (``NCP_341_1834_0022.png`` against
+``2_341_1834_0022.png``).
+
+Sets whose folders are the classes (``normal=ct0 covid=ct1,ct2``), split by whole patients.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.ct.find import find_files
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES
+from ctmasknet.data.prepared import SliceRecord, part_below
+from ctmasknet.data.splits import (
+    SPLITS,
+    check_disjoint,
+    check_split_name,
+    read_list,
+    split_patients,
+)
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.names import match_patient, parse_slice_name
+
+_LINE_FORM = (
+    "expected 'file class xmin ymin xmax ymax', such as 'NCP_96_1328_0032.png 2 9 94 512 405', "
+    "or the file name alone"
+)
+_IMAGE_FOLDERS = ("images", "2A_images", ".")
+
+
+def read_slice_list(
+    path: str | os.PathLike, patient_pattern: re.Pattern | None = None
+) -> list[SliceRecord]:
+    """Read one list file; no image is looked at.
+
+    Args:
+        path: the list, UTF-8; empty lines are skipped.
+        patient_pattern: for file names of another form than COVIDx-CT-1's: finds the patient in the
+            name (:func:`~ctmasknet.names.match_patient`); every line must then state
+            its class.
+
+    Returns:
+        one record a line, in the list's order, ``file`` as the list names it.
+
+    Raises:
+        CTMaskNetError: missing or empty list; a line that does not parse, states a class outside
+            0..2 or one its file name contradicts, has a malformed box, or names a slice for the
+            second time. The message names file and line.
+    """
+    records, lines_of = [], {}
+    for number, line in read_list(path):
+        record = _parse_line(line, f"{path}:{number}", patient_pattern)
+        key = _identity(record, patient_pattern)
+        if key in lines_of:
+            raise CTMaskNetError(
+                f"{path}:{number}: slice {record.file} is named twice, first on "
+                f"line {lines_of[key]}; remove one of the lines"
+            )
+        lines_of[key] = number
+        records.append(record)
+    return records
+
+
+def read_slice_lists(
+    lists: Mapping[str, str | os.PathLike], patient_pattern: re.Pattern | None = None
+) -> dict[str, list[SliceRecord]]:
+    """Read the lists of several splits and make sure that no slice and no patient is in two of
+    them.
+
+    Args:
+        lists: split (train, val or test) -> list file.
+        patient_pattern: see :func:`read_slice_list`.
+
+    Raises:
+        CTMaskNetError: as :func:`read_slice_list`; an unknown split; a slice or a patient in two
+            lists (named, with both lists).
+    """
+    for split in lists:
+        check_split_name(split)
+    records = {split: read_slice_list(path, patient_pattern) for split, path in lists.items()}
+    first_split: dict[tuple, str] = {}
+    for split, path in lists.items():
+        for record in records[split]:
+            first = first_split.setdefault(_identity(record, patient_pattern), split)
+            if first != split:
+                raise CTMaskNetError(
+                    f"{path}: slice {record.file} is named by {lists[first]} too; "
+                    "a slice belongs to one split"
+                )
+    check_disjoint(
+        {f"{split} ({lists[split]})": {r.patient for r in records[split]} for split in lists}
+    )
+    return records
+
+
+def find_standard_lists(source: str | os.PathLike) -> tuple[dict[str, Path], Path]:
+    """Find ``{train,val,test}_COVIDx_CT.txt`` (or ``..._COVIDx-CT.txt``) in ``source``, and the
+    images.
+
+    Returns:
+        split -> list file, for the lists that are there; and the folder of the images:
+        ``source/images``, ``source/2A_images`` or ``source`` itself.
+
+    Raises:
+        CTMaskNetError: no such folder, no such list in it, or two lists of one split.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise CTMaskNetError(
+            f"{source}: no such folder; give the folder that holds the COVIDx-CT lists"
+        )
+    lists = {}
+    for split in SPLITS:
+        found = sorted(source.glob(f"{split}_COVIDx[_-]CT*.txt"))
+        if len(found) > 1:
+            raise CTMaskNetError(
+                f"{source}: {found[0].name} and {found[1].name} are both lists of {split}; "
+                f"choose one with --list {split}=FILE"
+            )
+        if found:
+            lists[split] = found[0]
+    if not lists:
+        raise CTMaskNetError(
+            f"{source}: holds no {{train,val,test}}_COVIDx_CT.txt; put the lists there "
+            "or name them with --list"
+        )
+    return lists, next(source / name for name in _IMAGE_FOLDERS if (source / name).is_dir())
+
+
+def resolve_images(
+    records: Mapping[str, list[SliceRecord]],
+    image_root: str | os.PathLike,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> dict[str, list[SliceRecord]]:
+    """Replace each record's file by the one that is on disk.
+
+    A name that is not there as written is looked for by class, patient, scan and slice, so that
+    lists with ``NCP_`` fit folders with ``2_`` and the other way round. One directory listing a
+    folder, no call a file. ``on_missing`` is called with (file, reason) for an image that is not
+    there, which is then left out; None: an error.
+
+    Raises:
+        CTMaskNetError: no such folder; images that are missing (counted, the first named) or lie
+            outside the folder; two files on disk that fit one name, or two names of one file.
+    """
+    root = Path(image_root)
+    if not root.is_dir():
+        raise CTMaskNetError(f"{root}: no such folder; give the folder of the images with --images")
+    folders: dict[str, _Folder] = {}
+    resolved, missing, total = {}, [], 0
+    taken: set[str] = set()
+    for split, split_records in records.items():
+        resolved[split] = []
+        for record in split_records:
+            listed = part_below(root, record.file) if "/" in record.file else record.file
+            parent, _, name = listed.rpartition("/")
+            if parent not in folders:
+                folders[parent] = _Folder(root / parent)
+            on_disk = folders[parent].find(name)
+            total += 1
+            if on_disk is None and on_missing is not None:
+                on_missing(str(root / record.file), f"no such image ({split})")
+            elif on_disk is None:
+                missing.append((split, record.file))
+            else:
+                file = f"{parent}/{on_disk}" if parent else on_disk
+                if file in taken:
+                    raise CTMaskNetError(
+                        f"{root / file}: two lines of the lists name this image, one of them as "
+                        f"{record.file}; remove one"
+                    )
+                taken.add(file)
+                resolved[split].append(record._replace(file=file))
+    if missing:
+        split, file = missing[0]
+        raise CTMaskNetError(
+            f"{root}: {len(missing)} of {total} listed images are missing, "
+            f"the first is {file} ({split}); complete the folder or correct --images"
+        )
+    return resolved
+
+
+class _Folder:
+    """The files of one folder, found by exact name or by what the name states of the slice."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names = {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
+        self._by_slice: dict[tuple, list[str]] | None = None
+
+    def find(self, name: str) -> str | None:
+        if name in self.names:
+            return name
+        if self._by_slice is None:
+            self._by_slice = _index_by_slice(self.names)
+        try:
+            fitting = self._by_slice.get(parse_slice_name(name), [])
+        except CTMaskNetError:  # a name of another set: only the exact one will do
+            return None
+        if len(fitting) > 1:
+            raise CTMaskNetError(
+                f"{self.path}: {fitting[0]} and {fitting[1]} both fit the listed slice {name}; "
+                "keep one of them"
+            )
+        return fitting[0] if fitting else None
+
+
+def _index_by_slice(names: Iterable[str]) -> dict[tuple, list[str]]:
+    index: dict[tuple, list[str]] = {}
+    for name in sorted(names):
+        if not name.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        try:
+            index.setdefault(parse_slice_name(name), []).append(name)
+        except CTMaskNetError:  # other files may lie in the folder
+            continue
+    return index
+
+
+def _identity(record: SliceRecord, patient_pattern: re.Pattern | None) -> tuple:
+    """Equal for two names of one slice: patient, scan, slice; with a pattern, which may not find
+    all of these, the file's name."""
+    return record[2:5] if patient_pattern is None else (record.file,)
+
+
+def _parse_line(line: str, where: str, patient_pattern: re.Pattern | None) -> SliceRecord:
+    fields = line.split()
+    if len(fields) not in (1, 2, 6):
+        raise CTMaskNetError(f"{where}: {line!r} has {len(fields)} fields; {_LINE_FORM}")
+    file = fields[0]
+    stated = _stated_label(fields[1], where) if len(fields) > 1 else None
+    try:
+        if patient_pattern is not None:
+            patient, scan, slice_ = match_patient(file, patient_pattern)
+            named = stated
+        else:
+            patient, scan, slice_, named = _names_of(file)
+    except CTMaskNetError as error:
+        raise CTMaskNetError(f"{where}: {error}") from None
+    if named is None:
+        raise CTMaskNetError(
+            f"{where}: {line!r} states no class; expected 'file class' and the box"
+        )
+    if stated is not None and stated != named:
+        raise CTMaskNetError(
+            f"{where}: {file} is {IMAGE_CLASSES[named]} by its name but class {stated} "
+            f"({IMAGE_CLASSES[stated]}) in the list; correct one of them"
+        )
+    box = _parse_box(fields[2:], where, line) if len(fields) == 6 else None
+    return SliceRecord(file, named, patient, scan, slice_, box)
+
+
+def _names_of(file: str) -> tuple[str, str, str, int | None]:
+    name = parse_slice_name(file)
+    return name.patient, name.scan, name.slice, name.label
+
+
+def _stated_label(text: str, where: str) -> int:
+    if text not in ("0", "1", "2"):
+        raise CTMaskNetError(
+            f"{where}: class {text!r} is none of 0 (normal), 1 (pneumonia), 2 (covid); {_LINE_FORM}"
+        )
+    return int(text)
+
+
+def _parse_box(fields: list[str], where: str, line: str) -> tuple[int, int, int, int]:
+    try:
+        x0, y0, x1, y1 = map(int, fields)
+    except ValueError:
+        raise CTMaskNetError(
+            f"{where}: {line!r}: the box is not four whole numbers; {_LINE_FORM}"
+        ) from None
+    if x0 < 0 or y0 < 0 or x1 <= x0 or y1 <= y0:
+        raise CTMaskNetError(
+            f"{where}: box {x0} {y0} {x1} {y1} is malformed; expected xmin ymin xmax ymax in px "
+            "with 0 <= xmin < xmax and 0 <= ymin < ymax"
+        )
+    return x0, y0, x1, y1
+
+
+_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def read_class_folders(
+    images: str | os.PathLike,
+    class_folders: Mapping[str, Sequence[str]],
+    patient_pattern: re.Pattern | None = None,
+) -> list[SliceRecord]:
+    """List the pictures of every class.
+
+    Args:
+        images: the folder above the class folders.
+        class_folders: class name -> its folders below ``images``, searched with their subfolders;
+            the order of the classes is that of the mapping. A class may have no folder (a set to
+            test on may lack a class of the model).
+        patient_pattern: finds the patient in a file's path below ``images``
+            (:func:`~ctmasknet.names.match_patient`); without it each file is its own
+            patient.
+
+    Returns:
+        the records, by class, sorted by path within a folder.
+
+    Raises:
+        CTMaskNetError: fewer than two classes; a class name unfit for a table's column; a folder
+            that is missing, without pictures or not below ``images``; a picture in two classes; a
+            name the pattern does not match.
+    """
+    root = Path(images)
+    if not root.is_dir():
+        raise CTMaskNetError(
+            f"{root}: no such folder; give the folder above the class folders with --images"
+        )
+    if len(class_folders) < 2 or not any(class_folders.values()):
+        raise CTMaskNetError(
+            "class folders: a classifier needs at least two classes; name them as CLASS=FOLDER"
+        )
+    records: list[SliceRecord] = []
+    class_of: dict[str, str] = {}
+    for label, (class_name, folders) in enumerate(class_folders.items()):
+        check_class_name(class_name)
+        for folder in folders:
+            for file in _pictures_of_class(root, folder):
+                if file in class_of:
+                    raise CTMaskNetError(
+                        f"{root / file}: is in class {class_of[file]} and again in {class_name} "
+                        f"(folder {folder}); a picture belongs to one class and one folder"
+                    )
+                class_of[file] = class_name
+                records.append(SliceRecord(file, label, *_patient_of(file, patient_pattern)))
+    return records
+
+
+def check_class_name(name: str) -> None:
+    """Refuse a class name unfit for a table's column."""
+    if not _CLASS_NAME.fullmatch(name):
+        raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
+
+
+def split_records(
+    records: Sequence[SliceRecord],
+    shares: Mapping[str, float],
+    seed: int,
+    placed: Mapping[str, str] | None = None,
+) -> dict[str, list[SliceRecord]]:
+    """Split by whole patients, with every class in the same shares.
+
+    Args:
+        records: the slices.
+        shares: split -> share of the patients, in 0..1, as
+            :func:`~ctmasknet.data.splits.split_patients` takes.
+        seed: of the random order of the patients.
+        placed: split of some patients, who stay there.
+    """
+    split = split_patients(
+        {item: record.patient for item, record in enumerate(records)},
+        shares,
+        seed,
+        strata={item: record.label for item, record in enumerate(records)},
+        placed=placed,
+    )
+    return {name: [records[item] for item in members] for name, members in split.items()}
+
+
+def pictures_below(root: str | os.PathLike, part: str) -> list[str]:
+    """Paths relative to ``root`` of the picture ``part``, or of the pictures in this folder and its
+    subfolders; linked folders count, hidden ones do not."""
+    return [
+        part_below(root, found.path)
+        for found in find_files([os.path.join(root, part_below(root, part))])
+        if found.path.lower().endswith(IMAGE_SUFFIXES)
+    ]
+
+
+def _pictures_of_class(root: Path, folder: str) -> list[str]:
+    start = root / folder
+    if not start.is_dir():
+        raise CTMaskNetError(f"{start}: no such class folder; check --class-folder and --images")
+    files = pictures_below(root, folder)
+    if not files:
+        raise CTMaskNetError(f"{start}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+    return sorted(files)
+
+
+def _patient_of(file: str, pattern: re.Pattern | None) -> tuple[str, str, str]:
+    if pattern is not None:
+        return match_patient(file, pattern)
+    own = str(PurePosixPath(file).with_suffix(""))
+    return own, own, PurePosixPath(file).stem

@@ -1,0 +1,354 @@
+"""Label masks that are volumes: NIfTI and DICOM-SEG, upright and on the grid of their scan.
+
+Upright as in :mod:`ctmasknet.ct.scan`; affines map upright (column, row, slice) indices to RAS
+mm.
+
+DICOM-SEG files as label masks: which of their segments is which label, and where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pydicom
+
+from ctmasknet.ct.dicom import beside_mm
+from ctmasknet.ct.find import kind_of
+from ctmasknet.ct.nifti import NiftiVolume, read_volume
+from ctmasknet.ct.orientation import Upright, upright
+from ctmasknet.ct.scan import CTScan, check_claimed_size, decoding
+from ctmasknet.data.label_masks import background_value, check_known_values
+from ctmasknet.errors import CTMaskNetError
+
+#: Segmentation Storage and Label Map Segmentation Storage.
+_SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+#: Label name -> words all of which a segment's label or coded meaning holds.
+_SEGMENT_WORDS = {
+    "ggo": (("ground", "glass"), ("ggo",)),
+    "consolidation": (("consolidation",),),
+    "lesion": (("lesion",), ("opacity",), ("opacities",), ("infiltrat",)),
+    "lung": (("lung",),),
+    "background": (("background",),),
+}
+#: Where segments overlap, the later of these counts.
+_PAINT_ORDER = ("background", "lung", "lesion", "ggo", "consolidation")
+#: RAS from DICOM's LPS.
+_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class SegMask:
+    """The segments of a DICOM-SEG, painted over one another; ``painted`` is as stored."""
+
+    file: str
+    turn: Upright
+    painted: np.ndarray
+    partial: bool = True
+
+    def plane(self, index: int) -> np.ndarray:
+        stored = np.take(self.painted, stored_index(self.turn, index), axis=self.turn.axes[2])
+        return self.turn.plane(stored)
+
+
+def seg_series(file: str) -> str | None:
+    """The series that a DICOM-SEG is of, "" where it states none; None for any other file."""
+    if kind_of(file) != "dicom":
+        return None
+    with decoding(file):
+        header = pydicom.dcmread(
+            file,
+            stop_before_pixels=True,
+            force=True,
+            specific_tags=["SOPClassUID", "ReferencedSeriesSequence"],
+        )
+        if header.get("SOPClassUID") not in _SEG_CLASSES:
+            return None
+        series = header.get("ReferencedSeriesSequence") or []
+        return str(series[0].get("SeriesInstanceUID") or "") if len(series) == 1 else ""
+
+
+def read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) -> SegMask:
+    """See :func:`ctmasknet.prepare.mask_volumes.read_mask_volume`."""
+    try:
+        import highdicom
+    except ImportError:
+        raise CTMaskNetError(
+            f"{file}: reading DICOM-SEG needs highdicom, which is not installed: "
+            'pip install "ctmasknet[seg]"'
+        ) from None
+    if seg_series(file) is None:
+        raise CTMaskNetError(f"{file}: no DICOM-SEG and no NIfTI; give a label mask")
+    with decoding(file):
+        seg = highdicom.seg.segread(file)
+        size = int(seg.Rows), int(seg.Columns), int(seg.NumberOfFrames)
+        numbers = list(seg.segment_numbers)
+        names = {number: _names_of(seg.get_segment_description(number)) for number in numbers}
+        grid = seg.get_volume_geometry()
+    check_claimed_size(file, size)
+    if grid is None:
+        raise CTMaskNetError(
+            f"{file}: its frames make no even grid; give a mask of parallel slices"
+        )
+    slices, rows, columns = grid.spatial_shape
+    check_claimed_size(file, (rows, columns, slices))
+    value_of = {
+        number: _value_of(file, number, names[number], labels, segments) for number in numbers
+    }
+    shape = slices, rows, columns
+    painted = np.full(shape, background_value(labels), np.min_scalar_type(max(labels)))
+    order = [_PAINT_ORDER.index(labels[value_of[number]]) for number in numbers]
+    for _, number in sorted(zip(order, numbers, strict=True)):
+        with decoding(file):
+            # One segment at a time: a lesion mask of a scan with ten of them would not fit.
+            inside = seg.get_volume(segment_numbers=[number]).array[..., 0] >= 0.5
+        painted[inside] = value_of[number]
+    return SegMask(file, upright(_FROM_LPS @ grid.affine, painted.shape, file), painted)
+
+
+def _names_of(description) -> tuple[str, str]:
+    return str(description.segment_label), str(description.segmented_property_type.meaning)
+
+
+def _value_of(
+    file: str,
+    number: int,
+    names: tuple[str, str],
+    labels: Mapping[int, str],
+    segments: Mapping[str, str],
+) -> int:
+    given = {name.lower(): label for name, label in segments.items()}
+    label = next(
+        (given[name] for name in (str(number), *map(str.lower, names)) if name in given), None
+    )
+    shown = f"segment {number} (label {names[0]!r}, coded meaning {names[1]!r})"
+    if label is None:
+        told = {_label_in(name) for name in names} - {None}
+        if told in ({"lesion", "ggo"}, {"lesion", "consolidation"}):  # one name says more
+            told -= {"lesion"}
+        if len(told) != 1:
+            what = f"may be {' or '.join(sorted(told))}" if told else "is no label we know"
+            raise CTMaskNetError(
+                f"{file}: {shown} {what} by its names; say which of {', '.join(_PAINT_ORDER)} it "
+                f'is with --segment "{names[0]}=LABEL"'
+            )
+        (label,) = told
+    for value, name in sorted(labels.items()):
+        if name == label:
+            return value
+    raise CTMaskNetError(
+        f"{file}: {shown} is {label}, but no mask value is labelled so; add one to --labels, such "
+        f"as {max(labels) + 1}:{label}"
+    )
+
+
+def _label_in(name: str) -> str | None:
+    name = name.lower()
+    for label, choices in _SEGMENT_WORDS.items():
+        if any(all(word in name for word in words) for words in choices):
+            return label
+    return None
+
+
+def stored_index(turn: Upright, index: int) -> int:
+    """Where the slice ``index``, counted from the feet, is stored."""
+    return turn.shape[2] - 1 - index if turn.flips[2] else index
+
+
+def parse_segments(values: list[str], names: tuple[str, ...]) -> dict[str, str]:
+    """``["Infiltrate=lesion"]`` -> ``{"Infiltrate": "lesion"}``.
+
+    Args:
+        values: NAME=LABEL each.
+        names: the labels there are.
+
+    Raises:
+        CTMaskNetError: another form, an unknown label.
+    """
+    segments = {}
+    for value in values:
+        name, _, label = value.rpartition("=")
+        if not name or label not in names:
+            raise CTMaskNetError(
+                f"--segment {value}: expected NAME=LABEL with a label of {', '.join(names)}"
+            )
+        segments[name] = label
+    return segments
+
+
+#: How far volume and mask may differ: spacing, direction of an axis, place of any corner voxel.
+SPACING_TOLERANCE_MM = 0.01
+ANGLE_TOLERANCE_DEGREES = 0.5
+PLACE_TOLERANCE_MM = 0.5
+#: Share of a slice's step by which a slice may lie beside its place in a grid.
+_PLACE_SHARE = 0.1
+#: Masks compress far better than CT; no mask of a chest compresses better than this.
+_MAX_EXPANSION = 2000
+
+
+class MaskVolume(Protocol):
+    """A mask in memory or on disk.
+
+    Attributes:
+        file: path.
+        turn: of its grid; its ``shape`` (columns, rows, slices) and ``affine`` are upright.
+        partial: slices without any label may be left out of the file.
+    """
+
+    file: str
+    turn: Upright
+    partial: bool
+
+    def plane(self, index: int) -> np.ndarray:
+        """(H, W) values of one slice, unsigned, upright, counted from the feet."""
+
+
+@dataclass(frozen=True)
+class NiftiMask:
+    """Label values in a NIfTI volume; every one must be known."""
+
+    volume: NiftiVolume
+    labels: Mapping[int, str]
+    partial: bool = False
+
+    @property
+    def file(self) -> str:
+        return self.volume.file
+
+    @property
+    def turn(self) -> Upright:
+        return self.volume.turn
+
+    def plane(self, index: int) -> np.ndarray:
+        values = self.volume.values(stored_index(self.turn, index))
+        if not (values == np.rint(values)).all():
+            raise CTMaskNetError(
+                f"{self.file}: holds values that are no whole numbers; a label mask is expected"
+            )
+        check_known_values(self.file, values.astype(np.int32), self.labels)
+        return values.astype(np.min_scalar_type(max(self.labels)))
+
+
+def read_mask_volume(
+    file: str, labels: Mapping[int, str], segments: Mapping[str, str] | None = None
+) -> MaskVolume:
+    """Open a mask volume.
+
+    Args:
+        file: NIfTI or DICOM-SEG; told apart by content.
+        labels: name of each mask value.
+        segments: label name of a segment, by its number, its label or its coded meaning (in any
+            case); goes before the words these hold, such as "ground glass".
+
+    Raises:
+        CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
+            contradict each other; no value labelled background for what is in no segment.
+    """
+    if kind_of(file) == "nifti":
+        return NiftiMask(read_volume(file, _MAX_EXPANSION), dict(labels))
+    return read_seg(file, labels, segments or {})
+
+
+def place_mask(scan: CTScan, mask: MaskVolume) -> list[int | None]:
+    """For each slice of ``scan`` the slice of ``mask`` that covers it; None: nothing is labelled.
+
+    Raises:
+        CTMaskNetError: shape, spacing, orientation or place differ beyond the tolerances above; the
+            message gives both.
+    """
+    name = f"{scan.slices[0].file} and its mask {mask.file}"
+    rows, columns = scan.slices[0].shape
+    affine, places = _grid(scan, mask.file)
+    ours, theirs = (columns, rows, places[-1] + 1), mask.turn.shape
+    compared = 2 if mask.partial else 3
+    if ours[:compared] != theirs[:compared]:
+        raise _disagree(name, "shape", _times(ours[:compared]), _times(theirs[:compared]), "px")
+    here, there = affine[:3, :3], mask.turn.affine[:3, :3]
+    lengths = np.linalg.norm(here, axis=0), np.linalg.norm(there, axis=0)
+    alone = mask.partial or len(scan.slices) == 1
+    for axis in range(2 if alone else 3):
+        if abs(lengths[0][axis] - lengths[1][axis]) > SPACING_TOLERANCE_MM:
+            raise _disagree(name, "spacing", *(_mm(each, 3) for each in lengths), "mm")
+    cosines = ((here / lengths[0]) * (there / lengths[1])).sum(axis=0)
+    for axis in range(2 if alone else 3):
+        angle = np.degrees(np.arccos(np.clip(cosines[axis], -1, 1)))
+        if angle > ANGLE_TOLERANCE_DEGREES:
+            axes = (
+                _mm(here[:, axis] / lengths[0][axis], 4),
+                _mm(there[:, axis] / lengths[1][axis], 4),
+            )
+            what = (
+                f"orientation ({('columns', 'rows', 'slices')[axis]} differ by {angle:.1f} degrees)"
+            )
+            raise _disagree(name, what, *axes, "")
+    start, step = _start_and_step(affine, mask) if mask.partial else (0, 1)
+    _check_corners(name, affine, mask.turn, start, step)
+    last = start + step * (theirs[2] - 1)
+    if not 0 <= start <= last < ours[2]:
+        raise CTMaskNetError(
+            f"{name} disagree in place: the mask covers slices {start} to {last} of 0 to "
+            f"{ours[2] - 1}; give the mask of this scan"
+        )
+    covered = {start + step * index: index for index in range(theirs[2])}
+    return [covered.get(place) for place in places]
+
+
+def _grid(scan: CTScan, mask: str) -> tuple[np.ndarray, list[int]]:
+    """Affine of the scan's grid, and the place of each slice in it; slices may be missing.
+
+    Raises:
+        CTMaskNetError: slices at other places than those of an even grid.
+    """
+    if scan.affine is not None:
+        return scan.affine, list(range(len(scan.slices)))
+    positions = np.array([one.position_mm for one in scan.slices], dtype=np.float64)
+    places = (positions - positions[0]) / np.median(np.diff(positions))
+    even = np.isfinite(places).all() and np.abs(places - np.rint(places)).max() < _PLACE_SHARE
+    even = even and beside_mm(scan.slices) <= PLACE_TOLERANCE_MM
+    if not even or scan.slices[0].spacing_mm is None:
+        problems = "; ".join(scan.problems) or "no spacing is stated"
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: its slices make no even grid to hold the mask {mask} "
+            f"against ({problems}); restore the series"
+        )
+    first, last = (one.source.turn.affine for one in (scan.slices[0], scan.slices[-1]))
+    whole = [round(place) for place in places.tolist()]
+    affine = first.copy()
+    affine[:3, 2] = (last[:3, 3] - first[:3, 3]) / whole[-1]
+    return affine, whole
+
+
+def _start_and_step(affine: np.ndarray, mask: MaskVolume) -> tuple[int, int]:
+    relative = np.linalg.inv(affine) @ mask.turn.affine
+    step = 1 if mask.turn.shape[2] == 1 else max(1, round(float(relative[2, 2])))
+    return round(float(relative[2, 3])), step
+
+
+def _check_corners(name: str, ours: np.ndarray, theirs: Upright, start: int, step: int) -> None:
+    """The mask's corner voxels, by its own affine and by the scan's."""
+    columns, rows, slices = (side - 1 for side in theirs.shape)
+    for corner in np.ndindex(2, 2, 2):
+        column, row, index = corner[0] * columns, corner[1] * rows, corner[2] * slices
+        here = (ours @ [column, row, start + step * index, 1])[:3]
+        there = (theirs.affine @ [column, row, index, 1])[:3]
+        if np.linalg.norm(here - there) > PLACE_TOLERANCE_MM:
+            what = f"place (of the voxel in column {column}, row {row}, slice {index})"
+            raise _disagree(name, what, _mm(here, 1), _mm(there, 1), "mm")
+
+
+def _disagree(name: str, what: str, ours: str, theirs: str, unit: str) -> CTMaskNetError:
+    unit = unit and f" {unit}"
+    return CTMaskNetError(
+        f"{name} disagree in {what}: {ours}{unit} and {theirs}{unit}; give the mask of this scan, "
+        "on its grid"
+    )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _mm(values: np.ndarray, digits: int) -> str:
+    return "(" + ", ".join(f"{value:.{digits}f}" for value in values) + ")"

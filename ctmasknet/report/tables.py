@@ -1,0 +1,298 @@
+"""The table of patients (or, where no slice names its patient, of slices).
+
+Which slices a report shows: the worst errors, or without labels what a reader should look at.
+
+What the page's threshold slider works on: how many units score at or above each threshold.
+
+The page gets histograms over a fixed list of thresholds in place of the scores, so that its size
+does not grow with the data and every count is exact, not rounded. The list holds 0, 0.001 .. 1 and
+the operating points chosen on validation.
+
+Shapes: n units, C classes, T thresholds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctmasknet.ct.find import natural_key
+from ctmasknet.evaluation.pooling import (
+    POOLED_LEVELS,
+    PooledPrediction,
+    normal_index,
+    pooled_units,
+    slice_units,
+)
+from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.report.source import ReportSource
+
+#: More rows make a page that no mail takes and no browser sorts at once.
+MAX_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One line: ``truth`` is a class name, "mixed" or "" (unknown); ``verdict`` "right", "wrong" or
+    "" where there is no one truth; ``scores`` C floats in 0..1; ``margin`` is what the called
+    class scores over the true one, or, when right or unknown, over the next."""
+
+    name: str
+    scans: int
+    slices: int
+    truth: str
+    pred: str
+    verdict: str
+    scores: tuple[float, ...]
+    margin: float
+
+
+@dataclass(frozen=True)
+class UnitsTable:
+    """Lines, and what is not among them.
+
+    ``kind`` is "patients" or "slices"; ``left_out`` counts lines beyond :data:`MAX_ROWS`, ``lone``
+    those that are scans without a patient, ``nameless`` slices that no line is made of.
+    """
+
+    kind: str
+    rows: list[UnitRow]
+    left_out: int
+    lone: int
+    nameless: int
+
+
+def units_table(source: ReportSource, max_rows: int = MAX_ROWS) -> UnitsTable:
+    """Wrong ones first, the most confident error at the top; then by name.
+
+    Args:
+        source: predictions, pooled.
+        max_rows: lines kept, from the top.
+    """
+    names = source.class_names
+    # A volume states no patient, yet is one scan
+    lone = [item for item in source.pooled["scans"] if not item.patient]
+    nameless = sum(not row.patient for row in source.rows) - sum(item.slices for item in lone)
+    scans = Counter(item.patient for item in source.pooled["scans"])
+    rows = [
+        _row(names, item.patient, scans[item.patient], item.slices, item, item.mixed)
+        for item in source.pooled["patients"]
+    ]
+    rows += [_row(names, item.scan, 1, item.slices, item, item.mixed) for item in lone]
+    kind = "patients"
+    if not rows:
+        rows = [_row(names, row.file, 0, 1, row, mixed=False) for row in source.rows]
+        kind, nameless = "slices", 0
+    rows.sort(key=lambda row: natural_key(row.name))
+    rows.sort(key=lambda row: (row.verdict != "wrong", -row.margin * (row.verdict == "wrong")))
+    return UnitsTable(kind, rows[:max_rows], max(0, len(rows) - max_rows), len(lone), nameless)
+
+
+def units_columns(source: ReportSource, table: UnitsTable) -> list[dict[str, Any]]:
+    """``name`` of each column and whether it holds a ``number``."""
+    columns = [("Patient" if table.kind == "patients" else "Slice", False)]
+    if table.kind == "patients":
+        columns += [("Scans", True), ("Slices", True)]
+    if source.evaluation:
+        columns.append(("True class", False))
+    columns.append(("Called", False))
+    if source.evaluation:
+        columns.append(("Verdict", False))
+    columns += [(f"Score {name}", True) for name in source.class_names]
+    return [{"name": name, "number": number} for name, number in columns]
+
+
+def units_caption(source: ReportSource, table: UnitsTable) -> str:
+    """In which order lines stand, and what the scores are."""
+    order = "Errors first, the most confident at the top. " if source.evaluation else ""
+    scores = (
+        f"Scores pooled by {source.pooling_name}. "
+        if table.kind == "patients"
+        else "Scores are sigmoids; they need not sum to 1. "
+    )
+    return f"{order}{scores}A heading's button sorts."
+
+
+def margin_of(scores: Sequence[float], pred: int, label: int | None) -> float:
+    """Score of the called class less that of the true one, or of the next best where the call is
+    right or the truth unknown."""
+    others = [score for index, score in enumerate(scores) if index != pred]
+    if label is not None and label != pred:
+        return scores[pred] - scores[label]
+    return scores[pred] - max(others, default=0.0)
+
+
+def _row(
+    names: Sequence[str],
+    unit: str,
+    scans: int,
+    slices: int,
+    said: PooledPrediction | SlicePrediction,
+    mixed: bool,
+) -> UnitRow:
+    label, pred = said.label, said.pred
+    truth = "mixed" if mixed else "" if label is None else names[label]
+    verdict = "" if label is None else "right" if label == pred else "wrong"
+    margin = margin_of(said.scores, pred, label)
+    return UnitRow(unit, scans, slices, truth, names[pred], verdict, tuple(said.scores), margin)
+
+
+#: So many slices of one patient at most, so that one bad scan does not fill the page.
+PER_PATIENT = 2
+
+
+@dataclass(frozen=True)
+class ChosenSlices:
+    """Slices under one heading, in order; ``rule`` says how they were chosen, ``found`` of how
+    many."""
+
+    heading: str
+    rule: str
+    rows: list[SlicePrediction]
+    found: int
+
+
+def choose_slices(source: ReportSource, count: int) -> list[ChosenSlices]:
+    """The slices to show, at most ``count``, under each heading :data:`PER_PATIENT` of a patient.
+
+    With labels: errors, that with the largest margin (score of the called class less that of the
+    true one) first. Without: half of them slices whose best two classes are closest, half those
+    with the highest score of each class but normal.
+
+    Args:
+        source: predictions.
+        count: slices in all; 0 for none.
+    """
+    if count < 1:
+        return []
+    if source.evaluation is not None:
+        wrong = [row for row in source.rows if row.label not in (None, row.pred)]
+        wrong.sort(key=lambda row: -margin_of(row.scores, row.pred, row.label))
+        rule = (
+            "Slices called wrong, the most confident error first (score of the called class less "
+            "that of the true one)"
+        )
+        return [_chosen("Worst errors", rule, wrong, count)]
+    closest = sorted(source.rows, key=lambda row: margin_of(row.scores, row.pred, None))
+    half = -(-count // 2)
+    rule = "Slices whose best two classes score closest"
+    groups = [_chosen("Most uncertain slices", rule, closest, half)]
+    normal = normal_index(source.class_names)
+    diseases = [index for index in range(len(source.class_names)) if index != normal]
+    rest = count - half
+    for place, index in enumerate(diseases):
+        share = rest // len(diseases) + (place < rest % len(diseases))
+        highest = sorted(source.rows, key=lambda row: -row.scores[index])
+        name = source.class_names[index]
+        rule = f"Slices with the highest score for {name}"
+        groups.append(_chosen(f"Highest score for {name}", rule, highest, share))
+    return [group for group in groups if group.rows]
+
+
+def _chosen(heading: str, rule: str, rows: Sequence[SlicePrediction], count: int) -> ChosenSlices:
+    return ChosenSlices(heading, rule, _few_of_each(rows, count), len(rows))
+
+
+def _few_of_each(rows: Iterable[SlicePrediction], count: int) -> list[SlicePrediction]:
+    """The first ``count`` rows, without the third and later of a patient."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for row in rows:
+        if len(chosen) == count:
+            break
+        if row.patient and seen[row.patient] == PER_PATIENT:
+            continue
+        seen[row.patient] += 1
+        chosen.append(row)
+    return chosen
+
+
+#: Steps of the slider over 0..1.
+STEPS = 1000
+
+
+def threshold_data(
+    rows: Sequence[SlicePrediction],
+    pooled: Mapping[str, Sequence[PooledPrediction]],
+    class_names: Sequence[str],
+    evaluation: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The slider's data as plain JSON values.
+
+    Args:
+        rows: slices.
+        pooled: scans and patients by level.
+        class_names: C names.
+        evaluation: see :func:`classification_report`; None without labels.
+
+    Returns:
+        ``{"class_names", "labelled", "thresholds": T rising values, "levels": {level: {class:
+        {"class": histogram or None, "others": histogram}}}, "operating_points": {level: {class:
+        index into thresholds}}}``. A histogram is ``[index, count, index, count, ...]``: so many
+        units score at least that threshold but less than the next. ``class`` counts units of the
+        class and ``others`` the rest; without labels ``class`` is None and ``others`` counts all.
+        Levels without a unit are left out.
+    """
+    points: dict[str, dict[str, float]] = {}
+    for level, found in (evaluation["levels"] if evaluation else {}).items():
+        if found and found["operating_points"]:
+            points[level] = {c: p["threshold"] for c, p in found["operating_points"].items()}
+    chosen = [value for by_class in points.values() for value in by_class.values()]
+    thresholds = np.unique([*(np.arange(STEPS + 1) / STEPS), *chosen])
+    levels: dict[str, Any] = {}
+    for level in ("slices", *POOLED_LEVELS):
+        scores, labels = _scores_and_labels(level, rows, pooled, labelled=evaluation is not None)
+        if not len(scores):
+            continue
+        levels[level] = {
+            name: {
+                "class": (
+                    None
+                    if labels is None
+                    else _histogram(scores[labels == index, index], thresholds)
+                ),
+                "others": _histogram(
+                    scores[:, index] if labels is None else scores[labels != index, index],
+                    thresholds,
+                ),
+            }
+            for index, name in enumerate(class_names)
+        }
+    return {
+        "class_names": list(class_names),
+        "labelled": evaluation is not None,
+        "thresholds": thresholds.tolist(),
+        "levels": levels,
+        "operating_points": {
+            level: {
+                name: int(np.searchsorted(thresholds, value)) for name, value in by_class.items()
+            }
+            for level, by_class in points.items()
+        },
+    }
+
+
+def _scores_and_labels(
+    level: str,
+    rows: Sequence[SlicePrediction],
+    pooled: Mapping[str, Sequence[PooledPrediction]],
+    labelled: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(n, C) scores and (n,) class indices of the level's units with a label; without labels, the
+    scores of all and None."""
+    if labelled:
+        units = slice_units(rows) if level == "slices" else pooled_units(pooled[level])
+        return (units.scores, units.labels) if len(units) else (np.zeros((0, 0)), None)
+    items = rows if level == "slices" else pooled[level]
+    return np.array([item.scores for item in items], dtype=np.float64), None
+
+
+def _histogram(scores: np.ndarray, thresholds: np.ndarray) -> list[int]:
+    # A score at a threshold reaches it, as in threshold_metrics
+    index = np.searchsorted(thresholds, scores, side="right") - 1
+    numbers, counts = np.unique(index.clip(min=0), return_counts=True)
+    return np.stack([numbers, counts], axis=1).ravel().tolist()

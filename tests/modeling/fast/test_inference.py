@@ -1,0 +1,141 @@
+import copy
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from torch import nn
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast import inference
+from ctmasknet.modeling.fast import layers as fused_layers
+from ctmasknet.modeling.fast.inference import inference_model, to_inference
+from ctmasknet.modeling.fast.layers import FusedConv2d
+
+
+@pytest.fixture(params=[18, 50])
+def model(request, tiny_cfg):
+    """Basic and bottleneck blocks, batch normalisation with statistics of its own."""
+    tiny_cfg.MODEL.RESNETS.DEPTH = request.param
+    tiny_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    built = build_model(tiny_cfg).eval()
+    for module in built.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    # Levels that a trained detector has
+    nn.init.normal_(built.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    return built
+
+
+@pytest.mark.parametrize("one_dnn", [True, False])
+def test_rows_and_logits_are_those_of_the_model(model, slices, one_dnn, monkeypatch):
+    if not one_dnn:
+        monkeypatch.setattr(fused_layers, "_one_dnn", lambda x: False)
+    before = copy.deepcopy(model.state_dict())
+    model.return_instances = True
+    expected = model(slices)
+    copied = to_inference(model)
+    for found in (copied(slices), copied(slices)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert theirs["ranked_boxes"][:, 0].std() > 0.001
+            assert (ours["ranked_boxes"] - theirs["ranked_boxes"]).abs().max() < 1e-3
+            assert (ours["logits"] - theirs["logits"]).abs().max() < 1e-4
+            boxes = [one["instances"].pred_boxes.tensor for one in (ours, theirs)]
+            torch.testing.assert_close(*boxes, atol=1e-2, rtol=0)
+            masks = [one["instances"].pred_masks for one in (ours, theirs)]
+            assert len(masks[0]) and (masks[0] == masks[1]).float().mean() > 0.999
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in copied.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_bfloat16_is_near_and_decodes_in_float32(model, slices, monkeypatch):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: True)
+    expected = model(slices)
+    copied = to_inference(model, torch.bfloat16)
+    copied.return_instances = True
+    for ours, theirs in zip(copied(slices), expected, strict=True):
+        assert ours["logits"].dtype == ours["ranked_boxes"].dtype == torch.float32
+        scores = [one["ranked_boxes"][:, 0] for one in (ours, theirs)]
+        assert 0 < (scores[0] - scores[1]).abs().max() < 0.02
+
+
+def test_a_box_head_with_convolutions_stays_in_float32(tiny_cfg, slices, monkeypatch):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: True)
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 1
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    copied = to_inference(model, torch.bfloat16)
+    assert copied.roi_heads.box_head.conv1.weight.dtype == torch.float32
+    for ours, theirs in zip(copied(slices), model(slices), strict=True):
+        scores = [one["ranked_boxes"][:, 0] for one in (ours, theirs)]
+        assert 0 < (scores[0] - scores[1]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("norm", [None, "BN", "FrozenBN"])
+@pytest.mark.parametrize("with_add", [False, True])
+def test_fused_convolution(norm, with_add):
+    generator = torch.Generator().manual_seed(2)
+    norms = {None: None, "BN": nn.BatchNorm2d(12), "FrozenBN": FrozenBatchNorm2d(12)}
+    conv = Conv2d(8, 12, 3, stride=2, padding=1, bias=norm is None, norm=norms[norm]).eval()
+    if norm:
+        for value in (conv.norm.running_mean, conv.norm.weight, conv.norm.bias):
+            value.data.copy_(torch.randn(12, generator=generator))
+        conv.norm.running_var.copy_(torch.rand(12, generator=generator) + 0.5)
+    x = torch.randn(2, 8, 9, 7, generator=generator)
+    expected = conv(x).detach()
+    add = torch.randn(expected.shape, generator=generator) if with_add else None
+    expected = (expected + add if with_add else expected).relu()
+    found = FusedConv2d(conv, relu=True, dtype=torch.float32)(x, add)
+    assert 0 < (expected == 0).float().mean() < 1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_normalisations_stay_in_float32_and_are_refused_in_bfloat16(
+    tiny_cfg, slices, monkeypatch
+):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: True)
+    tiny_cfg.MODEL.RESNETS.NORM = "GN"
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    found, expected = to_inference(model)(slices), model(slices)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours["logits"] - theirs["logits"]).abs().max() < 1e-4
+    with pytest.raises(CTMaskNetError, match=r"backbone\.\S+ has a normalisation \(GroupNorm\)"):
+        to_inference(model, torch.bfloat16)
+
+
+def test_close_calls_are_decided_in_float32(tiny_cfg, model, slices, monkeypatch):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: True)
+    half = to_inference(model, torch.bfloat16)(slices)
+    judge = to_inference(model)
+    full = [judge([one])[0] for one in slices]  # a batch's close calls are a batch of their own
+    best = [result["logits"].topk(2).values for result in half]
+    margins = sorted(float(two[0] - two[1]) for two in best)
+    tiny_cfg.MODEL.INFERENCE.DTYPE = "bfloat16"
+    tiny_cfg.MODEL.INFERENCE.RECHECK_MARGIN = (margins[0] + margins[1]) / 2
+    found = inference_model(tiny_cfg, model)(slices)
+    for one, half_one, full_one, two in zip(found, half, full, best, strict=True):
+        close = float(two[0] - two[1]) == margins[0]
+        expected, other = (full_one, half_one) if close else (half_one, full_one)
+        assert torch.equal(one["logits"], expected["logits"])
+        assert not torch.equal(one["logits"], other["logits"])
+
+
+def test_keys(tiny_cfg, tiny_model, monkeypatch):
+    assert inference_model(tiny_cfg, tiny_model) is not tiny_model
+    tiny_cfg.MODEL.INFERENCE.FUSED = False
+    assert inference_model(tiny_cfg, tiny_model) is tiny_model
+    tiny_cfg.MODEL.INFERENCE.DTYPE = "bfloat16"
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.INFERENCE\.FUSED is False"):
+        inference_model(tiny_cfg, tiny_model)
+    tiny_cfg.MODEL.INFERENCE.FUSED = True
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: False)
+    with pytest.raises(CTMaskNetError, match="does not compute in"):
+        inference_model(tiny_cfg, tiny_model)
+    tiny_cfg.MODEL.INFERENCE.DTYPE = "int8"
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.INFERENCE\.DTYPE is 'int8'"):
+        inference_model(tiny_cfg, tiny_model)

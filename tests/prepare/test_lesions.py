@@ -1,0 +1,578 @@
+"""The converter from folders to prepared sets, by its command line: layouts, splits, bad input."""
+
+import csv
+import errno
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.names import PatientRule
+from ctmasknet.prepare.masks_to_coco import Conversion, convert_slices
+from ctmasknet.prepare.pairs import find_pairs, split_by_lists
+
+MASK_TYPES = ("both", "ggo", "merge")
+
+
+def lesion_mask(index: int) -> np.ndarray:
+    """(40, 48): by index modulo 3 without lesion, with GGO, with GGO and C that touch."""
+    mask = np.zeros((40, 48), np.uint8)
+    mask[2:38, 2:46] = 1
+    if index % 3:
+        mask[5:20, 5:20] = 2
+    if index % 3 == 2:
+        mask[5:20, 20:40] = 3
+    return mask
+
+
+def write_slice(images: Path, masks: Path, stem: str, mask: np.ndarray, suffix: str = ".jpg"):
+    image = (np.arange(mask.size).reshape(mask.shape) % 251).astype(np.uint8)
+    for folder, file, array in ((images, stem + suffix, image), (masks, stem + ".png", mask)):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """Ten patients of three slices each, in the authors' flat names."""
+    folder = tmp_path / "source"
+    for patient in range(10):
+        for s in range(3):
+            write_slice(folder / "image", folder / "mask", f"{patient}_{s}", lesion_mask(s))
+    return folder
+
+
+@pytest.fixture
+def prepare(repository, tmp_path):
+    """Runs the tool below a root in the test's folder; returns its exit code."""
+    main = runpy.run_path(str(repository / "datasets" / "prepare_cncb_lesions.py"))["main"]
+
+    def run(*arguments) -> int:
+        fixed = ["--output-root", str(tmp_path / "root"), "--workers", "1"]
+        return main([*fixed, *map(str, arguments)])
+
+    return run
+
+
+def read(tmp_path: Path, file: str, name: str = "cncb_lesions") -> dict:
+    return json.loads((tmp_path / "root" / name / "annotations" / file).read_text())
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_seeded_split_in_all_mask_types(source, prepare, tmp_path, capsys):
+    assert prepare("--source", source) == 0
+    names = [f"{t}_{s}.json" for t in MASK_TYPES for s in ("train", "val")]
+    home = tmp_path / "root" / "cncb_lesions"
+    assert tree(home) == sorted(
+        f"annotations/{n}" for n in [*names, *(f"summary_{t}.json" for t in MASK_TYPES)]
+    )
+    assert [p for p in home.iterdir() if p.name.startswith(".")] == []
+    summary = read(tmp_path, "summary_both.json")["splits"]
+    assert summary["train"] == {
+        "images": 24,
+        "patients": 8,
+        "instances": {"ggo": 16, "consolidation": 8},
+        "images_without_instances": 8,
+    }
+    assert summary["val"]["instances"] == {"ggo": 4, "consolidation": 2}
+    assert read(tmp_path, "summary_merge.json")["splits"]["val"]["instances"] == {"lesion": 4}
+    assert "images without" in capsys.readouterr().out
+    patients = [
+        {i["patient"] for i in read(tmp_path, f"ggo_{s}.json")["images"]} for s in ("train", "val")
+    ]
+    assert len(patients[0]) == 8 and len(patients[1]) == 2 and not patients[0] & patients[1]
+
+
+def test_document_follows_the_format(source, prepare, tmp_path):
+    assert prepare("--source", source, "--seed", 5, "--split", "test:1") == 0
+    document = read(tmp_path, "both_test.json")
+    info = document["info"]
+    assert info["mask_type"] == "both" and info["min_area_px"] == 100 and info["seed"] == 5
+    assert info["labels"] == {"0": "background", "1": "lung", "2": "ggo", "3": "consolidation"}
+    assert info["image_root"] == str(source / "image")
+    assert document["categories"] == [{"id": 1, "name": "ggo"}, {"id": 2, "name": "consolidation"}]
+    assert [i["id"] for i in document["images"]] == list(range(1, 31))
+    assert document["images"][2] == {
+        "id": 3,
+        "file_name": "0_2.jpg",
+        "height": 40,
+        "width": 48,
+        "patient": "0",
+    }
+    assert [a["id"] for a in document["annotations"]] == list(range(1, 31))
+    third = [a for a in document["annotations"] if a["image_id"] == 3]
+    assert [(a["category_id"], a["bbox"], a["area"]) for a in third] == [
+        (1, [5, 5, 15, 15], 225),
+        (2, [20, 5, 20, 15], 300),
+    ]
+    assert (rle.decode(third[1]["segmentation"]) == (lesion_mask(2) == 3)).all()
+
+
+def test_file_loads_with_pycocotools(source, prepare, tmp_path):
+    assert prepare("--source", source) == 0
+    coco = COCO(str(tmp_path / "root" / "cncb_lesions" / "annotations" / "both_val.json"))
+    assert len(coco.getImgIds()) == 6
+    assert len(coco.getImgIds(catIds=[2])) == 2
+    assert coco.annToMask(coco.loadAnns(coco.getAnnIds(catIds=[1]))[0]).sum() == 225
+
+
+def test_images_without_lesion_stay_in_the_list(source, prepare, tmp_path):
+    assert prepare("--source", source, "--split", "test:1", "--mask-type", "ggo") == 0
+    document = read(tmp_path, "ggo_test.json")
+    assert len(document["images"]) == 30
+    assert len({a["image_id"] for a in document["annotations"]}) == 20
+    assert not (tmp_path / "root" / "cncb_lesions" / "annotations" / "both_test.json").exists()
+
+
+def test_archive_tree_gives_what_flat_names_give(source, prepare, tmp_path):
+    for patient in range(10):
+        for s in range(3):
+            folder = tmp_path / "archive"
+            write_slice(folder / "images", folder / "masks", f"{patient}/{s}", lesion_mask(s))
+    assert prepare("--source", source) == 0
+    assert prepare("--source", tmp_path / "archive", "--name", "tree") == 0
+    flat, nested = read(tmp_path, "both_val.json"), read(tmp_path, "both_val.json", "tree")
+    assert flat["annotations"] == nested["annotations"]
+    for a, b in zip(flat["images"], nested["images"], strict=True):
+        assert a["file_name"].replace("_", "/") == b["file_name"] and a["patient"] == b["patient"]
+
+
+def test_image_and_mask_may_share_a_folder(prepare, tmp_path):
+    for patient in range(3):
+        write_slice(tmp_path / "f", tmp_path / "f", f"{patient}_0", lesion_mask(1))
+    assert prepare("--images", tmp_path / "f", "--masks", tmp_path / "f", "--split", "val:1") == 0
+    assert len(read(tmp_path, "both_val.json")["images"]) == 3
+
+
+def test_linked_folders_count_once_even_in_a_ring(prepare, tmp_path):
+    for stem in ("a", "b"):
+        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
+        write_slice(tmp_path / "image", tmp_path / "mask", f"sub{stem}", lesion_mask(1))
+    for kind in ("image", "mask"):
+        (tmp_path / "s" / kind / "ring").symlink_to(tmp_path / "s" / kind)
+        (tmp_path / "s" / kind / "more").symlink_to(tmp_path / kind)
+    assert prepare("--source", tmp_path / "s", "--patients", "each-file", "--split", "val:1") == 0
+    names = [image["file_name"] for image in read(tmp_path, "both_val.json")["images"]]
+    assert names == ["a.jpg", "b.jpg", "more/suba.jpg", "more/subb.jpg"]
+
+
+def test_images_inside_the_data_set_get_a_relative_root(prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    for patient in range(3):
+        write_slice(home / "image", home / "mask", f"{patient}_0", lesion_mask(1))
+    assert prepare("--source", home) == 0
+    assert read(tmp_path, "both_val.json")["info"]["image_root"] == "image"
+
+
+def test_several_processes_write_the_same_bytes(source, prepare, tmp_path):
+    assert prepare("--source", source, "--name", "one") == 0
+    assert prepare("--source", source, "--name", "two", "--workers", 2) == 0
+    one, two = (tmp_path / "root" / n / "annotations" for n in ("one", "two"))
+    assert tree(one) == tree(two)
+    assert all((one / f).read_bytes() == (two / f).read_bytes() for f in tree(one))
+
+
+def test_spawned_processes_give_the_same(source):
+    pairs = find_pairs(source / "image", source / "mask", PatientRule())[:6]
+    spawned = list(convert_slices(pairs, Conversion(), workers=2, start_method="spawn"))
+    assert spawned == list(convert_slices(pairs, Conversion()))
+
+
+def test_other_labels_and_transposed_files(prepare, tmp_path):
+    """On disk rows and columns are exchanged; the prepared set is upright, copies included."""
+    source = tmp_path / "other"
+    for i in range(4):
+        mask = np.zeros((40, 60), np.uint8)
+        mask[2:14, 30 + i : 50] = 1
+        mask[20:35, 5:25] = 2
+        write_slice(source / "image", source / "mask", str(i), mask)
+    labels = "0:background,1:ggo,2:consolidation"
+    arguments = ("--source", source, "--labels", labels, "--patients", "each-file")
+    assert prepare(*arguments, "--transpose", "--split", "train:1") == 0
+    home = tmp_path / "root" / "cncb_lesions"
+    document = read(tmp_path, "both_train.json")
+    assert document["info"]["image_root"] == "image"
+    assert document["images"][0] == {
+        "id": 1,
+        "file_name": "0.png",
+        "height": 60,
+        "width": 40,
+        "patient": "0",
+    }
+    boxes = [a["bbox"] for a in document["annotations"] if a["image_id"] == 1]
+    assert boxes == [[2, 30, 12, 20], [20, 5, 15, 20]]
+    copy = np.asarray(Image.open(home / "image" / "0.png"))
+    assert (copy == np.asarray(Image.open(source / "image" / "0.jpg")).T).all()
+    # A second run replaces the copies, with a flip this time.
+    assert prepare(*arguments, "--transpose", "--flip", "vertical", "--split", "train:1") == 0
+    boxes = [a["bbox"] for a in read(tmp_path, "both_train.json")["annotations"][:2]]
+    assert boxes == [[2, 60 - 50, 12, 20], [20, 60 - 25, 15, 20]]
+    assert (np.asarray(Image.open(home / "image" / "0.png")) == copy[::-1]).all()
+
+
+def test_copies_never_replace_a_folder_of_somebody_else(prepare, tmp_path, capsys):
+    home = tmp_path / "root" / "cncb_lesions"
+    write_slice(home / "image", home / "mask", "1_0", lesion_mask(1))
+    before = tree(home)
+    assert prepare("--source", home, "--transpose", "--split", "train:1") == 2
+    assert "copies would replace" in capsys.readouterr().err
+    assert tree(home) == before
+
+
+def test_copies_go_when_the_next_run_needs_none(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    assert prepare("--source", source, "--flip", "vertical", "--mask-type", "both") == 0
+    assert len(list((home / "image").glob("*.png"))) == 30
+    # As images of the set they stay.
+    again = ("--images", home / "image", "--masks", source / "mask", "--mask-type", "both")
+    assert prepare(*again) == 0
+    assert read(tmp_path, "both_val.json")["info"]["image_root"] == "image"
+    assert len(list((home / "image").glob("*.png"))) == 30
+    assert prepare("--source", source, "--mask-type", "both") == 0
+    assert not (home / "image").exists()
+
+
+HOLD = """
+import multiprocessing, sys, time
+from pathlib import Path
+from ctmasknet.prepare.staging import staging_folder
+with staging_folder(Path(sys.argv[1])) as stage:
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True).start()
+    print(stage.name, multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_run_left_goes_and_what_another_writes_stays(source, prepare, tmp_path):
+    """The processes of a killed run may live on for a while; they do not count."""
+    home = tmp_path / "root" / "cncb_lesions"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home)], stdout=subprocess.PIPE, text=True
+    ) as run:
+        stage, child = run.stdout.readline().split()
+        try:
+            assert prepare("--source", source) == 0
+            assert {path.name for path in home.iterdir()} == {stage, "annotations"}
+        finally:
+            run.kill()
+        run.wait()
+        try:
+            assert prepare("--source", source) == 0
+            assert [path.name for path in home.iterdir()] == ["annotations"]
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(source, prepare, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cncb_lesions").write_text("a file")
+    assert prepare("--source", source) == 2
+    assert f"{root / 'cncb_lesions'}: cannot be written (File exists)" in capsys.readouterr().err
+
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert prepare("--source", source, "--flip", "vertical", "--name", "other") == 2
+    error = capsys.readouterr().err
+    assert f"{root / 'other'}: cannot be written (No space left on device)" in error
+    assert not (root / "other").exists()
+
+
+def test_a_split_that_fails_keeps_the_earlier_report(source, prepare, tmp_path):
+    home = tmp_path / "root" / "cncb_lesions"
+    assert prepare("--source", source, "--bad", "skip") == 0
+    assert prepare("--source", source, "--patient-pattern", "(?P<patient>_)") == 2
+    assert (home / "bad_slices.json").is_file()
+    assert prepare("--source", source) == 0
+    assert not (home / "bad_slices.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", ".", ""])
+def test_a_name_that_would_not_be_registered_is_refused(source, prepare, tmp_path, capsys, name):
+    assert prepare("--source", source, "--name", name) == 2
+    assert f"set name {name!r}: give the name of one folder" in capsys.readouterr().err
+    if name:
+        assert prepare("--source", source, "--split-like", name) == 2
+        assert f"set name {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
+
+
+def test_leftovers_of_other_settings_are_removed(source, prepare, tmp_path):
+    folder = tmp_path / "root" / "cncb_lesions" / "annotations"
+    assert prepare("--source", source, "--split", "train:0.5,val:0.3,test:0.2") == 0
+    (folder / "notes.json").write_text("{}")
+    assert prepare("--source", source, "--mask-type", "both") == 0
+    assert tree(folder) == ["both_train.json", "both_val.json", "notes.json", "summary_both.json"]
+    # The same settings for another mask type leave the first one in place.
+    assert prepare("--source", source, "--mask-type", "ggo") == 0
+    assert {"both_train.json", "ggo_train.json"} <= set(tree(folder))
+
+
+def write_lists(tmp_path, train, val) -> list[str]:
+    arguments = []
+    for split, lines in (("train", train), ("val", val)):
+        path = tmp_path / f"{split}.txt"
+        path.write_text("\n".join(lines) + "\n")
+        arguments += ["--list", f"{split}={path}"]
+    return arguments
+
+
+def test_lists_decide_the_split(source, prepare, tmp_path, capsys):
+    lists = write_lists(tmp_path, ["3_1.jpg", "3_0.jpg", "9_2.jpg"], ["0_2.jpg"])
+    assert prepare("--source", source, *lists) == 0
+    names = [i["file_name"] for i in read(tmp_path, "both_train.json")["images"]]
+    assert names == ["3_0.jpg", "3_1.jpg", "9_2.jpg"]
+    assert read(tmp_path, "summary_both.json")["unlisted_images"] == 26
+    assert "26 images are on no list" in capsys.readouterr().out
+    assert read(tmp_path, "both_val.json")["info"]["seed"] is None
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (["3_1.jpg"], ["3_0.jpg"], "patient 3 is in two splits, train and val"),
+        (["3_1.jpg", "77_1.jpg"], ["0_0.jpg"], "train.txt:2: 77_1.jpg names no image"),
+        (["3_1.jpg", "slice nine"], ["0_0.jpg"], "train.txt:2: slice nine: not a lesion slice"),
+        (["3_1.jpg 7"], ["0_0.jpg"], "train.txt:1: 3_1.jpg 7: not the name"),
+        (["3_1.jpg", "3_1.jpg"], ["0_0.jpg"], "train.txt:2: 3_1.jpg is already on line 1"),
+        (["3_1.jpg", "3_1.png"], ["0_0.jpg"], "train.txt:2: the slice 3_1.png was already"),
+        (["3_1.jpg"], [], "val.txt: the list is empty"),
+    ],
+)
+def test_bad_lists(source, prepare, tmp_path, capsys, train, val, message):
+    assert prepare("--source", source, *write_lists(tmp_path, train, val)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "root" / "cncb_lesions").exists()
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def fractions(path: Path):
+    path.unlink()
+    Image.fromarray(np.full((40, 48), 2.5, np.float32)).save(path.with_suffix(".tif"))
+
+
+def pages(path: Path):
+    path.unlink()
+    page = Image.new("L", (48, 40))
+    page.save(path.with_suffix(".tif"), save_all=True, append_images=[page])
+
+
+def set_value(path: Path, value: int):
+    mask = np.asarray(Image.open(path)).copy()
+    mask[0, 0] = value
+    Image.fromarray(mask).save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: (s / "mask/9_2.png").unlink(), "image/9_2.jpg: no mask"),
+        (lambda s: (s / "image/9_2.jpg").unlink(), "mask/9_2.png: no image"),
+        (
+            lambda s: Image.new("L", (30, 20)).save(s / "mask/9_2.png"),
+            "48 x 40 px (width x height) and its mask",
+        ),
+        (lambda s: set_value(s / "mask/9_2.png", 4), "mask/9_2.png: mask value 4 is outside"),
+        (
+            lambda s: fractions(s / "mask/9_2.png"),
+            "mask/9_2.tif: holds values that are no whole numbers",
+        ),
+        (lambda s: pages(s / "mask/9_2.png"), "mask/9_2.tif: holds 2 pages"),
+        (lambda s: pages(s / "image/9_2.jpg"), "image/9_2.tif: holds 2 pages"),
+        (lambda s: truncate(s / "image/9_2.jpg"), "image/9_2.jpg: unreadable or truncated"),
+        (lambda s: truncate(s / "mask/9_2.png"), "mask/9_2.png: unreadable or truncated"),
+        (
+            lambda s: (s / "image/9_2.jpg").write_text("no picture"),
+            "image/9_2.jpg: unreadable or truncated",
+        ),
+        (
+            lambda s: Image.new("L", (48, 40)).save(s / "image/9_2.png"),
+            "image/9_2.png: the slice 9_2 is named twice, also as",
+        ),
+        (
+            lambda s: write_slice(s / "image", s / "mask", "overview", lesion_mask(1)),
+            "overview.jpg: not a lesion slice name",
+        ),
+        (
+            lambda s: [p.unlink() for p in (*s.glob("image/*"), *s.glob("mask/*"))],
+            "image: the data set is empty",
+        ),
+        (lambda s: (s / "mask").rename(s / "labels"), "mask (or"),
+        (lambda s: s.rename(s.with_name("moved")), "source: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    source, prepare, tmp_path, capsys, spoil, message
+):
+    spoil(source)
+    assert prepare("--source", source, "--flip", "vertical") == 2
+    error = capsys.readouterr().err.splitlines()
+    assert message in error[-1] and error[-1].startswith("error: ")
+    assert not (tmp_path / "root" / "cncb_lesions").exists()
+
+
+def test_bad_input_found_by_another_process(source, prepare, tmp_path, capsys):
+    truncate(source / "image" / "9_2.jpg")
+    assert prepare("--source", source, "--flip", "vertical", "--workers", 2) == 2
+    assert "image/9_2.jpg: unreadable or truncated" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "root" / "cncb_lesions").exists()
+
+
+def test_bad_input_keeps_the_earlier_result(source, prepare, tmp_path):
+    assert prepare("--source", source, "--flip", "vertical") == 0
+    home = tmp_path / "root" / "cncb_lesions"
+    before = {file: (home / file).read_bytes() for file in tree(home)}
+    truncate(source / "image" / "9_2.jpg")
+    assert prepare("--source", source, "--flip", "horizontal") == 2
+    assert {file: (home / file).read_bytes() for file in tree(home)} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "train:0.8"], "sum to 0.8"),
+        (["--list", "train"], "expected NAME=VALUE"),
+        (["--list", "dev=x.txt"], "'dev'"),
+        (["--list", "train=x.txt", "--list", "train=y.txt"], "train is given twice"),
+        (["--list", "train=x.txt", "--split", "train:1"], "one of the two"),
+        (["--list", "train=absent.txt"], "absent.txt: no such list file"),
+        (["--labels", "0:background,1:ggo", "--mask-type", "both"], "consolidation"),
+        (["--labels", "²:ggo"], "is not VALUE:NAME"),
+        (["--every", "2"], "holds no DICOM and no NIfTI; --window, --segment, --every"),
+        (["--window=40,400"], "holds no DICOM and no NIfTI"),
+        (["--patient-pattern", "("], "not a regular expression"),
+        (["--patient-pattern", "(.)"], "(?P<patient>...)"),
+        (["--groups", "absent.csv"], "absent.csv: no such groups file"),
+    ],
+)
+def test_bad_arguments(source, prepare, tmp_path, capsys, arguments, message):
+    assert prepare("--source", source, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
+
+
+def grouped(tmp_path, text: str) -> str:
+    (tmp_path / "groups.csv").write_text(text)
+    return str(tmp_path / "groups.csv")
+
+
+def test_patients_of_sets_with_other_names(prepare, tmp_path):
+    for stem in ("scanA-1", "scanA-2", "scanB-1"):
+        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
+
+    def patients(*arguments):
+        assert prepare("--source", tmp_path / "s", "--split", "val:1", *arguments) == 0
+        return [i["patient"] for i in read(tmp_path, "both_val.json")["images"]]
+
+    assert patients("--patient-pattern", r"scan(?P<patient>.)-") == ["A", "A", "B"]
+    each = ("--patients", "each-file")
+    assert patients(*each) == ["scanA-1", "scanA-2", "scanB-1"]
+    some = grouped(tmp_path, "stem,patient\nscanA-1,x\nscanA-2.jpg,x\n")
+    assert patients(*each, "--groups", some) == ["x", "x", "scanB-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stem,patient\na,x\n", "b.jpg: the groups do not list it"),
+        ("stem,patient\na,x\nb,x\nc,x\n", "groups: c is no image"),
+        ("stem,patient\na,x\na,y\n", "groups.csv:3: a is listed twice"),
+        ("stem,patient\n", "groups.csv: lists no slice"),
+        ("stem,patient\na\n", "groups.csv:2: needs both"),
+        ("name,patient\na,x\n", "columns stem,patient"),
+    ],
+)
+def test_bad_groups(prepare, tmp_path, capsys, text, message):
+    for stem in "ab":
+        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
+    assert prepare("--source", tmp_path / "s", "--groups", grouped(tmp_path, text)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_group_named_like_another_slice_is_refused(prepare, tmp_path, capsys):
+    for stem in "abc":
+        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
+    groups = grouped(tmp_path, "stem,patient\na,c\nb,c\n")
+    arguments = ("--patients", "each-file", "--groups", groups)
+    assert prepare("--source", tmp_path / "s", *arguments) == 2
+    assert "rename that group" in capsys.readouterr().err
+
+
+def test_published_lists_fit_both_layouts(shared, tmp_path):
+    """The authors' lists against empty files of the names they hold."""
+    lists = {
+        "train": shared / "data/splits/author_seg_train.txt",
+        "val": shared / "data/splits/author_seg_test.txt",
+    }
+    names = [n for path in lists.values() for n in path.read_text().split()]
+    rule = PatientRule()
+    for folder, files in (
+        ("flat", names),
+        ("tree", [name.replace("_", "/") for name in names]),
+    ):
+        for name in files:
+            for kind, file in (("image", name), ("mask", name.replace(".jpg", ".png"))):
+                path = tmp_path / folder / kind / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        pairs = find_pairs(tmp_path / folder / "image", tmp_path / folder / "mask", rule)
+        assert len(pairs) == 750 and len({p.patient for p in pairs}) == 150
+        splits = split_by_lists(pairs, lists, rule)
+        patient_of = {p.key: p.patient for p in pairs}
+        assert {s: (len(k), len({patient_of[i] for i in k})) for s, k in splits.items()} == {
+            "train": (650, 130),
+            "val": (100, 20),
+        }
+    overlap = dict(lists, test=lists["val"])
+    with pytest.raises(CTMaskNetError, match="was already named at"):
+        split_by_lists(pairs, overlap, rule)
+
+
+def test_real_masks_of_the_infnet_set(shared, prepare, tmp_path):
+    """721 GGO and 329 C components of at least 100 px in 98 slices; groups stay whole."""
+    groups = ["10,a", "43,a", "5,b", "17,b", "91,b", "93,b"]
+    arguments = (
+        *(
+            "--source",
+            shared / "data/real/infnet",
+            "--labels",
+            "0:background,1:ggo,2:consolidation",
+        ),
+        *("--transpose", "--patients", "each-file", "--mask-type", "both", "--min-area-px", 99),
+        *("--groups", grouped(tmp_path, "stem,patient\n" + "\n".join(groups))),
+    )
+    assert prepare(*arguments) == 0
+    splits = read(tmp_path, "summary_both.json")["splits"]
+    assert sum(s["images"] for s in splits.values()) == 98
+    assert sum(s["instances"]["ggo"] for s in splits.values()) == 721
+    assert sum(s["instances"]["consolidation"] for s in splits.values()) == 329
+    assert all(s["images_without_instances"] == 0 for s in splits.values())
+    side = {
+        i["file_name"]: split
+        for split in ("train", "val")
+        for i in read(tmp_path, f"both_{split}.json")["images"]
+    }
+    for group in (("10", "43"), ("5", "17", "91", "93")):
+        assert len({side[f"{stem}.png"] for stem in group}) == 1
+    with (shared / "data/real/infnet/published_split.csv").open() as stream:
+        assert {f"{row['id']}.png" for row in csv.DictReader(stream)} == set(side)
