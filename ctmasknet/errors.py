@@ -1,17 +1,22 @@
-"""The one kind of error a user of the tools is meant to read.
-
-Which seeds a command line may give.
-"""
+"""The one kind of error a user of the tools is meant to read, and how a tool shows it."""
 
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 
+#: An argument in a message, such as `max_bad_share`.
+_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)`")
+
 
 class CTMaskNetError(Exception):
-    """Bad input: the message names the file or key, what is wrong and what to do about it."""
+    """Bad input: the message names the file or key, what is wrong and what to do about it.
+
+    Arguments stand in backquotes under their Python names; :func:`command_line` shows a tool's user
+    the option instead (`max_bad_share` becomes ``--max-bad-share``).
+    """
 
 
 def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -25,10 +30,14 @@ def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs) or 0
         except CTMaskNetError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_ARGUMENT.sub(_option, str(error))}", file=sys.stderr)
             return 2
 
     return wrapped
+
+
+def _option(argument: re.Match) -> str:
+    return f"--{argument[1].replace('_', '-')}"
 
 
 def check_seed(seed: int) -> None:
