@@ -21,6 +21,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from ctmasknet.classes import MASK_TYPES
+from ctmasknet.config import is_classifier
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.trained_on import TRAINED_ON, Record, merged
 from ctmasknet.errors import CTMaskNetError
@@ -52,11 +53,6 @@ SPEC_KEYS = {
 
 class UnreadableCheckpoint(CTMaskNetError):
     """A checkpoint file that is missing or damaged."""
-
-
-def is_classifier(cfg: CfgNode) -> bool:
-    """Whether ``cfg`` describes the slice classifier and not the lesion detector."""
-    return cfg.MODEL.META_ARCHITECTURE == "CTMaskNet"
 
 
 def spec_of(cfg: CfgNode) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.config import is_classifier
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.layers import cpu_has_bfloat16
 

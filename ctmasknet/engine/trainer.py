@@ -19,13 +19,13 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, Tensorboar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import (
     CTMaskNetCheckpointer,
     PeriodicCheckpoint,
-    is_classifier,
     spec_of,
 )
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory

@@ -173,7 +173,7 @@ def detector_losses(
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = "none", (), 0
     sets = {name: _slices_with_losses(cfg, name) for name in cfg.DATASETS.VAL}
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts) for name, dicts in sets.items()})
     count, sums = 0, {}
