@@ -34,6 +34,7 @@ def run(args):
 @command_line
 def main(argv=None):
     args = default_argument_parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     launch(run, args)
 
 

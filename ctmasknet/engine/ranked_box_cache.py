@@ -1,4 +1,4 @@
-"""Ranked rows kept on disk: with S alone trained, a slice's rows never change.
+"""Ranked rows cached on disk: with S alone trained, a slice's rows never change.
 
 A file holds the rows of one data set. Its name is the SHA-256 of all that the rows depend on: the
 detector's weights, the configuration, the images, the versions of the code. So a file is either
@@ -65,7 +65,7 @@ class RowMapper:
 
 
 def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None:
-    """Why rows may not be kept for this training; None when they may.
+    """Why rows may not be cached for this training; None when they may.
 
     Args:
         cfg: the configuration.
@@ -121,7 +121,7 @@ def cached_rows(
     name: str,
     bad: BadSlices | None = None,
 ) -> dict[str, Tensor]:
-    """The rows of a data set, from its file or else computed and kept.
+    """The rows of a data set, from its file or else computed and cached.
 
     All processes have to call this; each computes its share. In the file a slice that cannot be
     read has rows of NaN.
@@ -161,7 +161,7 @@ def cached_rows(
         name,
         *shape[:2],
         rows.numel() * rows.element_size() / 1e6,
-        "read from" if hit else "computed and kept in",
+        "read from" if hit else "computed and cached in",
         path,
         time.perf_counter() - start,
     )

@@ -1,10 +1,8 @@
-"""The optimiser of a training (paper section 4: Adam).
+"""The optimiser of a training (paper section 4: Adam) and what takes its steps.
 
-Training in half precision: what is computed in it, and where it is refused.
-
-Convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict is turned to
-float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits and losses are
-float32; so are the weights, their optimiser's state and the checkpoints.
+In half precision convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict
+is turned to float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits
+and losses are float32; so are the weights, their optimiser's state and the checkpoints.
 """
 
 from __future__ import annotations

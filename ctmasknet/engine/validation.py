@@ -1,7 +1,5 @@
-"""Evaluation while training runs: the best checkpoint, and stopping early.
-
-The detector's losses on slices it does not train on.
-"""
+"""Evaluation while training runs: the best checkpoint, stopping early, and a detector's losses on
+slices it does not train on."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import REPORT, BadSlices
 from ctmasknet.draw.lesions import check_score_threshold
 from ctmasknet.engine.checkpoint import CALIBRATION
-from ctmasknet.engine.record import now, surroundings, write_record
+from ctmasknet.engine.record import environment, now, write_record
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units
@@ -164,7 +164,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             "pooling": summary.pooling,
             "mask_values": mask_values(predictor.lesion_classes) if masks else {},
             "results": asdict(summary),
-            **surroundings(cfg, getattr(args, "num_gpus", 1)),
+            **environment(cfg, getattr(args, "num_gpus", 1)),
         }
         write_record(output, [entry])
         if bad.skip:
