@@ -75,7 +75,6 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
     try:
         loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
         cfg.merge_from_other_cfg(CfgNode(_typed(loaded, cfg)))
-        check_keys(cfg)
     except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise CTMaskNetError(
             f"{config_file}: {_one_line(error)}; correct the key or its value"
@@ -183,13 +182,18 @@ def inference_cfg(
         stated = spec.get("image_classes" if is_classifier(cfg) else "lesion_classes")
         _take_classes(cfg, names)
         found = cfg.MODEL.IMAGE_HEAD.CLASSES if is_classifier(cfg) else cfg.MODEL.LESION_CLASSES
-        if stated and list(stated) != list(found):
+        if names and stated and list(stated) != list(found):
             raise CTMaskNetError(
                 f"{names[0]}: its {attribute} are {list(found)} but those of {path} are "
                 f"{list(stated)}; name a data set of the same classes in DATASETS.TEST, or give "
                 "weights that were trained on these"
             )
         _check_windows(cfg, names)
+    if not path:
+        raise CTMaskNetError(
+            "MODEL.WEIGHTS is empty, and random weights tell nothing; name a file, or leave the "
+            f"key out for {os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)}"
+        )
     cfg.freeze()
     return cfg, spec
 

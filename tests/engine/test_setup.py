@@ -117,6 +117,8 @@ def test_the_other_tasks_checkpoint_and_missing_weights_are_refused(repository, 
         inference_cfg(repository / "configs" / "seg_light.yaml", TINY, two)
     with pytest.raises(CTMaskNetError, match=r"none/model_best\.pth: no such weights file; train"):
         inference_cfg(config, [*TINY, "OUTPUT_DIR", "none"])
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.WEIGHTS is empty, and random weights"):
+        inference_cfg(config, [*TINY, "MODEL.WEIGHTS", ""])
 
 
 @pytest.mark.parametrize(
