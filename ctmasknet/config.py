@@ -1,25 +1,48 @@
-"""Every configuration key that ctmasknet adds to Detectron2's, with its meaning and unit."""
+"""Every configuration key that ctmasknet adds to Detectron2's, with its meaning and unit, and which
+of Detectron2's it refuses."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
 
 from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.ct.scan import Window
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.image_heads.s import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.masks import WAYS
+from ctmasknet.modeling.trainable import MODES
 
 
 def add_ctmasknet_config(cfg: CfgNode) -> None:
     """Add ctmasknet's keys to ``cfg`` (in place); call it before ``cfg.merge_from_file``.
 
-    Two of Detectron2's defaults change as well: the device is CUDA only where there is one, and
-    weights are decayed in every layer alike, as the paper's optimiser does.
+    Some of Detectron2's defaults change as well: the device is CUDA only where there is one,
+    weights are decayed in every layer alike, as the paper's optimiser does, pictures are RGB and
+    masks bitmaps, and training sees slices in the size of testing.
     """
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MASK_FORMAT = "bitmask"
 
     # --- data ---
+    # Shorter sides that training draws from (MIN_SIZE_TRAIN_SAMPLING: one of them, or from the
+    # range of two), px; () for INPUT.MIN_SIZE_TEST.
+    cfg.INPUT.MIN_SIZE_TRAIN = ()
+    # The longest side in training, px; 0 for INPUT.MAX_SIZE_TEST.
+    cfg.INPUT.MAX_SIZE_TRAIN = 0
     # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
-    # DATASETS.TEST is only looked at with --eval-only.
+    # DATASETS.TEST is only looked at when a trained model is evaluated.
     cfg.DATASETS.VAL = ()
     # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
     # trained on him (a classifier's: its detector's too): refuse | warn. Only ids of one numbering
@@ -33,7 +56,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.INPUT.WINDOW_WIDTH_HU = Window.width_hu
     # A slice that cannot be read: error (the run ends and names it) | skip (it is left out; in
     # training a slice drawn by seed and position stands in for it). Skipped ones are listed in
-    # OUTPUT_DIR/bad_slices.json (training) or OUTPUT_DIR/inference/bad_slices.json (--eval-only).
+    # OUTPUT_DIR/bad_slices.json (training) or OUTPUT_DIR/inference/bad_slices.json (evaluation).
     cfg.DATALOADER.BAD_SLICES = "error"
     # With skip: the run ends with an error when more than this share (0..1) of a data set was bad.
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01
@@ -42,7 +65,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # neighbours.
     cfg.TEST.IMS_PER_BATCH = 1
     # COCO's figures by faster-coco-eval, which agree with pycocotools': auto (where it is
-    # installed) | on | off (in a file, with quotes).
+    # installed) | always | never.
     cfg.TEST.COCO_FAST = "auto"
 
     # --- detector ---
@@ -67,10 +90,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Lowest score that counts; below zero keeps every box (paper section 3.2).
     cfg.MODEL.RANKED_BOXES.SCORE_THRESH = -0.01
 
-    # With only the image head trained, rows are computed once and kept: auto (where no augmentation
-    # changes them and all slices have one size) | on | off (in a file, with quotes).
+    # With only the image head trained, rows are computed once and cached: auto (where no
+    # augmentation changes them and all slices have one size) | always | never.
     cfg.MODEL.RANKED_BOXES.CACHE = "auto"
-    # Folder of the kept rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
+    # Folder of the cached rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
     cfg.MODEL.RANKED_BOXES.CACHE_DIR = ""
 
     # --- image head S ---
@@ -121,3 +144,156 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = ""
     # Evaluation while training also gives the losses on DATASETS.VAL, as validation/<loss>.
     cfg.TEST.VALIDATION_LOSS = True
+
+
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether ``cfg`` describes the slice classifier and not the lesion detector."""
+    return cfg.MODEL.META_ARCHITECTURE == "CTMaskNet"
+
+
+def leaves(node: CfgNode, above: str = "") -> Iterator[tuple[str, object]]:
+    """Every key of a configuration with its value: ``("MODEL.MASK_ON", True)``, ..."""
+    for name, value in node.items():
+        key = f"{above}{name}"
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def check_keys(cfg: CfgNode) -> None:
+    """Refuse keys that are set without having an effect, and values that no code knows.
+
+    Raises:
+        CTMaskNetError: names the key, its value, why it is refused and what to do instead.
+    """
+    usual = get_cfg()
+    add_ctmasknet_config(usual)
+    default = dict(leaves(usual))
+    for key, value in leaves(cfg):
+        if key in CHOICES and value not in CHOICES[key]:
+            known = ", ".join(word or '""' for word in CHOICES[key])
+            raise CTMaskNetError(f"{key} is {value!r}; choose one of {known}")
+        if key in _REGISTRIES and value not in _REGISTRIES[key]:
+            known = ", ".join(sorted(name for name, _ in _REGISTRIES[key]))
+            raise CTMaskNetError(f"{key} is {value!r}; choose one of those registered: {known}")
+        if value < _LEAST[key] if key in _LEAST else False:
+            raise CTMaskNetError(f"{key} is {value}; give {_LEAST[key]} or more")
+        reason = _without_effect(key, cfg) if value != default.get(key, value) else None
+        if reason:
+            raise CTMaskNetError(
+                f"{key} is {value!r}, which has no effect: {reason}; leave it at {default[key]!r}"
+            )
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        raise CTMaskNetError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}, but INPUT.MIN_SIZE_TRAIN_SAMPLING range draws "
+            "between two; give the least and the largest shorter side, px"
+        )
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+        raise CTMaskNetError(
+            "MODEL.BACKBONE.NAME is 'build_resnet_backbone', which has no feature pyramid for the "
+            "RPN to look at; set it to build_resnet_fpn_without_p6_backbone"
+        )
+
+
+def _without_effect(key: str, cfg: CfgNode) -> str | None:
+    for start, reason in _WITHOUT_EFFECT.items():
+        if key.startswith(start):
+            return reason
+    for starts, condition, reason in _WITHOUT_EFFECT_WHERE:
+        if key.startswith(starts) and condition(cfg):
+            return reason
+    return None
+
+
+#: Enumerations and their words.
+CHOICES: dict[str, Sequence[str]] = {
+    "DATASETS.SHARED_PATIENTS": ("refuse", "warn"),
+    "DATALOADER.BAD_SLICES": ("error", "skip"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet"),
+    "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads",),
+    "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
+    "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
+    "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
+    "MODEL.TRAINABLE": MODES,
+    "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
+    "SOLVER.OPTIMIZER": ("ADAM", "SGD"),
+    "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "TEST.COCO_FAST": ("auto", "always", "never"),
+}
+#: Parts of a model that are chosen by their registered name.
+_REGISTRIES = {
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.IMAGE_HEAD.NAME": IMAGE_HEAD_REGISTRY,
+}
+#: The least value of a number.
+_LEAST = {
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.CHECKPOINT_PERIOD": 0,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.LOG_PERIOD": 1,
+    "SOLVER.MAX_ITER": 1,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.IMS_PER_BATCH": 1,
+}
+_NO_PART = "neither the detector nor the classifier has such a part"
+#: Beginnings of Detectron2's keys that nothing reads here, with the reason and what to use instead.
+_WITHOUT_EFFECT = {
+    "VERSION": "configurations are of this version",
+    "MODEL.LOAD_PROPOSALS": "proposals come from the RPN",
+    "DATASETS.PROPOSAL_FILES_": "proposals come from the RPN",
+    "DATASETS.PRECOMPUTED_PROPOSAL_": "proposals come from the RPN (MODEL.RPN.POST_NMS_TOPK_*)",
+    "MODEL.KEYPOINT_ON": "lesions have boxes and masks (MODEL.MASK_ON) but no keypoints",
+    "MODEL.ROI_KEYPOINT_HEAD.": _NO_PART,
+    "TEST.KEYPOINT_OKS_SIGMAS": "lesions have no keypoints",
+    "MODEL.SEM_SEG_HEAD.": _NO_PART,
+    "MODEL.PANOPTIC_FPN.": _NO_PART,
+    "MODEL.RETINANET.": f"{_NO_PART} (see MODEL.RPN and MODEL.ROI_HEADS)",
+    "MODEL.ROI_BOX_CASCADE_HEAD.": f"{_NO_PART} (see MODEL.ROI_BOX_HEAD)",
+    "MODEL.ANCHOR_GENERATOR.ANGLES": "boxes are upright",
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": "data sets state no frequencies of classes",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_": "data sets state no frequencies of classes",
+    "INPUT.FORMAT": "models read RGB, the order of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD",
+    "INPUT.MASK_FORMAT": "ground truth is read from label masks",
+    "INPUT.CROP.": "random crops are not made (INPUT.CROP_TO_BODY crops slices to the body)",
+    "TEST.AUG.": "a slice is tested once, as it is (INPUT.RANDOM_FLIP augments in training)",
+    "TEST.PRECISE_BN.": "batch normalisation tests with the statistics of training",
+    "TEST.EXPECTED_RESULTS": "results are not compared (they are in results.json)",
+    "SOLVER.REFERENCE_WORLD_SIZE": (
+        "SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR are those of all processes together"
+    ),
+    "GLOBAL.HACK": "nothing reads it",
+}
+#: The same under a condition.
+_WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
+    (("VIS_PERIOD",), is_classifier, "only a detector's training draws pictures"),
+    (
+        ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",),
+        is_classifier,
+        "the image head reads every class's own box outputs",
+    ),
+    (
+        ("INPUT.CROP_TO_BODY", "MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
+        lambda cfg: not is_classifier(cfg),
+        "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
+        ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
+        lambda cfg: cfg.SOLVER.OPTIMIZER != "SGD",
+        "it is SGD's (SOLVER.OPTIMIZER)",
+    ),
+)

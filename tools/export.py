@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ctmasknet.engine.export import export_classifier
-from ctmasknet.engine.setup import load_model, setup_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import command_line
 
 
@@ -26,7 +26,7 @@ def main(argv=None):
     parser.add_argument("--width", type=int, default=512, help="of every slice, px (512)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)
-    cfg = setup_cfg(args)
+    cfg, _ = inference_cfg(args.config_file, args.opts)
     difference = export_classifier(cfg, load_model(cfg), args.output, args.height, args.width)
     size = Path(args.output).stat().st_size / 1e6
     print(f"{args.output}: {size:.1f} MB, logits within {difference:.1e} of the model's")

@@ -9,13 +9,16 @@ from detectron2.utils.logger import setup_logger
 
 from ctmasknet.engine.processes import launch
 from ctmasknet.engine.record import recorded
-from ctmasknet.engine.setup import load_model, setup_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model, training_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.errors import command_line
 
 
 def run(args):
-    cfg = setup_cfg(args, training=not args.eval_only)
+    if args.eval_only:
+        cfg, _ = inference_cfg(args.config_file, args.opts, test_sets=True)
+    else:
+        cfg = training_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
     with recorded(cfg, args) as record:
@@ -31,6 +34,7 @@ def run(args):
 @command_line
 def main(argv=None):
     args = default_argument_parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     launch(run, args)
 
 

@@ -7,7 +7,6 @@ What an exported classifier costs beside the model it came from.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from ctmasknet.benchmarks.harness import Apart, comparison, interleaved, spread
 from ctmasknet.benchmarks.peers import StockClassifier, TorchvisionDetector, calibrate_norms
 from ctmasknet.engine.export import export_classifier, load_exported
-from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.fast.inference import rechecked, to_inference
 from ctmasknet.modeling.fast.layers import has_bfloat16
@@ -258,7 +257,7 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
         repeats: passes over the set; every batch goes through all forms in turn.
         seed: not used, nothing is random.
     """
-    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=["MODEL.WEIGHTS", weights]))
+    cfg, _ = inference_cfg(config_file, weights=weights, test_sets=True)
     model = load_model(cfg)
     peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
     forms = {

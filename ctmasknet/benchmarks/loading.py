@@ -140,13 +140,13 @@ def coco_evaluation(*, slices: int, detections: int, repeats: int, seed: int) ->
         try:
             figures: dict[str, Any] = {}
             ways = {
-                "pycocotools": _evaluation("off", predictions, figures),
-                "faster-coco-eval": _evaluation("on", predictions, figures),
+                "pycocotools": _evaluation("never", predictions, figures),
+                "faster-coco-eval": _evaluation("always", predictions, figures),
             }
             seconds = interleaved(ways, repeats)
         finally:
             MetadataCatalog.remove(_COCO_NAME)
-    stock, fast = (figures[way] for way in ("off", "on"))
+    stock, fast = (figures[way] for way in ("never", "always"))
     differences = (stock[task][name] - fast[task][name] for task in stock for name in stock[task])
     return comparison(
         f"COCO evaluation, boxes and masks, {slices} slices with {detections} detections each",

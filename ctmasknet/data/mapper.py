@@ -1,7 +1,8 @@
 """Dataset dict -> model input, for lesions and for classified slices.
 
-Both mappers read RGB, resize in training exactly as in testing and know one augmentation, the
-left-right flip. Shapes: H, W are the sides of the resized image in px.
+Both mappers read RGB and know two augmentations, sizes of the shorter side and the left-right
+flip; without them training sees slices exactly as testing does. Shapes: H, W are
+the sides of the resized image in px.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ctmasknet.errors import CTMaskNetError
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The resize of INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST (px), and in training the flip if
-    asked for.
+    """The resize by the shorter side, and in training the flip if asked for.
 
     The authors squash training slices to 512 x 512 and resize test slices by the shorter side; here
-    it is one resize everywhere.
+    INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST (px) hold everywhere, unless INPUT.MIN_SIZE_TRAIN
+    and INPUT.MAX_SIZE_TRAIN are set for training.
 
     Raises:
         CTMaskNetError: INPUT.RANDOM_FLIP other than ``none`` and ``horizontal``, or
@@ -42,7 +43,13 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             "INPUT.CROP.ENABLED: random crops are not supported; set it to False "
             "(INPUT.CROP_TO_BODY crops slices to the body)"
         )
-    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    sizes, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    drawn = "range"
+    if is_train:
+        longest = cfg.INPUT.MAX_SIZE_TRAIN or longest
+        if cfg.INPUT.MIN_SIZE_TRAIN:
+            sizes, drawn = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    resize = T.ResizeShortestEdge(sizes, longest, drawn)
     return [resize, T.RandomFlip()] if is_train and flip == "horizontal" else [resize]
 
 

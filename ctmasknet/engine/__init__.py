@@ -1,5 +1,6 @@
 """Training: configuration, trainer, checkpoints, records.
 
-The doors are :func:`ctmasknet.engine.setup.setup_cfg` and
-:class:`ctmasknet.engine.trainer.Trainer`.
+The doors are :func:`ctmasknet.engine.setup.training_cfg` with
+:class:`ctmasknet.engine.trainer.Trainer`, and for whatever uses a trained model
+:func:`ctmasknet.engine.setup.inference_cfg`.
 """

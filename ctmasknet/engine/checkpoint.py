@@ -1,8 +1,6 @@
 """Checkpoints that say what they are for, are written whole, and are refused where unfit.
 
-When checkpoints are written.
-
-Temperature, thresholds and pooling inside the checkpoint of the classifier they belong to.
+A classifier's also carries the calibration that was fitted to its predictions.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from ctmasknet.classes import MASK_TYPES
+from ctmasknet.config import is_classifier
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.trained_on import TRAINED_ON, Record, merged
 from ctmasknet.errors import CTMaskNetError
@@ -29,10 +28,10 @@ from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
 #: Key of the specification inside a checkpoint file.
 SPEC = "ctmasknet"
+#: Key of temperature, thresholds and pooling inside a specification.
+CALIBRATION = "calibration"
 #: Name of the checkpoint with the best metric so far.
 BEST = "model_best"
-#: Name of the checkpoint after the last iteration.
-FINAL = "model_final"
 #: File that names the checkpoint to resume from.
 _LAST = "last_checkpoint"
 #: What torch raises at a damaged file.
@@ -52,11 +51,6 @@ SPEC_KEYS = {
 
 class UnreadableCheckpoint(CTMaskNetError):
     """A checkpoint file that is missing or damaged."""
-
-
-def is_classifier(cfg: CfgNode) -> bool:
-    """Whether ``cfg`` describes the slice classifier and not the lesion detector."""
-    return cfg.MODEL.META_ARCHITECTURE == "CTMaskNet"
 
 
 def spec_of(cfg: CfgNode) -> dict[str, Any]:
@@ -172,7 +166,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             # torch reports a failed write as RuntimeError, its cause being lost on the way.
             raise CTMaskNetError(
                 f"{path}: cannot be written ({_first_line(error)}); make room on the disk and "
-                "continue with --resume from the last checkpoint"
+                "continue with `resume` from the last checkpoint"
             ) from error
         if name != BEST:
             self.tag_last_checkpoint(path.name)
@@ -209,7 +203,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             except UnreadableCheckpoint as error:
                 self.logger.warning("%s", error)
         raise CTMaskNetError(
-            f"{last.parent}: none of its checkpoints can be read; start anew without --resume"
+            f"{last.parent}: none of its checkpoints can be read; start anew without `resume`"
         )
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
@@ -331,12 +325,8 @@ class PeriodicCheckpoint(HookBase):
             return
         self.trainer.share_buffers()
         self._random_states.collect()
-        name = FINAL if final else f"model_{self.trainer.iter:07d}"
+        name = "model_final" if final else f"model_{self.trainer.iter:07d}"
         self._checkpointer.save(name, iteration=self.trainer.iter)
-
-
-#: Key inside a checkpoint's specification.
-CALIBRATION = "calibration"
 
 
 def store_calibration(path: str | os.PathLike, calibration: Mapping[str, Any]) -> None:

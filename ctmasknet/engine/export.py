@@ -13,7 +13,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ctmasknet.engine.checkpoint import is_classifier, spec_of
+from ctmasknet.config import is_classifier
+from ctmasknet.engine.checkpoint import spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.modeling.fast.program import ExportableClassifier

@@ -2,11 +2,8 @@
 
 ``metrics.json`` holds what a repeated run repeats: losses, learning rate, evaluation. What clock
 or machine say (seconds, memory) goes to ``timings.json``. Both have one JSON object a line, as
-Detectron2 writes them, numbers smoothed by the median of the last 20 iterations.
-
-Learning curves as a picture, from metrics.json.
-
-Peak memory of a training, in the log and in timings.json.
+Detectron2 writes them, numbers smoothed by the median of the last 20 iterations. A training that
+ends draws ``learning_curves.png`` from the first.
 """
 
 from __future__ import annotations
@@ -31,12 +28,17 @@ from matplotlib.figure import Figure
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 
-METRICS = "metrics.json"
-TIMINGS = "timings.json"
+_METRICS = "metrics.json"
+_TIMINGS = "timings.json"
+_PICTURE = "learning_curves.png"
+#: Evaluation figures shown, whichever the run has, all in percent.
+_SHOWN = ("bbox/AP50", "segm/AP50", "per_image/AP", "slices/accuracy")
+_SENSITIVITY = "slices/sensitivity-"
+_Curve = tuple[list[int], list[float]]
 #: Scalars that no two runs share, beside those named for their unit.
 _OF_THE_MACHINE = ("time", "data_time", "rank_data_time")
 #: Iterations over which the writers smooth.
-WINDOW = 20
+_WINDOW = 20
 
 
 def is_timing(name: str) -> bool:
@@ -60,7 +62,7 @@ class JSONLinesWriter(EventWriter):
     def write(self) -> None:
         lines: dict[int, dict[str, float | None]] = defaultdict(dict)
         for name, (value, iteration) in (
-            get_event_storage().latest_with_smoothing_hint(WINDOW).items()
+            get_event_storage().latest_with_smoothing_hint(_WINDOW).items()
         ):
             if iteration > self._last_write and self._choose(name):
                 # JSON has no NaN: an undefined figure becomes null.
@@ -114,8 +116,8 @@ class MetricWriters(hooks.PeriodicWriter):
             period: iterations from one writing to the next.
         """
         self._files = {
-            METRICS: JSONLinesWriter(Path(folder) / METRICS, lambda name: not is_timing(name)),
-            TIMINGS: JSONLinesWriter(Path(folder) / TIMINGS, is_timing),
+            _METRICS: JSONLinesWriter(Path(folder) / _METRICS, lambda name: not is_timing(name)),
+            _TIMINGS: JSONLinesWriter(Path(folder) / _TIMINGS, is_timing),
         }
         super().__init__(list(self._files.values()), period)
         self._build_others = build_others
@@ -146,7 +148,7 @@ def _scalars(storage: EventStorage) -> dict[str, Any]:
     return {
         name: {
             "smooth": storage.smoothing_hints()[name],
-            "values": [list(pair) for pair in history.values()[-WINDOW:]],
+            "values": [list(pair) for pair in history.values()[-_WINDOW:]],
         }
         for name, history in storage.histories().items()
     }
@@ -158,14 +160,7 @@ def _restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
             storage.put_scalar(name, value, smoothing_hint=entry["smooth"], cur_iter=iteration)
 
 
-PICTURE = "learning_curves.png"
-#: Evaluation figures shown, whichever the run has, all in percent.
-_SHOWN = ("bbox/AP50", "segm/AP50", "per_image/AP", "slices/accuracy")
-_SENSITIVITY = "slices/sensitivity-"
-Curve = tuple[list[int], list[float]]
-
-
-def read_metrics(path: str | os.PathLike) -> dict[str, Curve]:
+def read_metrics(path: str | os.PathLike) -> dict[str, _Curve]:
     """The curves in a ``metrics.json``.
 
     Returns:
@@ -174,7 +169,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, Curve]:
     Raises:
         CTMaskNetError: the file is missing, damaged or empty.
     """
-    curves: dict[str, Curve] = {}
+    curves: dict[str, _Curve] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         for line in lines:
@@ -249,15 +244,11 @@ class LearningCurves(HookBase):
             best: dict[str, Any] = self.trainer.best
             try:
                 draw_curves(
-                    self._folder / METRICS, self._folder / PICTURE, best.get("best_iteration")
+                    self._folder / _METRICS, self._folder / _PICTURE, best.get("best_iteration")
                 )
             except CTMaskNetError as error:
                 # A finished training is worth more than its picture.
                 logging.getLogger(__name__).warning("No learning curves: %s", error)
-
-
-#: Name of the scalar.
-MAX_MEMORY = "max_memory_mb"
 
 
 def peak_memory_mb(device: str) -> float:
@@ -288,7 +279,7 @@ class PeakMemory(HookBase):
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
             self.trainer.storage.put_scalar(
-                MAX_MEMORY, peak_memory_mb(self._device), smoothing_hint=False
+                "max_memory_mb", peak_memory_mb(self._device), smoothing_hint=False
             )
 
     def after_train(self) -> None:

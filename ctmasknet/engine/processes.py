@@ -1,13 +1,7 @@
 """A run in one process or in several, on GPUs or on a CPU.
 
-Processes are started here (``--num-gpus``, ``--num-machines``) or by torchrun. Detectron2's own
-``launch`` takes NCCL wherever the machine has a GPU, also for a run on the CPU.
-
-Memory that tensors free on the CPU, kept for the next ones.
-
-glibc takes every block above a threshold, which it raises to 32 MB at most, from the system and
-gives it back when it is freed; the system then fills each page with zeros again when it is next
-touched. Feature maps of a slice are such blocks.
+Processes are started here or by torchrun. Detectron2's own ``launch`` takes NCCL wherever the
+machine has a GPU, also for a run on the CPU.
 """
 
 from __future__ import annotations
@@ -34,10 +28,17 @@ from ctmasknet.errors import CTMaskNetError
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: Blocks above it, such as a whole volume, still go back, bytes.
 _KEPT_BYTES = 256 * 2**20
+_TIMEOUT = datetime.timedelta(minutes=30)
+#: What torchrun tells each process.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, up to its peak, unless the user has tuned glibc already.
+
+    glibc takes every block above a threshold, which it raises to 32 MB at most, from the system and
+    gives it back when it is freed; the system then fills each page with zeros again when it is next
+    touched. Feature maps of a slice are such blocks.
 
     Returns:
         whether that was done; not where another C library is in use.
@@ -50,15 +51,10 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES) and mallopt(_TRIM_THRESHOLD, -1))
 
 
-_TIMEOUT = datetime.timedelta(minutes=30)
-#: What torchrun tells each process.
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
 def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call ``run(args)`` in every process of the run.
 
-    On a GPU the processes talk through NCCL, on the CPU through gloo. ``--num-gpus`` counts the
+    On a GPU the processes talk through NCCL, on the CPU through gloo. ``num_gpus`` counts the
     processes of a machine, on the CPU too. Each CPU process gets its share of the cores unless
     ``OMP_NUM_THREADS`` says otherwise. Under torchrun this is the last a process does.
 
@@ -68,14 +64,14 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
 
     Raises:
         CTMaskNetError: what any process raised; a process that was killed; more processes than
-            GPUs; torchrun and ``--num-gpus`` at once.
+            GPUs; torchrun and ``num_gpus`` at once.
     """
     on_gpu = read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cuda")
     asked = args.num_gpus * args.num_machines
     if all(name in os.environ for name in _TORCHRUN):
         if asked > 1:
             raise CTMaskNetError(
-                "--num-gpus, --num-machines: torchrun has started the processes already; "
+                "`num_gpus`, `num_machines`: torchrun has started the processes already; "
                 "leave them out"
             )
         rank, world, local, per_machine = (int(os.environ[name]) for name in _TORCHRUN)
@@ -87,14 +83,14 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         return
     if on_gpu and args.num_gpus > torch.cuda.device_count():
         raise CTMaskNetError(
-            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}; ask for "
+            f"`num_gpus` {args.num_gpus}: this machine has {torch.cuda.device_count()}; ask for "
             "no more, or set MODEL.DEVICE cpu"
         )
     url = args.dist_url
     if url == "auto":
         if args.num_machines > 1:
             raise CTMaskNetError(
-                "--dist-url auto: machines have to agree on it; give tcp://HOST:PORT of the first"
+                "`dist_url` auto: machines have to agree on it; give tcp://HOST:PORT of the first"
             )
         url = f"tcp://127.0.0.1:{_free_port()}"
     problems = mp.get_context("spawn").SimpleQueue()
@@ -112,8 +108,8 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             raise
         raise CTMaskNetError(
             f"process {error.error_index + 1} of {args.num_gpus} was ended by {error.signal_name}, "
-            "as the system does when memory runs out; take fewer processes (--num-gpus) or a "
-            "smaller batch, and start again, with --resume where the tool has it"
+            "as the system does when memory runs out; take fewer processes (`num_gpus`) or a "
+            "smaller batch, and start again, with `resume` where the tool has it"
         ) from None
 
 

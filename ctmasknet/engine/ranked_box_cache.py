@@ -1,4 +1,4 @@
-"""Ranked rows kept on disk: with S alone trained, a slice's rows never change.
+"""Ranked rows cached on disk: with S alone trained, a slice's rows never change.
 
 A file holds the rows of one data set. Its name is the SHA-256 of all that the rows depend on: the
 detector's weights, the configuration, the images, the versions of the code. So a file is either
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.pictures import naming_file
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
@@ -41,7 +42,6 @@ from ctmasknet.files import atomic_write
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
-CACHE_MODES = ("auto", "on", "off")
 _FORMAT = 1
 _LOGGER = logging.getLogger(__name__)
 
@@ -65,19 +65,21 @@ class RowMapper:
 
 
 def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None:
-    """Why rows may not be kept for this training; None when they may.
+    """Why rows may not be cached for this training; None when they may.
 
     Args:
         cfg: the configuration.
         dicts: slices whose sides are compared: unlike ones are padded to the largest of their
             batch, so that rows depend on the batch.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "CTMaskNet":
+    if not is_classifier(cfg):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
     if cfg.INPUT.RANDOM_FLIP != "none":
         return f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP}, which changes the images"
+    if cfg.INPUT.MIN_SIZE_TRAIN or cfg.INPUT.MAX_SIZE_TRAIN:
+        return "INPUT.MIN_SIZE_TRAIN or INPUT.MAX_SIZE_TRAIN is set, which changes the images"
     first = None
     for entry in dicts:
         try:
@@ -93,22 +95,19 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
 
 
 def use_cache(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether ``MODEL.RANKED_BOXES.CACHE`` lets this training use kept rows; says so in the log.
+    """Whether ``MODEL.RANKED_BOXES.CACHE`` lets this training use cached rows; says so in the log.
 
     Raises:
-        CTMaskNetError: unknown value, or "on" where rows change while training.
+        CTMaskNetError: "always" where rows change while training.
     """
     mode = cfg.MODEL.RANKED_BOXES.CACHE
-    if mode not in CACHE_MODES:
-        raise CTMaskNetError(
-            f"MODEL.RANKED_BOXES.CACHE is {mode!r}; choose one of {', '.join(CACHE_MODES)}"
-        )
-    if mode == "off":
+    if mode == "never":
         return False
     reason = why_not(cfg, dicts if mode == "auto" else ())
-    if reason and mode == "on":
+    if reason and mode == "always":
         raise CTMaskNetError(
-            f"MODEL.RANKED_BOXES.CACHE is 'on' but {reason}; set it to 'auto', or change the other"
+            f"MODEL.RANKED_BOXES.CACHE is 'always' but {reason}; set it to 'auto', or change the "
+            "other"
         )
     if reason and cfg.MODEL.TRAINABLE == "heads":
         _LOGGER.info("Ranked boxes are computed anew for every batch: %s", reason)
@@ -122,7 +121,7 @@ def cached_rows(
     name: str,
     bad: BadSlices | None = None,
 ) -> dict[str, Tensor]:
-    """The rows of a data set, from its file or else computed and kept.
+    """The rows of a data set, from its file or else computed and cached.
 
     All processes have to call this; each computes its share. In the file a slice that cannot be
     read has rows of NaN.
@@ -162,7 +161,7 @@ def cached_rows(
         name,
         *shape[:2],
         rows.numel() * rows.element_size() / 1e6,
-        "read from" if hit else "computed and kept in",
+        "read from" if hit else "computed and cached in",
         path,
         time.perf_counter() - start,
     )

@@ -1,10 +1,8 @@
 """``run.json``: what was run, on which data and hardware, so that a figure can be traced.
 
 The file stands in ``OUTPUT_DIR`` and holds ``{"format": 1, "entries": [...]}``, one entry for every
-training and evaluation (see :func:`recorded`), or the one of a prediction. It is for reading
-afterwards only: no run depends on it.
-
-What a run of any kind ran on and with, for its record.
+training and evaluation (see :func:`recorded`), or the one of a prediction; each says what it ran
+on and with (:func:`environment`). It is for reading afterwards only: no run depends on it.
 """
 
 from __future__ import annotations
@@ -38,10 +36,14 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain, write_json
 from ctmasknet.names import parse_lesion_name
 
+#: Name of the file.
+RUN_RECORD = "run.json"
+_FORMAT = 1
+_KINDS = ("training", "evaluation", "prediction")
 _ROOT = Path(ctmasknet.__file__).resolve().parent.parent
 
 
-def surroundings(cfg: CfgNode, num_gpus: int = 1) -> dict[str, Any]:
+def environment(cfg: CfgNode, num_gpus: int = 1) -> dict[str, Any]:
     """What a run of any kind ran on and with: ``hardware``, ``versions``, ``git_commit`` and
     ``config`` (all keys)."""
     return {
@@ -101,11 +103,6 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-RUN_RECORD = "run.json"
-_FORMAT = 1
-_KINDS = ("training", "evaluation", "prediction")
-
-
 @contextlib.contextmanager
 def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Keep a record of the training or evaluation inside the block in ``OUTPUT_DIR/run.json``.
@@ -119,7 +116,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
 
     Args:
         cfg: the run's configuration.
-        args: from Detectron2's ``default_argument_parser``.
+        args: from Detectron2's ``default_argument_parser``, and ``words`` (the command line).
 
     Yields:
         a dict; what the block puts there stands in the completed entry, such as ``metrics``.
@@ -131,7 +128,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
     path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
     metrics = _MetricsLog(Path(cfg.OUTPUT_DIR) / "metrics.json")
     before = path.read_text(encoding="utf-8") if path.is_file() else None
-    entry = new_entry(cfg, args)
+    entry = _new_entry(cfg, args)
     entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
     write_record(path.parent, entries)
     start = time.monotonic()
@@ -150,7 +147,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
     write_record(path.parent, [*entries[:-1], ended])
 
 
-def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+def _new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """What is known when a run begins.
 
     Returns:
@@ -170,7 +167,7 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         "start": now(),
         "config_file": args.config_file,
         "overrides": [str(item) for item in args.opts],
-        "command": command_of(args),
+        "command": shlex.join(["python", "tools/train_net.py", *args.words]),
         "seed": cfg.SEED,
         "weights": cfg.MODEL.WEIGHTS,
         "max_iter": cfg.SOLVER.MAX_ITER,
@@ -179,19 +176,8 @@ def new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
             split: [describe_dataset(name, skip_bad) for name in names]
             for split, names in splits.items()
         },
-        **surroundings(cfg, getattr(args, "num_gpus", 1)),
+        **environment(cfg, getattr(args, "num_gpus", 1)),
     }
-
-
-def command_of(args: argparse.Namespace) -> str:
-    """The command line that gives these arguments to ``tools/train_net.py``."""
-    words = ["python", "tools/train_net.py", "--config-file", args.config_file]
-    words += ["--resume"] if getattr(args, "resume", False) else []
-    words += ["--eval-only"] if args.eval_only else []
-    for flag, usual in (("num_gpus", 1), ("num_machines", 1), ("machine_rank", 0)):
-        if getattr(args, flag, usual) != usual:
-            words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
-    return shlex.join([*words, *(str(item) for item in args.opts)])
 
 
 def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:

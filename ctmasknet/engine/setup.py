@@ -1,20 +1,21 @@
-"""From a command line to a configuration that is complete, and to a model that is loaded.
+"""How a configuration comes about, and how its model is loaded.
 
-Epochs as a unit beside iterations (the paper trains 100 and 50 epochs, section 4).
-
-The configuration of a prediction: the file's, completed by what the checkpoint states.
+The one rule: Detectron2's defaults, ctmasknet's keys, the file, then overrides. A run that trains
+(:func:`training_cfg`) takes class names from its data sets. Every other run (:func:`inference_cfg`)
+takes what the checkpoint states before what the file says; a data set it reads has to agree.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -22,31 +23,179 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ctmasknet.config import add_ctmasknet_config
-from ctmasknet.data.patients import REFUSE, WARN, check_held_out
+from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, is_classifier
+from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
 from ctmasknet.engine.checkpoint import (
     BEST,
     SPEC,
     SPEC_KEYS,
     CTMaskNetCheckpointer,
-    is_classifier,
     read_checkpoint,
     spec_of,
 )
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import check_trained_on
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_heads.s import IMAGE_HEAD_REGISTRY
-from ctmasknet.modeling.trainable import MODES
 
+BEST_CHECKPOINT = f"{BEST}.pth"
 #: Key in epochs -> key in iterations that it sets.
 _UNITS = {
     "SOLVER.MAX_EPOCHS": "SOLVER.MAX_ITER",
     "SOLVER.CHECKPOINT_EPOCHS": "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_EPOCHS": "TEST.EVAL_PERIOD",
 }
+#: Whether it is a classifier -> ``task`` in a checkpoint's specification, what a data set calls its
+#: classes, the configurations to start from.
+_TASKS = {
+    True: ("classification", "image_classes", "configs/cls.yaml"),
+    False: ("segmentation", "thing_classes", "configs/seg.yaml"),
+}
 _LOGGER = logging.getLogger(__name__)
+
+
+def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Detectron2's defaults, ctmasknet's keys, the file, then ``KEY VALUE`` overrides.
+
+    Raises:
+        CTMaskNetError: missing or malformed file, unknown key, value of another type, or one that
+            :func:`ctmasknet.config.check_keys` refuses.
+    """
+    config_file = os.fspath(config_file)
+    if not config_file:
+        raise CTMaskNetError(
+            "no configuration: add `config_file` configs/seg.yaml or configs/cls.yaml"
+        )
+    if not os.path.isfile(config_file):
+        raise CTMaskNetError(
+            f"{config_file}: no such configuration; see configs/ for those there are"
+        )
+    cfg = get_cfg()
+    add_ctmasknet_config(cfg)
+    try:
+        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        cfg.merge_from_other_cfg(CfgNode(_typed(loaded, cfg)))
+    except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CTMaskNetError(
+            f"{config_file}: {_one_line(error)}; correct the key or its value"
+        ) from error
+    except CTMaskNetError as error:
+        raise CTMaskNetError(f"{config_file}: {error}") from None
+    try:
+        words = list(overrides)
+        words[1::2] = [
+            _float(value, _at(cfg, key))
+            for key, value in zip(words[::2], words[1::2], strict=False)
+        ]
+        cfg.merge_from_list(words)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise CTMaskNetError(
+            f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
+        ) from error
+    check_keys(cfg)
+    return cfg
+
+
+def training_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
+    """The frozen configuration of a training.
+
+    Prepared data sets are registered, class names are taken from ``DATASETS.TRAIN`` and ``VAL``,
+    and epochs become iterations. ``MODEL.WEIGHTS`` is what the training starts from.
+
+    Args:
+        config_file: such as ``configs/cls.yaml``.
+        overrides: ``KEY VALUE`` pairs.
+
+    Raises:
+        CTMaskNetError: see :func:`read_cfg`; no such device, unknown data sets, shared patients,
+            missing weights.
+    """
+    cfg = read_cfg(config_file, overrides)
+    _check_device(cfg)
+    register_prepared()
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
+    if not cfg.DATASETS.TRAIN:
+        raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
+    for name in names:
+        dataset_dicts(name)
+    check_held_out(
+        *(cfg.DATASETS.TRAIN, cfg.DATASETS.VAL, known_sets(cfg.DATASETS.TEST)),
+        cfg.DATASETS.SHARED_PATIENTS,
+    )
+    _take_classes(cfg, names)
+    _check_windows(cfg, names)
+    resolve_epochs(cfg, len(training_dicts(cfg)), overrides)
+    _require_weights(cfg, config_file, training=True)
+    cfg.freeze()
+    return cfg
+
+
+def inference_cfg(
+    config_file: str | os.PathLike,
+    overrides: Sequence[Any] = (),
+    weights: str | os.PathLike | None = None,
+    *,
+    test_sets: bool = False,
+) -> tuple[CfgNode, dict[str, Any]]:
+    """The frozen configuration of whatever uses a trained model, and its checkpoint's
+    specification.
+
+    Classes, HU window, number of boxes and rounding of anchors are the checkpoint's unless an
+    override names the key, and the file's where the checkpoint does not state them. No data set
+    has to be there.
+
+    Args:
+        config_file: such as ``configs/cls.yaml``.
+        overrides: ``KEY VALUE`` pairs.
+        weights: the checkpoint; default ``MODEL.WEIGHTS`` where it is an override, else
+            ``model_best.pth`` of ``OUTPUT_DIR``.
+        test_sets: the run reads ``DATASETS.TEST``, whose classes and window have to be the model's;
+            a checkpoint that states no classes has those of the sets.
+
+    Raises:
+        CTMaskNetError: see :func:`read_cfg`; no such device, no such weights, unreadable ones,
+            those of the other task, or data sets that do not agree with them.
+    """
+    given = [str(word) for word in overrides[::2]]
+    cfg = read_cfg(config_file, overrides)
+    _check_device(cfg)
+    if weights or "MODEL.WEIGHTS" not in given:
+        cfg.MODEL.WEIGHTS = os.fspath(weights or os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT))
+    path, spec = cfg.MODEL.WEIGHTS, {}
+    if path:
+        _require_weights(cfg, config_file, training=False)
+        found = read_checkpoint(PathManager.get_local_path(path)).get(SPEC)
+        spec = found if isinstance(found, dict) else {}
+    task, attribute, _ = _TASKS[is_classifier(cfg)]
+    if spec.get("task", task) != task:
+        raise CTMaskNetError(
+            f"{path}: a checkpoint for {spec['task']}, but {config_file} is for {task}; give "
+            f"{_TASKS[not is_classifier(cfg)][2]} or the configuration it was trained with"
+        )
+    for name, key in SPEC_KEYS.items():
+        if name in spec and key not in given:
+            cfg.merge_from_list([key, spec[name]])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
+    if test_sets:
+        register_prepared()
+        names = tuple(known_sets(cfg.DATASETS.TEST))
+        stated = spec.get("image_classes" if is_classifier(cfg) else "lesion_classes")
+        _take_classes(cfg, names)
+        found = cfg.MODEL.IMAGE_HEAD.CLASSES if is_classifier(cfg) else cfg.MODEL.LESION_CLASSES
+        if names and stated and list(stated) != list(found):
+            raise CTMaskNetError(
+                f"{names[0]}: its {attribute} are {list(found)} but those of {path} are "
+                f"{list(stated)}; name a data set of the same classes in DATASETS.TEST, or give "
+                "weights that were trained on these"
+            )
+        _check_windows(cfg, names)
+    if not path:
+        raise CTMaskNetError(
+            "MODEL.WEIGHTS is empty, and random weights tell nothing; name a file, or leave the "
+            f"key out for {os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)}"
+        )
+    cfg.freeze()
+    return cfg, spec
 
 
 def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ()) -> None:
@@ -99,96 +248,6 @@ def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ())
         )
 
 
-BEST_CHECKPOINT = f"{BEST}.pth"
-
-
-def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
-    """Detectron2's defaults, ctmasknet's keys, the file, then ``KEY VALUE`` overrides.
-
-    Raises:
-        CTMaskNetError: missing or malformed file, unknown key, value of another type.
-    """
-    cfg = get_cfg()
-    add_ctmasknet_config(cfg)
-    if not config_file:
-        raise CTMaskNetError(
-            "no configuration: add --config-file configs/seg.yaml or configs/cls.yaml"
-        )
-    if not os.path.isfile(config_file):
-        raise CTMaskNetError(
-            f"{config_file}: no such configuration; see configs/ for those there are"
-        )
-    try:
-        cfg.merge_from_file(config_file)
-    except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise CTMaskNetError(
-            f"{config_file}: {_one_line(error)}; correct the key or its value"
-        ) from error
-    try:
-        cfg.merge_from_list(list(overrides or []))
-    except (AssertionError, KeyError, ValueError) as error:
-        raise CTMaskNetError(
-            f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
-        ) from error
-    if cfg.MODEL.TRAINABLE not in MODES:
-        raise CTMaskNetError(
-            f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {', '.join(MODES)}"
-        )
-    if cfg.DATASETS.SHARED_PATIENTS not in (REFUSE, WARN):
-        raise CTMaskNetError(
-            f"DATASETS.SHARED_PATIENTS is {cfg.DATASETS.SHARED_PATIENTS!r}; choose {REFUSE} or "
-            f"{WARN}"
-        )
-    if cfg.MODEL.IMAGE_HEAD.NAME not in IMAGE_HEAD_REGISTRY:
-        raise CTMaskNetError(
-            f"MODEL.IMAGE_HEAD.NAME is {cfg.MODEL.IMAGE_HEAD.NAME!r}; no such head is registered"
-        )
-    return cfg
-
-
-def setup_cfg(args: argparse.Namespace, *, training: bool = False) -> CfgNode:
-    """The frozen configuration of a tool's run.
-
-    Prepared data sets are registered, class names are taken from the data set in use, and weights
-    are resolved: training starts from ``MODEL.WEIGHTS``; everything else uses ``MODEL.WEIGHTS``
-    only when it is given as an override, and the best checkpoint of ``OUTPUT_DIR`` otherwise.
-
-    Args:
-        args: has ``config_file`` and ``opts`` as from Detectron2's ``default_argument_parser``.
-        training: the run trains; its data sets have to exist and to share no patient.
-
-    Raises:
-        CTMaskNetError: see :func:`read_cfg`; unknown data sets, shared patients, missing weights.
-    """
-    cfg = read_cfg(args.config_file, args.opts)
-    register_prepared()
-    if training:
-        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
-        if not cfg.DATASETS.TRAIN:
-            raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
-        for name in names:
-            dataset_dicts(name)
-        check_held_out(
-            *(
-                cfg.DATASETS.TRAIN,
-                cfg.DATASETS.VAL,
-                known_sets(cfg.DATASETS.TEST),
-                cfg.DATASETS.SHARED_PATIENTS,
-            )
-        )
-    else:
-        names = tuple(known_sets(cfg.DATASETS.TEST))
-        if "MODEL.WEIGHTS" not in args.opts:
-            cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT)
-    _take_classes(cfg, names)
-    _check_windows(cfg, names)
-    if training:
-        resolve_epochs(cfg, len(training_dicts(cfg)), args.opts)
-    _require_weights(cfg, args.config_file, training)
-    cfg.freeze()
-    return cfg
-
-
 def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode.
 
@@ -214,7 +273,7 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
 
 def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
     """Set the configuration's class names and count to those of the data sets."""
-    attribute = "image_classes" if is_classifier(cfg) else "thing_classes"
+    _, attribute, _ = _TASKS[is_classifier(cfg)]
     classes: dict[str, list[str]] = {}
     for name in names:
         found = MetadataCatalog.get(name).get(attribute)
@@ -238,7 +297,7 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
         before, cfg.MODEL.LESION_CLASSES = cfg.MODEL.LESION_CLASSES, found
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found)
     if list(before) != found:
-        logging.getLogger(__name__).info("Classes taken from %s: %s", first, ", ".join(found))
+        _LOGGER.info("Classes taken from %s: %s", first, ", ".join(found))
 
 
 def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
@@ -252,21 +311,21 @@ def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
                 f"{name}: its slices were written through the window {center:g},{width:g} (center, "
                 f"width in HU) but INPUT.WINDOW_CENTER_HU is {our_center:g} and "
                 f"INPUT.WINDOW_WIDTH_HU {our_width:g}; prepare the set again with "
-                f"--window={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
+                f"`window` {our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
                 f"INPUT.WINDOW_WIDTH_HU {width}"
             )
 
 
-def _require_weights(cfg: CfgNode, config_file: str, training: bool) -> None:
+def _require_weights(cfg: CfgNode, config_file: str | os.PathLike, training: bool) -> None:
     path = Path(cfg.MODEL.WEIGHTS)
     if not cfg.MODEL.WEIGHTS or "://" in cfg.MODEL.WEIGHTS or path.is_file():
         return
     # By convention a configuration and its output folder have one name.
     maker = Path(config_file).with_name(f"{path.parent.name}.yaml")
     if not training:
-        fix = f"train it with `python tools/train_net.py --config-file {config_file}`, or "
+        fix = f"train it with `python tools/train_net.py `config_file` {config_file}`, or "
     elif path.name == BEST_CHECKPOINT and maker.is_file():
-        fix = f"make it with `python tools/train_net.py --config-file {maker}`, or "
+        fix = f"make it with `python tools/train_net.py `config_file` {maker}`, or "
     elif path.stem.startswith("resnet"):
         fix = (
             f"make it from torchvision's {path.stem} file with `python tools/import_weights.py "
@@ -281,49 +340,52 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-_TASKS = {True: "classification", False: "segmentation"}
+def _check_device(cfg: CfgNode) -> None:
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise CTMaskNetError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; set it to cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CTMaskNetError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds {torch.cuda.device_count()} "
+            "GPUs; set it to cpu"
+        )
 
 
-def prediction_cfg(
-    config_file: str | os.PathLike, overrides: Sequence[str] = (), weights: str | None = None
-) -> tuple[CfgNode, dict]:
-    """The frozen configuration and the specification inside the checkpoint.
-
-    Classes, HU window, number of boxes and rounding of anchors are the checkpoint's, unless an
-    override names the key: no data set has to be there to predict.
-
-    Args:
-        config_file: such as ``configs/cls.yaml``.
-        overrides: ``KEY VALUE`` pairs.
-        weights: the checkpoint; default ``MODEL.WEIGHTS`` where it is an override, else
-            ``model_best.pth`` of ``OUTPUT_DIR``.
+def _typed(loaded: Mapping[str, Any], cfg: Any, above: str = "") -> dict[str, Any]:
+    """What a file holds, with whole numbers as float where the key is one.
 
     Raises:
-        CTMaskNetError: see :func:`ctmasknet.engine.setup.read_cfg`; no such weights, unreadable
-            ones, or those of the other task.
+        CTMaskNetError: a boolean where the key takes a word.
     """
-    overrides = [str(word) for word in overrides]
-    cfg = read_cfg(os.fspath(config_file), overrides)
-    given = weights or (cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in overrides[::2] else None)
-    path = os.fspath(given or os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT))
-    if "://" not in path and not os.path.isfile(path):
-        raise CTMaskNetError(
-            f"{path}: no such weights file; train it with `python tools/train_net.py --config-file "
-            f"{config_file}`, or set MODEL.WEIGHTS to another file"
-        )
-    cfg.MODEL.WEIGHTS = path
-    found = read_checkpoint(PathManager.get_local_path(path)).get(SPEC)
-    spec = found if isinstance(found, dict) else {}
-    task = _TASKS[is_classifier(cfg)]
-    if spec.get("task", task) != task:
-        raise CTMaskNetError(
-            f"{path}: a checkpoint for {spec['task']}, but {config_file} is for {task}; give "
-            f"{'configs/seg.yaml' if task == 'classification' else 'configs/cls.yaml'} or the "
-            "configuration it was trained with"
-        )
-    for name, key in SPEC_KEYS.items():
-        if name in spec and key not in overrides[::2]:
-            cfg.merge_from_list([key, spec[name]])
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
-    cfg.freeze()
-    return cfg, spec
+    result = {}
+    for name, value in loaded.items():
+        key, usual = f"{above}{name}", cfg.get(name) if isinstance(cfg, CfgNode) else None
+        if isinstance(value, bool) and isinstance(usual, str):
+            raise CTMaskNetError(
+                f"{key} is {value}, as YAML reads on, off, yes and no; choose one of "
+                f"{', '.join(CHOICES.get(key, ('a word in quotes',)))}"
+            )
+        nested = isinstance(value, Mapping)
+        result[name] = _typed(value, usual, f"{key}.") if nested else _float(value, usual)
+    return result
+
+
+def _float(value: Any, usual: Any) -> Any:
+    if isinstance(usual, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return value
+    return value
+
+
+def _at(cfg: CfgNode, key: Any) -> Any:
+    """The value of a key; None for an unknown one."""
+    return functools.reduce(
+        lambda node, name: node.get(name) if isinstance(node, CfgNode) else None,
+        str(key).split("."),
+        cfg,
+    )

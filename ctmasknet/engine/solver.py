@@ -1,10 +1,8 @@
-"""The optimiser of a training (paper section 4: Adam).
+"""The optimiser of a training (paper section 4: Adam) and what takes its steps.
 
-Training in half precision: what is computed in it, and where it is refused.
-
-Convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict is turned to
-float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits and losses are
-float32; so are the weights, their optimiser's state and the checkpoints.
+In half precision convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict
+is turned to float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits
+and losses are float32; so are the weights, their optimiser's state and the checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.config import is_classifier
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.layers import has_bfloat16
 

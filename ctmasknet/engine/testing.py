@@ -18,7 +18,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
-from ctmasknet.engine.checkpoint import is_classifier
+from ctmasknet.config import is_classifier
 from ctmasknet.evaluation import ImageClassificationEvaluator, LesionEvaluator, PerImageAPEvaluator
 from ctmasknet.files import write_json
 from ctmasknet.modeling.fast.inference import inference_model

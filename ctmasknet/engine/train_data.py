@@ -5,11 +5,7 @@ Detectron2's loader leaves both to the random state of its worker processes, so 
 goes on with other data. Here a *position* counts all images that a training draws, over all
 processes; the image at a position and its augmentation are functions of (seed, position). So a
 training can continue at any iteration, with any number of workers, and several processes see
-together what one would see.
-
-What the processes of a run know of bad slices, put together.
-
-See :mod:`ctmasknet.data.bad_slices`.
+together what one would see. What its processes know of bad slices is put together here too.
 """
 
 from __future__ import annotations

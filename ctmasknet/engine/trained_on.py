@@ -92,7 +92,7 @@ def _check_entry(path: str, entry: Mapping[str, Any], held_out: Patients, on_sha
             f"patient{'' if one else 's'} {first_few(shared)} of {held_out.name} "
             f"{'is' if one else 'are'} in {entry['dataset']} too (ids: {numbering}), on which "
             f"{part} in {path} was trained; prepare one of the two sets without "
-            f"{'this patient' if one else 'these patients'} (or with --split-like the other), "
+            f"{'this patient' if one else 'these patients'} (or with `split_like` the other), "
             f"{ADVICE}",
             on_shared,
         )

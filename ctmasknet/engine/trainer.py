@@ -19,13 +19,13 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, Tensorboar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import (
     CTMaskNetCheckpointer,
     PeriodicCheckpoint,
-    is_classifier,
     spec_of,
 )
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory
@@ -49,7 +49,7 @@ from ctmasknet.files import remove_unfinished
 _LOGGER = logging.getLogger(__name__)
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
+def _build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
     """The mapper of the task that ``cfg`` describes."""
     return (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train)
 
@@ -85,7 +85,7 @@ class Trainer(DefaultTrainer):
         on_gpu = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **on_gpu)
         self._trainer = build_step_trainer(cfg, model, loader, optimizer)
-        #: Kept ranked rows by file name, when the training draws them instead of images.
+        #: Cached ranked rows by file name, when the training draws them instead of images.
         self._rows: dict[str, Tensor] | None = None
         self._last_eval_results: OrderedDict[str, Any] | None = None
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -111,10 +111,10 @@ class Trainer(DefaultTrainer):
             remove_unfinished(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         if is_classifier(self.cfg):
-            self._keep_rows()
+            self._cache_rows()
         self._trainer.data_loader.batch_sampler.start = self.start_iter
 
-    def _keep_rows(self) -> None:
+    def _cache_rows(self) -> None:
         """Draw ranked rows instead of images, where they cannot change."""
         sets = {TRAINING: training_dicts(self.cfg)}
         sets |= {name: dataset_dicts(name) for name in self.cfg.DATASETS.VAL}
@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
             raise CTMaskNetError(
                 f"{self.cfg.OUTPUT_DIR}: the last checkpoint's training state does not fit "
                 f"({error}); resume with the configuration it was begun with, or start anew "
-                "without --resume"
+                "without `resume`"
             ) from error
         if seed != self._trainer.data_loader.dataset.seed:
             self._trainer.reset_data_loader(
@@ -226,7 +226,7 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, seed: int | None = None, bad: BadSlices | None = None
     ) -> DataLoader:
         """See :func:`ctmasknet.engine.train_data.build_train_loader`."""
-        return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=seed, bad=bad)
+        return build_train_loader(cfg, _build_mapper(cfg, is_train=True), seed=seed, bad=bad)
 
     @classmethod
     def build_test_loader(
@@ -241,14 +241,14 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: the configuration.
             dataset_name: of the data set.
-            mapper: gives kept rows instead of images.
+            mapper: gives cached rows instead of images.
             bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES``
                 says.
         """
         dicts = dataset_dicts(dataset_name)
         loader = build_detection_test_loader(
             dicts,
-            mapper=Guarded(mapper or build_mapper(cfg, is_train=False)),
+            mapper=Guarded(mapper or _build_mapper(cfg, is_train=False)),
             num_workers=0 if mapper else cfg.DATALOADER.NUM_WORKERS,
             batch_size=cfg.TEST.IMS_PER_BATCH,
         )

@@ -1,7 +1,5 @@
-"""Evaluation while training runs: the best checkpoint, and stopping early.
-
-The detector's losses on slices it does not train on.
-"""
+"""Evaluation while training runs: the best checkpoint, stopping early, and a detector's losses on
+slices it does not train on."""
 
 from __future__ import annotations
 
@@ -173,7 +171,7 @@ def detector_losses(
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = "none", (), 0
     sets = {name: _slices_with_losses(cfg, name) for name in cfg.DATASETS.VAL}
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts) for name, dicts in sets.items()})
     count, sums = 0, {}

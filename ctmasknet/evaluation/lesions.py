@@ -62,19 +62,19 @@ def use_fast_coco(wanted: str) -> bool:
     """Whether faster-coco-eval evaluates.
 
     Args:
-        wanted: ``TEST.COCO_FAST``: auto (where the library is installed) | on | off.
+        wanted: ``TEST.COCO_FAST``: auto (where the library is installed) | always | never.
 
     Raises:
-        CTMaskNetError: another value, or ``on`` without the library.
+        CTMaskNetError: another value, or ``always`` without the library.
     """
-    if wanted not in ("auto", "on", "off"):
-        raise CTMaskNetError(f"TEST.COCO_FAST is {wanted!r}; choose one of auto, on, off")
-    if wanted == "off":
+    if wanted not in ("auto", "always", "never"):
+        raise CTMaskNetError(f"TEST.COCO_FAST is {wanted!r}; choose one of auto, always, never")
+    if wanted == "never":
         return False
     installed = importlib.util.find_spec("faster_coco_eval") is not None
-    if wanted == "on" and not installed:
+    if wanted == "always" and not installed:
         raise CTMaskNetError(
-            "TEST.COCO_FAST is 'on' but faster-coco-eval is missing; "
+            "TEST.COCO_FAST is 'always' but faster-coco-eval is missing; "
             'pip install "ctmasknet[coco]", or set it to auto'
         )
     return installed
@@ -111,7 +111,7 @@ class LesionEvaluator(COCOEvaluator):
                 (``TEST.DETECTIONS_PER_IMAGE``); default 100.
             false_positive_score: a detection on a slice without lesions is a false positive from
                 this score on.
-            fast: whether faster-coco-eval evaluates (``TEST.COCO_FAST``): auto | on | off.
+            fast: whether faster-coco-eval evaluates (``TEST.COCO_FAST``): auto | always | never.
 
         Raises:
             CTMaskNetError: ``fast`` is something else, or on without the library.

@@ -29,13 +29,13 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.ct.read import CTSlice, read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.registry import dataset_dicts
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import load_model, prediction_cfg
+from ctmasknet.engine.setup import load_model
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
@@ -298,8 +298,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     """Explain the slices of a data set or of files; called in every process of the run.
 
     Args:
-        args: ``config_file`` and ``opts`` (see :func:`ctmasknet.engine.setup.setup_cfg`; for
-            ``input`` see :func:`ctmasknet.engine.setup.prediction_cfg`), one of ``dataset``
+        args: ``config_file`` and ``opts`` (see
+            :func:`ctmasknet.engine.setup.inference_cfg`), one of ``dataset``
             (registered name) and ``input`` (whatever :func:`ctmasknet.ct.read.read_scans`
             reads), ``output`` (folder), ``limit`` (slices; None for all), ``seed`` (None: evenly
             spread), ``method``, ``hidden``, ``target`` (class; None for the predicted one),
@@ -310,8 +310,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
 
     Raises:
         CTMaskNetError: contradicting arguments, no classifier, no image, an unreadable one, an
-            output folder that cannot be written, or what :func:`setup_cfg`, :func:`prediction_cfg`,
-            :func:`load_model` and :func:`explain_slices` raise.
+            output folder that cannot be written, or what :func:`inference_cfg`, :func:`load_model`
+            and :func:`explain_slices` raise.
     """
     if bool(args.dataset) == bool(args.input):
         raise CTMaskNetError("give either --dataset NAME or --input FILE_OR_FOLDER")
@@ -320,7 +320,7 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     check_method(args.method, args.hidden)
     entries, found = _entries(args)
     entries = [entries[index] for index in pick(len(entries), args.limit, args.seed)]
-    cfg = _cfg(args)
+    cfg = model_cfg(args)
     if not is_classifier(cfg):
         raise CTMaskNetError(
             f"{args.config_file}: a lesion detector has no decision on the slice; give a "
@@ -352,13 +352,6 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
         made = f"{ATTRIBUTIONS}{' and pictures' if args.pictures else ''}"
         print(f"{made} of {count} slices in {args.output}")
     return count
-
-
-def _cfg(args: argparse.Namespace) -> CfgNode:
-    """Classes are the data set's, and those of the weights for files, which need no data set."""
-    if args.dataset:
-        return model_cfg(args)
-    return prediction_cfg(args.config_file, args.opts)[0]
 
 
 def _entries(

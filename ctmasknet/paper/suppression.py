@@ -14,14 +14,14 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from PIL import Image
 
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.pictures import check_eight_bit, naming_file
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts, lesion_colors
 from ctmasknet.draw.lesion_statistics import png_path, write_picture
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
 from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError, check_seed
 
 
@@ -31,7 +31,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
 
     Args:
         args: ``config_file`` and ``opts`` of a detector (see
-            :func:`ctmasknet.engine.setup.setup_cfg`), ``dataset`` (registered name), ``output``
+            :func:`ctmasknet.engine.setup.inference_cfg`), ``dataset`` (registered name), ``output``
             (PNG; the numbers stand beside it as JSON), ``image_id``, ``index`` (lists of ids, of
             places in the data set; None) and ``seed`` (None), see :func:`choose`; ``nms`` (two IoU
             thresholds, paper 0.25 and 0.75), ``score_threshold`` (paper 0.75), ``mask_threshold``
@@ -43,21 +43,21 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         CTMaskNetError: a classifier's configuration, bad thresholds, no such slice, and what
-            :func:`setup_cfg` and :func:`load_model` raise.
+            :func:`inference_cfg` and :func:`load_model` raise.
     """
     output = png_path(args.output)
     for name in ("nms", "score_threshold", "mask_threshold"):
         values = getattr(args, name) if name == "nms" else [getattr(args, name)]
         if not all(0 <= value <= 1 for value in values):
             raise CTMaskNetError(f"--{name.replace('_', '-')}: {values} is not within 0..1")
-    if is_classifier(read_cfg(args.config_file, args.opts)):
+    entries = choose(args.dataset, args.image_id, args.index, args.seed)
+    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
+    cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
+    if is_classifier(cfg):
         raise CTMaskNetError(
             f"{args.config_file}: is a classifier; Figure 2 shows a detector, such as "
             "configs/seg.yaml"
         )
-    entries = choose(args.dataset, args.image_id, args.index, args.seed)
-    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
-    cfg = setup_cfg(argparse.Namespace(config_file=args.config_file, opts=[*args.opts, *test_set]))
     model = load_model(cfg)
     mapper = LesionMapper(cfg, is_train=False)
     rows, told = [], []

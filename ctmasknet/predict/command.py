@@ -15,11 +15,12 @@ from typing import Any
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import REPORT, BadSlices
 from ctmasknet.draw.lesions import check_score_threshold
-from ctmasknet.engine.checkpoint import CALIBRATION, is_classifier
-from ctmasknet.engine.record import now, surroundings, write_record
-from ctmasknet.engine.setup import prediction_cfg
+from ctmasknet.engine.checkpoint import CALIBRATION
+from ctmasknet.engine.record import environment, now, write_record
+from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import (
@@ -48,7 +49,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     logits.
 
     Args:
-        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.prediction_cfg`),
+        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.inference_cfg`),
             ``input`` (files and folders), ``output`` (folder), ``lesions``, ``masks`` (kinds of
             :data:`ctmasknet.predict.run.MASKS`), ``overlays``, ``score_threshold`` (0..1),
             ``pooling``, ``top_k``, ``batch_size`` (None for the usual), ``bad`` (``error`` or
@@ -63,7 +64,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             another run's; more bad slices than allowed, once everything is written.
     """
     setup_logger(distributed_rank=comm.get_rank(), name="ctmasknet")
-    cfg, spec = prediction_cfg(args.config_file, args.opts)
+    cfg, spec = inference_cfg(args.config_file, args.opts)
     bad = BadSlices(
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("--bad", "--max-bad-share")
     )
@@ -163,7 +164,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             "pooling": summary.pooling,
             "mask_values": mask_values(predictor.lesion_classes) if masks else {},
             "results": asdict(summary),
-            **surroundings(cfg, getattr(args, "num_gpus", 1)),
+            **environment(cfg, getattr(args, "num_gpus", 1)),
         }
         write_record(output, [entry])
         if bad.skip:

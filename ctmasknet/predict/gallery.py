@@ -16,13 +16,13 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import IMAGE_SUFFIXES, check_eight_bit, naming_file
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, register_prepared
 from ctmasknet.draw.lesions import SliceCall, check_score_threshold, contact_sheet, side_by_side
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, writing
 from ctmasknet.modeling.fast.inference import inference_model
@@ -38,7 +38,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     """What ``tools/visualize.py`` does with its arguments.
 
     Args:
-        args: ``config_file`` and ``opts`` (see :func:`ctmasknet.engine.setup.setup_cfg`), one of
+        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.inference_cfg`), one of
             ``dataset`` (registered name) and ``input`` (files and folders), ``output`` (folder),
             ``limit`` (pictures; None for all), ``seed`` (None: evenly spread), ``score_threshold``
             (0..1), ``ground_truth_only``.
@@ -48,7 +48,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
 
     Raises:
         CTMaskNetError: contradicting arguments, no image, an unreadable one, an output folder that
-            cannot be written, or what :func:`setup_cfg` and :func:`load_model` raise.
+            cannot be written, or what :func:`inference_cfg` and :func:`load_model` raise.
     """
     if bool(args.dataset) == bool(args.input):
         raise CTMaskNetError("give either --dataset NAME or --input FILE_OR_FOLDER")
@@ -213,14 +213,17 @@ def writable_folder(path: str | os.PathLike) -> Path:
 
 
 def model_cfg(args: argparse.Namespace) -> CfgNode:
-    """``setup_cfg``, with the data set that is drawn as the one that names the classes."""
-    opts = list(args.opts)
-    if args.dataset and "DATASETS.TEST" not in opts:
+    """The model's configuration; a data set that is drawn and has classes of its task has to agree
+    with it."""
+    opts, checked = list(args.opts), False
+    if args.dataset:
         register_prepared()
-        task = "image_classes" if is_classifier(read_cfg(args.config_file, opts)) else None
-        if MetadataCatalog.get(args.dataset).get(task or "thing_classes") is not None:
-            opts += ["DATASETS.TEST", f"({args.dataset!r},)"]
-    return setup_cfg(argparse.Namespace(**{**vars(args), "opts": opts}))
+        classifier = is_classifier(read_cfg(args.config_file, opts))
+        known = MetadataCatalog.get(args.dataset)
+        checked = known.get("image_classes" if classifier else "thing_classes") is not None
+    if checked and "DATASETS.TEST" not in opts:
+        opts += ["DATASETS.TEST", f"({args.dataset!r},)"]
+    return inference_cfg(args.config_file, opts, test_sets=checked)[0]
 
 
 def same_classes(dataset: str, kind: str, found: Sequence[str], known: Sequence[str]) -> list[str]:

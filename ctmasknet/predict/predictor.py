@@ -20,12 +20,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from torch import nn
 
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.read import CTScan, CTSlice
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import SliceMapper
-from ctmasknet.engine.checkpoint import CALIBRATION, is_classifier
-from ctmasknet.engine.setup import load_model, prediction_cfg
+from ctmasknet.engine.checkpoint import CALIBRATION
+from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.predict.inputs import Loaded, Unit, batches, list_units, load_groups, read_ahead
@@ -113,7 +114,7 @@ class CTPredictor:
         """Load ``MODEL.WEIGHTS`` of ``cfg``.
 
         Args:
-            cfg: complete, see :func:`ctmasknet.engine.setup.prediction_cfg`.
+            cfg: complete, see :func:`ctmasknet.engine.setup.inference_cfg`.
             calibration: stored with the checkpoint.
             pooling: see :func:`ctmasknet.predict.pooled.build_pooler`.
             top_k: likewise.
@@ -168,10 +169,10 @@ class CTPredictor:
                 ``top_boxes``.
 
         Raises:
-            CTMaskNetError: see :func:`ctmasknet.engine.setup.prediction_cfg` and
+            CTMaskNetError: see :func:`ctmasknet.engine.setup.inference_cfg` and
                 :func:`ctmasknet.engine.setup.load_model`.
         """
-        cfg, spec = prediction_cfg(config_file, overrides, weights)
+        cfg, spec = inference_cfg(config_file, overrides, weights)
         return cls(cfg, calibration=spec.get(CALIBRATION), **options)
 
     def __call__(

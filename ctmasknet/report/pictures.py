@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import IMAGE_SUFFIXES, naming_file
 from ctmasknet.ct.read import read_scans
@@ -29,8 +30,7 @@ from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
-from ctmasknet.engine.checkpoint import is_classifier
-from ctmasknet.engine.setup import BEST_CHECKPOINT, load_model, prediction_cfg
+from ctmasknet.engine.setup import BEST_CHECKPOINT, inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
@@ -309,7 +309,7 @@ def evidence_painter(
         class_names: of the predictions; a classifier has to have the same.
 
     Raises:
-        CTMaskNetError: see :func:`prediction_cfg` and :func:`load_model`; other classes. The
+        CTMaskNetError: see :func:`inference_cfg` and :func:`load_model`; other classes. The
             painter raises it for a slice that the model scores otherwise than reported.
     """
     opts = list(opts)
@@ -318,7 +318,7 @@ def evidence_painter(
     own = [place for place in places if (place / BEST_CHECKPOINT).is_file()]
     opts += ["OUTPUT_DIR", str(own[0])] if own else []
     # Classes are those of the weights: the data set need not be on this machine
-    cfg, _ = prediction_cfg(config_file, opts)
+    cfg, _ = inference_cfg(config_file, opts)
     classifies = is_classifier(cfg)
     if classifies and list(cfg.MODEL.IMAGE_HEAD.CLASSES) != list(class_names):
         raise CTMaskNetError(

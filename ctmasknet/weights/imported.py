@@ -6,8 +6,10 @@ shape that variant has, and none besides (reference, "The authors' checkpoint fi
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +60,18 @@ class ImportedVariant:
         if self.depth == 50:
             name += "" if self.mask_type == "both" else f"_r50_{self.mask_type}"
         else:
-            name += f"_r{self.depth}_t{self.variant.truncation}_{self.mask_type}"
+            name += f"_r{self.depth}_t{self.variant.truncation}_merge"
         return f"configs/{name}.yaml"
+
+    @property
+    def overrides(self) -> list[str]:
+        """``KEY VALUE`` pairs that the config needs besides: lightweight models are published with
+        merged masks only, and their configs are of those."""
+        if self.variant is None or self.depth == 50 or self.mask_type == "merge":
+            return []
+        classes = list(MASK_TYPES[self.mask_type])
+        numbers = ["MODEL.ROI_HEADS.NUM_CLASSES", str(len(classes))]
+        return ["MODEL.LESION_CLASSES", json.dumps(classes), *numbers]
 
     @property
     def spec(self) -> dict[str, Any] | None:
@@ -223,7 +235,9 @@ def import_file(
     _save(checkpoint, os.fspath(output))
     told = [f"{key}: {shown(content[key])}" for key in ("model_name", "epoch") if key in content]
     size = sum(tensor.numel() for tensor in converted.values())
-    return found, [f"found: {found}", *told, *lines, f"tensors: {len(converted)}, {size:,} values"]
+    needed = [f"overrides: {shlex.join(found.overrides)}"] if found.overrides else []
+    tensors = f"tensors: {len(converted)}, {size:,} values"
+    return found, [f"found: {found}", *told, *lines, tensors, *needed]
 
 
 def _save(checkpoint: dict[str, Any], output: str) -> None:

@@ -9,7 +9,6 @@ from ctmasknet.benchmarks import parts, training_steps
 @pytest.fixture
 def tiny(tiny_cfg, monkeypatch):
     """The benchmark's configurations replaced by a tiny one."""
-    tiny_cfg.INPUT.MIN_SIZE_TRAIN, tiny_cfg.INPUT.MAX_SIZE_TRAIN = (96,), 192
 
     def cfg_of(kind, *overrides):
         cfg = tiny_cfg.clone()

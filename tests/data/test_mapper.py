@@ -9,12 +9,14 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.errors import CTMaskNetError
 
 
 def config(side: int = 4, longest: int = 64, flip: str = "none", crop: bool = False):
     cfg = get_cfg()
+    add_ctmasknet_config(cfg)
     cfg.INPUT.MIN_SIZE_TEST = side
     cfg.INPUT.MAX_SIZE_TEST = longest
     cfg.INPUT.RANDOM_FLIP = flip
@@ -107,9 +109,21 @@ class TestLesionMapper:
         output = LesionMapper(config(side=8, longest=9), is_train=False)(lesion[0])
         assert output["image"].shape == (3, 6, 9)
 
+    def test_training_draws_from_sizes_of_its_own(self, lesion):
+        cfg = config(side=8)
+        cfg.INPUT.MIN_SIZE_TRAIN = (2, 6)
+        for drawn, sides in (("choice", {2, 6}), ("range", {2, 3, 4, 5, 6})):
+            cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = drawn
+            np.random.seed(0)
+            mapper = LesionMapper(cfg, is_train=True)
+            assert {mapper(lesion[0])["image"].shape[1] for _ in range(60)} == sides
+        assert LesionMapper(cfg, is_train=False)(lesion[0])["image"].shape == (3, 8, 12)
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (), 9
+        for is_train, shape in ((True, (3, 6, 9)), (False, (3, 8, 12))):
+            assert SliceMapper(cfg, is_train)(lesion[0])["image"].shape == shape
+
     def test_training_and_test_see_the_same_pixels(self, lesion):
         cfg = config(side=7)
-        cfg.INPUT.MIN_SIZE_TRAIN = (3,)  # not the key that counts
         train = LesionMapper(cfg, is_train=True)(lesion[0])
         test = LesionMapper(cfg, is_train=False)(lesion[0])
         assert torch.equal(train["image"], test["image"])

@@ -199,7 +199,7 @@ def tool(repository, damaged, monkeypatch):
 def test_kept_rows_and_evaluation_leave_bad_slices_out(tool, damaged, tmp_path, capfd):
     _, bad = damaged
     expected = {TRAINING: bad["train"], "covidx_ct_val": bad["val"]}
-    rows = ["MODEL.RANKED_BOXES.CACHE", "on", "MODEL.RANKED_BOXES.CACHE_DIR", tmp_path / "rows"]
+    rows = ["MODEL.RANKED_BOXES.CACHE", "always", "MODEL.RANKED_BOXES.CACHE_DIR", tmp_path / "rows"]
     for run in ("first", "second"):  # the second reads what the first kept
         assert tool(*words(tmp_path / run, "--num-gpus=1", *rows)) == 0
         report = tmp_path / run / "bad_slices.json"

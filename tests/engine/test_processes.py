@@ -98,7 +98,7 @@ def test_two_processes_learn_what_one_does(repository, world, in_this_process):
 def test_two_processes_keep_the_rows_that_one_does(repository, world, in_this_process):
     words = [
         *("--config-file", "configs/cls_light.yaml", *TINY, "MODEL.TRAINABLE", "heads"),
-        *("SOLVER.MAX_ITER", 1, "MODEL.RANKED_BOXES.CACHE", "on", "MODEL.WEIGHTS", ""),
+        *("SOLVER.MAX_ITER", 1, "MODEL.RANKED_BOXES.CACHE", "always", "MODEL.WEIGHTS", ""),
     ]
     assert in_this_process(*words, "OUTPUT_DIR", world[1] / "rows_1") == 0
     two = [TOOL, "--num-gpus", 2, "--dist-url", "auto", *words, "OUTPUT_DIR", world[1] / "rows_2"]

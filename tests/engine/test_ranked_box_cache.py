@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from ctmasknet.config import check_keys
 from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
 from ctmasknet.errors import CTMaskNetError
 from tests.engine.test_train_net import TINY
@@ -92,22 +93,22 @@ def test_what_rows_do_not_depend_on_leaves_the_key(cfg, dicts, tiny_model):
 
 def test_when_rows_may_be_kept(cfg, dicts, tmp_path):
     assert use_cache(cfg, dicts)
-    cfg.MODEL.RANKED_BOXES.CACHE = "off"
+    cfg.MODEL.RANKED_BOXES.CACHE = "never"
     assert not use_cache(cfg, dicts)
     cfg.MODEL.RANKED_BOXES.CACHE = "auto"
     Image.new("L", (64, 96)).save(dicts[1]["file_name"])
     assert "slices differ in size" in why_not(cfg, dicts)
     assert not use_cache(cfg, dicts)
-    cfg.MODEL.RANKED_BOXES.CACHE = "on"
+    cfg.MODEL.RANKED_BOXES.CACHE = "always"
     assert use_cache(cfg, dicts)
     for key, value in (("MODEL.TRAINABLE", "full"), ("INPUT.RANDOM_FLIP", "horizontal")):
         other = cfg.clone()
         other.merge_from_list([key, value])
-        with pytest.raises(CTMaskNetError, match=f"CACHE is 'on' but {key} is {value}"):
+        with pytest.raises(CTMaskNetError, match=f"CACHE is 'always' but {key} is {value}"):
             use_cache(other, dicts)
     cfg.MODEL.RANKED_BOXES.CACHE = "yes"
-    with pytest.raises(CTMaskNetError, match="choose one of auto, on, off"):
-        use_cache(cfg, dicts)
+    with pytest.raises(CTMaskNetError, match="choose one of auto, always, never"):
+        check_keys(cfg)
 
 
 def test_rows_have_no_detections(cfg):
@@ -122,7 +123,7 @@ def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypat
     monkeypatch.chdir(repository)
     # At the paper's learning rate: Adam enlarges what the order of a sum leaves between rows of
     # one slice and rows of a batch, some 1e-7, by as much as its steps are long.
-    for mode in ("off", "auto"):
+    for mode in ("never", "auto"):
         words = [
             *("--config-file", "configs/cls_light.yaml", *TINY, "MODEL.TRAINABLE", "heads"),
             *("MODEL.RANKED_BOXES.CACHE", mode, "MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 12),
@@ -131,16 +132,16 @@ def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypat
         ]
         assert run_tool(repository, "tools/train_net.py", *words) == 0
     assert len(list((tmp_path / "auto" / "ranked_boxes").iterdir())) == 2
-    assert not (tmp_path / "off" / "ranked_boxes").exists()
+    assert not (tmp_path / "never" / "ranked_boxes").exists()
     off, auto = (
         torch.load(tmp_path / mode / "model_final.pth", weights_only=True)["model"]
-        for mode in ("off", "auto")
+        for mode in ("never", "auto")
     )
     for name, value in off.items():
         assert (value - auto[name]).abs().max() < 1e-6, name
     lines = [
         [json.loads(line) for line in (tmp_path / mode / "metrics.json").read_text().splitlines()]
-        for mode in ("off", "auto")
+        for mode in ("never", "auto")
     ]
     for ours, theirs in zip(*lines, strict=True):
         assert ours.keys() == theirs.keys()

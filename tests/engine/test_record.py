@@ -6,7 +6,7 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ctmasknet.engine.record import command_of, describe_dataset, fingerprint, recorded
+from ctmasknet.engine.record import describe_dataset, fingerprint, recorded
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_slice_name
 from ctmasknet.paper.published import LISTS
@@ -20,7 +20,7 @@ DICTS = [
 
 def arguments(**given):
     values = {"config_file": "configs/cls.yaml", "opts": ["SEED", 3], "eval_only": False}
-    return argparse.Namespace(**(values | {"resume": False, "num_gpus": 1} | given))
+    return argparse.Namespace(**(values | {"resume": False, "num_gpus": 1, "words": []} | given))
 
 
 @pytest.fixture
@@ -147,9 +147,11 @@ def test_published_lists_are_recognised(shared, file, name):
     assert LISTS[fingerprint(dicts)] == name
 
 
-def test_the_command_is_the_one_that_was_given():
-    args = arguments(eval_only=True, num_gpus=2, opts=["OUTPUT_DIR", "a b"])
-    assert command_of(args) == (
+def test_the_command_is_the_one_that_was_given(cfg):
+    words = ["--config-file", "configs/cls.yaml", "--eval-only", "--num-gpus", "2"]
+    with recorded(cfg, arguments(eval_only=True, words=[*words, "OUTPUT_DIR", "a b"])):
+        pass
+    assert entries(cfg)[0]["command"] == (
         "python tools/train_net.py --config-file configs/cls.yaml --eval-only --num-gpus 2 "
         "OUTPUT_DIR 'a b'"
     )

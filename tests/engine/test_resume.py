@@ -20,7 +20,7 @@ TASKS = {
     "heads": ["configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"],
     "heads on kept rows": [
         *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"),
-        *("INPUT.RANDOM_FLIP", "none", "MODEL.RANKED_BOXES.CACHE", "on"),
+        *("INPUT.RANDOM_FLIP", "none", "MODEL.RANKED_BOXES.CACHE", "always"),
     ],
     "heads_bn": [
         *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads_bn"),

@@ -1,7 +1,15 @@
-import pytest
+import json
 
-from ctmasknet.engine.setup import read_cfg, resolve_epochs
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
+from ctmasknet.engine.export import load_exported
+from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg, resolve_epochs
 from ctmasknet.errors import CTMaskNetError
+from tests.running import run_tool
 
 
 @pytest.mark.parametrize(
@@ -39,3 +47,101 @@ def test_light_configurations_keep_iterations(repository):
     cfg = read_cfg(str(repository / "configs" / "cls_light.yaml"))
     resolve_epochs(cfg, 77)
     assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (1000, 250)
+
+
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.IMAGE_HEAD.FC_DIM", 8),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 8, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", 16, "INPUT.MIN_SIZE_TEST", 64),
+]
+TWO = ["normal", "covid"]
+
+
+@pytest.fixture
+def config(repository):
+    return repository / "configs" / "cls_light.yaml"
+
+
+@pytest.fixture
+def two(config, tmp_path):
+    """A classifier of two classes on 8 rows: its checkpoint."""
+    names = json.dumps(TWO)
+    cfg = read_cfg(config, [*TINY, "MODEL.IMAGE_HEAD.CLASSES", names, "MODEL.RANKED_BOXES.NUM", 8])
+    cfg.INPUT.WINDOW_WIDTH_HU = 400.0
+    torch.manual_seed(0)
+    CTMaskNetCheckpointer(build_model(cfg), str(tmp_path), spec=spec_of(cfg)).save("two")
+    return tmp_path / "two.pth"
+
+
+def test_what_the_checkpoint_states_comes_before_the_file(config, two):
+    cfg, spec = inference_cfg(config, TINY, two)
+    assert cfg.MODEL.IMAGE_HEAD.CLASSES == spec["image_classes"] == TWO
+    assert (cfg.MODEL.RANKED_BOXES.NUM, cfg.INPUT.WINDOW_WIDTH_HU) == (8, 400.0)
+    assert (cfg.MODEL.LESION_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (["lesion"], 1)
+    assert cfg.is_frozen() and str(two) == cfg.MODEL.WEIGHTS
+    assert load_model(cfg).image_head.logits.out_features == 2
+
+
+def test_an_override_comes_before_the_checkpoint(config, two):
+    words = [*TINY, "MODEL.WEIGHTS", str(two), "MODEL.RANKED_BOXES.NUM", 16]
+    cfg, _ = inference_cfg(config, words)
+    assert cfg.MODEL.RANKED_BOXES.NUM == 16
+    with pytest.raises(CTMaskNetError, match="NUM is 8 in this checkpoint but 16"):
+        load_model(cfg)
+
+
+def test_a_data_set_has_to_agree_with_the_checkpoint(config, two, prepared, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    assert inference_cfg(config, TINY, two)[0].MODEL.IMAGE_HEAD.CLASSES == TWO
+    with pytest.raises(CTMaskNetError, match=r"covidx_ct_test: its image_classes are .*pneumonia"):
+        inference_cfg(config, TINY, two, test_sets=True)
+
+
+def test_a_checkpoint_that_states_nothing_leaves_it_to_file_and_data_set(
+    config, two, prepared, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    torch.save({"model": torch.load(two, weights_only=True)["model"]}, two)
+    words = [*TINY, "MODEL.IMAGE_HEAD.CLASSES", json.dumps(TWO)]
+    for config_words, sets, classes in (
+        (TINY, False, ["normal", "pneumonia", "covid"]),
+        (words, False, TWO),
+        (words, True, ["normal", "pneumonia", "covid"]),
+    ):
+        cfg, spec = inference_cfg(config, config_words, two, test_sets=sets)
+        assert (cfg.MODEL.IMAGE_HEAD.CLASSES, spec) == (classes, {})
+
+
+def test_the_other_tasks_checkpoint_and_missing_weights_are_refused(repository, config, two):
+    with pytest.raises(CTMaskNetError, match=r"two\.pth: a checkpoint for classification, but"):
+        inference_cfg(repository / "configs" / "seg_light.yaml", TINY, two)
+    with pytest.raises(CTMaskNetError, match=r"none/model_best\.pth: no such weights file; train"):
+        inference_cfg(config, [*TINY, "OUTPUT_DIR", "none"])
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.WEIGHTS is empty, and random weights"):
+        inference_cfg(config, [*TINY, "MODEL.WEIGHTS", ""])
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "set it to cpu or cuda"), ("mps", "cpu or cuda"), ("cuda:99", "torch finds")],
+)
+def test_a_device_that_is_not_there_is_refused_at_the_start(config, two, device, message):
+    with pytest.raises(CTMaskNetError, match=f"MODEL.DEVICE is '{device}'.*{message}"):
+        inference_cfg(config, [*TINY, "MODEL.DEVICE", device], two)
+
+
+def test_two_classes_are_exported_and_drawn_without_their_data_set(
+    repository, config, two, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+    picture, program = tmp_path / "slice.png", tmp_path / "two.pt2"
+    Image.new("L", (64, 64), 90).save(picture)
+    words = ["--config-file", config, "--output"]
+    sides = ["--height", 64, "--width", 64]
+    weights = [*TINY, "MODEL.WEIGHTS", two]
+    assert run_tool(repository, "tools/export.py", *words, program, *sides, *weights) == 0
+    logits, _ = load_exported(program)(torch.zeros(1, 3, 64, 64))
+    assert logits.shape == (1, 2)
+    drawn = ["--input", picture, "--limit", 1, *weights]
+    assert run_tool(repository, "tools/visualize.py", *words, tmp_path / "drawn", *drawn) == 0
+    assert len(list((tmp_path / "drawn").glob("*_slice.png"))) == 1

@@ -1,4 +1,4 @@
-"""Half precision: what runs in it, what stays float32, and where it is refused."""
+"""The optimiser's numbers; half precision: what runs in it, what stays float32, refusals."""
 
 import pytest
 import torch
@@ -7,9 +7,106 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ctmasknet.engine import solver as precision
-from ctmasknet.engine.solver import AutocastTrainer, amp_dtype, build_step_trainer
+from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.solver import (
+    AutocastTrainer,
+    amp_dtype,
+    build_optimizer,
+    build_step_trainer,
+)
 from ctmasknet.errors import CTMaskNetError
 from tests.running import needs_bfloat16
+
+
+def groups_of(optimizer, model) -> dict[str, dict]:
+    """Name of a weight -> the optimiser's group that it is in."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+
+
+class TestOptimizer:
+    @pytest.mark.parametrize("config", ["seg", "cls"])
+    def test_of_the_paper_is_adam_with_one_decay_for_all(self, repository, tiny_cfg, config):
+        solver = read_cfg(repository / "configs" / f"{config}.yaml").SOLVER
+        tiny_cfg.SOLVER = solver
+        tiny_cfg.MODEL.META_ARCHITECTURE = {"seg": "GeneralizedRCNN", "cls": "CTMaskNet"}[config]
+        tiny_cfg.MODEL.TRAINABLE = "full"
+        model = build_model(tiny_cfg)
+        optimizer = build_optimizer(tiny_cfg, model)
+        assert type(optimizer) is torch.optim.Adam
+        groups = groups_of(optimizer, model)
+        assert set(groups) == {name for name, p in model.named_parameters() if p.requires_grad}
+        # Biases and batch normalisation are decayed like the rest
+        assert {name.split(".")[-1] for name in groups} == {"weight", "bias"}
+        assert any(".norm." in name for name in groups)
+        for group in groups.values():
+            found = [group[key] for key in ("lr", "weight_decay", "betas", "eps", "amsgrad")]
+            assert found == [1e-5, 1e-3, (0.9, 0.999), 1e-8, False]
+
+    def test_sgd_has_momentum(self, tiny_cfg, tiny_model):
+        tiny_cfg.SOLVER.OPTIMIZER, tiny_cfg.SOLVER.MOMENTUM = "SGD", 0.8
+        tiny_cfg.SOLVER.NESTEROV = True
+        optimizer = build_optimizer(tiny_cfg, tiny_model)
+        assert type(optimizer) is torch.optim.SGD
+        for group in optimizer.param_groups:
+            found = [group[key] for key in ("lr", "weight_decay", "momentum", "nesterov")]
+            assert found == [1e-5, 1e-3, 0.8, True]
+
+    @pytest.mark.parametrize(("name", "weight"), [("ADAM", 2 - 0.1), ("SGD", 2 - 0.1 * 0.25 * 2)])
+    def test_a_step_of_decay_alone(self, tiny_cfg, name, weight):
+        """Without a loss a weight 2 falls by lr (Adam, whatever the size) or by lr * decay * 2."""
+        tiny_cfg.SOLVER.OPTIMIZER = name
+        tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.WEIGHT_DECAY = 0.1, 0.25
+        model = torch.nn.Linear(1, 1)
+        optimizer = build_optimizer(tiny_cfg, model)
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, 2.0)
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for parameter in model.parameters():
+            assert parameter.item() == pytest.approx(weight)
+
+    @pytest.mark.parametrize("task", ["GeneralizedRCNN", "CTMaskNet"])
+    def test_detector_lr_factor_is_the_classifiers_detectors(self, tiny_cfg, task):
+        tiny_cfg.MODEL.META_ARCHITECTURE, tiny_cfg.MODEL.TRAINABLE = task, "full"
+        tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.DETECTOR_LR_FACTOR = 0.01, 0.3
+        model = build_model(tiny_cfg)
+        rates = {
+            name: group["lr"]
+            for name, group in groups_of(build_optimizer(tiny_cfg, model), model).items()
+        }
+        assert rates["backbone.fpn_lateral3.weight"] == rates["roi_heads.box_head.fc1.bias"]
+        if task == "CTMaskNet":
+            assert rates["backbone.fpn_lateral3.weight"] == pytest.approx(0.003)
+            assert {rate for name, rate in rates.items() if name.startswith("image_head.")} == {
+                0.01
+            }
+        else:
+            assert set(rates.values()) == {0.01}
+
+    def test_norms_and_biases_apart_where_asked_for(self, tiny_cfg):
+        tiny_cfg.MODEL.TRAINABLE = "full"
+        tiny_cfg.SOLVER.WEIGHT_DECAY_NORM, tiny_cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.5, 0.25
+        tiny_cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+        model = build_model(tiny_cfg)
+        groups = groups_of(build_optimizer(tiny_cfg, model), model)
+        stem = "backbone.bottom_up.stem.conv1.norm.weight"
+        found = [groups[name] for name in (stem, "image_head.fc1.bias", "image_head.fc1.weight")]
+        assert [group["weight_decay"] for group in found] == [0.5, 0.25, 1e-3]
+        assert [group["lr"] for group in found] == [1e-5, 2e-5, 1e-5]
+
+    def test_gradients_are_clipped_where_asked_for(self, tiny_cfg):
+        tiny_cfg.SOLVER.OPTIMIZER, tiny_cfg.SOLVER.BASE_LR = "SGD", 1.0
+        tiny_cfg.SOLVER.WEIGHT_DECAY = 0.0
+        tiny_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+        tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+        model = torch.nn.Linear(1, 1)
+        optimizer = build_optimizer(tiny_cfg, model)
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, 2.0)
+            parameter.grad = torch.full_like(parameter, 8.0)
+        optimizer.step()
+        assert [parameter.item() for parameter in model.parameters()] == [1.5, 1.5]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Both tasks through tools/train_net.py, as a user runs it, on small phantoms."""
 
-import argparse
 import csv
 import json
 import re
@@ -8,7 +7,7 @@ import re
 import pytest
 import torch
 
-from ctmasknet.engine.setup import setup_cfg
+from ctmasknet.engine.setup import training_cfg
 from tests.running import run_tool
 
 TINY = [
@@ -280,5 +279,4 @@ def test_window_of_a_prepared_set_has_to_be_the_configurations(
                 error,
             ), error
         fix = error.partition("or set ")[2].split()
-        args = argparse.Namespace(config_file=words[1], opts=["MODEL.WEIGHTS", "", *fix])
-        assert setup_cfg(args, training=True).INPUT.WINDOW_WIDTH_HU == 400
+        assert training_cfg(words[1], ["MODEL.WEIGHTS", "", *fix]).INPUT.WINDOW_WIDTH_HU == 400

@@ -103,7 +103,7 @@ def test_a_class_the_data_set_does_not_have_is_one_clear_error(lesion_dataset, d
         run(LesionEvaluator(name), [detections((SQUARE, 0.9, 1))])
 
 
-@pytest.mark.parametrize("fast", ["auto", "off"])
+@pytest.mark.parametrize("fast", ["auto", "never"])
 def test_a_slice_that_a_padding_sampler_shows_twice_counts_once(lesion_dataset, detections, fast):
     name = lesion_dataset([[(SQUARE, 0)], []])
     evaluator = LesionEvaluator(name, fast=fast)
@@ -198,7 +198,7 @@ def test_lesion_evaluator_gives_the_same_either_way(lesions, tmp_path, limit):
     )
     found, written = {}, {}
     try:
-        for fast in ("off", "on"):
+        for fast in ("never", "always"):
             folder = tmp_path / fast
             evaluator = LesionEvaluator(
                 name,
@@ -217,18 +217,20 @@ def test_lesion_evaluator_gives_the_same_either_way(lesions, tmp_path, limit):
             written[fast] = json.loads((folder / "coco_instances_results.json").read_text())
     finally:
         MetadataCatalog.remove(name)
-    assert found["on"] == found["off"]
-    assert set(found["on"]["segm"]) > {"AP", "AP-ggo", "AP-consolidation"}
-    assert written["on"] == written["off"] == results
+    assert found["always"] == found["never"]
+    assert set(found["always"]["segm"]) > {"AP", "AP-ggo", "AP-consolidation"}
+    assert written["always"] == written["never"] == results
 
 
 @needs_library
 def test_nothing_detected_and_no_ground_truth(lesion_dataset, detections, run):
     name = lesion_dataset([[(COCO_SQUARE, 0)], []])
-    nothing = run(LesionEvaluator(name, fast="on"), [detections(), detections()])
+    nothing = run(LesionEvaluator(name, fast="always"), [detections(), detections()])
     assert nothing["segm"]["AP"] == 0.0
     name = lesion_dataset([[], []])
-    found = run(LesionEvaluator(name, fast="on"), [detections((COCO_SQUARE, 0.9, 0)), detections()])
+    found = run(
+        LesionEvaluator(name, fast="always"), [detections((COCO_SQUARE, 0.9, 0)), detections()]
+    )
     assert math.isnan(found["bbox"]["AP"]) and math.isnan(found["segm"]["AP"])
     assert found["lesion_free"]["slices-with-false-positives@0.5"] == 1
 
@@ -242,11 +244,11 @@ def test_without_the_library_the_stock_evaluation_is_used_or_one_error_says_what
         "find_spec",
         lambda name, *rest: None if name == "faster_coco_eval" else find_spec(name, *rest),
     )
-    assert use_fast_coco("auto") is use_fast_coco("off") is False
+    assert use_fast_coco("auto") is use_fast_coco("never") is False
     name = lesion_dataset([[(COCO_SQUARE, 0), (FAR_AWAY, 0)]])
     found = run(LesionEvaluator(name), [detections((COCO_SQUARE, 0.9, 0), (FAR_AWAY, 0.8, 0))])
     assert found["segm"]["AP"] == pytest.approx(100)
     with pytest.raises(CTMaskNetError, match=r"ctmasknet\[coco\]"):
-        LesionEvaluator(name, fast="on")
+        LesionEvaluator(name, fast="always")
     with pytest.raises(CTMaskNetError, match=r"TEST\.COCO_FAST"):
         use_fast_coco("yes")

@@ -140,7 +140,7 @@ def test_a_dicom_series_and_a_volume_give_the_same(
     hu = ct_samples.volume(slices=2)
     ct_samples.dicom_series(tmp_path / "series", hu)
     nib.save(ct_samples.nifti(hu), tmp_path / "volume.nii.gz")
-    monkeypatch.setattr(run, "prediction_cfg", lambda *_: (small_cfg, {}))
+    monkeypatch.setattr(run, "model_cfg", lambda _: small_cfg)
     monkeypatch.setattr(run, "load_model", lambda cfg: tiny_model.eval())
     found = []
     for name in ("series", "volume.nii.gz"):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from ctmasknet.modeling.roi_heads import select_ranked, stretch_rows, stretched_places
@@ -102,6 +103,38 @@ class TestRankedBoxROIHeads:
         best, second = found[0, 0], found[0, 4]
         assert best.tolist() == pytest.approx([score[1, 1].item(), 1.2, 1.3, 1.4, 1.5])
         assert second.tolist() == pytest.approx([score[0, 0].item(), 0.0, 0.1, 0.2, 0.3])
+
+    @pytest.mark.parametrize(
+        ("ranked", "test", "rows", "detections"),
+        [
+            # IoU for suppression and score above which a box counts, of rows and of detections
+            ((0.9, -0.01), (0.5, 0.3), [0.9, 0.8, 0.1], [0.9]),
+            ((0.5, -0.01), (0.9, 0.3), [0.9, 0.1], [0.9, 0.8]),
+            ((0.9, 0.3), (0.9, 0.05), [0.9, 0.8], [0.9, 0.8, 0.1]),
+            ((0.9, 0.85), (0.5, 0.05), [0.9], [0.9, 0.1]),
+        ],
+    )
+    def test_rows_and_detections_have_thresholds_of_their_own(
+        self, tiny_cfg, ranked, test, rows, detections
+    ):
+        """Two boxes of IoU 0.8 and one apart, of one class, with scores 0.9, 0.8 and 0.1."""
+        tiny_cfg.MODEL.RANKED_BOXES.NMS_THRESH, tiny_cfg.MODEL.RANKED_BOXES.SCORE_THRESH = ranked
+        heads = tiny_cfg.MODEL.ROI_HEADS
+        heads.NMS_THRESH_TEST, heads.SCORE_THRESH_TEST = test
+        tiny_cfg.MODEL.LESION_CLASSES, heads.NUM_CLASSES = ["lesion"], 1
+        heads = build_model(tiny_cfg).eval().roi_heads
+        proposals = [self.proposals([0, 0, 20, 20], [0, 0, 20, 16], [30, 30, 50, 50])]
+        scores = torch.tensor([0.9, 0.8, 0.1])
+        predictions = (torch.stack([scores, 1 - scores], dim=1).log(), torch.zeros(3, 4))
+        found = heads.ranked_instances(predictions, proposals)[0].scores
+        assert found.tolist() == pytest.approx(rows)
+        assert heads.rank(predictions, proposals)[0, :, 0].unique().tolist() == pytest.approx(
+            sorted(rows)
+        )
+        features = {"p3": torch.zeros(1, 32, 8, 8)}
+        with torch.no_grad():
+            instances = heads.detect(features, predictions, proposals)[0]
+        assert instances.scores.tolist() == pytest.approx(detections)
 
     def test_image_without_proposals_gives_zero_rows(self, heads):
         proposals = [self.proposals(), self.proposals([0, 0, 20, 20])]

@@ -72,11 +72,12 @@ def tool(repository):
 def test_every_variant_is_detected_and_fits_the_model_of_its_config(repository, variant):
     converted, found = import_checkpoint(meta_state(variant))
     assert found.variant == variant
-    cfg = read_cfg(str(repository / found.config))
+    cfg = read_cfg(str(repository / found.config), found.overrides)
     assert found.spec == without_window(spec_of(cfg))
+    model = build(found.config, *found.overrides, device="meta")
     expected = {
         name: tuple(tensor.shape)
-        for name, tensor in build(found.config, device="meta").state_dict().items()
+        for name, tensor in model.state_dict().items()
         if variant.has_masks or not name.startswith("roi_heads.mask_head.")
     }
     assert {name: tuple(tensor.shape) for name, tensor in converted.items()} == expected
@@ -98,6 +99,16 @@ def test_the_config_that_fits_is_named(repository, variant, mask_type, config):
     _, found = import_checkpoint(meta_state(variant), mask_type)
     assert found.config == f"configs/{config}.yaml"
     assert found.spec == without_window(spec_of(read_cfg(str(repository / found.config))))
+
+
+def test_a_lightweight_model_of_both_classes_names_the_overrides_it_needs(tmp_path):
+    path = save_stream(tmp_path / "in.pth", small_state(Variant(18, 1, 2, True, False)))
+    found, lines = import_file(path, tmp_path / "out.pth")
+    assert found.config == "configs/seg_r18_t1_merge.yaml"
+    assert lines[-1] == (
+        """overrides: MODEL.LESION_CLASSES '["ggo", "consolidation"]' """
+        "MODEL.ROI_HEADS.NUM_CLASSES 2"
+    )
 
 
 def test_every_config_of_the_three_training_modes(repository):
