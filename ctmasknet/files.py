@@ -46,8 +46,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Make one clear error of a write to ``path`` that fails.
+def writing(
+    path: str | os.PathLike, remedy: str = "choose another place, or make room there"
+) -> Iterator[None]:
+    """Make one clear error, which ends with ``remedy``, of a write to ``path`` that fails. What is
+    written is read and computed before.
 
     Raises:
         CTMaskNetError: an ``OSError`` in the block: no permission, a full disk, a file where a
@@ -57,8 +60,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         raise CTMaskNetError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place, or make "
-            "room there"
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}"
         ) from error
 
 

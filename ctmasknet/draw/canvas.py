@@ -30,6 +30,23 @@ def enlarged(image: np.ndarray, scale: int, interpolation: int = cv2.INTER_CUBIC
     return cv2.resize(image, size, interpolation=interpolation)
 
 
+def as_rgb(pixels: np.ndarray, crop_box: Sequence[int] | None = None) -> np.ndarray:
+    """A slice, grey or in colour, for drawing; of a crop what the model saw before the resize.
+
+    Args:
+        pixels: (H, W) or (H, W, 3) uint8.
+        crop_box: (x0, y0, x1, y1) px; None for all of it.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    if crop_box is None:
+        return rgb
+    x0, y0, x1, y1 = crop_box
+    return np.ascontiguousarray(rgb[y0:y1, x0:x1])
+
+
 class SliceCanvas(Visualizer):
     """Detectron2's primitives on an enlarged slice."""
 

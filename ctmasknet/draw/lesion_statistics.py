@@ -87,7 +87,7 @@ def png_path(output: str | os.PathLike) -> Path:
     """
     path = Path(output)
     if path.suffix.lower() != ".png":
-        raise CTMaskNetError(f"{path}: figures are PNG files; give --output NAME.png")
+        raise CTMaskNetError(f"{path}: figures are PNG files; give `output` NAME.png")
     return path
 
 

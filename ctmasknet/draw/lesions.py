@@ -82,7 +82,7 @@ def check_score_threshold(threshold: float) -> None:
         CTMaskNetError: outside 0..1, or no number.
     """
     if not 0 <= threshold <= 1:
-        raise CTMaskNetError(f"--score-threshold: {threshold} is no score; give one of 0 to 1")
+        raise CTMaskNetError(f"`score_threshold`: {threshold} is no score; give one of 0 to 1")
 
 
 def has_masks(found: Found) -> bool:

@@ -6,7 +6,9 @@ Pictures are (H, W, 3) uint8 RGB arrays, lengths are px.
 from __future__ import annotations
 
 import functools
+import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,8 @@ import cv2
 import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+
+from ctmasknet.files import atomic_write, writing
 
 _BACKGROUND = (24, 24, 28)
 _TEXT = (235, 235, 235)
@@ -110,6 +114,24 @@ def contact_sheet(
     cells += [empty] * (-len(cells) % columns)
     rows = [np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)]
     return np.vstack(rows)
+
+
+def png_bytes(picture: np.ndarray) -> bytes:
+    """An (H, W, 3) uint8 RGB picture as the content of a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 RGB picture, whole or not at all.
+
+    Raises:
+        CTMaskNetError: the file cannot be written.
+    """
+    content = png_bytes(picture)
+    with writing(path), atomic_write(path, "wb") as stream:
+        stream.write(content)
 
 
 def _strip(lines: Sequence[Sequence[Chunk]], width: int, margin: int = _MARGIN_PX) -> np.ndarray:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
-from PIL import Image
 
 from ctmasknet.config import is_classifier
-from ctmasknet.ct.pictures import check_eight_bit, naming_file
-from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts, lesion_colors
 from ctmasknet.draw.lesion_statistics import png_path, write_picture
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
-from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet
-from ctmasknet.engine.setup import inference_cfg, load_model
+from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet, png_bytes
+from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
 from ctmasknet.errors import CTMaskNetError, check_seed
+from ctmasknet.predict.predictor import CTPredictor
+from ctmasknet.predict.shown import read_picture
 
 
 def figure_2(args: argparse.Namespace) -> dict[str, Any]:
@@ -33,7 +29,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         args: ``config_file`` and ``opts`` of a detector (see
             :func:`ctmasknet.engine.setup.inference_cfg`), ``dataset`` (registered name), ``output``
             (PNG; the numbers stand beside it as JSON), ``image_id``, ``index`` (lists of ids, of
-            places in the data set; None) and ``seed`` (None), see :func:`choose`; ``nms`` (two IoU
+            indices in the data set; None) and ``seed`` (None), see :func:`choose`; ``nms`` (two IoU
             thresholds, paper 0.25 and 0.75), ``score_threshold`` (paper 0.75), ``mask_threshold``
             (probability, paper 0.5).
 
@@ -49,23 +45,24 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("nms", "score_threshold", "mask_threshold"):
         values = getattr(args, name) if name == "nms" else [getattr(args, name)]
         if not all(0 <= value <= 1 for value in values):
-            raise CTMaskNetError(f"--{name.replace('_', '-')}: {values} is not within 0..1")
-    entries = choose(args.dataset, args.image_id, args.index, args.seed)
-    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
-    cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
-    if is_classifier(cfg):
+            raise CTMaskNetError(f"`{name}`: {values} is not within 0..1")
+    if is_classifier(read_cfg(args.config_file, args.opts)):
         raise CTMaskNetError(
             f"{args.config_file}: is a classifier; Figure 2 shows a detector, such as "
             "configs/seg.yaml"
         )
-    model = load_model(cfg)
-    mapper = LesionMapper(cfg, is_train=False)
+    entries = choose(args.dataset, args.image_id, args.index, args.seed)
+    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
+    cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
+    # The model as it was trained, not its inference copy: both panels are the reference's
+    predictor = CTPredictor(cfg, model=load_model(cfg))
     rows, told = [], []
     for entry in entries:
-        item = mapper(dict(entry))
-        found = [detect(model, item, nms) for nms in args.nms]
+        pixels = read_picture(entry)
+        item = predictor.mapped(entry, pixels)
+        found = [detect(predictor, item, nms) for nms in args.nms]
         page, counts = compare(
-            _slice_rgb(entry["file_name"]),
+            pixels,
             found,
             entry["annotations"],
             class_names=list(cfg.MODEL.LESION_CLASSES),
@@ -83,8 +80,6 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
                 "predictions": counts,
             }
         )
-    buffer = io.BytesIO()
-    Image.fromarray(contact_sheet(rows, columns=1)).save(buffer, format="PNG")
     numbers = {
         "dataset": args.dataset,
         "thresholds": {
@@ -94,7 +89,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         },
         "slices": told,
     }
-    write_picture(output, buffer.getvalue(), numbers)
+    write_picture(output, png_bytes(contact_sheet(rows, columns=1)), numbers)
     return numbers
 
 
@@ -104,7 +99,7 @@ def choose(
     indices: Sequence[int] | None = None,
     seed: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Slices to draw: by id, by place in the data set, or at random among those with lesions.
+    """Slices to draw: by id, by index in the data set, or at random among those with lesions.
 
     Given none of these, the paper's choice: the slice with most lesions among those with every
     class, and the one with most among those with the first class alone (where there are such).
@@ -119,17 +114,17 @@ def choose(
             f"{dataset}: is not a lesion data set; give one of datasets/prepare_cncb_lesions.py"
         )
     if sum(given is not None for given in (image_ids, indices, seed)) > 1:
-        raise CTMaskNetError("give only one of --image-id, --index and --seed")
+        raise CTMaskNetError("give only one of `image_id`, `index` and `seed`")
     if image_ids is not None:
         by_id = {str(entry["image_id"]): entry for entry in entries}
         missing = [name for name in image_ids if name not in by_id]
         if missing:
-            raise CTMaskNetError(f"--image-id: {dataset} has no image {missing[0]}")
+            raise CTMaskNetError(f"`image_id`: {dataset} has no image {missing[0]}")
         return [by_id[name] for name in image_ids]
     if indices is not None:
         wrong = [index for index in indices if not 0 <= index < len(entries)]
         if wrong:
-            raise CTMaskNetError(f"--index: {wrong[0]} is not within 0..{len(entries) - 1}")
+            raise CTMaskNetError(f"`index`: {wrong[0]} is not within 0..{len(entries) - 1}")
         return [entries[index] for index in indices]
     labels = [{a["category_id"] for a in entry["annotations"]} for entry in entries]
     if seed is not None:
@@ -145,27 +140,26 @@ def choose(
             chosen.append(best)
     if not chosen:
         raise CTMaskNetError(
-            f"{dataset}: no slice shows every class or the first alone; name one with --image-id"
+            f"{dataset}: no slice shows every class or the first alone; name one with `image_id`"
         )
     return chosen
 
 
-def detect(model: torch.nn.Module, item: dict[str, Any], nms_iou: float) -> Instances:
-    """Detections of a Detectron2 detector at another threshold of its RoI suppression.
+def detect(predictor: CTPredictor, item: dict[str, Any], nms_iou: float) -> Instances:
+    """Detections of a lesion detector at another threshold of its RoI suppression.
 
     Args:
-        model: in evaluation mode; left as it was.
+        predictor: its model is left as it was.
         item: the model's input.
         nms_iou: IoU above which the lower-scoring of two boxes of a class is dropped.
     """
-    predictor = model.roi_heads.box_predictor
-    before = predictor.test_nms_thresh
-    predictor.test_nms_thresh = nms_iou
+    head = predictor.model.roi_heads.box_predictor
+    before = head.test_nms_thresh
+    head.test_nms_thresh = nms_iou
     try:
-        with torch.no_grad():
-            return model([item])[0]["instances"]
+        return predictor.predict([item])[0]["instances"]
     finally:
-        predictor.test_nms_thresh = before
+        head.test_nms_thresh = before
 
 
 def compare(
@@ -211,9 +205,3 @@ def compare(
     ]
     legend.append(Chunk(f"score > {score_threshold:g}, mask probability > {mask_threshold:g}"))
     return compose_page(panels, title=title, legend=legend), counts
-
-
-def _slice_rgb(file_name: str) -> np.ndarray:
-    check_eight_bit(file_name)
-    with naming_file(file_name):
-        return read_image(file_name, format="RGB")

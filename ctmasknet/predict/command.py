@@ -1,44 +1,27 @@
-"""What ``tools/predict.py`` does with its arguments."""
+"""What ``tools/predict.py`` does with its arguments: from them to a run, and what is told of it."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import json
 import shlex
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ctmasknet.config import is_classifier
-from ctmasknet.data.bad_slices import REPORT, BadSlices
+from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
 from ctmasknet.draw.lesions import check_score_threshold
 from ctmasknet.engine.checkpoint import CALIBRATION
-from ctmasknet.engine.record import environment, now, write_record
+from ctmasknet.engine.record import environment
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
-from ctmasknet.predict.manifest import (
-    begin,
-    check_output,
-    check_output_apart,
-    finish,
-    is_finished,
-    read_manifest,
-    remove_parts,
-    settings_of,
-    writing,
-)
-from ctmasknet.predict.masks import mask_values, require_highdicom
-from ctmasknet.predict.outputs import Outputs, Summary
+from ctmasknet.predict.manifest import check_output_apart, settings_of
+from ctmasknet.predict.outputs import Summary
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.run import Drawing, Worker, refuse_masks_without_head
-from ctmasknet.predict.shards import Parts
+from ctmasknet.predict.run import DrawOptions, OpenShard, PredictionRun, refuse_masks_without_head
 
 
 def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
@@ -46,7 +29,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
 
     Inputs are listed at once and read a folder at a time (see :mod:`ctmasknet.predict.inputs`), so
     that memory does not grow with their number but by their names and, for the patients, by the
-    logits.
+    logits. A shard's slices are predicted, then its files are written.
 
     Args:
         args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.inference_cfg`),
@@ -66,7 +49,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     setup_logger(distributed_rank=comm.get_rank(), name="ctmasknet")
     cfg, spec = inference_cfg(args.config_file, args.opts)
     bad = BadSlices(
-        {}, mode=args.bad, max_share=args.max_bad_share, keys=("--bad", "--max-bad-share")
+        {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")
     )
     check_score_threshold(args.score_threshold)
     masks = tuple(sorted(set(args.masks)))
@@ -86,14 +69,21 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         "top_k": args.top_k,
         "batch_size": args.batch_size or cfg.TEST.IMS_PER_BATCH,
     }
-    settings = settings_of(cfg, inputs_sha256, options)
-    output, main = Path(args.output), comm.is_main_process()
-    found = None
-    if main:
-        found = check_output(output, settings, resume=args.resume, overwrite=args.overwrite)
-    done = comm.all_gather(found is not None and is_finished(found))[0]
-    if done:
-        return _finished(output, found, bad.max_share) if main else None
+    run = PredictionRun(
+        args.output,
+        settings_of(cfg, inputs_sha256, options),
+        units,
+        DrawOptions(masks, args.overlays, args.score_threshold),
+        bad,
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+    )
+    summary = run.open(resume=args.resume, overwrite=args.overwrite)
+    if comm.all_gather(summary is not None)[0]:
+        if summary is not None:
+            print("finished already:", summary_text(summary, run.output))
+            _check_share(summary, bad.max_share, run.output)
+        return summary
     predictor = CTPredictor(
         cfg,
         calibration=spec.get(CALIBRATION),
@@ -102,76 +92,30 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         batch_size=args.batch_size,
         lesions=lesions,
     )
+    predictor.refuse_crop()
     refuse_masks_without_head(predictor, masks)
-    if main:
-        begin(output, settings, found)
-    comm.synchronize()
-    parts = Parts(output)
-    start = time.monotonic()
-    try:
-        manifest = read_manifest(output)
-        if manifest["settings"] != settings:
-            raise CTMaskNetError(
-                f"{output}: this process sees other inputs, weights or options than the main one; "
-                "every machine needs the same files under the same paths"
-            )
-        worker = Worker(
-            predictor,
-            parts,
-            output,
-            Drawing(
-                masks=masks,
-                overlays=args.overlays,
-                score_threshold=args.score_threshold,
-                identity=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-                created=datetime.datetime.fromisoformat(manifest["started"]),
-            ),
-            skip_bad=bad.skip,
-            rank=comm.get_rank(),
-            world=comm.get_world_size(),
-        )
-        rate = worker.run(units)
-        if not main:
-            return None
-        outputs = Outputs(
-            parts,
-            len(units),
-            output,
-            image_classes=predictor.image_classes,
-            lesion_classes=predictor.lesion_classes,
-            pooler=predictor.pooler,
-            lesions=lesions,
-            score_threshold=args.score_threshold,
-        )
-        summary = outputs.write(bad)
-    except BaseException:
-        parts.mark_failed(comm.get_rank())
-        raise
-    with writing(output):
-        entry = {
-            "kind": "prediction",
-            "status": "finished",
-            "start": manifest["started"],
-            "end": now(),
-            "seconds": round(time.monotonic() - start, 1),
-            "slices_per_second": round(rate, 2),
+    with run:
+        for (shard, scan), batches in predictor.batches(run.unfinished(), skip_bad=bad.skip):
+            opened = OpenShard(run, predictor, shard, scan)
+            for batch in batches:
+                if isinstance(batch, BadSlice):
+                    opened.add(batch, None)
+                    continue
+                outputs = predictor.predict([one.item for one in batch])
+                for one, output in zip(batch, outputs, strict=True):
+                    opened.add(predictor.result(one.source, output), one.pixels)
+            opened.write()
+        asked = {
             "config_file": str(args.config_file),
             "overrides": [str(word) for word in args.opts],
             "command": shlex.join(["python", "tools/predict.py", *args.words]),
             "inputs": [str(path) for path in args.input],
             "weights": cfg.MODEL.WEIGHTS,
-            "settings": settings,
-            "pooling": summary.pooling,
-            "mask_values": mask_values(predictor.lesion_classes) if masks else {},
-            "results": asdict(summary),
-            **environment(cfg, getattr(args, "num_gpus", 1)),
         }
-        write_record(output, [entry])
-        if bad.skip:
-            bad.finish(output / REPORT, check=False)
-    finish(output, manifest, asdict(summary))
-    print(summary_text(summary, output, rate))
-    _check_share(summary, bad.max_share, output)
+        summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
+    if summary is not None:
+        print(summary_text(summary, run.output, run.rate))
+        _check_share(summary, bad.max_share, run.output)
     return summary
 
 
@@ -199,18 +143,10 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
     return "\n".join([*lines, f"in {output}"])
 
 
-def _finished(output: Path, manifest: dict[str, Any], max_bad_share: float) -> Summary:
-    remove_parts(output)
-    summary = Summary(**manifest["summary"])
-    print("finished already:", summary_text(summary, output))
-    _check_share(summary, max_bad_share, output)
-    return summary
-
-
 def _check_share(summary: Summary, max_bad_share: float, output: Path) -> None:
     if summary.bad_share > max_bad_share:
         raise CTMaskNetError(
             f"{output / REPORT}: {summary.skipped} of {summary.skipped + summary.slices} slices "
             f"and files could not be read ({100 * summary.bad_share:.2f} %), more than "
-            f"--max-bad-share {max_bad_share:g} allows; the others are predicted"
+            f"`max_bad_share` {max_bad_share:g} allows; the others are predicted"
         )

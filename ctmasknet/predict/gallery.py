@@ -9,57 +9,54 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 from tqdm import tqdm
 
 from ctmasknet.config import is_classifier
-from ctmasknet.ct.find import natural_key
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES, check_eight_bit, naming_file
-from ctmasknet.data.mapper import LesionMapper, SliceMapper
-from ctmasknet.data.registry import dataset_dicts, register_prepared
-from ctmasknet.draw.lesions import SliceCall, check_score_threshold, contact_sheet, side_by_side
-from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
+from ctmasknet.data.registry import register_prepared
+from ctmasknet.draw.canvas import as_rgb
+from ctmasknet.draw.lesions import check_score_threshold, contact_sheet, side_by_side
+from ctmasknet.draw.pages import write_png
+from ctmasknet.engine.setup import inference_cfg, read_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, writing
-from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.predict.predictor import CTPredictor
+from ctmasknet.predict.shown import (
+    ShownSlices,
+    read_picture,
+    same_classes,
+    slice_call,
+    slice_title,
+    writable_folder,
+)
 
 CONTACT_SHEET = "contact_sheet.png"
 #: The contact sheet shows at most so many pictures, each reduced to so many px across.
 _SHEET_PICTURES, _SHEET_COLUMNS, _SHEET_CELL_PX = 24, 3, 800
-#: A dataset dict -> the model's input and its output for it.
-Predictor = Callable[[dict[str, Any]], tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     """What ``tools/visualize.py`` does with its arguments.
 
     Args:
-        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.inference_cfg`), one of
-            ``dataset`` (registered name) and ``input`` (files and folders), ``output`` (folder),
-            ``limit`` (pictures; None for all), ``seed`` (None: evenly spread), ``score_threshold``
-            (0..1), ``ground_truth_only``.
+        args: ``config_file`` and ``opts`` (see
+            :func:`ctmasknet.engine.setup.inference_cfg`), one of ``dataset`` (registered name) and
+            ``input`` (files and folders of any depth), ``output`` (folder), ``limit`` (pictures;
+            None for all), ``seed`` (None: evenly spread), ``score_threshold`` (0..1),
+            ``ground_truth_only``.
 
     Returns:
         The pictures in order; the contact sheet stands beside them.
 
     Raises:
-        CTMaskNetError: contradicting arguments, no image, an unreadable one, an output folder that
-            cannot be written, or what :func:`inference_cfg` and :func:`load_model` raise.
+        CTMaskNetError: contradicting arguments, no slice, an unreadable one, an output folder that
+            cannot be written, or what :func:`inference_cfg` and :class:`CTPredictor` raise.
     """
-    if bool(args.dataset) == bool(args.input):
-        raise CTMaskNetError("give either --dataset NAME or --input FILE_OR_FOLDER")
     if args.input and args.ground_truth_only:
-        raise CTMaskNetError("--ground-truth-only: files have no ground truth; give --dataset NAME")
+        raise CTMaskNetError("`ground_truth_only`: files have no ground truth; give `dataset` NAME")
     check_score_threshold(args.score_threshold)
-    if args.dataset:
-        entries, metadata = dataset_dicts(args.dataset), MetadataCatalog.get(args.dataset)
-    else:
-        entries, metadata = image_entries(args.input), None
-    entries = [entries[index] for index in pick(len(entries), args.limit, args.seed)]
+    shown = ShownSlices.from_arguments(args)
+    metadata = MetadataCatalog.get(args.dataset) if args.dataset else None
     lesion_classes = list(metadata.get("thing_classes", ())) if metadata else []
     image_classes = list(metadata.get("image_classes", ())) if metadata else []
     cfg = None if args.ground_truth_only else model_cfg(args)
@@ -73,10 +70,12 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
             )
     # Made once all else is known to be right, and tried before the model is loaded
     output = writable_folder(args.output)
+    predictor = None if cfg is None else CTPredictor(cfg, lesions=True)
     return draw_gallery(
-        entries,
+        shown.entries,
         output,
-        predict=None if cfg is None else build_predictor(cfg),
+        predictor=predictor,
+        read=(lambda entry: shown.pixels(entry, predictor.window)) if predictor else read_picture,
         lesion_classes=lesion_classes,
         image_classes=image_classes,
         score_threshold=args.score_threshold,
@@ -87,21 +86,24 @@ def draw_gallery(
     entries: Sequence[dict[str, Any]],
     output: str | os.PathLike,
     *,
-    predict: Predictor | None,
+    predictor: CTPredictor | None,
     lesion_classes: Sequence[str],
     image_classes: Sequence[str] = (),
     score_threshold: float = 0.75,
+    read: Callable[[Mapping[str, Any]], np.ndarray] = read_picture,
 ) -> list[Path]:
-    """Draw each slice with its ground truth and what ``predict`` finds, and a contact sheet.
+    """Draw each slice with its ground truth and what ``predictor`` finds, and a contact sheet.
 
     Args:
         entries: dataset dicts; ``annotations`` and ``label`` are drawn where there are any.
         output: folder for ``001_<stem>.png``, ... and ``contact_sheet.png``; each file is written
             whole or not at all.
-        predict: None draws ground truth alone.
+        predictor: a detector's, or a classifier's that finds lesions; None draws ground truth
+            alone.
         lesion_classes: names of the lesion classes.
         image_classes: names of the slice classes.
         score_threshold: lesions have to score more (paper Figure 2: 0.75).
+        read: gives an entry's px, (H, W) or (H, W, 3) uint8.
 
     Returns:
         The pictures in order.
@@ -112,9 +114,12 @@ def draw_gallery(
     paths: list[Path] = []
     for_sheet: list[np.ndarray] = []
     for number, entry in enumerate(tqdm(entries, desc="overlays", unit="slice"), start=1):
-        item, found = predict(entry) if predict else (entry, {})
+        pixels, item, found = read(entry), entry, {}
+        if predictor is not None:
+            item = predictor.mapped(entry, pixels)
+            (found,) = predictor.predict([item])
         picture = side_by_side(
-            read_rgb(entry["file_name"], item.get("crop_box")),
+            as_rgb(pixels, item.get("crop_box")),
             entry.get("annotations"),
             found.get("instances"),
             class_names=lesion_classes,
@@ -122,7 +127,7 @@ def draw_gallery(
             call=slice_call(entry, found, image_classes),
             score_threshold=score_threshold,
         )
-        path = Path(output) / f"{number:03d}_{Path(entry['file_name']).stem}.png"
+        path = Path(output) / f"{number:03d}_{_stem(entry['file_name'])}.png"
         write_png(path, picture)
         paths.append(path)
         if len(for_sheet) < _SHEET_PICTURES:
@@ -130,86 +135,6 @@ def draw_gallery(
     sheet = contact_sheet(for_sheet, _SHEET_COLUMNS, _SHEET_CELL_PX)
     write_png(Path(output) / CONTACT_SHEET, sheet)
     return paths
-
-
-def build_predictor(cfg: CfgNode) -> Predictor:
-    """Load the model of a detector's or a classifier's configuration; both give ``instances``."""
-    model = load_model(cfg)
-    if is_classifier(cfg):
-        model.return_instances = True
-    model = inference_model(cfg, model)
-    mapper = (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train=False)
-
-    def predict(entry: dict[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        item = mapper(entry)
-        with torch.no_grad():
-            return item, model([item])[0]
-
-    return predict
-
-
-def image_entries(inputs: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
-    """Dataset dicts of files, and of the pictures that lie directly in folders, in natural order
-    (``slice_9.png`` before ``slice_10.png``). In folders, names that begin with a dot are passed
-    over.
-
-    Raises:
-        CTMaskNetError: a path that does not exist, or a folder without pictures.
-    """
-    entries = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            try:
-                found = list(given.iterdir())
-            except OSError as error:
-                raise CTMaskNetError(
-                    f"{given}: cannot be listed ({error.strerror}); check its permissions"
-                ) from error
-            files = [
-                path
-                for path in sorted(found, key=lambda path: natural_key(path.name))
-                if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
-            ]
-            if not files:
-                raise CTMaskNetError(
-                    f"{given}: no image in this folder; it must hold {', '.join(IMAGE_SUFFIXES)} "
-                    "files (folders inside it are not searched)"
-                )
-        elif given.is_file():
-            files = [given]
-        else:
-            raise CTMaskNetError(f"{given}: no such file or folder; correct --input")
-        entries += [{"file_name": str(path)} for path in files]
-    return entries
-
-
-def pick(count: int, limit: int | None, seed: int | None) -> list[int]:
-    """Indices, rising, of at most ``limit`` of ``count`` slices.
-
-    With a seed they are a random choice, without one they are spread evenly, so that a data set
-    sorted by patient shows many patients.
-    """
-    if limit is not None and limit < 1:
-        raise CTMaskNetError(f"--limit: {limit} is not a number of pictures; give 1 or more")
-    if limit is None or limit >= count:
-        return list(range(count))
-    if seed is None:
-        return [index * count // limit for index in range(limit)]
-    return sorted(np.random.default_rng(seed).choice(count, limit, replace=False).tolist())
-
-
-def writable_folder(path: str | os.PathLike) -> Path:
-    """Make the folder where needed; found out before a model is loaded and run.
-
-    Raises:
-        CTMaskNetError: it is a file, or cannot be made or written to.
-    """
-    path = Path(path)
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise CTMaskNetError(f"{path}: no permission to write here; choose another --output")
-    return path
 
 
 def model_cfg(args: argparse.Namespace) -> CfgNode:
@@ -226,53 +151,7 @@ def model_cfg(args: argparse.Namespace) -> CfgNode:
     return inference_cfg(args.config_file, opts, test_sets=checked)[0]
 
 
-def same_classes(dataset: str, kind: str, found: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The model's classes; those of the data set, if it has any, have to be the same."""
-    if found and list(found) != list(known):
-        raise CTMaskNetError(
-            f"{dataset}: has {kind} classes {list(found)} but the model has {list(known)}; "
-            "choose a data set with the classes that the model was trained on"
-        )
-    return list(known)
-
-
-def slice_call(
-    entry: Mapping[str, Any], found: Mapping[str, Any], image_classes: Sequence[str]
-) -> SliceCall | None:
-    """The class of a slice as its dataset dict and a model's result have it; None for neither."""
-    if entry.get("label") is None and "pred_class" not in found:
-        return None
-    scores = found.get("scores")
-    return SliceCall(
-        image_classes,
-        predicted=found.get("pred_class"),
-        truth=entry.get("label"),
-        scores=None if scores is None else scores.tolist(),
-    )
-
-
-def slice_title(entry: Mapping[str, Any]) -> str:
-    """Short name of a slice: its id in the data set, or file and folder."""
-    name = entry.get("image_id")
-    return name if isinstance(name, str) else "/".join(Path(entry["file_name"]).parts[-2:])
-
-
-def read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
-    """The slice as the model saw it before the resize, (H, W, 3) uint8."""
-    check_eight_bit(file_name)
-    with naming_file(file_name):
-        image = read_image(file_name, format="RGB")
-    if crop_box is not None:
-        x0, y0, x1, y1 = crop_box
-        image = image[y0:y1, x0:x1]
-    return image
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, whole or not at all.
-
-    Raises:
-        CTMaskNetError: the file cannot be written.
-    """
-    with writing(path), atomic_write(path, "wb") as stream:
-        Image.fromarray(picture).save(stream, format="PNG")
+def _stem(name: str) -> str:
+    """A slice's name without folder and suffix; with both where its number stands behind them."""
+    path = Path(name)
+    return path.name.replace("#", "_") if "#" in path.suffix else path.stem

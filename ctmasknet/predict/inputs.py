@@ -1,33 +1,25 @@
-"""Inputs of any number cut into units: what is listed, read and shared out at one time.
+"""Inputs of any number cut into units, and units read into scans.
 
-A unit is a folder with everything below it, as long as that is not too much to hold in memory;
-larger folders are cut into their files and their folders. Only names, sizes and times of change are
-looked at here, no file is opened.
-
-Units to scans: the headers of one unit are held, those of the next are read meanwhile.
-
-Slices on their way to the model: read by threads a little ahead of it, then put into batches.
+A unit is what is read and shared out at one time: a folder with everything below it, as long as
+that is not too much to hold in memory; larger folders are cut into their files and their folders.
+Only names, sizes and times of change are looked at for that, no file is opened. Later the headers
+of one unit are held, while those of the next are read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-
-from ctmasknet.ct.find import natural_key
-from ctmasknet.ct.read import CTScan, CTSlice, read_scans
-from ctmasknet.data.bad_slices import BadSlice
+from ctmasknet.ct.find import list_folder
+from ctmasknet.ct.read import read_scans
+from ctmasknet.ct.scan import CTScan
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict.loading import ahead
 
 #: A folder with more files is cut. Their headers are held at once: a few MB.
 UNIT_FILES = 4096
@@ -58,8 +50,8 @@ def list_units(
     are inputs themselves come first and are one unit, since they may be of one series; volumes do
     not.
 
-    As in :func:`ctmasknet.ct.read.read_scans`, names that begin with a dot are passed over in
-    folders.
+    Folders are walked as by :func:`ctmasknet.ct.find.find_files`, so that a unit's files are those
+    that :func:`ctmasknet.ct.read.read_scans` finds in it.
 
     Args:
         inputs: files and folders.
@@ -161,8 +153,8 @@ class _Listing:
         Raises:
             CTMaskNetError: names a link into a folder of another unit.
         """
-        for link, place, number in self._links:
-            owner = self._visited.get(place)
+        for link, identity, number in self._links:
+            owner = self._visited.get(identity)
             if owner is not None and (owner != number or self._cut[number]):
                 raise CTMaskNetError(
                     f"{link}: leads to what is among the inputs already; remove the link, so that "
@@ -172,30 +164,21 @@ class _Listing:
     def _listed(self, path: str) -> _Folder:
         number = len(self._cut) - 1
         try:
-            place = _place(path)
-            if place in self._visited:
-                self._links.append((path, place, number))
+            identity = _identity(path)
+            if identity in self._visited:
+                self._links.append((path, identity, number))
                 return _Folder(path, 0, None, [])
-            self._visited[place] = number
-            with os.scandir(path) as entries:
-                found = [
-                    (entry.name, entry.is_dir(), entry.is_symlink())
-                    for entry in entries
-                    if not entry.name.startswith(".")
-                ]
+            self._visited[identity] = number
+            files, folders = list_folder(path)
         except OSError as error:
             self._unseen(f"{path}: cannot be listed ({error.strerror}); check its permissions")
             return _Folder(path, 1, None, [])
-        files, folders = [], []
-        for name, is_folder, is_link in sorted(found, key=lambda item: natural_key(item[0])):
-            inner = os.path.join(path, name)
-            (folders if is_folder else files).append(inner)
-            if is_link and not is_folder and os.path.exists(inner):
-                target = Path(inner).resolve()
-                if target.name[0] != ".":  # those are no inputs
-                    self._links.append((inner, _place(target.parent), number))
         for file in files:
             self.add(file)
+            if os.path.islink(file) and os.path.exists(file):
+                target = Path(file).resolve()
+                if target.name[0] != ".":  # those are no inputs
+                    self._links.append((file, _identity(target.parent), number))
         inner_folders = [self._listed(folder) for folder in folders]
         weight = sum(_VOLUME_FILES if _is_volume(file) else 1 for file in files)
         weight += sum(folder.weight for folder in inner_folders)
@@ -210,7 +193,7 @@ class _Listing:
         return "unseen"
 
 
-def _place(folder: str | os.PathLike) -> tuple[int, int]:
+def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
@@ -233,123 +216,6 @@ def _check_apart(inputs: Sequence[str | os.PathLike]) -> None:
                 raise CTMaskNetError(
                     f"{given}: lies in {resolved[folder]}, which is an input too; give one of them"
                 )
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, limit: int
-) -> Iterator[Result]:
-    """``map(function, items)`` by threads, in order, never more than ``limit`` results ahead.
-
-    ``items`` is read lazily and by the caller's thread. What it or ``function`` raises is raised
-    where the result would have come, after those before it. Decoding pixels and reading files let
-    other threads run meanwhile.
-
-    Args:
-        function: called in a thread.
-        items: may be endless.
-        threads: 0 calls ``function`` where it stands.
-        limit: results kept waiting at most, 1 or more.
-    """
-    if threads < 1:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(threads)
-
-    def submitted() -> Iterator[Future]:
-        try:
-            for item in items:
-                yield pool.submit(function, item)
-        except Exception as error:  # raised again where it is waited for
-            failed: Future = Future()
-            failed.set_exception(error)
-            yield failed
-
-    waiting: deque[Future] = deque()
-    try:
-        for future in submitted():
-            waiting.append(future)
-            if len(waiting) > limit:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A slice, the model's input and the grey pixels it is made of; or why there are none."""
-
-    source: CTSlice
-    item: dict[str, Any] | None
-    pixels: np.ndarray | None
-    bad: BadSlice | None = None
-
-
-def load_groups(
-    groups: Iterable[tuple[Any, Sequence[CTSlice]]],
-    read: Callable[[CTSlice], tuple[dict[str, Any], np.ndarray]],
-    *,
-    threads: int,
-    limit: int,
-    skip_bad: bool,
-) -> Iterator[tuple[Any, Iterator[Loaded]]]:
-    """Read the slices of groups, in order and across their borders ahead.
-
-    Args:
-        groups: (anything, slices); read lazily.
-        read: a slice to the model's input and its pixels.
-        threads: see :func:`ahead`.
-        limit: likewise.
-        skip_bad: give the reason with the slice and do not raise.
-
-    Yields:
-        a group's first part, and an iterator over its slices that has to be used up first.
-    """
-    started: deque[tuple[Any, int]] = deque()
-
-    def entries() -> Iterator[CTSlice]:
-        for group, slices in groups:
-            if slices:
-                started.append((group, len(slices)))
-                yield from slices
-
-    def load(source: CTSlice) -> Loaded:
-        try:
-            return Loaded(source, *read(source))
-        except CTMaskNetError as error:
-            if not skip_bad:
-                raise
-            return Loaded(source, None, None, BadSlice.from_error(source.name, error))
-
-    loaded = ahead(load, entries(), threads=threads, limit=limit)
-    # Counted, so that a group ends with its last slice and not when the next group's first is there
-    for first in loaded:
-        group, count = started.popleft()
-        yield group, itertools.chain([first], itertools.islice(loaded, count - 1))
-
-
-def batches(members: Iterable[Loaded], size: int) -> Iterator[list[Loaded] | BadSlice]:
-    """Up to ``size`` slices of one shape that follow each other; a bad one comes by itself.
-
-    Nothing is padded, and what is in a batch depends on the members alone.
-    """
-    batch: list[Loaded] = []
-    for one in members:
-        full = len(batch) == size
-        if batch and (full or one.bad or batch[0].item["image"].shape != one.item["image"].shape):
-            yield batch
-            batch = []
-        if one.bad:
-            yield one.bad
-        else:
-            batch.append(one)
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from detectron2.utils.file_io import PathManager
 
 from ctmasknet.data.prepared import file_sha256
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import remove_unfinished, write_json
-from ctmasknet.predict.shards import Parts
+from ctmasknet.files import remove_unfinished, write_json, writing
+from ctmasknet.predict.shards import Shards
 
 MANIFEST = "prediction.json"
 _FORMAT = "ctmasknet prediction 1"
@@ -30,10 +30,13 @@ OUTPUTS = (
     *("masks", "overlays"),
 )
 #: A run's states. One that was killed while it removed what an earlier run left has to go on with
-#: that, or it would take the earlier run's results for its own.
-_CLEARING, _RUNNING, _FINISHED = "clearing", "running", "finished"
+#: that, or it would take the earlier run's results for its own. One that failed before anything was
+#: finished, as it does on a wrong input, leaves its folder to any other.
+_CLEARING, _RUNNING, _FAILED, _FINISHED = "clearing", "running", "failed", "finished"
 #: Where weights lie and what computes is no part of what is predicted.
 _NOT_A_SETTING = ("WEIGHTS", "DEVICE")
+#: What to do about a file that cannot be written.
+REMEDY = "make room or get permission and continue with `resume`, or choose another `output`"
 _WORDS = {
     "inputs": "other inputs, or inputs that have changed since",
     "weights": "other weights",
@@ -64,12 +67,12 @@ def check_output_apart(output: str | os.PathLike, inputs: Sequence[str | os.Path
     Raises:
         CTMaskNetError: names both.
     """
-    place = Path(output).resolve()
+    folder = Path(output).resolve()
     for given in inputs:
-        if Path(given).resolve() in (place, *place.parents):
+        if Path(given).resolve() in (folder, *folder.parents):
             raise CTMaskNetError(
                 f"{output}: lies in the input {given}, so that pictures and volumes written there "
-                "would be taken for scans; choose an --output elsewhere"
+                "would be taken for scans; choose an `output` elsewhere"
             )
 
 
@@ -86,39 +89,40 @@ def check_output(
             of the same without ``resume`` or ``overwrite``.
     """
     if resume and overwrite:
-        raise CTMaskNetError("--resume continues and --overwrite begins anew; give one of them")
+        raise CTMaskNetError("`resume` continues and `overwrite` begins anew; give one of them")
     output = Path(output)
     with writing(output):
         if output.exists() and not output.is_dir():
-            raise CTMaskNetError(f"{output}: is a file; choose a folder as --output")
+            raise CTMaskNetError(f"{output}: is a file; choose a folder as `output`")
         present = sorted(os.listdir(output)) if output.is_dir() else []
         # Of a run that was killed while it wrote its manifest, before anything else
         present = [name for name in present if not fnmatch(name, f".{MANIFEST}.*.tmp")]
         nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise CTMaskNetError(f"{nearest}: no permission to write here; choose another --output")
+            raise CTMaskNetError(f"{nearest}: no permission to write here; choose another `output`")
     manifest = _read(output)
     if manifest is None:
         if present:
             raise CTMaskNetError(
                 f"{output}: holds files of something else, such as {present[0]}; choose an empty "
-                "or a new folder as --output"
+                "or a new folder as `output`"
             )
         return None
-    if overwrite:
+    failed = manifest["status"] == _FAILED and not Shards(output).any_finished()
+    if overwrite or failed:
         return None
     unlike = [name for name in _WORDS if manifest["settings"].get(name) != settings[name]]
     if unlike:
         raise CTMaskNetError(
             f"{output}: holds another run's prediction, of "
-            f"{' and '.join(_WORDS[name] for name in unlike)}; choose another --output, or "
-            "--overwrite replaces it"
+            f"{' and '.join(_WORDS[name] for name in unlike)}; choose another `output`, or "
+            "`overwrite` replaces it"
         )
     if not resume:
         state = "finished" if is_finished(manifest) else "unfinished"
         raise CTMaskNetError(
-            f"{output}: holds this prediction already, {state}; --resume continues it, "
-            "--overwrite replaces it"
+            f"{output}: holds this prediction already, {state}; `resume` continues it, "
+            "`overwrite` replaces it"
         )
     return manifest
 
@@ -133,8 +137,8 @@ def begin(
         ``summary``.
     """
     output = Path(output)
-    parts = Parts(output)
-    with writing(output):
+    shards = Shards(output)
+    with writing(output, REMEDY):
         if found is None:
             now = datetime.datetime.now(datetime.timezone.utc)
             found = {
@@ -146,14 +150,13 @@ def begin(
             # First the manifest, for it names the rest as this tool's to remove
             write_json(output / MANIFEST, found, 1)
         if found["status"] == _CLEARING:
-            parts.remove()
+            shards.remove()
             for name in OUTPUTS:
                 path = output / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            found = {**found, "status": _RUNNING}
-            write_json(output / MANIFEST, found, 1)
-        parts.forget_failures()
-        parts.remove_unfinished()
+        found = {**found, "status": _RUNNING}
+        write_json(output / MANIFEST, found, 1)
+        shards.remove_unfinished()
         remove_unfinished(output)
         for name in ("masks", "overlays"):
             for folder, _, _ in os.walk(output / name):
@@ -171,37 +174,31 @@ def read_manifest(output: str | os.PathLike) -> dict[str, Any]:
     found = _read(Path(output))
     if found is None:
         raise CTMaskNetError(
-            f"{Path(output) / MANIFEST}: is not there; every process needs the same --output "
+            f"{Path(output) / MANIFEST}: is not there; every process needs the same `output` "
             "folder, on a file system they share"
         )
     return found
 
 
+def mark_failed(output: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
+    """The run ends with an error; nothing is said where that cannot be written."""
+    with contextlib.suppress(OSError):
+        write_json(Path(output) / MANIFEST, {**manifest, "status": _FAILED}, 1)
+
+
 def finish(output: str | os.PathLike, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Everything is written: say so, then remove the parts it was made of."""
-    with writing(output):
+    """Everything is written: say so, then remove the shards it was made of."""
+    with writing(output, REMEDY):
         write_json(
             Path(output) / MANIFEST, {**manifest, "status": _FINISHED, "summary": summary}, 1
         )
-    remove_parts(output)
+    remove_shards(output)
 
 
-def remove_parts(output: str | os.PathLike) -> None:
+def remove_shards(output: str | os.PathLike) -> None:
     """Of a finished run, as far as they can be removed: they take room and harm nothing."""
     with contextlib.suppress(OSError):
-        Parts(output).remove()
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the file system refuses inside the block into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        raise CTMaskNetError(
-            f"{error.filename or path}: cannot be written ({error.strerror or error}); make room "
-            "or get permission and continue with --resume, or choose another --output"
-        ) from error
+        Shards(output).remove()
 
 
 def _read(output: Path) -> dict[str, Any] | None:
@@ -213,5 +210,5 @@ def _read(output: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise CTMaskNetError(f"{path}: cannot be read ({error}); remove the folder") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise CTMaskNetError(f"{path}: of another format; choose another --output")
+        raise CTMaskNetError(f"{path}: of another format; choose another `output`")
     return manifest

@@ -1,7 +1,7 @@
-"""From finished parts to the files a prediction leaves. One slice is in memory at a time; logits of
-all slices are kept for the patients, 4 bytes a slice and class.
-
-Lesions of all slices in COCO's format: ``COCO(file)`` of pycocotools reads it.
+"""From finished shards to the files a prediction leaves: ``predictions.jsonl``,
+``predictions.csv``, and ``lesions.json`` in COCO's format, which ``COCO(file)`` of pycocotools
+reads. One slice is in memory at a time; logits of all slices are held for the patients, 4 bytes a
+slice and class.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pycocotools import mask as coco_mask
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
-from ctmasknet.files import atomic_write, plain
-from ctmasknet.predict.manifest import writing
+from ctmasknet.files import atomic_write, plain, writing
+from ctmasknet.predict.manifest import REMEDY
 from ctmasknet.predict.pooled import Pooler
 from ctmasknet.predict.results import numbers
-from ctmasknet.predict.shards import Parts
+from ctmasknet.predict.shards import Shards
 
 
 def write_coco(
@@ -122,10 +122,10 @@ class _Group:
 
 
 class Outputs:
-    """Writes every output from the parts, in the order of the inputs.
+    """Writes every output from the shards, in the order of the inputs.
 
     Args:
-        parts: of all processes; those not there yet are waited for.
+        shards: of all processes; those not there yet are waited for.
         units: how many.
         output: the folder.
         image_classes: C names; empty for a detector.
@@ -137,7 +137,7 @@ class Outputs:
 
     def __init__(
         self,
-        parts: Parts,
+        shards: Shards,
         units: int,
         output: Path,
         *,
@@ -147,7 +147,7 @@ class Outputs:
         lesions: bool,
         score_threshold: float,
     ):
-        self._parts, self._units, self._output = parts, units, output
+        self._shards, self._units, self._output = shards, units, output
         self._image_classes = list(image_classes)
         self._lesion_classes = list(lesion_classes)
         self._pooler = pooler
@@ -165,9 +165,9 @@ class Outputs:
         """
         if not any(unit["scans"] or unit["bad"] for unit in self._found()):
             raise CTMaskNetError(
-                "--input: no CT slice was found in it; give folders that hold some"
+                "`input`: no CT slice was found in it; give folders that hold some"
             )
-        with writing(self._output):
+        with writing(self._output, REMEDY):
             summary = self._write_jsonl(self._output / "predictions.jsonl")
             if self._image_classes:
                 write_predictions_csv(
@@ -255,12 +255,12 @@ class Outputs:
 
     def _found(self) -> Iterator[dict[str, Any]]:
         """What was found in each unit, as soon as it is there."""
-        return map(self._parts.unit, range(self._units))
+        return map(self._shards.unit, range(self._units))
 
     def _scans(self) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
         """Every scan's description and lines."""
         for number, unit in enumerate(self._found()):
-            for index, lines in self._parts.scan_lines(number):
+            for index, lines in self._shards.scan_lines(number):
                 yield unit["scans"][index], lines
 
     def _slice_lines(self) -> Iterator[dict[str, Any]]:
@@ -268,20 +268,20 @@ class Outputs:
             yield from (line for line in lines if "file" in line and "bad" not in line)
 
     def _slice_object(self, line: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: line[key] for key in _SLICE_KEYS}
+        value = {key: line[key] for key in _SLICE_KEYS}
         if "logits" in line:
-            kept["pred"] = self._image_classes[line["pred"]]
+            value["pred"] = self._image_classes[line["pred"]]
             for key in ("logits", "scores", "calibrated_scores"):
                 if key in line:
-                    kept[key] = self._by_class(line[key])
-        kept["boxes"] = [
+                    value[key] = self._by_class(line[key])
+        value["boxes"] = [
             {**box, "class": self._lesion_classes[box["class"]]} for box in line["boxes"]
         ]
         if "lesions" in line:
-            kept["lesions"] = len(line["lesions"])
+            value["lesions"] = len(line["lesions"])
         if "overlay" in line:
-            kept["overlay"] = line["overlay"]
-        return {"level": "slice", **kept}
+            value["overlay"] = line["overlay"]
+        return {"level": "slice", **value}
 
     def _pooled(
         self,
@@ -328,7 +328,7 @@ class Outputs:
         for number, unit in enumerate(self._found()):
             for file, reason in unit["bad"]:
                 bad.add(file, reason, "inputs")
-            for _, lines in self._parts.scan_lines(number):
+            for _, lines in self._shards.scan_lines(number):
                 for line in lines:
                     if "bad" in line:
                         bad.add(line["file"], line["bad"], "inputs")

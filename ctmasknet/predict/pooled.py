@@ -84,7 +84,7 @@ def build_pooler(
         name = stored.get("name", "mean")
     if top_k is not None and name != "top_k_mean":
         raise CTMaskNetError(
-            f"--top-k: is of no use to the pooling {name}; leave it out, or add --pooling "
+            f"`top_k`: is of no use to the pooling {name}; leave it out, or give `pooling` "
             "top_k_mean"
         )
     if top_k is None:
@@ -94,7 +94,7 @@ def build_pooler(
         if stored.get("learned") is None:
             raise CTMaskNetError(
                 f"{source}: holds no learned pooling; fit one with tools/evaluate_predictions.py "
-                "--validation FILE --checkpoint FILE, or choose another --pooling"
+                "(`validation`, `checkpoint`), or choose another `pooling`"
             )
         learned = learned_pooling_from_json(stored["learned"], class_names, source=source)
         top_k = learned.top_k

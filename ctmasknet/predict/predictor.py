@@ -1,14 +1,18 @@
-"""From scans to classes and lesions, in Python.
+"""The one way to run a model on slices: from scans to classes and lesions, in Python.
 
-from ctmasknet.predict import CTPredictor
+    from ctmasknet.predict import CTPredictor
 
-predictor = CTPredictor.from_config_file("configs/cls.yaml", weights="model_best.pth")
-for scan in predictor(["/data/scans"]):
-    print(scan.source.scan, scan.pooling, scan.scores)
+    predictor = CTPredictor.from_config_file("configs/cls.yaml", weights="model_best.pth")
+    for scan in predictor(["/data/scans"]):
+        print(scan.source.scan, scan.pooling, scan.scores)
+
+Slices that are in memory, such as a data set's, go through :meth:`CTPredictor.mapped` and
+:meth:`CTPredictor.predict`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,18 +22,19 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from torch import nn
 
 from ctmasknet.config import is_classifier
-from ctmasknet.ct.read import CTScan, CTSlice
-from ctmasknet.ct.scan import Window
+from ctmasknet.ct.scan import CTScan, CTSlice, Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
-from ctmasknet.predict.inputs import Loaded, Unit, batches, list_units, load_groups, read_ahead
+from ctmasknet.predict.inputs import Unit, list_units, read_ahead
+from ctmasknet.predict.loading import Loaded, batches, load_groups
 from ctmasknet.predict.pooled import Pooler, build_pooler
 from ctmasknet.predict.results import PredictedScan, PredictedSlice, predicted_slice
 
@@ -38,7 +43,8 @@ TOP_BOXES = 10
 
 
 class CTPredictor:
-    """A trained slice classifier or lesion detector for scans of any kind that ``ct_io`` reads.
+    """A trained slice classifier or lesion detector for slices of any kind that
+    :mod:`ctmasknet.ct` reads.
 
     Call it with paths. Slices are read and resized by threads while the model works. A batch never
     holds slices of two scans or of two sizes, so a result does not depend on what else is
@@ -68,7 +74,8 @@ class CTPredictor:
             window: through which HU become grey levels; 8-bit pictures pass unchanged.
             lesion_classes: names of the detector's classes.
             image_classes: C names in the order of the logits; empty for a detector.
-            crop_to_body: slices would have to come with a body box; refused here.
+            crop_to_body: cut slices to their body box; they have to come with one, see
+                :meth:`mapped`, and scans do not.
             pooler: how slices become a scan; a classifier needs one.
             lesions: find a classifier's lesions too; a detector always does.
             batch_size: slices a batch. Results agree between batch sizes to rounding alone.
@@ -76,15 +83,10 @@ class CTPredictor:
             top_boxes: best boxes kept of a slice.
 
         Raises:
-            CTMaskNetError: a batch size below 1, or a configuration that crops to the body.
+            CTMaskNetError: a batch size below 1.
         """
-        if crop_to_body:
-            raise CTMaskNetError(
-                "INPUT.CROP_TO_BODY: scans come without body boxes; set it to False, or evaluate a "
-                "prepared data set with tools/train_net.py --eval-only"
-            )
         if batch_size < 1:
-            raise CTMaskNetError(f"--batch-size: {batch_size} slices make no batch; give 1 or more")
+            raise CTMaskNetError(f"`batch_size`: {batch_size} slices make no batch; give 1 or more")
         self.model = model.eval()
         self.window = window
         self.lesion_classes = tuple(lesion_classes)
@@ -94,16 +96,17 @@ class CTPredictor:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.top_boxes = top_boxes
-        self._mapper = SliceMapper(False, augmentations=list(augmentations))
-        if self.image_classes:
-            self.model.return_instances = self.lesions
-            self.model.return_ranked_instances = True
+        self.crop_to_body = crop_to_body
+        self._mapper = SliceMapper(
+            False, augmentations=list(augmentations), crop_to_body=crop_to_body
+        )
 
     @classmethod
     def from_config(
         cls,
         cfg: CfgNode,
         *,
+        model: nn.Module | None = None,
         calibration: Mapping[str, Any] | None = None,
         pooling: str | None = None,
         top_k: int | None = None,
@@ -111,10 +114,12 @@ class CTPredictor:
         num_workers: int | None = None,
         **options,
     ) -> dict[str, Any]:
-        """Load ``MODEL.WEIGHTS`` of ``cfg``.
+        """What a configuration says of a predictor.
 
         Args:
             cfg: complete, see :func:`ctmasknet.engine.setup.inference_cfg`.
+            model: of ``cfg``, taken as it is; by default ``MODEL.WEIGHTS`` is loaded, as
+                ``MODEL.INFERENCE`` wants it.
             calibration: stored with the checkpoint.
             pooling: see :func:`ctmasknet.predict.pooled.build_pooler`.
             top_k: likewise.
@@ -134,14 +139,14 @@ class CTPredictor:
             )
         elif pooling is not None or top_k is not None:
             raise CTMaskNetError(
-                "--pooling, --top-k: a lesion detector names no class that could be pooled; leave "
+                "`pooling`, `top_k`: a lesion detector names no class that could be pooled; leave "
                 "them out, or give a classifier's configuration and weights"
             )
         mapper = SliceMapper.from_config(cfg, is_train=False)
         return {
-            "model": inference_model(cfg, load_model(cfg)),
+            "model": inference_model(cfg, load_model(cfg)) if model is None else model,
             "augmentations": mapper["augmentations"],
-            "crop_to_body": mapper["crop_to_body"],
+            "crop_to_body": bool(classes) and mapper["crop_to_body"],
             "window": Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU),
             "lesion_classes": tuple(cfg.MODEL.LESION_CLASSES),
             "image_classes": classes,
@@ -197,6 +202,7 @@ class CTPredictor:
                 :func:`ctmasknet.ct.read.read_scans`, while it goes on.
         """
         paths = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+        self.refuse_crop()
         units, _ = list_units(paths, skip_bad=on_bad is not None)
         return self._scans(units, on_bad)
 
@@ -212,39 +218,98 @@ class CTPredictor:
                     on_bad(*problem)
                 yield from ((scan, scan.slices) for scan in read.scans)
 
-        for scan, found in self.predict_slices(groups(), skip_bad=skip_bad):
+        for scan, loaded in self.batches(groups(), skip_bad=skip_bad):
             predicted, bad = [], []
-            for result, _ in found:
-                if isinstance(result, BadSlice):
-                    on_bad(result.file, result.reason)
-                    bad.append((result.file, result.reason))
-                else:
-                    predicted.append(result)
+            for batch in loaded:
+                if isinstance(batch, BadSlice):
+                    on_bad(batch.file, batch.reason)
+                    bad.append((batch.file, batch.reason))
+                    continue
+                outputs = self.predict([one.item for one in batch])
+                for one, output in zip(batch, outputs, strict=True):
+                    predicted.append(self.result(one.source, output))
             yield self.pooled(scan, predicted, bad)
 
-    def predict_slices(
+    def batches(
         self, groups: Iterable[tuple[Any, Sequence[CTSlice]]], *, skip_bad: bool = False
-    ) -> Iterator[tuple[Any, Iterator[tuple[PredictedSlice | BadSlice, np.ndarray | None]]]]:
-        """Predict groups of slices in order, reading the next ones ahead.
+    ) -> Iterator[tuple[Any, Iterator[list[Loaded] | BadSlice]]]:
+        """Read groups of slices in order, ahead of the model, into batches for :meth:`predict`.
 
         Args:
             groups: (anything, slices); read lazily. A batch stays within one group.
             skip_bad: an unreadable slice comes as :class:`BadSlice` and does not raise.
 
         Yields:
-            the group's first part, and an iterator over (result, grey pixels (H, W) or (H, W, 3)
-            uint8) of its slices, which has to be used up before the next group.
+            the group's first part, and an iterator over its batches, which has to be used up
+            before the next group.
         """
+
+        def read(source: CTSlice) -> tuple[dict[str, Any], np.ndarray]:
+            pixels = source.pixels(self.window)
+            return self.mapped({"file_name": source.name}, pixels), pixels
+
         loaded = load_groups(
             groups,
-            self._read,
+            read,
             threads=self.num_workers,
             # Two batches wait while one is computed
             limit=2 * self.batch_size + max(1, self.num_workers),
             skip_bad=skip_bad,
         )
         for group, members in loaded:
-            yield group, self._results(members)
+            yield group, batches(members, self.batch_size)
+
+    def mapped(self, entry: Mapping[str, Any], pixels: np.ndarray) -> dict[str, Any]:
+        """The model's input for a slice in memory.
+
+        Args:
+            entry: dataset dict: ``file_name`` at least, and ``body_box`` where slices are cropped;
+                stays as it is.
+            pixels: (H, W) or (H, W, 3) uint8, whole.
+
+        Returns:
+            as :class:`ctmasknet.data.mapper.SliceMapper`.
+
+        Raises:
+            CTMaskNetError: other sides than the entry states, or none that are read; a crop without
+                a body box.
+        """
+        try:
+            check_image_size(dict(entry), pixels)
+        except SizeMismatchError as error:
+            raise CTMaskNetError(
+                f"{entry['file_name']}: {error}; prepare the data set again"
+            ) from None
+        return self._mapper.map_pixels(dict(entry), pixels)
+
+    def predict(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """One batch through the model.
+
+        Args:
+            items: inputs, see :meth:`mapped`.
+
+        Returns:
+            of each what the model gives: a detector ``instances``, a classifier ``logits``,
+            ``scores``, ``pred_class``, ``ranked_boxes``, ``ranked_instances`` and, with
+            ``lesions``, ``instances``.
+        """
+        with torch.no_grad(), self._returning():
+            return self.model(list(items))
+
+    def result(self, source: CTSlice, output: Mapping[str, Any]) -> PredictedSlice:
+        """What the model's output says of a slice.
+
+        Raises:
+            CTMaskNetError: see :func:`ctmasknet.predict.results.predicted_slice`.
+        """
+        return predicted_slice(
+            source,
+            output,
+            classes=bool(self.image_classes),
+            lesions=self.lesions,
+            top_boxes=self.top_boxes,
+            calibrated=self.pooler and functools.partial(self.pooler.calibrated, "slices"),
+        )
 
     def pooled(
         self,
@@ -268,31 +333,24 @@ class CTPredictor:
             skipped=tuple(skipped),
         )
 
-    def _read(self, source: CTSlice) -> tuple[dict[str, Any], np.ndarray]:
-        """The model's input, and the grey pixels it is made of."""
-        pixels = source.pixels(self.window)
-        return self._mapper.map_pixels({"file_name": source.name}, pixels), pixels
-
-    def _results(
-        self, members: Iterable[Loaded]
-    ) -> Iterator[tuple[PredictedSlice | BadSlice, np.ndarray | None]]:
-        """In the order of the slices."""
-        for batch in batches(members, self.batch_size):
-            if isinstance(batch, BadSlice):
-                yield batch, None
-            else:
-                yield from self._predict(batch)
-
-    def _predict(self, batch: Sequence[Loaded]) -> Iterator[tuple[PredictedSlice, np.ndarray]]:
-        with torch.no_grad():
-            outputs = self.model([one.item for one in batch])
-        for one, output in zip(batch, outputs, strict=True):
-            found = predicted_slice(
-                one.source,
-                output,
-                classes=bool(self.image_classes),
-                lesions=self.lesions,
-                top_boxes=self.top_boxes,
-                calibrated=self.pooler and functools.partial(self.pooler.calibrated, "slices"),
+    def refuse_crop(self) -> None:
+        """Raise :class:`CTMaskNetError` where slices are cropped, which a scan's cannot be."""
+        if self.crop_to_body:
+            raise CTMaskNetError(
+                "INPUT.CROP_TO_BODY: scans come without body boxes; set it to False, or evaluate a "
+                "prepared data set with tools/train_net.py"
             )
-            yield found, one.pixels
+
+    @contextlib.contextmanager
+    def _returning(self) -> Iterator[None]:
+        """A classifier gives its boxes meanwhile, and lesions if asked; it is left as it was."""
+        if not self.image_classes:
+            yield
+            return
+        model = self.model
+        before = model.return_instances, model.return_ranked_instances
+        model.return_instances, model.return_ranked_instances = self.lesions, True
+        try:
+            yield
+        finally:
+            model.return_instances, model.return_ranked_instances = before

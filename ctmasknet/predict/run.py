@@ -1,212 +1,380 @@
-"""One process's share of a prediction: its pieces, each kept as soon as it is finished."""
+"""The output folder of one prediction: what is finished in it, what a shard's slices leave there,
+and what all of it is put together to."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from detectron2.utils import comm
 from tqdm import tqdm
 
 import ctmasknet
-from ctmasknet.ct.read import CTScan
-from ctmasknet.data.bad_slices import BadSlice
+from ctmasknet.ct.scan import CTScan, CTSlice
+from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
+from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import SliceCall, side_by_side
+from ctmasknet.draw.pages import png_bytes
+from ctmasknet.engine.record import now, write_record
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, writing
+from ctmasknet.predict.dicom_seg import dicom_seg_bytes
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, read_ahead
-from ctmasknet.predict.manifest import writing
-from ctmasknet.predict.masks import label_slice, mask_values, write_dicom_seg, write_nifti
+from ctmasknet.predict.manifest import (
+    REMEDY,
+    begin,
+    check_output,
+    finish,
+    is_finished,
+    mark_failed,
+    read_manifest,
+    remove_shards,
+)
+from ctmasknet.predict.masks import label_slice, mask_values, nifti_bytes
+from ctmasknet.predict.outputs import Outputs, Summary
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.results import PredictedSlice, slice_record
-from ctmasknet.predict.shards import Parts, Piece, pieces_of, slices_of
+from ctmasknet.predict.shards import Shard, Shards, shards_of
 
 #: Kinds of label volumes, and what their files end with.
 MASKS = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}
 _LOG_SECONDS = 30.0
-#: With fewer units than this for each process, their pieces are shared out instead.
+#: With fewer units than this for each process, their shards are dealt out instead.
 _UNITS_A_PROCESS = 8
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawOptions:
     """What is made of a scan beside its lines.
 
     Attributes:
         masks: kinds of :data:`MASKS`.
         overlays: draw slices that have a lesion.
         score_threshold: lesions in masks and overlays have to score more.
-        identity: of the run, for the UIDs of DICOM segmentations.
-        created: when the run began.
     """
 
-    masks: tuple[str, ...]
-    overlays: bool
-    score_threshold: float
-    identity: str
-    created: datetime.datetime
+    masks: tuple[str, ...] = ()
+    overlays: bool = False
+    score_threshold: float = 0.75
 
 
 def is_shared(unit: Unit, units: int, world: int) -> bool:
-    """Whether a unit's pieces are dealt out to all processes, and not the whole unit to one."""
+    """Whether a unit's shards are dealt out to all processes, and not the whole unit to one."""
     return world > 1 and (unit.weight > UNIT_FILES or units < _UNITS_A_PROCESS * world)
 
 
-class Worker:
-    """Predicts the pieces of one process."""
+class PredictionRun:
+    """Owns the output folder in every process of a run, and the run's state with it.
+
+    The order is: the constructor, :meth:`open`; then, within the run as a context (``with run:``),
+    an :class:`OpenShard` for each shard that is :meth:`unfinished`, and :meth:`finish`. Nothing
+    here calls a model.
+    """
 
     def __init__(
         self,
-        predictor: CTPredictor,
-        parts: Parts,
-        output: Path,
-        drawing: Drawing,
+        output: str | Path,
+        settings: dict[str, Any],
+        units: Sequence[Unit],
+        options: DrawOptions,
+        bad: BadSlices,
         *,
-        skip_bad: bool,
         rank: int = 0,
         world: int = 1,
     ):
-        self.predictor = predictor
-        self.parts = parts
-        self.output = output
-        self.drawing = drawing
-        self.skip_bad = skip_bad
-        self.rank, self.world = rank, world
+        """
+        Args:
+            output: the folder.
+            settings: all that is written depends on, see
+                :func:`ctmasknet.predict.manifest.settings_of`.
+            units: the inputs.
+            options: what is made beside the lines.
+            bad: what is done about slices that cannot be read.
+            rank, world: of this process, and number of processes.
+        """
+        self.output = Path(output)
+        self.options = options
+        self._settings, self._units, self._bad = settings, units, bad
+        self._rank, self._world = rank, world
+        self._shards = Shards(self.output)
+        self._manifest: dict[str, Any] | None = None
+        self._progress: _Progress | None = None
 
-    def run(self, units: Sequence[Unit]) -> float:
-        """Predict what is not finished.
+    def open(self, *, resume: bool, overwrite: bool) -> Summary | None:
+        """See in the main process, before anything is computed, that the folder may be used.
 
         Returns:
-            slices a second.
-        """
-        progress = _Progress(len(units), self.rank, self.world)
-        try:
-            for (piece, scan), found in self.predictor.predict_slices(
-                self._pieces(units, progress), skip_bad=self.skip_bad
-            ):
-                with writing(self.output):
-                    self.parts.write_piece(piece, self._lines(piece, scan, found, progress))
-        finally:
-            progress.close()
-        return progress.rate
+            in the main process, the summary of a run that is finished already.
 
-    def _pieces(
-        self, units: Sequence[Unit], progress: _Progress
-    ) -> Iterator[tuple[tuple[Piece, CTScan], Sequence]]:
-        """Unfinished pieces of this process with their slices; headers are read one unit ahead."""
+        Raises:
+            CTMaskNetError: see :func:`ctmasknet.predict.manifest.check_output`.
+        """
+        if self._rank > 0:
+            return None
+        self._manifest = check_output(
+            self.output, self._settings, resume=resume, overwrite=overwrite
+        )
+        if self._manifest is None or not is_finished(self._manifest):
+            return None
+        remove_shards(self.output)
+        return Summary(**self._manifest["summary"])
+
+    def __enter__(self) -> PredictionRun:
+        """Make the folder ready.
+
+        Raises:
+            CTMaskNetError: it cannot be written to; this process sees other settings than the main
+                one.
+        """
+        if self._rank == 0:
+            self._manifest = begin(self.output, self._settings, self._manifest)
+        comm.synchronize()
+        try:
+            self._manifest = read_manifest(self.output)
+            if self._manifest["settings"] != self._settings:
+                raise CTMaskNetError(
+                    f"{self.output}: this process sees other inputs, weights or options than the "
+                    "main one; every machine needs the same files under the same paths"
+                )
+        except BaseException:
+            self._fail()
+            raise
+        self._progress = _Progress(len(self._units), self._rank, self._world)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self._progress.close()
+        if kind is not None:
+            self._fail()
+
+    def _fail(self) -> None:
+        self._shards.mark_failed(self._rank)
+        if self._rank == 0 and not is_finished(self._manifest):
+            mark_failed(self.output, self._manifest)
+
+    def unfinished(self) -> Iterator[tuple[tuple[Shard, CTScan], Sequence[CTSlice]]]:
+        """This process's shards that are not finished, each with its scan and its slices; headers
+        are read one unit ahead."""
+        count, world = len(self._units), self._world
         mine = (
             (number, unit)
-            for number, unit in enumerate(units)
-            if (is_shared(unit, len(units), self.world) or number % self.world == self.rank)
-            and not self.parts.is_finished(number)
+            for number, unit in enumerate(self._units)
+            if (is_shared(unit, count, world) or number % world == self._rank)
+            and not self._shards.is_finished(number)
         )
-        for number, read in read_ahead(mine, skip_bad=self.skip_bad):
-            with writing(self.output):
-                self.parts.write_unit(number, read)
-            shared = is_shared(units[number], len(units), self.world)
-            for place, piece in enumerate(pieces_of(number, read.scans)):
-                is_mine = not shared or (number + place) % self.world == self.rank
-                if is_mine and not self.parts.has(piece):
-                    yield (piece, read.scans[piece.scan]), slices_of(piece, read.scans)
-            progress.unit(number)
+        for number, read in read_ahead(mine, skip_bad=self._bad.skip):
+            with writing(self.output, REMEDY):
+                self._shards.write_unit(number, read)
+            shared = is_shared(self._units[number], count, world)
+            for index, shard in enumerate(shards_of(number, read.scans)):
+                is_mine = not shared or (number + index) % world == self._rank
+                if is_mine and not self._shards.has(shard):
+                    scan = read.scans[shard.scan]
+                    yield (shard, scan), scan.slices[shard.start : shard.stop]
+            self._progress.unit(number)
 
-    def _lines(
-        self,
-        piece: Piece,
-        scan: CTScan,
-        found: Iterator[tuple[PredictedSlice | BadSlice, np.ndarray | None]],
-        progress: _Progress,
-    ) -> Iterator[dict[str, Any]]:
-        """The lines of a piece: its slices, then what was made of them."""
-        labels: list[np.ndarray] = []
-        values = mask_values(self.predictor.lesion_classes)
-        values = [values[name] for name in self.predictor.lesion_classes]
-        threshold = self.drawing.score_threshold
-        for place, (result, pixels) in enumerate(found, start=piece.start):
-            progress.slice()
-            lesions = () if isinstance(result, BadSlice) else result.lesions
-            if self.drawing.masks and scan.kind != "image":
-                labels.append(label_slice(lesions, scan.slices[place].shape, values, threshold))
-            if isinstance(result, BadSlice):
-                yield {"file": result.file, "bad": result.reason}
-                continue
-            record = slice_record(result)
-            if self.drawing.overlays and any(one.score > threshold for one in lesions):
-                record["overlay"] = self._overlay(piece, place, scan, result, pixels)
-            yield record
-        if self.drawing.masks:
-            yield self._volumes(piece, scan, labels)
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file of the folder, whole.
 
-    def _volumes(self, piece: Piece, scan: CTScan, labels: Sequence[np.ndarray]) -> dict[str, Any]:
+        Raises:
+            CTMaskNetError: it cannot be written.
+        """
+        with writing(path, REMEDY), atomic_write(path, "wb") as stream:
+            stream.write(content)
+
+    def write_shard(self, shard: Shard, records: Sequence[dict[str, Any]]) -> None:
+        """Write a shard's lines; from then on it is finished.
+
+        Raises:
+            CTMaskNetError: they cannot be written.
+        """
+        with writing(self.output, REMEDY):
+            self._shards.write(shard, records)
+
+    def count_slice(self) -> None:
+        """Let a slice count for the progress that is shown."""
+        self._progress.slice()
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that the outputs depend on."""
+        return hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def created(self) -> datetime.datetime:
+        """When the run began."""
+        return datetime.datetime.fromisoformat(self._manifest["started"])
+
+    @property
+    def rate(self) -> float:
+        """Slices a second, of this process."""
+        return self._progress.rate
+
+    def finish(
+        self, predictor: CTPredictor, asked: dict[str, Any], environment: dict[str, Any]
+    ) -> Summary | None:
+        """In the main process, put the shards of all processes together and write the record.
+
+        Args:
+            predictor: of the run.
+            asked: what ``run.json`` is told of the call.
+            environment: and of what it ran in.
+
+        Returns:
+            counts, in the main process; None in others.
+
+        Raises:
+            CTMaskNetError: another process has failed; no slice was found; a file cannot be
+                written.
+        """
+        if self._rank > 0:
+            return None
+        outputs = Outputs(
+            self._shards,
+            len(self._units),
+            self.output,
+            image_classes=predictor.image_classes,
+            lesion_classes=predictor.lesion_classes,
+            pooler=predictor.pooler,
+            lesions=predictor.lesions,
+            score_threshold=self.options.score_threshold,
+        )
+        summary = outputs.write(self._bad)
+        entry = {
+            "kind": "prediction",
+            "status": "finished",
+            "start": self._manifest["started"],
+            "end": now(),
+            "seconds": round(self._progress.seconds, 1),
+            "slices_per_second": round(self.rate, 2),
+            **asked,
+            "settings": self._settings,
+            "pooling": summary.pooling,
+            "mask_values": mask_values(predictor.lesion_classes) if self.options.masks else {},
+            "results": asdict(summary),
+            **environment,
+        }
+        with writing(self.output, REMEDY):
+            write_record(self.output, [entry])
+            if self._bad.skip:
+                self._bad.finish(self.output / REPORT, check=False)
+        finish(self.output, self._manifest, asdict(summary))
+        return summary
+
+
+class OpenShard:
+    """A shard while its slices are predicted: their lines, and the labels of its masks.
+
+    Every slice is added with its result; then the shard is written.
+    """
+
+    def __init__(self, run: PredictionRun, predictor: CTPredictor, shard: Shard, scan: CTScan):
+        self.shard, self.scan = shard, scan
+        self._run, self._options = run, run.options
+        self._classes, self._image_classes = predictor.lesion_classes, predictor.image_classes
+        self._records: list[dict[str, Any]] = []
+        self._labels: list[np.ndarray] = []
+
+    def add(self, found: PredictedSlice | BadSlice, pixels: np.ndarray | None) -> None:
+        """Take the next slice; its overlay is written at once, so that no pixels are kept.
+
+        Args:
+            found: what is said of it.
+            pixels: (H, W) or (H, W, 3) uint8; None of a bad one.
+
+        Raises:
+            CTMaskNetError: the overlay cannot be written.
+        """
+        self._run.count_slice()
+        index = self.shard.start + len(self._records)
+        threshold = self._options.score_threshold
+        lesions = () if isinstance(found, BadSlice) else found.lesions
+        if self._options.masks and self.scan.kind != "image":
+            values = mask_values(self._classes)
+            values = [values[name] for name in self._classes]
+            shape = self.scan.slices[index].shape
+            self._labels.append(label_slice(lesions, shape, values, threshold))
+        if isinstance(found, BadSlice):
+            self._records.append({"file": found.file, "bad": found.reason})
+            return
+        record = slice_record(found)
+        if self._options.overlays and any(one.score > threshold for one in lesions):
+            record["overlay"] = self._write_overlay(index, found, pixels)
+        self._records.append(record)
+
+    def write(self) -> None:
+        """Write what was made of the shard's slices, its lines last.
+
+        Raises:
+            CTMaskNetError: a file cannot be written.
+        """
+        records = self._records
+        if self._options.masks:
+            records = [*records, self._write_volumes()]
+        self._run.write_shard(self.shard, records)
+
+    def _write_volumes(self) -> dict[str, Any]:
         """Write the label volumes; one that the source does not allow becomes a problem."""
         masks: dict[str, str] = {}
         problems = []
-        if not labels:
+        if not self._labels:
             return {"masks": masks, "problems": ["no label volume: pictures state no geometry"]}
-        for kind in self.drawing.masks:
-            name = f"masks/{self._stem(piece, scan)}{MASKS[kind]}"
-            with writing(self.output / name):
-                try:
-                    self._write_volume(kind, self.output / name, scan, labels)
-                except CTMaskNetError as error:
-                    problems.append(f"no {kind} volume: {error}")
-                    logging.getLogger(__name__).warning("No %s volume: %s", kind, error)
-                    continue
-            masks[kind] = name
+        make: dict[str, Callable[[], bytes]] = {
+            "nifti": lambda: nifti_bytes(self.scan, self._labels),
+            "dicom-seg": lambda: dicom_seg_bytes(
+                self.scan,
+                self._labels,
+                self._classes,
+                identity=self._run.identity,
+                created=self._run.created,
+                software=f"{ctmasknet.__version__} {self._run.identity[:12]}",
+            ),
+        }
+        for kind in self._options.masks:
+            try:
+                content = make[kind]()
+            except CTMaskNetError as error:
+                problems.append(f"no {kind} volume: {error}")
+                logging.getLogger(__name__).warning("No %s volume: %s", kind, error)
+                continue
+            masks[kind] = f"masks/{self._stem}{MASKS[kind]}"
+            self._run.write(self._run.output / masks[kind], content)
         return {"masks": masks, "problems": problems}
 
-    def _write_volume(
-        self, kind: str, path: Path, scan: CTScan, labels: Sequence[np.ndarray]
-    ) -> None:
-        if kind == "nifti":
-            write_nifti(path, scan, labels)
-            return
-        write_dicom_seg(
-            path,
-            scan,
-            labels,
-            self.predictor.lesion_classes,
-            identity=self.drawing.identity,
-            created=self.drawing.created,
-            software=f"{ctmasknet.__version__} {self.drawing.identity[:12]}",
-        )
-
-    def _overlay(
-        self, piece: Piece, place: int, scan: CTScan, found: PredictedSlice, pixels: np.ndarray
-    ) -> str:
+    def _write_overlay(self, index: int, found: PredictedSlice, pixels: np.ndarray) -> str:
         """Draw a slice; returns the picture's path within the output folder."""
-        name = f"overlays/{self._stem(piece, scan)}/{place + 1:04d}.png"
+        name = f"overlays/{self._stem}/{index + 1:04d}.png"
         call = None
         if found.scores is not None:
-            call = SliceCall(
-                self.predictor.image_classes, found.pred_class, scores=found.scores.tolist()
-            )
+            call = SliceCall(self._image_classes, found.pred_class, scores=found.scores.tolist())
         picture = side_by_side(
-            pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2),
+            as_rgb(pixels),
             None,
             found.instances,
-            class_names=self.predictor.lesion_classes,
+            class_names=self._classes,
             title=found.source.name,
             call=call,
-            score_threshold=self.drawing.score_threshold,
+            score_threshold=self._options.score_threshold,
         )
-        path = self.output / name
-        with writing(path), atomic_write(path, "wb") as stream:
-            Image.fromarray(picture).save(stream, format="PNG")
+        self._run.write(self._run.output / name, png_bytes(picture))
         return name
 
-    def _stem(self, piece: Piece, scan: CTScan) -> str:
+    @property
+    def _stem(self) -> str:
         """Unique and readable: numbers of unit and scan, then the scan's own name."""
+        shard, scan = self.shard, self.scan
         own = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(filter(None, (scan.patient, scan.scan))))
-        return f"{piece.unit + 1:06d}-{piece.scan + 1:03d}_{own[-80:].strip('._')}"
+        return f"{shard.unit + 1:06d}-{shard.scan + 1:03d}_{own[-80:].strip('._')}"
 
 
 class _Progress:
@@ -216,17 +384,24 @@ class _Progress:
         self._units, self._who = units, f"process {rank + 1} of {world}: " if world > 1 else ""
         self._count, self._reached = 0, 0
         self._start = self._logged = time.monotonic()
+        self._end: float | None = None
         self._bar = tqdm(
             desc=f"{self._who}slices", unit="slice", disable=rank > 0 or not sys.stderr.isatty()
         )
 
     @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._start
+
+    @property
     def rate(self) -> float:
-        """Slices a second since the start."""
-        return self._count / max(time.monotonic() - self._start, 1e-9)
+        """Slices a second since the start, up to the last slice."""
+        return self._count / max((self._end or time.monotonic()) - self._start, 1e-9)
 
     def slice(self) -> None:
         self._count += 1
+        self._end = time.monotonic()
         self._bar.update()
         if self._bar.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
@@ -247,6 +422,6 @@ def refuse_masks_without_head(predictor: CTPredictor, masks: Sequence[str]) -> N
     """Raise :class:`CTMaskNetError` when label volumes are asked of a model that draws no masks."""
     if masks and not predictor.model.roi_heads.mask_on:
         raise CTMaskNetError(
-            "--masks: these weights have no mask head, so lesions are boxes alone; leave out "
-            "--masks, or give the lesion detector's configuration and weights"
+            "`masks`: these weights have no mask head, so lesions are boxes alone; leave out "
+            "`masks`, or give the lesion detector's configuration and weights"
         )

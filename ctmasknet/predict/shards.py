@@ -1,8 +1,8 @@
 """What is finished of a run by each of its processes, so that one of them can put it together and
 a killed prediction repeats none of it.
 
-The scans of a unit are cut into pieces: a volume or series is one, a folder of pictures one for
-every 256 slices. A piece's results are one file, written whole; when all are there they are put
+The scans of a unit are cut into shards: a volume or series is one, a folder of pictures one for
+every 256 slices. A shard's results are one file, written whole; when all are there they are put
 together and removed.
 """
 
@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.ct.read import CTScan, CTSlice
+from ctmasknet.ct.scan import CTScan
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, remove_unfinished
 from ctmasknet.predict.inputs import ReadUnit
 
-PIECE_SLICES = 256
+SHARD_SLICES = 256
 _FOLDER = ".parts"
 _POLL_SECONDS, _TELL_SECONDS = 0.5, 60.0
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """Slices ``start`` to ``stop`` of scan ``scan`` of unit ``unit``, all counted from 0."""
 
     unit: int
@@ -39,20 +39,20 @@ class Piece:
     stop: int
 
 
-def pieces_of(unit: int, scans: Sequence[CTScan]) -> list[Piece]:
-    """The pieces of a unit, in order."""
-    pieces = []
+def shards_of(unit: int, scans: Sequence[CTScan]) -> list[Shard]:
+    """The shards of a unit, in order."""
+    shards = []
     for number, scan in enumerate(scans):
         count = len(scan.slices)
-        step = PIECE_SLICES if scan.kind == "image" else max(1, count)
-        pieces += [
-            Piece(unit, number, start, min(start + step, count)) for start in range(0, count, step)
+        step = SHARD_SLICES if scan.kind == "image" else max(1, count)
+        shards += [
+            Shard(unit, number, start, min(start + step, count)) for start in range(0, count, step)
         ]
-    return pieces
+    return shards
 
 
-class Parts:
-    """The files of finished pieces, in a hidden folder of the output folder.
+class Shards:
+    """The files of finished shards, in a hidden folder of the output folder.
 
     Args:
         output: the output folder.
@@ -64,7 +64,7 @@ class Parts:
         self,
         output: str | os.PathLike,
         folder: str = _FOLDER,
-        how_to_go_on: str = "continue with --resume",
+        how_to_go_on: str = "continue with `resume`",
     ):
         self._root = Path(output) / folder
         self._how_to_go_on = how_to_go_on
@@ -78,23 +78,31 @@ class Parts:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._root)
 
-    def forget_failures(self) -> None:
-        """Of an earlier run; before any process starts."""
+    def remove_unfinished(self) -> None:
+        """Remove temporary files of a killed process, and an earlier start's marks of failure;
+        before any process starts."""
         for path in self._root.glob("failed-*"):
             path.unlink(missing_ok=True)
+        for folder in self._root.glob("*"):
+            if folder.is_dir():
+                remove_unfinished(folder)
 
     def mark_failed(self, rank: int) -> None:
-        """Tell the process that waits that this one will not finish its pieces."""
+        """Tell the process that waits that this one will not finish its shards."""
         with contextlib.suppress(OSError):
             self._root.mkdir(parents=True, exist_ok=True)
             (self._root / f"failed-{rank}").touch()
 
+    def any_finished(self) -> bool:
+        return next(self._root.glob("*/*.jsonl"), None) is not None
+
     def write_unit(self, unit: int, read: ReadUnit) -> None:
-        """Keep what was found in a unit: its scans, what was skipped, how much was left out.
+        """Write what was found in a unit: its scans, what was skipped, how much was left out.
 
         Raises:
+            OSError: it cannot be written.
             CTMaskNetError: an earlier start, or another process, has found something else there,
-                so that finished pieces would be taken for those of other scans.
+                so that finished shards would be taken for those of other scans.
         """
         described = [
             {
@@ -110,73 +118,74 @@ class Parts:
             "scans": described,
             "bad": [list(item) for item in read.bad],
             "left_out": len(read.left_out),
-            "pieces": [[one.scan, one.start, one.stop] for one in pieces_of(unit, read.scans)],
+            "pieces": [[one.scan, one.start, one.stop] for one in shards_of(unit, read.scans)],
         }
         path = self._unit_path(unit)
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != document:
+            if self.unit(unit) != document:
                 raise CTMaskNetError(
                     f"{self._root.parent}: scans among the inputs are not those that this run "
                     "found first, such as files that cannot be read now or could not be then; "
-                    "restore them, or begin anew with --overwrite"
+                    "restore them, or begin anew with `overwrite`"
                 )
             return
         with atomic_write(path) as stream:
             json.dump(document, stream)
 
-    def write_piece(self, piece: Piece, lines: Iterable[dict[str, Any]]) -> None:
-        """Keep a piece's results; from then on it is finished."""
-        with atomic_write(self._piece_path(piece)) as stream:
-            for line in lines:
-                json.dump(line, stream)
-                stream.write("\n")
-
-    def has(self, piece: Piece) -> bool:
-        return self._piece_path(piece).is_file()
-
-    def is_finished(self, unit: int) -> bool:
-        """Whether all pieces of a unit are there; no input is read for the answer."""
-        return self._unit_path(unit).is_file() and all(
-            self.has(piece) for piece in self._pieces(unit)
-        )
-
-    def unit(self, unit: int) -> dict[str, Any]:
-        """What :meth:`write_unit` kept, as soon as it is there: ``scans``, ``bad``,
-        ``left_out`` (count), ``pieces``.
+    def write(self, shard: Shard, lines: Iterable[dict[str, Any]]) -> None:
+        """Write a shard's results; from then on it is finished.
 
         Raises:
-            CTMaskNetError: the process that was to write it has failed.
+            OSError: they cannot be written.
+        """
+        with atomic_write(self._shard_path(shard)) as stream:
+            stream.writelines(f"{json.dumps(line)}\n" for line in lines)
+
+    def has(self, shard: Shard) -> bool:
+        return self._shard_path(shard).is_file()
+
+    def is_finished(self, unit: int) -> bool:
+        """Whether all shards of a unit are there; no input is read for the answer."""
+        return self._unit_path(unit).is_file() and all(map(self.has, self._shards(unit)))
+
+    def unit(self, unit: int) -> dict[str, Any]:
+        """What :meth:`write_unit` wrote, as soon as it is there: ``scans``, ``bad``,
+        ``left_out`` (count), ``pieces`` (scan, start and stop of each shard).
+
+        Raises:
+            CTMaskNetError: the process that was to write it has failed; it cannot be read.
         """
         path = self._unit_path(unit)
         self._wait_for(path)
-        return json.loads(path.read_text(encoding="utf-8"))
+        with _reading(path):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def scan_lines(self, unit: int) -> Iterator[tuple[int, Iterator[dict[str, Any]]]]:
-        """(index, lines of its pieces in order) of every scan of a unit, as soon as they are there.
+        """(index, lines of its shards in order) of every scan of a unit, as soon as they are there.
 
         Raises:
             CTMaskNetError: see :meth:`unit`.
         """
-        pieces: dict[int, list[Piece]] = {}
-        for piece in self._pieces(unit):
-            pieces.setdefault(piece.scan, []).append(piece)
-        for scan, its in pieces.items():
+        shards: dict[int, list[Shard]] = {}
+        for shard in self._shards(unit):
+            shards.setdefault(shard.scan, []).append(shard)
+        for scan, its in shards.items():
             yield scan, self.lines(its)
 
-    def lines(self, pieces: Iterable[Piece]) -> Iterator[dict[str, Any]]:
-        """The lines of pieces in order, as soon as they are there.
+    def lines(self, shards: Iterable[Shard]) -> Iterator[dict[str, Any]]:
+        """The lines of shards in order, as soon as they are there.
 
         Raises:
-            CTMaskNetError: the process that was to write one has failed.
+            CTMaskNetError: the process that was to write one has failed; it cannot be read.
         """
-        for piece in pieces:
-            path = self._piece_path(piece)
+        for shard in shards:
+            path = self._shard_path(shard)
             self._wait_for(path)
-            with path.open(encoding="utf-8") as stream:
+            with _reading(path), path.open(encoding="utf-8") as stream:
                 yield from map(json.loads, stream)
 
-    def _pieces(self, unit: int) -> list[Piece]:
-        return [Piece(unit, *numbers) for numbers in self.unit(unit)["pieces"]]
+    def _shards(self, unit: int) -> list[Shard]:
+        return [Shard(unit, *numbers) for numbers in self.unit(unit)["pieces"]]
 
     def _wait_for(self, path: Path) -> None:
         """Until another process has written the file. Nothing else joins the processes: barriers
@@ -201,17 +210,17 @@ class Parts:
         # At most a thousand units a folder
         return self._root / f"{unit // 1000:04d}" / f"{unit:07d}.json"
 
-    def _piece_path(self, piece: Piece) -> Path:
-        name = f"{piece.unit:07d}-{piece.scan:05d}-{piece.start:07d}.jsonl"
-        return self._unit_path(piece.unit).with_name(name)
-
-    def remove_unfinished(self) -> None:
-        """Temporary files of a killed process."""
-        for folder in self._root.glob("*"):
-            if folder.is_dir():
-                remove_unfinished(folder)
+    def _shard_path(self, shard: Shard) -> Path:
+        name = f"{shard.unit:07d}-{shard.scan:05d}-{shard.start:07d}.jsonl"
+        return self._unit_path(shard.unit).with_name(name)
 
 
-def slices_of(piece: Piece, scans: Sequence[CTScan]) -> tuple[CTSlice, ...]:
-    """The slices that a piece is made of."""
-    return scans[piece.scan].slices[piece.start : piece.stop]
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """So that what cannot be read is not taken for what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be read ({error.strerror or error}); get permission, or begin anew"
+        ) from error

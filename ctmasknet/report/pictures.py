@@ -1,8 +1,6 @@
-"""Pictures of slices as data URIs: the slice, what a painter draws on it, pictures made before.
-
-What a model found in a slice, drawn: its best lesions, and which boxes moved the decision.
-
-From the name that predictions have for a slice to its pixels.
+"""Pictures of reported slices as data URIs: the slice itself, found by the name that predictions
+have for it; what a model finds in it, drawn (its best lesions, and which boxes moved the decision);
+pictures made before.
 """
 
 from __future__ import annotations
@@ -27,30 +25,30 @@ from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import IMAGE_SUFFIXES, naming_file
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Window
-from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
-from ctmasknet.engine.setup import BEST_CHECKPOINT, inference_cfg, load_model
+from ctmasknet.engine.setup import BEST_CHECKPOINT, inference_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
-from ctmasknet.modeling.fast.inference import inference_model
-from ctmasknet.predict.gallery import CONTACT_SHEET, read_rgb
+from ctmasknet.predict.gallery import CONTACT_SHEET
+from ctmasknet.predict.predictor import CTPredictor
+from ctmasknet.predict.shown import read_picture
 from ctmasknet.report.source import json_lines, run_folders
 
-#: Place of a slice inside its file, as :class:`CTSlice` names it.
+#: Number of a slice inside its file, as :class:`CTSlice` names it.
 _FRAME = re.compile(r"#\d{4,}$")
 
 
 @dataclass(frozen=True)
 class FoundSlice:
     """A slice that was found: ``entry`` is its dataset dict (``file_name`` at least), ``pixels``
-    (H, W, 3) uint8 RGB, uncropped; ``is_picture``: ``file_name`` is an 8-bit picture."""
+    (H, W, 3) uint8 RGB, uncropped."""
 
     entry: Mapping[str, Any]
     pixels: np.ndarray
-    is_picture: bool
 
 
 class SliceFiles:
@@ -74,7 +72,7 @@ class SliceFiles:
         self._entries = _entries_of(dataset)
         self._images = None if images is None else Path(images)
         if self._images is not None and not self._images.is_dir():
-            raise CTMaskNetError(f"{images}: no such folder; correct --images")
+            raise CTMaskNetError(f"{images}: no such folder; correct `images`")
         self._window = window or Window()
         # Slices of a volume come one after the other
         self._volume = functools.lru_cache(maxsize=4)(_slices_of)
@@ -87,7 +85,7 @@ class SliceFiles:
         """
         entry = self._entries.get(file)
         if entry is not None and os.path.isfile(entry["file_name"]):
-            return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
+            return FoundSlice(entry, read_picture(entry))
         name = _FRAME.sub("", file)
         for path in ([self._images / name] if self._images else []) + [Path(name)]:
             if not path.is_file():
@@ -95,13 +93,11 @@ class SliceFiles:
             # A page of a TIFF is named as a slice of a volume is
             if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
                 entry = {"file_name": str(path)}
-                return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
+                return FoundSlice(entry, read_picture(entry))
             wanted = f"{path}{file[len(name) :]}"
             for one in self._volume(str(path)):
                 if one.name == wanted:
-                    pixels = one.pixels(self._window)
-                    grey = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-                    return FoundSlice({"file_name": wanted}, grey, False)
+                    return FoundSlice({"file_name": wanted}, as_rgb(one.pixels(self._window)))
         return None
 
 
@@ -166,7 +162,7 @@ class SlicePictures:
         folders: pictures made before, see :func:`index_pictures`; each has to hold one of these
             slices.
         more: a folder that may hold some.
-        painter: draws evidence, see :mod:`.evidence`; None draws none.
+        painter: draws evidence, see :func:`evidence_painter`; None draws none.
 
     Raises:
         CTMaskNetError: a folder that does not exist, tells nothing, or shows other slices.
@@ -189,12 +185,12 @@ class SlicePictures:
             made = index_pictures(folder)
             if not made:
                 raise CTMaskNetError(
-                    f"{folder}: names no picture that tells its slice; correct --pictures"
+                    f"{folder}: names no picture that tells its slice; correct `pictures`"
                 )
             if not any(self._made_of(made, name) for name in names):
                 raise CTMaskNetError(
                     f"{folder}: its pictures are of other slices than the predictions; correct "
-                    "--pictures"
+                    "`pictures`"
                 )
             self._made.append(made)
         if more is not None:
@@ -246,7 +242,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CTMaskNetError(f"{folder}: no such folder; correct --pictures")
+        raise CTMaskNetError(f"{folder}: no such folder; correct `pictures`")
     told: dict[str, list[tuple[str, Path]]] = {}
     listings = sorted(folder.glob("*.jsonl"))
     for listing in listings:
@@ -265,7 +261,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name != CONTACT_SHEET
     ]
     if not paths:
-        raise CTMaskNetError(f"{folder}: no picture in this folder; correct --pictures")
+        raise CTMaskNetError(f"{folder}: no picture in this folder; correct `pictures`")
     numbers = [f"{number:03d}_" for number in range(1, len(paths) + 1)]
     numbered = all(map(str.startswith, [path.name for path in paths], numbers))
     for path, number in zip(paths, numbers, strict=True):
@@ -309,7 +305,7 @@ def evidence_painter(
         class_names: of the predictions; a classifier has to have the same.
 
     Raises:
-        CTMaskNetError: see :func:`inference_cfg` and :func:`load_model`; other classes. The
+        CTMaskNetError: see :func:`inference_cfg` and :class:`CTPredictor`; other classes. The
             painter raises it for a slice that the model scores otherwise than reported.
     """
     opts = list(opts)
@@ -325,27 +321,13 @@ def evidence_painter(
             f"{config_file}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
             f"predictions have {', '.join(class_names)}; give the model that made them"
         )
-    model = inference_model(cfg, load_model(cfg))
-    if classifies:
-        model.return_instances = model.return_ranked_instances = True
-    mapper = (SliceMapper if classifies else LesionMapper)(cfg, is_train=False)
-    lesion_classes = list(cfg.MODEL.LESION_CLASSES)
+    predictor = CTPredictor(cfg, lesions=True)
 
     def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
-        if classifies:
-            item = mapper.map_pixels(dict(slice_.entry), slice_.pixels)
-        elif slice_.is_picture:
-            item = mapper(dict(slice_.entry))
-        else:
-            raise CTMaskNetError(
-                f"{row.file}: a detector's configuration draws on pictures alone; give the "
-                "classifier that made the predictions"
-            )
-        with torch.no_grad():
-            found = model([item])[0]
-        x0, y0, x1, y1 = item.get("crop_box") or (0, 0, *slice_.pixels.shape[1::-1])
-        pixels = np.ascontiguousarray(slice_.pixels[y0:y1, x0:x1])
-        drawn = [_lesions(pixels, found, lesion_classes)]
+        item = predictor.mapped(slice_.entry, slice_.pixels)
+        (found,) = predictor.predict([item])
+        pixels = as_rgb(slice_.pixels, item.get("crop_box"))
+        drawn = [_lesions(pixels, found, predictor.lesion_classes)]
         if classifies:
             gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
             if gap > _SAME_SCORE:
@@ -353,7 +335,8 @@ def evidence_painter(
                     f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
                     f"(by {gap:.2f}); give the weights that made them"
                 )
-            drawn.append(_box_weights(pixels, found, model.image_head, row.pred, class_names))
+            head = predictor.model.image_head
+            drawn.append(_box_weights(pixels, found, head, row.pred, class_names))
         return drawn
 
     return paint

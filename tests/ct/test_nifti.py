@@ -11,7 +11,7 @@ from ctmasknet.ct import nifti as ct_nifti_voxels
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import OUTSIDE_HU
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.predict.inputs import ahead
+from ctmasknet.predict.loading import ahead
 from tests import ct_samples
 from tests.ct_samples import AFFINE, ORIENTATIONS, nifti
 

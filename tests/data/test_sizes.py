@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 from ctmasknet.ct.pictures import MAX_SIDE_PX
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.predict import gallery
+from ctmasknet.predict import CTPredictor
 
 #: (H, W) px -> (H, W) the model sees with the paper's sides: shorter 512, longer at most 1024.
 SIZES = {
@@ -52,9 +52,8 @@ def test_training_test_and_prediction_resize_alike(size, tiny_cfg, tmp_path, mon
         "slices, test": SliceMapper(tiny_cfg, False)(entry),
         "slices, in memory": SliceMapper(tiny_cfg, False).map_pixels(entry, pixels),
     }
-    monkeypatch.setattr(gallery, "load_model", lambda cfg: Identity())
     for name, cfg in (("lesions", detector), ("slices", tiny_cfg)):
-        items[f"{name}, predicted"] = gallery.build_predictor(cfg)(entry)[0]
+        items[f"{name}, predicted"] = CTPredictor(cfg, model=Identity()).mapped(entry, pixels)
     for name, item in items.items():
         assert tuple(item["image"].shape) == (3, *SIZES[size]), name
         assert torch.equal(item["image"], items["slices, test"]["image"]), name

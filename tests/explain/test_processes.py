@@ -15,6 +15,7 @@ from PIL import Image
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.run import explain_slices
+from ctmasknet.predict import CTPredictor
 from tests.running import run_tool
 
 TOOL = "tools/explain.py"
@@ -107,5 +108,5 @@ def test_processes_that_see_different_slices_are_refused(
 ):
     monkeypatch.setattr(comm, "all_gather", lambda mine: [mine, "another"])
     with pytest.raises(CTMaskNetError, match="see different slices"):
-        explain_slices(tiny_model.eval(), tiny_cfg, [{"file_name": "a.png"}], tmp_path)
+        explain_slices(CTPredictor(tiny_cfg, model=tiny_model), [{"file_name": "a.png"}], tmp_path)
     assert os.listdir(tmp_path) == []

@@ -15,6 +15,7 @@ from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain import occlude, run
 from ctmasknet.explain.run import explain_from_command_line, explain_slices
+from ctmasknet.predict import CTPredictor
 from tests import ct_samples
 
 CLASSES = ["normal", "pneumonia", "covid"]
@@ -51,7 +52,7 @@ def lines(folder):
 def test_a_line_and_a_picture_a_slice(tiny_model, small_cfg, entries, tmp_path):
     tiny_model.eval()
     out = tmp_path / "out"
-    assert explain_slices(tiny_model, small_cfg, entries, out, most=3) == 3
+    assert explain_slices(CTPredictor(small_cfg, model=tiny_model), entries, out, most=3) == 3
     assert tiny_model.return_ranked_instances is False
     records = lines(out)
     assert [record["file"] for record in records] == [f"set/{n}.png" for n in range(3)]
@@ -73,7 +74,7 @@ def test_a_line_and_a_picture_a_slice(tiny_model, small_cfg, entries, tmp_path):
 
 def test_numbers_and_places_are_those_of_the_model(tiny_model, small_cfg, entries, tmp_path):
     tiny_model.eval()
-    explain_slices(tiny_model, small_cfg, entries[2:], tmp_path, pictures=False)
+    explain_slices(CTPredictor(small_cfg, model=tiny_model), entries[2:], tmp_path, pictures=False)
     (record,) = lines(tmp_path)
     assert "picture" not in record
     pixels = np.asarray(Image.open(entries[2]["file_name"]))[30:94, 20:84]
@@ -100,7 +101,13 @@ def test_other_ways_and_another_class(tiny_model, small_cfg, entries, tmp_path):
         ("removed", {"hidden": "removed"}),
         ("gradients", {"method": "integrated_gradients"}),
     ):
-        explain_slices(tiny_model, small_cfg, entries[:1], tmp_path / name, **options, **given)
+        explain_slices(
+            CTPredictor(small_cfg, model=tiny_model),
+            entries[:1],
+            tmp_path / name,
+            **options,
+            **given,
+        )
     zero, removed, gradients = (
         lines(tmp_path / name)[0] for name in ("zero", "removed", "gradients")
     )
@@ -118,7 +125,7 @@ def test_other_ways_and_another_class(tiny_model, small_cfg, entries, tmp_path):
 
 def test_a_model_that_finds_nothing(tiny_model, small_cfg, entries, tmp_path):
     tiny_model.roi_heads.ranked_score_thresh = 1.0
-    explain_slices(tiny_model.eval(), small_cfg, entries[:1], tmp_path)
+    explain_slices(CTPredictor(small_cfg, model=tiny_model), entries[:1], tmp_path)
     (record,) = lines(tmp_path)
     assert record["boxes"] == [] and record["logits"] == record["without_boxes"]
     assert (tmp_path / record["picture"]).is_file()
@@ -128,7 +135,9 @@ def test_a_bad_slice_leaves_no_half_file(tiny_model, small_cfg, entries, tmp_pat
     with open(entries[2]["file_name"], "r+b") as stream:
         stream.truncate(60)
     with pytest.raises(CTMaskNetError, match=r"2\.png: unreadable or truncated"):
-        explain_slices(tiny_model.eval(), small_cfg, entries, tmp_path / "out", pictures=False)
+        explain_slices(
+            CTPredictor(small_cfg, model=tiny_model), entries, tmp_path / "out", pictures=False
+        )
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -141,7 +150,7 @@ def test_a_dicom_series_and_a_volume_give_the_same(
     ct_samples.dicom_series(tmp_path / "series", hu)
     nib.save(ct_samples.nifti(hu), tmp_path / "volume.nii.gz")
     monkeypatch.setattr(run, "model_cfg", lambda _: small_cfg)
-    monkeypatch.setattr(run, "load_model", lambda cfg: tiny_model.eval())
+    monkeypatch.setattr(run, "CTPredictor", lambda cfg: CTPredictor(cfg, model=tiny_model))
     found = []
     for name in ("series", "volume.nii.gz"):
         out = tmp_path / f"out_{name}"
@@ -169,8 +178,8 @@ def arguments(output, **given):
 @pytest.mark.parametrize(
     ("config", "given", "message"),
     [
-        ("cls", {"input": None}, "either --dataset NAME or --input"),
-        ("cls", {"boxes": 0}, "--boxes: 0"),
+        ("cls", {"input": None}, "either `dataset` NAME or `input`"),
+        ("cls", {"boxes": 0}, "`boxes`: 0"),
         ("cls", {"method": "guess"}, "'guess' is unknown"),
         ("seg", {}, "a lesion detector has no decision"),
         ("cls", {"target": "flu"}, "'flu' is no class; choose one of normal, pneumonia, covid"),

@@ -98,14 +98,15 @@ def test_a_threshold_is_set_for_one_detection_only():
         class box_predictor:
             test_nms_thresh = 0.5
 
-    class Model:
-        roi_heads = Roi
+    class Predictor:
+        class model:
+            roi_heads = Roi
 
-        def __call__(self, items):
-            return [{"instances": self.roi_heads.box_predictor.test_nms_thresh}]
+        def predict(self, items):
+            return [{"instances": self.model.roi_heads.box_predictor.test_nms_thresh}]
 
-    model = Model()
-    assert [detect(model, {}, iou) for iou in (0.25, 0.75)] == [0.25, 0.75]
+    predictor = Predictor()
+    assert [detect(predictor, {}, iou) for iou in (0.25, 0.75)] == [0.25, 0.75]
     assert Roi.box_predictor.test_nms_thresh == 0.5
 
 
@@ -118,8 +119,8 @@ def test_slices_are_chosen_by_id_place_or_seed(lesion_set):
     assert ids(None, None, 4) == ids(None, None, 4)
     assert {ids(None, None, seed)[0] for seed in range(8)} == {1, 2}, "never one without lesions"
     for given, words in (
-        ((["9"],), "--image-id: .* has no image 9"),
-        ((None, [3]), "--index: 3 is not within 0..2"),
+        ((["9"],), "`image_id`: .* has no image 9"),
+        ((None, [3]), "`index`: 3 is not within 0..2"),
         ((["1"], [0]), "give only one of"),
         ((None, None, -1), "seed is -1"),
     ):
@@ -130,7 +131,7 @@ def test_slices_are_chosen_by_id_place_or_seed(lesion_set):
 def test_bad_input_is_one_clear_error_and_leaves_no_file(arguments, tmp_path, repository):
     classifier = str(repository / "configs" / "cls_light.yaml")
     for given, words in (
-        ({"nms": [0.25, 7.0]}, "--nms"),
+        ({"nms": [0.25, 7.0]}, "`nms`"),
         ({"output": str(tmp_path / "fig2.jpg")}, "PNG"),
         ({"dataset": "no_such_set"}, "not registered"),
         (

@@ -47,19 +47,19 @@ def _predict(repository, words, kill, log, environment):
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    replace, predict = os.replace, CTPredictor._predict
+    replace, predict = os.replace, CTPredictor.predict
 
     def counted_replace(*args):
         count("rename")
         replace(*args)
         count("renamed")
 
-    def counted_predict(self, batch):
+    def counted_predict(self, items):
         count("batch")
         if log is not None:
             with open(log, "a", encoding="utf-8") as stream:
-                stream.writelines(f"{one.source.name}\n" for one in batch)
-        return predict(self, batch)
+                stream.writelines(f"{item['file_name']}\n" for item in items)
+        return predict(self, items)
 
-    os.replace, CTPredictor._predict = counted_replace, counted_predict
+    os.replace, CTPredictor.predict = counted_replace, counted_predict
     raise SystemExit(run_tool(repository, "tools/predict.py", *words))

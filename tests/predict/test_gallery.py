@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,14 +14,8 @@ from PIL import Image
 from ctmasknet.data.registry import unregister
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import gallery
-from ctmasknet.predict.gallery import (
-    CONTACT_SHEET,
-    draw_from_command_line,
-    draw_gallery,
-    image_entries,
-    pick,
-    writable_folder,
-)
+from ctmasknet.predict.gallery import CONTACT_SHEET, draw_from_command_line, draw_gallery
+from ctmasknet.predict.shown import ShownSlices, pick, writable_folder
 
 SIDE = 64
 
@@ -41,21 +36,29 @@ def arguments(output, **given):
     return argparse.Namespace(**(values | given))
 
 
-def detect(entry):
-    """One lesion a slice, and a class."""
-    instances = Instances((SIDE, SIDE))
-    instances.pred_boxes = Boxes(torch.tensor([[8.0, 8, 56, 56]]))
-    instances.scores, instances.pred_classes = torch.tensor([0.9]), torch.tensor([0])
-    scores = torch.tensor([0.1, 0.8])
-    return entry, {"instances": instances, "pred_class": 1, "scores": scores}
+class Finding:
+    """In a predictor's place: one lesion a slice, and a class."""
+
+    def __init__(self, cfg=None, *, crop_box=None, found=None, lesions=True):
+        self.crop_box, self.found = crop_box, found
+
+    def mapped(self, entry, pixels):
+        return {**entry, "crop_box": self.crop_box}
+
+    def predict(self, items):
+        instances = Instances((SIDE, SIDE))
+        instances.pred_boxes = Boxes(torch.tensor([[8.0, 8, 56, 56]]))
+        instances.scores, instances.pred_classes = torch.tensor([0.9]), torch.tensor([0])
+        scores = torch.tensor([0.1, 0.8])
+        found = {"instances": instances, "pred_class": 1, "scores": scores}
+        return [found if self.found is None else self.found for _ in items]
 
 
 def test_every_slice_has_its_picture_and_all_are_on_the_sheet(slices, tmp_path):
     entries = [{"file_name": str(path), "label": 1} for path in slices]
     out = tmp_path / "out"
-    paths = draw_gallery(
-        entries, out, predict=detect, lesion_classes=["ggo"], image_classes=["normal", "covid"]
-    )
+    classes = {"lesion_classes": ["ggo"], "image_classes": ["normal", "covid"]}
+    paths = draw_gallery(entries, out, predictor=Finding(), **classes)
     assert [path.name for path in paths] == ["001_7.png", "002_7.png", "003_8.png"]
     assert sorted(os.listdir(out)) == ["001_7.png", "002_7.png", "003_8.png", CONTACT_SHEET]
     picture = np.asarray(Image.open(paths[0]))
@@ -66,12 +69,10 @@ def test_every_slice_has_its_picture_and_all_are_on_the_sheet(slices, tmp_path):
 
 
 def test_what_the_model_saw_is_drawn_when_it_saw_a_crop(slices, tmp_path):
-    def predict(entry):
-        return {**entry, "crop_box": [0, 0, SIDE, SIDE // 2]}, {}
-
+    cropping = Finding(crop_box=[0, 0, SIDE, SIDE // 2], found={})
     entry = {"file_name": str(slices[1])}
-    (whole,) = draw_gallery([entry], tmp_path / "a", predict=None, lesion_classes=[])
-    (cut,) = draw_gallery([entry], tmp_path / "b", predict=predict, lesion_classes=[])
+    (whole,) = draw_gallery([entry], tmp_path / "a", predictor=None, lesion_classes=[])
+    (cut,) = draw_gallery([entry], tmp_path / "b", predictor=cropping, lesion_classes=[])
     assert Image.open(whole).height - Image.open(cut).height == 9 * SIDE // 2
 
 
@@ -91,30 +92,34 @@ def test_pick_with_a_seed_is_a_repeatable_choice():
     assert pick(100, 5, 1) == pick(100, 5, 1) != pick(100, 5, 2)
     chosen = pick(100, 5, 1)
     assert chosen == sorted(set(chosen)) and len(chosen) == 5
-    with pytest.raises(CTMaskNetError, match="--limit"):
+    with pytest.raises(CTMaskNetError, match="`limit`"):
         pick(10, 0, None)
 
 
 def test_folders_are_listed_and_bad_paths_are_one_clear_error(slices, tmp_path):
-    entries = image_entries([slices[1].parent, slices[0]])
-    assert [entry["file_name"] for entry in entries] == [
+    def names(*given):
+        found = ShownSlices.from_arguments(arguments("", input=[str(path) for path in given]))
+        return [entry["file_name"] for entry in found.entries]
+
+    assert names(slices[1].parent, slices[0]) == [
         str(path) for path in (slices[1], slices[2], slices[0])
     ]
-    for name in ("10.png", "._8.jpg"):
-        (slices[1].parent / name).touch()
-    names = [os.path.basename(one["file_name"]) for one in image_entries([slices[1].parent])]
-    assert names == ["7.png", "8.jpg", "10.png"]
-    with pytest.raises(CTMaskNetError, match=r"slices: no image in this folder"):
-        image_entries([tmp_path / "slices"])
-    with pytest.raises(CTMaskNetError, match="absent: no such file or folder"):
-        image_entries([tmp_path / "absent"])
+    shutil.copy(slices[0], slices[1].parent / "10.png")
+    (slices[1].parent / "._8.jpg").touch()
+    listed = names(slices[1].parent)
+    assert [os.path.basename(name) for name in listed] == ["7.png", "8.jpg", "10.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CTMaskNetError, match=r"empty: holds no files"):
+        names(tmp_path / "empty")
+    with pytest.raises(CTMaskNetError, match="absent: no such file"):
+        names(tmp_path / "absent")
 
 
 def test_an_unreadable_image_is_one_clear_error_and_leaves_no_half_picture(slices, tmp_path):
     slices[1].write_bytes(slices[1].read_bytes()[:60])
     entries = [{"file_name": str(path)} for path in slices]
     with pytest.raises(CTMaskNetError, match=r"2/7\.png: unreadable or truncated"):
-        draw_gallery(entries, tmp_path / "out", predict=None, lesion_classes=[])
+        draw_gallery(entries, tmp_path / "out", predictor=None, lesion_classes=[])
     assert os.listdir(tmp_path / "out") == ["001_7.png"]
 
 
@@ -129,11 +134,11 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(slices, tmp_path, m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "either --dataset NAME or --input"),
-        ({"dataset": "x", "input": ["y"]}, "either --dataset NAME or --input"),
+        ({}, "either `dataset` NAME or `input`"),
+        ({"dataset": "x", "input": ["y"]}, "either `dataset` NAME or `input`"),
         ({"input": ["."], "ground_truth_only": True}, "files have no ground truth"),
         ({"dataset": "absent_both_val"}, "absent_both_val"),
-        ({"input": ["."], "score_threshold": 75.0}, "--score-threshold: 75.0 is no score"),
+        ({"input": ["."], "score_threshold": 75.0}, "`score_threshold`: 75.0 is no score"),
     ],
 )
 def test_contradicting_arguments_are_one_clear_error(tmp_path, given, message):
@@ -205,11 +210,12 @@ def test_the_drawn_set_names_the_classes_of_the_model(
 ):
     seen = []
 
-    def stand_in(cfg):
+    def stand_in(cfg, **options):
         seen.append(cfg)
-        return detect if config == "cls" else lambda entry: (entry, {})
+        return Finding(found=None if config == "cls" else {})
 
-    monkeypatch.setattr(gallery, "build_predictor", stand_in)
+    monkeypatch.setattr(gallery, "CTPredictor", stand_in)
+    monkeypatch.setattr(Finding, "window", None, raising=False)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"")
     args = arguments(

@@ -1,5 +1,6 @@
 """Inputs cut into units: nothing twice, nothing missing, in one order."""
 
+import json
 import os
 
 import nibabel
@@ -10,7 +11,8 @@ import pytest
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import inputs as units
 from ctmasknet.predict.inputs import list_units, read_unit
-from tests.predict.small_world import hu_volume, write_pictures, write_series
+from tests.predict.small_world import hu_volume, words, write_pictures, write_series
+from tests.running import run_tool
 
 
 @pytest.fixture
@@ -27,6 +29,37 @@ def tree(tmp_path):
     (root / ".hidden" / "x.png").write_text("no picture")
     os.symlink(root, root / "p11" / "loop")
     return root
+
+
+@pytest.mark.parametrize("tool", ["predict", "explain", "visualize"])
+def test_every_tool_reads_a_volume_in_a_folder_of_a_folder_and_a_series_beside_it(
+    tool, repository, classifier, tmp_path
+):
+    """One meaning of --input."""
+    write_series(tmp_path / "in" / "a" / "series", hu_volume(1, 2))
+    write_volume(tmp_path / "in" / "b" / "case_1" / "ct.nii.gz", hu_volume(2, 3).transpose(2, 1, 0))
+    write_pictures(tmp_path / "in" / "c", 1, ["x.png"])
+    output = tmp_path / "out"
+    assert (
+        run_tool(repository, f"tools/{tool}.py", *words(classifier, [tmp_path / "in"], output)) == 0
+    )
+    if tool == "visualize":
+        found = sorted(path.name for path in output.iterdir())
+        pictures = [
+            "001_000.png",
+            "002_001.png",
+            *(f"00{n}_ct.nii.gz_000{n - 3}.png" for n in (3, 4, 5)),
+        ]
+        assert found == [*pictures, "006_x.png", "contact_sheet.png"]
+        return
+    listing = output / ("predictions.jsonl" if tool == "predict" else "attributions.jsonl")
+    lines = [json.loads(line) for line in listing.read_text().splitlines()]
+    files = [os.path.relpath(line["file"], tmp_path / "in") for line in lines if "file" in line]
+    assert files == [
+        *("a/series/000.dcm", "a/series/001.dcm"),
+        *(f"b/case_1/ct.nii.gz#000{number}" for number in range(3)),
+        "c/x.png",
+    ]
 
 
 def names(unit_list):

@@ -23,7 +23,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import pool_slices, read_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.predict import CTPredictor
-from ctmasknet.predict.masks import label_slice, mask_values, write_dicom_seg, write_nifti
+from ctmasknet.predict.dicom_seg import dicom_seg_bytes
+from ctmasknet.predict.masks import label_slice, mask_values, nifti_bytes
 from ctmasknet.predict.results import FoundBox
 from ctmasknet.prepare.mask_volumes import read_mask_volume
 from tests import ct_samples
@@ -222,9 +223,10 @@ def label_planes(scan):
 
 def write_seg(path, scan):
     when = datetime.datetime(2020, 3, 1, 12)
-    write_dicom_seg(
-        path, scan, label_planes(scan), LESIONS, identity="x", created=when, software="1"
+    content = dicom_seg_bytes(
+        scan, label_planes(scan), LESIONS, identity="x", created=when, software="1"
     )
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("kind", ["transposed", "frames"])
@@ -339,7 +341,7 @@ def test_nifti_masks_keep_unit_and_dimensions(tmp_path):
         (scan,) = read_scans([tmp_path / f"{name}.nii"])
         np.testing.assert_allclose(scan.affine[2, 2], 3.0)
         labels = label_planes(scan)
-        write_nifti(tmp_path / "mask.nii.gz", scan, labels)
+        (tmp_path / "mask.nii.gz").write_bytes(nifti_bytes(scan, labels))
         mask = nibabel.load(tmp_path / "mask.nii.gz")
         assert mask.header.get_xyzt_units()[0] == "meter" and mask.shape == stored.shape
         assert mask.header["cal_max"] == 0 and not mask.header.extensions
@@ -354,7 +356,7 @@ def test_nifti_masks_of_other_storage(codes, tmp_path):
     nibabel.save(ct_samples.nifti(ct_samples.volume(), codes), source)
     (scan,) = read_scans([source])
     labels = label_planes(scan)
-    write_nifti(tmp_path / "mask.nii.gz", scan, labels)
+    (tmp_path / "mask.nii.gz").write_bytes(nifti_bytes(scan, labels))
     mask, image = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(source)
     assert mask.shape == image.shape
     np.testing.assert_array_equal(mask.affine, image.affine)
@@ -439,7 +441,7 @@ def test_calibrated_scores_and_the_stored_pooling_are_used(own_classifier, scans
     assert "calibrated_scores" not in patient
 
 
-def test_a_patient_is_pooled_over_inputs_and_a_scan_over_pieces(
+def test_a_patient_is_pooled_over_inputs_and_a_scan_over_shards(
     classifier, own_scans, tmp_path, tool, monkeypatch
 ):
     """Two series of one patient with pictures of others between them, cut into pieces of two."""
@@ -448,7 +450,7 @@ def test_a_patient_is_pooled_over_inputs_and_a_scan_over_pieces(
     flags = ["--overlays", "--masks", "nifti", "--score-threshold", 0.8]
     flags += ["--pooling", "top_k_mean", "--top-k", 2]
     assert tool(*words(classifier, inputs, tmp_path / "whole", *flags))[0] == 0
-    monkeypatch.setattr("ctmasknet.predict.shards.PIECE_SLICES", 2)
+    monkeypatch.setattr("ctmasknet.predict.shards.SHARD_SLICES", 2)
     assert tool(*words(classifier, inputs, tmp_path / "pieces", *flags))[0] == 0
     output = tmp_path / "pieces"
     assert files_of(output) == files_of(tmp_path / "whole")

@@ -17,7 +17,7 @@ from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.predict import CTPredictor
 from ctmasknet.predict import inputs as reading
-from ctmasknet.predict.inputs import Loaded, ahead, batches
+from ctmasknet.predict.loading import Loaded, ahead, batches
 from ctmasknet.predict.pooled import build_pooler
 from tests.predict.small_world import hu_volume, write_pictures, write_series
 
@@ -39,7 +39,7 @@ def test_three_lines_give_what_the_model_gives(classifier, scans):
         assert [one.source for one in scan.slices] == list(source.slices)
         for one in scan.slices:
             item = mapper.map_pixels({"file_name": "-"}, one.source.pixels(Window()))
-            (output,) = predictor.model([item])
+            (output,) = predictor.predict([item])
             assert one.pred_class == output["pred_class"]
             for name in ("logits", "scores", "ranked_boxes"):
                 np.testing.assert_array_equal(getattr(one, name), output[name].numpy())
@@ -97,6 +97,17 @@ def test_inputs_are_those_of_the_tool(classifier, scans, tmp_path):
     found = list(predictor(inputs, on_bad=lambda *problem: told.append(problem)))
     assert [scan.source.kind for scan in found] == ["dicom"]
     assert [file for file, _ in told] == [str(tmp_path / "empty")]
+
+
+def test_messages_name_arguments(classifier, detector):
+    for model, options, message in (
+        (classifier, {"batch_size": 0}, "`batch_size`: 0 slices make no batch"),
+        (classifier, {"top_k": 3}, "`top_k`: is of no use to the pooling mean"),
+        (detector, {"pooling": "max"}, "`pooling`, `top_k`: a lesion detector names no class"),
+    ):
+        with pytest.raises(CTMaskNetError, match=message) as error:
+            build(model, **options)
+        assert "--" not in str(error.value)
 
 
 def test_a_detector_finds_lesions_and_names_no_class(detector, scans):

@@ -6,12 +6,13 @@ import socket
 import pytest
 from torch.multiprocessing import ProcessExitedException
 
+from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import run as work
-from ctmasknet.predict import shards as parts
+from ctmasknet.predict import shards
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, list_units
-from ctmasknet.predict.run import Worker, is_shared
-from ctmasknet.predict.shards import Parts
+from ctmasknet.predict.run import DrawOptions, PredictionRun, is_shared
+from ctmasknet.predict.shards import Shards
 from tests.predict.dying import start_prediction
 from tests.predict.small_world import files_of, words
 
@@ -80,9 +81,9 @@ def test_a_process_that_is_killed_is_one_line(classifier, scans, tmp_path, tool,
 
 
 def test_who_waits_says_so_and_ends_when_another_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "_POLL_SECONDS", 0)
-    monkeypatch.setattr(parts, "_TELL_SECONDS", 0)
-    ours, told = Parts(tmp_path), []
+    monkeypatch.setattr(shards, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(shards, "_TELL_SECONDS", 0)
+    ours, told = Shards(tmp_path), []
 
     class Failing(logging.Handler):
         def emit(self, record):
@@ -90,24 +91,24 @@ def test_who_waits_says_so_and_ends_when_another_has_failed(tmp_path, monkeypatc
             ours.mark_failed(1)
 
     handler = Failing()
-    logging.getLogger(parts.__name__).addHandler(handler)
+    logging.getLogger(shards.__name__).addHandler(handler)
     try:
         with pytest.raises(CTMaskNetError, match="another process of this run has failed"):
             ours.unit(3)
     finally:
-        logging.getLogger(parts.__name__).removeHandler(handler)
+        logging.getLogger(shards.__name__).removeHandler(handler)
     assert "Waiting for another process of this run to finish 0000003.json" in told[0]
 
 
 @pytest.mark.parametrize("units_a_process", [0, 100], ids=["whole units", "shared units"])
-def test_every_piece_is_one_process_s(units_a_process, scans, tmp_path, monkeypatch):
+def test_every_shard_is_one_process_s(units_a_process, scans, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "_UNITS_A_PROCESS", units_a_process)
     units, _ = list_units([scans / name for name in ("a_dicom", "b_nifti", "c_pictures")])
     shares = []
     for rank in range(2):
-        worker = Worker(None, Parts(tmp_path), tmp_path, None, skip_bad=False, rank=rank, world=2)
-        pieces = worker._pieces(units, work._Progress(len(units), rank, 2))
-        shares.append({(piece.unit, piece.scan) for (piece, _), _ in pieces})
+        bad = BadSlices({})
+        with PredictionRun(tmp_path, {}, units, DrawOptions(), bad, rank=rank, world=2) as run:
+            shares.append({(shard.unit, shard.scan) for (shard, _), _ in run.unfinished()})
     assert shares[0] & shares[1] == set() and all(shares)
     assert shares[0] | shares[1] == {(0, 0), (1, 0), (2, 0), (2, 1)}
     # A whole unit is one process's

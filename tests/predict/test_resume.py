@@ -11,7 +11,7 @@ import pytest
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units, read_unit
 from ctmasknet.predict.manifest import OUTPUTS, begin, check_output, finish
-from ctmasknet.predict.shards import Parts
+from ctmasknet.predict.shards import Shards
 from tests.predict.dying import KILLED, POINTS, start_prediction
 from tests.predict.small_world import files_of, words, write_pictures
 
@@ -19,7 +19,7 @@ FLAGS = ["--masks", "nifti", "dicom-seg", "--score-threshold", 0.6, "--batch-siz
 
 
 def finished_slices(output):
-    """Names of the slices of all finished pieces."""
+    """Names of the slices of all finished shards."""
     lines = [
         json.loads(line)
         for path in (output / ".parts").rglob("*.jsonl")
@@ -79,7 +79,7 @@ SETTINGS = {"inputs": "a", "weights": "b", "configuration": "c", "options": {}}
 
 
 def test_a_kill_while_an_earlier_run_is_removed_leaves_nothing_of_it(tmp_path, monkeypatch):
-    """Its finished parts would be taken for those of the new run, made by other weights."""
+    """Its finished shards would be taken for those of the new run, made by other weights."""
     output = tmp_path / "out"
     begin(output, SETTINGS, None)
     old = [output / ".parts" / "0000" / "0000000-00000-0000000.jsonl"]
@@ -88,7 +88,7 @@ def test_a_kill_while_an_earlier_run_is_removed_leaves_nothing_of_it(tmp_path, m
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     new = {**SETTINGS, "weights": "other"}
-    for number in range(3):  # the parts, the folders, then a file
+    for number in range(3):  # the shards, the folders, then a file
         remove, left = shutil.rmtree, [number]
 
         def dying(path, left=left, remove=remove):
@@ -129,9 +129,9 @@ def test_scans_that_are_not_those_of_the_start_are_refused(tmp_path):
     folder = write_pictures(tmp_path / "in", 1, ["NCP_1_1_0001.png", "NCP_2_1_0001.png"])
     whole = (folder / "NCP_1_1_0001.png").read_bytes()
     (folder / "NCP_1_1_0001.png").write_bytes(whole[:20])
-    ((unit,), _), parts = list_units([folder]), Parts(tmp_path / "out")
-    parts.write_unit(0, read_unit(unit, skip_bad=True))
-    parts.write_unit(0, read_unit(unit, skip_bad=True))
+    ((unit,), _), shards = list_units([folder]), Shards(tmp_path / "out")
+    shards.write_unit(0, read_unit(unit, skip_bad=True))
+    shards.write_unit(0, read_unit(unit, skip_bad=True))
     (folder / "NCP_1_1_0001.png").write_bytes(whole)
     with pytest.raises(CTMaskNetError, match="out: scans among the inputs are not those"):
-        parts.write_unit(0, read_unit(unit, skip_bad=True))
+        shards.write_unit(0, read_unit(unit, skip_bad=True))

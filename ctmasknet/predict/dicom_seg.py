@@ -1,0 +1,201 @@
+"""Lesions of a DICOM series as a DICOM segmentation that refers to the series, with coded classes.
+
+Codes:
+
+- GGO: (112120, DCM, "Ground glass opacity"), from DICOM PS3.16 CID 6104, Abnormal Opacity Finding
+  or Feature (RadLex calls it RID28531).
+- consolidation: (95436008, SCT, "Lung consolidation"); DICOM has no code of its own (RadLex:
+  RID43255).
+- the merged class: (52988006, SCT, "Lesion").
+
+The category of all is (49755003, SCT, "Morphologically Abnormal Structure"), CID 7150, in
+(39607008, SCT, "Lung").
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pydicom
+from pydicom.uid import generate_uid
+
+import ctmasknet
+from ctmasknet.ct.scan import CTScan, decoding
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.predict.masks import mask_values, stored_plane
+
+#: Value, scheme and meaning of each lesion class; others are coded as lesions under their name.
+LESION_CODES = {
+    "ggo": ("112120", "DCM", "Ground glass opacity"),
+    "consolidation": ("95436008", "SCT", "Lung consolidation"),
+    "lesion": ("52988006", "SCT", "Lesion"),
+}
+_CATEGORY = ("49755003", "SCT", "Morphologically Abnormal Structure")
+_LUNG = ("39607008", "SCT", "Lung")
+#: What an image has to state, if only as empty; some anonymisers drop it.
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
+)
+_AI_FAMILY = ("123109", "DCM", "Artificial Intelligence")
+
+
+def require_highdicom():
+    """highdicom's package.
+
+    Raises:
+        CTMaskNetError: it is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module("highdicom")
+    except ImportError as error:
+        raise CTMaskNetError(
+            "`masks` dicom-seg needs highdicom, which is not installed: pip install "
+            "'ctmasknet[seg]'"
+        ) from error
+
+
+def dicom_seg_bytes(
+    scan: CTScan,
+    labels: Sequence[np.ndarray],
+    lesion_classes: Sequence[str],
+    *,
+    identity: str,
+    created: datetime.datetime,
+    software: str,
+) -> bytes:
+    """One segmentation with one binary segment for each lesion class.
+
+    Frames have the stored orientation of the series and refer to its images; frames without
+    lesions are left out, as the standard allows. Patient and study are the series' own.
+
+    Args:
+        scan: of kind ``dicom``.
+        labels: (H, W) uint8 of each slice, values as in
+            :func:`ctmasknet.predict.masks.mask_values`.
+        lesion_classes: names; segment numbers follow their order, from 1.
+        identity: what made it (weights, configuration, inputs); the same gives the same UIDs.
+        created: when.
+        software: name and version of the model, for the algorithm's identification.
+
+    Raises:
+        CTMaskNetError: highdicom is not installed; the scan is no DICOM, or lacks what a
+            segmentation has to refer to.
+    """
+    highdicom = require_highdicom()
+    if scan.kind != "dicom":
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: a DICOM segmentation needs a DICOM series; leave out "
+            "this kind of mask"
+        )
+    values = mask_values(lesion_classes)
+    segment_of = np.zeros(256, dtype=np.uint8)
+    for number, name in enumerate(lesion_classes, start=1):
+        segment_of[values[name]] = number
+    images = _source_images(scan)
+    rows, columns = int(images[0].Rows), int(images[0].Columns)
+    pixels = np.zeros((_frame_count(scan, images), rows, columns), dtype=np.uint8)
+    for index, (one, label) in enumerate(zip(scan.slices, labels, strict=True)):
+        frame = index if one.frame is None else one.frame
+        pixels[frame] = segment_of[stored_plane(one.source.turn, label).T]
+    series_uid, image_uid, dimensions_uid = (
+        generate_uid(entropy_srcs=[identity, scan.scan, scan.slices[0].name, what])
+        for what in ("series", "image", "dimensions")
+    )
+    coded = highdicom.sr.CodedConcept
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="ctmasknet", version=software[:64], family=coded(*_AI_FAMILY)
+    )
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=coded(*_CATEGORY),
+            segmented_property_type=coded(*LESION_CODES.get(name, LESION_CODES["lesion"])),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            anatomic_regions=[coded(*_LUNG)],
+        )
+        for number, name in enumerate(lesion_classes, start=1)
+    ]
+    try:
+        with warnings.catch_warnings():
+            # Of source attributes that bend the standard, and of a segmentation that is empty
+            warnings.simplefilter("ignore")
+            segmentation = highdicom.seg.Segmentation(
+                source_images=images,
+                pixel_array=pixels,
+                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=descriptions,
+                series_instance_uid=series_uid,
+                series_number=9000,
+                sop_instance_uid=image_uid,
+                instance_number=1,
+                manufacturer="ctmasknet",
+                manufacturer_model_name="ctmasknet",
+                software_versions=ctmasknet.__version__,
+                device_serial_number="0",
+                content_label="LESIONS",
+                content_description="Lesions found by ctmasknet; research, not diagnosis",
+                series_description="ctmasknet lesions (research)",
+                content_date=created.date(),
+                content_time=created.time(),
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: no DICOM segmentation can refer to this series "
+            f"({' '.join(str(error).split())}); leave out this kind of mask"
+        ) from error
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    if not measures.get("SliceThickness"):  # written so, no reader would take it
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: states no slice thickness, which a DICOM segmentation has to; "
+            "leave out this kind of mask"
+        )
+    # highdicom takes these from the clock and by chance; a run that is continued gives them anew
+    segmentation.InstanceCreationDate = created.strftime("%Y%m%d")
+    segmentation.InstanceCreationTime = created.strftime("%H%M%S")
+    for equipment in segmentation.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = created.strftime("%Y%m%d%H%M%S")
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions_uid
+    stream = io.BytesIO()
+    segmentation.save_as(stream)
+    return stream.getvalue()
+
+
+def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
+    """Headers of the files that hold the slices, each file once, in the order of the slices.
+
+    Where a slice's thickness is left open, it is taken to reach to the next slice."""
+    step_mm = None
+    if scan.affine is not None and len(scan.slices) > 1:
+        step_mm = float(np.linalg.norm(scan.affine[:3, 2]))
+    images = []
+    for file in dict.fromkeys(one.file for one in scan.slices):
+        with decoding(file):
+            # As when the slices were read: without a preamble too
+            image = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            for keyword in _MAY_BE_EMPTY:
+                if keyword not in image:
+                    setattr(image, keyword, "")
+            if "NumberOfFrames" not in image and not image.get("SliceThickness"):
+                image.SliceThickness = format(step_mm, ".6g") if step_mm else None
+        images.append(image)
+    return images
+
+
+def _frame_count(scan: CTScan, images: Sequence[pydicom.Dataset]) -> int:
+    if len(images) == 1:
+        return int(images[0].get("NumberOfFrames") or 1)
+    if any(one.frame is not None for one in scan.slices):
+        raise CTMaskNetError(
+            f"{scan.slices[0].file}: no DICOM segmentation can refer to several files that hold "
+            "several frames each; leave out this kind of mask"
+        )
+    return len(images)

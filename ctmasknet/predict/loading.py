@@ -1,0 +1,132 @@
+"""Slices on their way to the model: read by threads a little ahead of it, then put into batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ctmasknet.ct.scan import CTSlice
+from ctmasknet.data.bad_slices import BadSlice
+from ctmasknet.errors import CTMaskNetError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, limit: int
+) -> Iterator[Result]:
+    """``map(function, items)`` by threads, in order, never more than ``limit`` results ahead.
+
+    ``items`` is read lazily and by the caller's thread. What it or ``function`` raises is raised
+    where the result would have come, after those before it. Decoding pixels and reading files let
+    other threads run meanwhile.
+
+    Args:
+        function: called in a thread.
+        items: may be endless.
+        threads: 0 calls ``function`` where it stands.
+        limit: results kept waiting at most, 1 or more.
+    """
+    if threads < 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads)
+
+    def submitted() -> Iterator[Future]:
+        try:
+            for item in items:
+                yield pool.submit(function, item)
+        except Exception as error:  # raised again where it is waited for
+            failed: Future = Future()
+            failed.set_exception(error)
+            yield failed
+
+    waiting: deque[Future] = deque()
+    try:
+        for future in submitted():
+            waiting.append(future)
+            if len(waiting) > limit:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A slice, the model's input and the grey pixels it is made of; or why there are none."""
+
+    source: CTSlice
+    item: dict[str, Any] | None
+    pixels: np.ndarray | None
+    bad: BadSlice | None = None
+
+
+def load_groups(
+    groups: Iterable[tuple[Any, Sequence[CTSlice]]],
+    read: Callable[[CTSlice], tuple[dict[str, Any], np.ndarray]],
+    *,
+    threads: int,
+    limit: int,
+    skip_bad: bool,
+) -> Iterator[tuple[Any, Iterator[Loaded]]]:
+    """Read the slices of groups, in order and across their borders ahead.
+
+    Args:
+        groups: (anything, slices); read lazily.
+        read: a slice to the model's input and its pixels.
+        threads: see :func:`ahead`.
+        limit: likewise.
+        skip_bad: give the reason with the slice and do not raise.
+
+    Yields:
+        a group's first part, and an iterator over its slices that has to be used up first.
+    """
+    started: deque[tuple[Any, int]] = deque()
+
+    def entries() -> Iterator[CTSlice]:
+        for group, slices in groups:
+            if slices:
+                started.append((group, len(slices)))
+                yield from slices
+
+    def load(source: CTSlice) -> Loaded:
+        try:
+            return Loaded(source, *read(source))
+        except CTMaskNetError as error:
+            if not skip_bad:
+                raise
+            return Loaded(source, None, None, BadSlice.from_error(source.name, error))
+
+    loaded = ahead(load, entries(), threads=threads, limit=limit)
+    # Counted, so that a group ends with its last slice and not when the next group's first is there
+    for first in loaded:
+        group, count = started.popleft()
+        yield group, itertools.chain([first], itertools.islice(loaded, count - 1))
+
+
+def batches(members: Iterable[Loaded], size: int) -> Iterator[list[Loaded] | BadSlice]:
+    """Up to ``size`` slices of one shape that follow each other; a bad one comes by itself.
+
+    Nothing is padded, and what is in a batch depends on the members alone.
+    """
+    batch: list[Loaded] = []
+    for one in members:
+        full = len(batch) == size
+        if batch and (full or one.bad or batch[0].item["image"].shape != one.item["image"].shape):
+            yield batch
+            batch = []
+        if one.bad:
+            yield one.bad
+        else:
+            batch.append(one)
+    if batch:
+        yield batch
