@@ -76,10 +76,9 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        return f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP}, which changes the images"
-    if cfg.INPUT.MIN_SIZE_TRAIN or cfg.INPUT.MAX_SIZE_TRAIN:
-        return "INPUT.MIN_SIZE_TRAIN or INPUT.MAX_SIZE_TRAIN is set, which changes the images"
+    for key, none in (("RANDOM_FLIP", "none"), ("MIN_SIZE_TRAIN", ()), ("MAX_SIZE_TRAIN", 0)):
+        if cfg.INPUT[key] != none:
+            return f"INPUT.{key} is {cfg.INPUT[key]}, which changes the images"
     first = None
     for entry in dicts:
         try:

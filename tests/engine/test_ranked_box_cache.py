@@ -1,6 +1,7 @@
 """Training on kept rows is training on images, and no kept row is ever stale."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -101,10 +102,15 @@ def test_when_rows_may_be_kept(cfg, dicts, tmp_path):
     assert not use_cache(cfg, dicts)
     cfg.MODEL.RANKED_BOXES.CACHE = "always"
     assert use_cache(cfg, dicts)
-    for key, value in (("MODEL.TRAINABLE", "full"), ("INPUT.RANDOM_FLIP", "horizontal")):
+    for key, value in (
+        *(("MODEL.TRAINABLE", "full"), ("INPUT.RANDOM_FLIP", "horizontal")),
+        *(("INPUT.MIN_SIZE_TRAIN", (32,)), ("INPUT.MAX_SIZE_TRAIN", 96)),
+    ):
         other = cfg.clone()
         other.merge_from_list([key, value])
-        with pytest.raises(CTMaskNetError, match=f"CACHE is 'always' but {key} is {value}"):
+        with pytest.raises(
+            CTMaskNetError, match=re.escape(f"CACHE is 'always' but {key} is {value}")
+        ):
             use_cache(other, dicts)
     cfg.MODEL.RANKED_BOXES.CACHE = "yes"
     with pytest.raises(CTMaskNetError, match="choose one of auto, always, never"):

@@ -20,7 +20,8 @@ DICTS = [
 
 def arguments(**given):
     values = {"config_file": "configs/cls.yaml", "opts": ["SEED", 3], "eval_only": False}
-    return argparse.Namespace(**(values | {"resume": False, "num_gpus": 1, "words": []} | given))
+    values["words"] = ["--config-file", "configs/cls.yaml", "SEED", "3"]
+    return argparse.Namespace(**(values | {"resume": False, "num_gpus": 1} | given))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def detector(repository, prepared, monkeypatch):
     register_prepared()
     cfg = read_cfg(str(repository / "configs" / "seg_light.yaml"), list(TINY))
     cfg.MODEL.LESION_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES = ["lesion"], 1
-    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN = "horizontal", (32, 48, 64)
     torch.manual_seed(0)
     return cfg, build_model(cfg)
 
