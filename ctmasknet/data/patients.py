@@ -142,7 +142,7 @@ def log_not_comparable(first: str, second: str) -> None:
     """Tell that nothing can be said about two sets, and what could be done."""
     logger.info(
         "Patients of %s and %s are not compared: their numberings differ or are not stated. Where "
-        "they are one, prepare both with the same --patient-ids; datasets/check_leaks.py compares "
+        "they are one, prepare both with the same `patient_ids`; datasets/check_leaks.py compares "
         "the pictures.",
         first,
         second,
@@ -200,7 +200,7 @@ def numbering_of(
     if given is not None:
         if not _NAME.fullmatch(given):
             raise CTMaskNetError(
-                f"--patient-ids {given!r}: use letters, digits, '_', '-' and '.' only"
+                f"`patient_ids` {given!r}: use letters, digits, '_', '-' and '.' only"
             )
         return given
     recipe = phantom_recipe(images)

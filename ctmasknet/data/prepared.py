@@ -105,7 +105,7 @@ def split_of_patients(folder: str | os.PathLike, numbering: str | None) -> dict[
             raise CTMaskNetError(
                 f"{path}: its patients are numbered by {stated or 'nothing stated'}, those of the "
                 f"new set by {numbering or 'nothing stated'}; where the ids are of the same "
-                "persons, prepare both with one --patient-ids"
+                "persons, prepare both with one `patient_ids`"
             )
         for patient in patients(str(path)):
             if found.setdefault(patient, split) != split:
@@ -340,6 +340,6 @@ def part_below(root: str | os.PathLike, part: str) -> str:
     if relative.split("/")[0] == "..":
         raise CTMaskNetError(
             f"{part}: lies outside the folder of the images, {root}; give a folder above all of "
-            "them with --images"
+            "them with `images`"
         )
     return relative

@@ -61,7 +61,7 @@ def write_tree(
         if not overwrite:
             raise CTMaskNetError(
                 f"{target}: exists and was not made with these arguments; "
-                "choose another folder or pass --overwrite"
+                "choose another folder or give `overwrite`"
             )
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -132,14 +132,14 @@ def _value_of(
             what = f"may be {' or '.join(sorted(told))}" if told else "is no label we know"
             raise CTMaskNetError(
                 f"{file}: {shown} {what} by its names; say which of {', '.join(_PAINT_ORDER)} it "
-                f'is with --segment "{names[0]}=LABEL"'
+                f'is with `segment` "{names[0]}=LABEL"'
             )
         (label,) = told
     for value, name in sorted(labels.items()):
         if name == label:
             return value
     raise CTMaskNetError(
-        f"{file}: {shown} is {label}, but no mask value is labelled so; add one to --labels, such "
+        f"{file}: {shown} is {label}, but no mask value is labelled so; add one to `labels`, such "
         f"as {max(labels) + 1}:{label}"
     )
 
@@ -155,27 +155,6 @@ def _label_in(name: str) -> str | None:
 def stored_index(turn: Upright, index: int) -> int:
     """Where the slice ``index``, counted from the feet, is stored."""
     return turn.shape[2] - 1 - index if turn.flips[2] else index
-
-
-def parse_segments(values: list[str], names: tuple[str, ...]) -> dict[str, str]:
-    """``["Infiltrate=lesion"]`` -> ``{"Infiltrate": "lesion"}``.
-
-    Args:
-        values: NAME=LABEL each.
-        names: the labels there are.
-
-    Raises:
-        CTMaskNetError: another form, an unknown label.
-    """
-    segments = {}
-    for value in values:
-        name, _, label = value.rpartition("=")
-        if not name or label not in names:
-            raise CTMaskNetError(
-                f"--segment {value}: expected NAME=LABEL with a label of {', '.join(names)}"
-            )
-        segments[name] = label
-    return segments
 
 
 #: How far volume and mask may differ: spacing, direction of an axis, place of any corner voxel.

@@ -180,7 +180,7 @@ def every_kth(count: int, step: int) -> list[int]:
         CTMaskNetError: a step below 1.
     """
     if step < 1:
-        raise CTMaskNetError(f"--every {step}: give a step of 1 or more slices")
+        raise CTMaskNetError(f"`every` {step}: give a step of 1 or more slices")
     return list(range(min((step - 1) // 2, count - 1), count, step))
 
 

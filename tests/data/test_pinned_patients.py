@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import ct_samples
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from running import run_tool
+
+from tests import ct_samples
+from tests.running import run_tool
 
 SIDE = 8
 GREY = 90

@@ -264,7 +264,7 @@ def test_existing_folder_is_kept_unless_it_is_the_same_or_overwritten(tmp_path):
     before = path.stat().st_mtime_ns
     assert write_slices(tmp_path) == first
     assert path.stat().st_mtime_ns == before
-    with pytest.raises(CTMaskNetError, match=r"covidx_ct_raw: exists .* --overwrite"):
+    with pytest.raises(CTMaskNetError, match=r"covidx_ct_raw: exists .* `overwrite`"):
         write_slices(tmp_path, seed=6)
     assert path.stat().st_mtime_ns == before
     write_slices(tmp_path, seed=6, overwrite=True)

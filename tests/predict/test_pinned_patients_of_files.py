@@ -12,8 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from running import run_tool
-from small_world import SIDE, hu_volume, words, write_pictures, write_series
+
+from tests.predict.small_world import SIDE, hu_volume, words, write_pictures, write_series
+from tests.running import run_tool
 
 
 def read_rows(path) -> dict[str, tuple[str, str]]:
