@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ctmasknet.data.bad_slices import MODES, REPORT, BadSlices
+from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT, BadSlices
 from ctmasknet.data.label_masks import LABEL_NAMES
 from ctmasknet.errors import CTMaskNetError
 
@@ -14,7 +14,7 @@ def add_bad_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``bad`` and ``max_bad_share``."""
     parser.add_argument(
         "--bad",
-        choices=MODES,
+        choices=BAD_SLICE_MODES,
         default="error",
         help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
         f"it out and list it in {REPORT} beside the set; default: %(default)s",

@@ -13,12 +13,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_lesion_name, parse_slice_name
 from ctmasknet.phantom import write as phantom
 from ctmasknet.phantom.lesions import sides
-from ctmasknet.phantom.write import (
-    PhantomPatient,
-    phantom_patient,
-    write_phantom_lesions,
-    write_phantom_slices,
-)
+from ctmasknet.phantom.patient import PhantomPatient, phantom_patient
+from ctmasknet.phantom.write import write_phantom_lesions, write_phantom_slices
 
 SIDE = 96
 PATIENTS = {"train": 2, "val": 1, "test": 1}
