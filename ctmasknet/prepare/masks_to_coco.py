@@ -37,7 +37,7 @@ from ctmasknet.data.label_masks import (
     values_present,
 )
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.prepare.mask_volumes import place_mask, read_mask_volume
+from ctmasknet.prepare.mask_volumes import covering_slices, read_mask_volume
 from ctmasknet.prepare.pairs import LesionPair, VolumePair, slice_masks
 from ctmasknet.prepare.volumes import every_kth
 from ctmasknet.workers import map_in_processes
@@ -62,7 +62,7 @@ def mask_instances(
         min_area_px: components of this area or less, in px, are dropped.
 
     Returns:
-        COCO annotations without ``id`` and ``image_id``, by class and then by place (top, left,
+        COCO annotations without ``id`` and ``image_id``, by class and then by position (top, left,
         height, width): ``category_id`` (from 1), ``bbox`` [x, y, w, h] px reaching from the first
         row and column of the component to one past its last, ``area`` px, ``iscrowd`` 0,
         ``segmentation`` (compressed RLE, ``counts`` as str).
@@ -275,7 +275,7 @@ def _planes(pair: VolumePair, how: Conversion) -> Callable[[int], np.ndarray]:
         pictures = slice_masks(pair.volume.scan, pair.mask, allow_spare=how.skip_bad)
         return lambda index: _picture_plane(slices[index], index, pictures[index], pair.mask, how)
     mask = read_mask_volume(os.fspath(pair.mask), how.labels, how.segments)
-    covered_by = place_mask(pair.volume.scan, mask)
+    covered_by = covering_slices(pair.volume.scan, mask)
 
     def plane(index: int) -> np.ndarray:
         if covered_by[index] is None:
@@ -328,7 +328,7 @@ def _components(inside: np.ndarray, min_area_px: int) -> Iterator[tuple[list[int
 
     Yields:
         box [x, y, w, h] px, from the first row and column to one past the last; area, px; RLE
-        (``size`` and ``counts``, bytes). By place: top, left, height, width.
+        (``size`` and ``counts``, bytes). By position: top, left, height, width.
     """
     inside = np.ascontiguousarray(inside)
     height, width = inside.shape

@@ -187,10 +187,10 @@ def every_kth(count: int, step: int) -> list[int]:
 def _key(scan: CTScan, root: str | os.PathLike) -> str:
     files = {one.file for one in scan.slices}
     if len(files) == 1:
-        place = without_extension(os.path.relpath(next(iter(files)), root))
+        key = without_extension(os.path.relpath(next(iter(files)), root))
     else:
-        place = os.path.relpath(os.path.commonpath([os.path.dirname(file) for file in files]), root)
-    return _plain(scan.scan) if place == "." else Path(place).as_posix()
+        key = os.path.relpath(os.path.commonpath([os.path.dirname(file) for file in files]), root)
+    return _plain(scan.scan) if key == "." else Path(key).as_posix()
 
 
 def _plain(name: str) -> str:
