@@ -1,13 +1,14 @@
-"""What the name of a lesion slice's file says of slice and patient.
+"""Whose slice a file is: the one rule for patients, in lists, folders, volumes and predictions.
 
-What is known of one classified slice, and how a file's name tells its patient.
+The names of the two published sets state the patient (:func:`parse_slice_name`,
+:func:`parse_lesion_name`); for other files :class:`PatientRule` says how a path does.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
 
@@ -19,12 +20,15 @@ _SLICE_NAME = re.compile(
     r"(?P<label>[A-Za-z]+|[012])_(?P<patient>\d+)_(?P<scan>\d+)_(?P<slice>\d+)$"
 )
 _LESION_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<slice>\d+)$")
+#: Of the images of a lesion set.
+LESION_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+_SUFFIXES = (*LESION_IMAGE_SUFFIXES, ".bmp")
 
 
 @dataclass(frozen=True)
 class SliceName:
-    """What a slice's file name states. ``label`` indexes :data:`IMAGE_CLASSES`; it is None for
-    lesion slices."""
+    """What is known of a slice by its file's name. ``label`` indexes
+    :data:`~ctmasknet.classes.IMAGE_CLASSES`; it is None where the name states no class."""
 
     patient: str
     scan: str
@@ -47,16 +51,15 @@ def parse_slice_name(file_name: str) -> SliceName:
     label = _CLASS_TOKENS.get(match["label"].lower()) if match else None
     if label is None:
         raise CTMaskNetError(
-            f"{file_name}: not a COVIDx-CT slice name; expected CLASS_PATIENT_SCAN_SLICE with "
-            "the class "
-            "Normal, CP or NCP (or 0, 1, 2), such as NCP_341_1834_0022.png"
+            f"{file_name}: not a COVIDx-CT slice name; expected CLASS_PATIENT_SCAN_SLICE with the "
+            "class Normal, CP or NCP (or 0, 1, 2), such as NCP_341_1834_0022.png"
         )
     return SliceName(match["patient"], match["scan"], match["slice"], label)
 
 
 def parse_lesion_name(file_name: str) -> SliceName:
-    """Read a lesion slice's name: ``P/S.jpg`` (the archive's tree) or ``P_S.jpg`` (the authors'
-    flat names).
+    """Read a CNCB lesion slice's name: ``P/S.jpg`` (the archive's tree) or ``P_S.jpg`` (the
+    authors' flat names).
 
     One scan a patient in that set, so the scan repeats the patient.
 
@@ -75,92 +78,138 @@ def parse_lesion_name(file_name: str) -> SliceName:
     )
 
 
-#: Of the images of a lesion set.
-LESION_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+def parse_published_name(file_name: str) -> SliceName | None:
+    """Read a name of either published set; None for any other.
+
+    Lesion patients are numbers here: ``slice_12.png`` is no patient called "slice".
+    """
+    for parse in (parse_slice_name, parse_lesion_name):
+        try:
+            name = parse(file_name)
+        except CTMaskNetError:
+            continue
+        if name.patient.isdigit():
+            return name
+    return None
 
 
 @dataclass(frozen=True)
 class PatientRule:
-    """What a file name says of the patient.
-
-    Without arguments: the names of the CNCB set (``P/S.jpg`` or ``P_S.jpg``).
+    """How the path of a slice or volume tells its patient.
 
     Args:
-        pattern: regular expression with a group ``patient``, searched for in the relative path.
+        pattern: regular expression with a group ``patient``, and ``scan`` and ``slice`` where it
+            finds these, searched for in the relative path.
         each_file: each file is a patient of its own.
-        groups: patient of some slices, by relative path without extension; goes before the other
-            rules. If it is the only rule, it must list every slice.
+        groups: patient of some files, by relative path without extension; goes before the other
+            rules. If it is the only rule, it must list every file.
+        published: reads the names where none of the others is given: :func:`parse_lesion_name` or
+            :func:`parse_slice_name`.
+
+    Raises:
+        CTMaskNetError: a pattern that is no regular expression or has no group ``patient``; a
+            pattern and ``each_file``.
     """
 
     pattern: str | None = None
     each_file: bool = False
     groups: Mapping[str, str] = field(default_factory=dict)
+    published: Callable[[str], SliceName] = parse_lesion_name
 
     def __post_init__(self) -> None:
-        if self.pattern is not None:
-            try:
-                names = re.compile(self.pattern).groupindex
-            except re.error as error:
-                raise CTMaskNetError(
-                    f"patient pattern {self.pattern!r}: not a regular expression ({error})"
-                ) from None
-            if "patient" not in names:
-                raise CTMaskNetError(
-                    f"patient pattern {self.pattern!r}: needs a group (?P<patient>...)"
-                )
-            if self.each_file:
-                raise CTMaskNetError(
-                    "patients: give either a pattern or one patient a file, not both"
-                )
+        if self.pattern is None:
+            return
+        try:
+            named = "patient" in re.compile(self.pattern).groupindex
+        except re.error as error:
+            raise CTMaskNetError(
+                f"patient pattern {self.pattern!r}: not a regular expression ({error})"
+            ) from None
+        if not named:
+            raise CTMaskNetError(
+                f"patient pattern {self.pattern!r}: has no group named patient; write "
+                "(?P<patient>...)"
+            )
+        if self.each_file:
+            raise CTMaskNetError("patients: give either a pattern or one patient a file, not both")
 
     @property
-    def by_cncb_name(self) -> bool:
-        """True when keys and patients come from the CNCB names."""
+    def by_name(self) -> bool:
+        """True when patients come from the names of a published set."""
         return self.pattern is None and not self.each_file and not self.groups
 
     def key(self, file: str) -> str:
-        """The slice that the relative path ``file`` names.
+        """The slice of a lesion set that the relative path ``file`` names.
 
-        ``110/104.jpg``, ``110_104.jpg`` and ``110_104.png`` are the slice ``110_104`` under the
-        CNCB rule; under the others the key is the path without its extension.
+        ``110/104.jpg``, ``110_104.jpg`` and ``110_104.png`` are the slice ``110_104`` by the CNCB
+        names; by the other rules the key is the path without its extension.
+
+        Raises:
+            CTMaskNetError: the name should be, and is not, a CNCB name of an image.
         """
         path = PurePosixPath(file.replace("\\", "/"))
-        known = path.suffix.lower() in LESION_IMAGE_SUFFIXES
-        if not self.by_cncb_name:
-            return str(path.with_suffix("") if known else path)
-        if path.suffix and not known:
+        suffix = path.suffix.lower()
+        if not self.by_name:
+            return str(path.with_suffix("") if suffix in _SUFFIXES else path)
+        if suffix and suffix not in LESION_IMAGE_SUFFIXES:
             raise CTMaskNetError(
                 f"{file}: not the name of an image file; expected a name such as 110_104.jpg"
             )
-        name = parse_lesion_name(str(path))
+        name = self.published(str(path))
         return f"{name.patient}_{name.slice}"
 
-    def patient(self, file: str) -> str:
-        """The patient of the image with the relative path ``file``."""
-        key = self.key(file)
-        if key in self.groups:
-            return self.groups[key]
+    def read(self, file: str) -> SliceName:
+        """Patient, scan and slice of the file with this relative path (``/`` between parts).
+
+        Where the path states no scan it repeats the patient, and no slice, the file's stem.
+
+        Raises:
+            CTMaskNetError: the path does not tell the patient.
+        """
+        if self.by_name:
+            return self.published(file)
+        slice_ = PurePosixPath(file).stem
+        if (self.groups or self.each_file) and (key := self.key(file)) in self.groups:
+            return SliceName(self.groups[key], self.groups[key], slice_)
         if self.pattern is not None:
             match = re.search(self.pattern, file)
-            if not match or not match["patient"]:
+            found = match.groupdict() if match else {}
+            patient = found.get("patient")
+            if not patient:
                 raise CTMaskNetError(
                     f"{file}: the patient pattern {self.pattern!r} finds no patient in this name"
                 )
-            return match["patient"]
-        if self.each_file:
-            if key in self.groups.values():
-                raise CTMaskNetError(
-                    f"{file}: the groups name a patient {key!r} that this slice is not of; rename "
-                    "that group"
-                )
-            return key
-        if self.groups:
+            return SliceName(patient, found.get("scan") or patient, found.get("slice") or slice_)
+        if not self.each_file:
             raise CTMaskNetError(
                 f"{file}: the groups do not list it; add it, or make unlisted slices patients of "
-                "their own "
-                "(--patients each-file)"
+                "their own (`patients` each-file)"
             )
-        return parse_lesion_name(file).patient
+        if key in self.groups.values():
+            raise CTMaskNetError(
+                f"{file}: the groups name a patient {key!r} that this slice is not of; rename that "
+                "group"
+            )
+        return SliceName(key, key, slice_)
+
+    def read_volume(self, key: str, patient: str, scan: str) -> SliceName:
+        """Patient and scan of a volume: arguments go before what the file states.
+
+        Args:
+            key: its relative path without extension.
+            patient, scan: what the file states, "" for nothing.
+
+        Returns:
+            the patient "" where nothing tells it.
+
+        Raises:
+            CTMaskNetError: as :meth:`read`.
+        """
+        if key not in self.groups and self.pattern is None and not self.each_file:
+            return SliceName(patient, scan, "")
+        found = self.read(key)
+        scan_named = self.pattern is not None and "scan" in re.compile(self.pattern).groupindex
+        return SliceName(found.patient, found.scan if scan_named else scan, "")
 
 
 def read_groups(path: str | os.PathLike) -> dict[str, str]:
@@ -180,46 +229,5 @@ def read_groups(path: str | os.PathLike) -> dict[str, str]:
             raise CTMaskNetError(f"{path}:{number}: {stem} is listed twice; remove one line")
         groups[key] = patient
     if not groups:
-        raise CTMaskNetError(f"{path}: lists no slice; leave --groups out")
+        raise CTMaskNetError(f"{path}: lists no slice; leave `groups` out")
     return groups
-
-
-def compile_patient_pattern(pattern: str) -> re.Pattern:
-    """Compile a regular expression that finds ``patient`` (and ``scan``, ``slice``) in a file's
-    name.
-
-    Raises:
-        CTMaskNetError: not a regular expression, or one without the group ``(?P<patient>...)``.
-    """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise CTMaskNetError(
-            f"patient pattern {pattern!r}: not a regular expression ({error})"
-        ) from None
-    if "patient" not in compiled.groupindex:
-        raise CTMaskNetError(
-            f"patient pattern {pattern!r}: has no group named patient; write (?P<patient>...)"
-        )
-    return compiled
-
-
-def match_patient(file: str, pattern: re.Pattern) -> tuple[str, str, str]:
-    """Patient, scan and slice of ``file`` (relative, ``/`` between parts) by ``pattern``, which may
-    match anywhere.
-
-    Without a group ``scan`` the scan repeats the patient; without ``slice`` the slice is the file's
-    stem.
-
-    Raises:
-        CTMaskNetError: the pattern does not match, or its group ``patient`` took no part in the
-            match.
-    """
-    match = pattern.search(file)
-    groups = match.groupdict() if match else {}
-    patient = groups.get("patient")
-    if not patient:
-        raise CTMaskNetError(
-            f"{file}: the patient pattern {pattern.pattern!r} finds no patient in this name"
-        )
-    return patient, groups.get("scan") or patient, groups.get("slice") or PurePosixPath(file).stem

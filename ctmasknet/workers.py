@@ -35,7 +35,7 @@ def map_in_processes(
 ) -> Iterator[Any]:
     """``function`` over ``items``, in their order; results do not depend on ``workers``.
 
-    Close the iterator, or exhaust it, to end the processes. An error in a process is raised here.
+    Exhaust the iterator, or let go of it, to end the processes. An error in one is raised here.
 
     Args:
         function: importable by name.
@@ -52,8 +52,18 @@ def map_in_processes(
     if title:
         bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
     if workers <= 1 or len(items) < 2:
-        yield from bar(map(function, items))
-        return
+        return iter(bar(map(function, items)))
+    return _in_processes(function, items, workers, bar, chunksize, start_method)
+
+
+def _in_processes(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int,
+    bar: Callable[[Iterable[Any]], Iterable[Any]],
+    chunksize: int | None,
+    start_method: str | None,
+) -> Iterator[Any]:
     chunk = chunksize or max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
     # A fork copies OpenCV's idea of its threads but not the threads, and waits for them for ever.
     threads = cv2.getNumThreads()
@@ -68,7 +78,7 @@ def map_in_processes(
             yield from bar(pool.map(function, items, chunksize=chunk))
     except BrokenProcessPool:
         raise CTMaskNetError(
-            f"--workers {workers}: a process died, killed or out of memory; use fewer workers"
+            f"`workers` {workers}: a process died, killed or out of memory; use fewer workers"
         ) from None
     finally:
         cv2.setNumThreads(threads)

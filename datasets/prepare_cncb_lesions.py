@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.scan import Window, parse_window
-from ctmasknet.data.label_masks import LABEL_NAMES, Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import CTMaskNetError, command_line
@@ -26,10 +26,9 @@ from ctmasknet.prepare.arguments import (
     add_numbering_arguments,
     bad_slices_from,
     parse_assignments,
+    parse_segments,
 )
-from ctmasknet.prepare.lesion_sources import VolumeConversion
-from ctmasknet.prepare.lesions import prepare_lesions, summary_table
-from ctmasknet.prepare.mask_volumes import parse_segments
+from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.prepare.pairs import source_folders
 
@@ -126,9 +125,9 @@ def parser() -> argparse.ArgumentParser:
 @command_line
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    lists = parse_assignments(args.list, "--list")
+    lists = parse_assignments(args.list, "list")
     if lists and args.split:
-        raise CTMaskNetError("--split and --list: give one of the two")
+        raise CTMaskNetError("`split` and `list`: give one of the two")
     labels = parse_labels(args.labels)
     images, masks = source_folders(args.source, args.images, args.masks)
     root = datasets_root(args.output_root)
@@ -149,6 +148,10 @@ def main(argv: list[str] | None = None) -> None:
             orientation=Orientation(
                 args.transpose, "vertical" in args.flip, "horizontal" in args.flip
             ),
+            window=parse_window(args.window) if args.window else Window(),
+            segments=parse_segments(args.segment),
+            every=args.every,
+            keep_empty=args.keep_empty,
         ),
         shares=None if lists else parse_shares(args.split or "train:0.8,val:0.2"),
         lists=lists or None,
@@ -156,15 +159,9 @@ def main(argv: list[str] | None = None) -> None:
         patient_ids=args.patient_ids,
         split_like=set_folder(root, args.split_like) if args.split_like else None,
         workers=args.workers,
-        volumes=VolumeConversion(
-            window=parse_window(args.window) if args.window else Window(),
-            segments=parse_segments(args.segment, LABEL_NAMES),
-            every=args.every,
-            keep_empty=args.keep_empty,
-        ),
         bad=bad_slices_from(args),
     )
-    print(summary_table(summaries))
+    print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]
     if unlisted:
         print(f"{unlisted} images are on no list and were left out")

@@ -10,20 +10,16 @@ from ctmasknet.ct.scan import Window, parse_window
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
-from ctmasknet.names import compile_patient_pattern
 from ctmasknet.prepare.arguments import (
     add_bad_arguments,
     add_numbering_arguments,
     bad_slices_from,
     parse_assignments,
-)
-from ctmasknet.prepare.slices import (
     parse_class_folders,
-    parse_counts,
     parse_grey_window,
-    prepare_slices,
-    summary_table,
+    parse_samples,
 )
+from ctmasknet.prepare.slices import prepare_slices, slice_table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,13 +125,11 @@ def main(arguments: list[str] | None = None) -> None:
         args.name,
         images=args.images,
         source=args.source,
-        lists=parse_assignments(args.list, "--list"),
+        lists=parse_assignments(args.list, "list"),
         class_folders=parse_class_folders(args.class_folder),
         shares=parse_shares(args.split) if args.split else None,
-        patient_pattern=compile_patient_pattern(args.patient_pattern)
-        if args.patient_pattern
-        else None,
-        sample=parse_counts(args.sample, "--sample"),
+        patient_pattern=args.patient_pattern or None,
+        sample=parse_samples(args.sample),
         per_class=args.per_class,
         seed=args.seed,
         patient_ids=args.patient_ids,
@@ -149,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         every=args.every,
         bad=bad_slices_from(args),
     )
-    print(summary_table(summary["splits"]))
+    print(slice_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
     print(f"classes: {', '.join(summary['classes'])}")
     print(f"registered as: {names} (below {root})")

@@ -27,7 +27,7 @@ from ctmasknet.ct.scan import (
     mark_outside,
 )
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import parse_lesion_name, parse_slice_name
+from ctmasknet.names import parse_published_name
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _TIFF_SUBFILE_TYPE = 254
@@ -130,14 +130,8 @@ def picture_scans(slices: list[CTSlice]) -> list[CTScan]:
 
 def patient_and_scan(file: str) -> tuple[str, str]:
     """From a COVIDx-CT or lesion slice's name; else no patient, and the folder as scan."""
-    for parse in (parse_slice_name, parse_lesion_name):
-        try:
-            parsed = parse(file)
-        except CTMaskNetError:
-            continue
-        # Lesion patients are numbers; "slice_12.png" is no patient called "slice".
-        if parsed.patient.isdigit():
-            return parsed.patient, parsed.scan
+    if name := parse_published_name(file):
+        return name.patient, name.scan
     return "", os.path.dirname(file) or "."
 
 

@@ -21,7 +21,7 @@ from ctmasknet.files import write_json
 if TYPE_CHECKING:  # the preparation tools start without Detectron2
     from detectron2.config import CfgNode
 #: ``DATALOADER.BAD_SLICES``.
-MODES = ("error", "skip")
+BAD_SLICE_MODES = ("error", "skip")
 #: The report's usual name.
 REPORT = "bad_slices.json"
 #: Name of all slices that a set is prepared from, in messages and reports about bad ones.
@@ -101,8 +101,10 @@ class BadSlices:
         Raises:
             CTMaskNetError: another mode, or a share outside 0..1.
         """
-        if mode not in MODES:
-            raise CTMaskNetError(f"{keys[0]} is {mode!r}; choose one of {', '.join(MODES)}")
+        if mode not in BAD_SLICE_MODES:
+            raise CTMaskNetError(
+                f"{keys[0]} is {mode!r}; choose one of {', '.join(BAD_SLICE_MODES)}"
+            )
         if not 0 <= max_share <= 1:
             raise CTMaskNetError(f"{keys[1]} is {max_share}; set a share of 0 to 1")
         self.totals = dict(totals)

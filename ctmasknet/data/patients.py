@@ -1,7 +1,5 @@
 """Patients that registered data sets share, wherever their ids can be compared.
 
-Which data sets mean the same person by the same patient id.
-
 An id such as ``17`` says who somebody is only within one numbering. A prepared set names its
 numbering in ``info.patient_ids``; ids of two sets are compared where these names agree, and nowhere
 else (``datasets/README.md``, "Leaks").
@@ -23,6 +21,13 @@ from ctmasknet.data.splits import check_disjoint
 from ctmasknet.errors import CTMaskNetError
 
 logger = logging.getLogger(__name__)
+#: Numbering of the CNCB lesion set, which is not that of the CNCB scans in COVIDx-CT: the lists say
+#: so (``tests/data/test_patients.py``).
+CNCB_LESIONS = "cncb_lesions"
+COVIDX_CT = "covidx_ct"
+#: Beside phantoms stands the recipe they were made by (see datasets/README.md).
+PHANTOM_RECIPE = "phantom.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: Values of ``DATASETS.SHARED_PATIENTS``.
 REFUSE, WARN = "refuse", "warn"
 #: Ends the message about a shared patient.
@@ -142,7 +147,7 @@ def log_not_comparable(first: str, second: str) -> None:
     """Tell that nothing can be said about two sets, and what could be done."""
     logger.info(
         "Patients of %s and %s are not compared: their numberings differ or are not stated. Where "
-        "they are one, prepare both with the same --patient-ids; datasets/check_leaks.py compares "
+        "they are one, prepare both with the same `patient_ids`; datasets/check_leaks.py compares "
         "the pictures.",
         first,
         second,
@@ -171,15 +176,6 @@ def first_few(values: Iterable[str], few: int = 3) -> str:
     return ", ".join(values[:few]) + more
 
 
-#: Numbering of the CNCB lesion set, which is not that of the CNCB scans in COVIDx-CT: the lists say
-#: so (``tests/data/test_patients.py``).
-CNCB_LESIONS = "cncb_lesions"
-COVIDX_CT = "covidx_ct"
-#: Beside phantoms stands the recipe they were made by (see datasets/README.md).
-PHANTOM_RECIPE = "phantom.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
 def numbering_of(
     images: str | os.PathLike, given: str | None = None, published: str | None = None
 ) -> str | None:
@@ -200,7 +196,7 @@ def numbering_of(
     if given is not None:
         if not _NAME.fullmatch(given):
             raise CTMaskNetError(
-                f"--patient-ids {given!r}: use letters, digits, '_', '-' and '.' only"
+                f"`patient_ids` {given!r}: use letters, digits, '_', '-' and '.' only"
             )
         return given
     recipe = phantom_recipe(images)

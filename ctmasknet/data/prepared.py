@@ -1,8 +1,5 @@
-"""The JSON files of prepared data sets: read once, checked, and made into dataset dicts.
-
-What the images of a data set contain, as one hash.
-
-Where prepared data sets stand. Imports nothing heavy, so that the converters start at once.
+"""Prepared data sets on disk: where they stand, and their JSON files, read once, checked, and made
+into dataset dicts; what their images contain, as one hash.
 """
 
 from __future__ import annotations
@@ -21,10 +18,61 @@ from detectron2.data.datasets import load_coco_json
 from ctmasknet.data.splits import SPLITS
 from ctmasknet.errors import CTMaskNetError
 
+#: Environment variable that names the root, as in Detectron2.
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
 Stamp = tuple[int, int]
 _SLICE_KEYS = {"file", "label", "patient", "scan", "slice"}
 #: Parsed files with their stamps, so that registering and loading parse a file once.
 _parsed: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+def datasets_root(root: str | os.PathLike | None = None) -> Path:
+    """The folder of all data sets: ``root``, else $DETECTRON2_DATASETS, else ``./datasets``."""
+    return Path(root or os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
+
+
+def set_folder(root: Path, name: str) -> Path:
+    """The folder of the prepared set ``name``.
+
+    Raises:
+        CTMaskNetError: ``name`` is no name of one folder; such a set would not be registered.
+    """
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
+        raise CTMaskNetError(f"set name {name!r}: give the name of one folder below {root}")
+    return root / name
+
+
+class SliceRecord(NamedTuple):
+    """One slice of a data set, as it stands in the prepared json.
+
+    ``file`` is relative to the image folder (``/`` between parts); ``label`` indexes the set's
+    classes; ``body_box`` is (x0, y0, x1, y1) in px, x1 and y1 exclusive, or None.
+    """
+
+    file: str
+    label: int
+    patient: str
+    scan: str
+    slice: str
+    body_box: tuple[int, int, int, int] | None = None
+
+
+def part_below(root: str | os.PathLike, part: str) -> str:
+    """``part``, a path relative to ``root`` or an absolute one below it, as a relative path without
+    detours (``/`` between parts; links count as what they are called).
+
+    Raises:
+        CTMaskNetError: it lies outside ``root``; a set names its files, and copies are written, by
+            the path below ``root``.
+    """
+    relative = os.path.relpath(os.path.join(root, part), root).replace(os.sep, "/")
+    if relative.split("/")[0] == "..":
+        raise CTMaskNetError(
+            f"{part}: lies outside the folder of the images, {root}; give a folder above all of "
+            "them with `images`"
+        )
+    return relative
 
 
 def stamp(path: str | os.PathLike) -> Stamp | None:
@@ -105,7 +153,7 @@ def split_of_patients(folder: str | os.PathLike, numbering: str | None) -> dict[
             raise CTMaskNetError(
                 f"{path}: its patients are numbered by {stated or 'nothing stated'}, those of the "
                 f"new set by {numbering or 'nothing stated'}; where the ids are of the same "
-                "persons, prepare both with one --patient-ids"
+                "persons, prepare both with one `patient_ids`"
             )
         for patient in patients(str(path)):
             if found.setdefault(patient, split) != split:
@@ -232,9 +280,6 @@ def _broken(json_file: str, reason: str) -> CTMaskNetError:
     return CTMaskNetError(f"{json_file}: broken data set file ({reason}); prepare the set again")
 
 
-_THREADS = min(8, os.cpu_count() or 1)
-
-
 def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, computed again only when its size or time of change differ.
 
@@ -291,55 +336,3 @@ def _sha256_or_none(path: str) -> str | None:
 def _digest(path: str, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as stream:
         return hashlib.sha256(stream.read()).hexdigest()
-
-
-#: Environment variable that names the root, as in Detectron2.
-ROOT_VARIABLE = "DETECTRON2_DATASETS"
-
-
-def datasets_root(root: str | os.PathLike | None = None) -> Path:
-    """The folder of all data sets: ``root``, else $DETECTRON2_DATASETS, else ``./datasets``."""
-    return Path(root or os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
-
-
-def set_folder(root: Path, name: str) -> Path:
-    """The folder of the prepared set ``name``.
-
-    Raises:
-        CTMaskNetError: ``name`` is no name of one folder; such a set would not be registered.
-    """
-    if name in ("", ".", "..") or "/" in name or os.sep in name:
-        raise CTMaskNetError(f"set name {name!r}: give the name of one folder below {root}")
-    return root / name
-
-
-class SliceRecord(NamedTuple):
-    """One slice of a data set, as it stands in the prepared json.
-
-    ``file`` is relative to the image folder (``/`` between parts); ``label`` indexes the set's
-    classes; ``body_box`` is (x0, y0, x1, y1) in px, x1 and y1 exclusive, or None.
-    """
-
-    file: str
-    label: int
-    patient: str
-    scan: str
-    slice: str
-    body_box: tuple[int, int, int, int] | None = None
-
-
-def part_below(root: str | os.PathLike, part: str) -> str:
-    """``part``, a path relative to ``root`` or an absolute one below it, as a relative path without
-    detours (``/`` between parts; links count as what they are called).
-
-    Raises:
-        CTMaskNetError: it lies outside ``root``; a set names its files, and copies are written, by
-            the path below ``root``.
-    """
-    relative = os.path.relpath(os.path.join(root, part), root).replace(os.sep, "/")
-    if relative.split("/")[0] == "..":
-        raise CTMaskNetError(
-            f"{part}: lies outside the folder of the images, {root}; give a folder above all of "
-            "them with --images"
-        )
-    return relative

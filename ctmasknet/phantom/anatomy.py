@@ -6,10 +6,7 @@ is a field that is positive inside and close to the distance from its edge in mm
 be drawn with partial volume at any pixel pitch. Every function takes arrays of any one shape, or a
 scalar z, so pictures and point clouds share one definition.
 
-Branching vessels and airways of a synthetic patient, and their cuts at a height.
-
-Legend: n segments, each a straight tube from ``start`` to ``end`` (n, 3) mm with ``radius`` (n,)
-    mm.
+Vessels and airways are trees of straight tubes (:class:`Tubes`), cut at a height.
 """
 
 from __future__ import annotations
@@ -259,7 +256,7 @@ _PARTS = 3
 
 @dataclass(frozen=True)
 class Tubes:
-    """Tubes of one kind; see the module's legend."""
+    """n straight tubes from ``start`` to ``end`` (n, 3) mm with ``radius`` (n,) mm."""
 
     start: Array
     end: Array

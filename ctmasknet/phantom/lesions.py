@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctmasknet.phantom.anatomy import Anatomy, sample_lung_points
+from ctmasknet.phantom.anatomy import Anatomy, Array, sample_lung_points
 
-Array = np.ndarray
 #: A core no level reaches: ground glass only.
 NO_CORE = 9.0
 
 
 @dataclass(frozen=True)
-class Lesion:
+class PhantomLesion:
     """One lesion; lengths in mm.
 
     Attributes:
@@ -69,7 +68,7 @@ def _pick(rng: np.random.Generator, points: Array, weights: Array) -> Array:
     return points[rng.choice(len(points), p=weights / weights.sum())]
 
 
-def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
+def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[PhantomLesion]:
     """Several subpleural lesions, mostly ground glass, in 85 % of patients on both sides."""
     severity = rng.beta(1.5, 1.9)
     bilateral = rng.random() < 0.85
@@ -97,7 +96,7 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
         across = float(np.clip(rng.lognormal(np.log(9 + 9 * severity), 0.35), 6, 30))
         dense = rng.random() < 0.2 + 0.6 * stage
         lesions.append(
-            Lesion(
+            PhantomLesion(
                 centre=(float(x), float(y), float(z)),
                 reach_mm=reach if peripheral else 0.8 * reach,
                 rise_mm=reach * float(rng.uniform(0.8, 1.5)) + 3,
@@ -113,7 +112,7 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
     return lesions
 
 
-def plan_pneumonia(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
+def plan_pneumonia(anatomy: Anatomy, rng: np.random.Generator) -> list[PhantomLesion]:
     """One lobar or segmental consolidation with a thin halo, sometimes a second patch.
 
     In 15 % of patients the second patch is in the other lung.
@@ -138,7 +137,7 @@ def plan_pneumonia(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
         x, y, z = _pick(rng, points, favour * (lobes == lobe) + 1e-9)
         core = rng.uniform(0.42, 0.75) if glassy else rng.uniform(0.16, 0.36)
         lesions.append(
-            Lesion(
+            PhantomLesion(
                 centre=(float(x), float(y), float(z)),
                 reach_mm=reach,
                 rise_mm=reach * float(rng.uniform(0.9, 1.5)),
@@ -154,7 +153,7 @@ def plan_pneumonia(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
     return lesions
 
 
-def sides(lesions: list[Lesion]) -> set[str]:
+def sides(lesions: list[PhantomLesion]) -> set[str]:
     """The lungs that hold lesions, of ``right`` (x < 0) and ``left``."""
     return {"right" if lesion.centre[0] < 0 else "left" for lesion in lesions}
 
@@ -166,7 +165,7 @@ def _rise(level: Array) -> Array:
 
 
 def paint_lesions(
-    lesions: list[Lesion],
+    lesions: list[PhantomLesion],
     anatomy: Anatomy,
     x: Array,
     y: Array,

@@ -1,6 +1,6 @@
-"""Drawing of a synthetic chest-CT patient: anatomy and lesions as HU, through the scanner.
+"""A synthetic chest-CT patient as slices: anatomy and lesions as HU, through the scanner.
 
-A synthetic chest-CT patient as a list of slices, decided by seed, patient number and kind.
+Seed, patient number and kind decide everything.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ import numpy as np
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.phantom.anatomy import Anatomy, SmoothNoise, Tubes, airways, draw_tubes, vessels
+from ctmasknet.phantom.anatomy import (
+    Anatomy,
+    Array,
+    SmoothNoise,
+    Tubes,
+    airways,
+    draw_tubes,
+    vessels,
+)
 from ctmasknet.phantom.lesions import (
-    Lesion,
     LesionPicture,
+    PhantomLesion,
     paint_lesions,
     plan_covid,
     plan_pneumonia,
 )
 from ctmasknet.phantom.scanner import Grid, Scan, acquire
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class PhantomPatient:
         self._broad = SmoothNoise(rng, 30.0, extent, height)
         self._middle = SmoothNoise(rng, 11.0, extent, height)
         self._fine = SmoothNoise(rng, 4.5, extent, height)
-        plans: dict[str, Callable[[Anatomy, np.random.Generator], list[Lesion]]]
+        plans: dict[str, Callable[[Anatomy, np.random.Generator], list[PhantomLesion]]]
         plans = {"normal": lambda *_: [], "pneumonia": plan_pneumonia, "covid": plan_covid}
         self._plan = plans[kind]
         self.plan_lesions(attempt=0)
@@ -364,7 +370,7 @@ def _choose(
 
 
 def _spread(numbers: Array, count: int, rng: np.random.Generator) -> list[int]:
-    """``count`` distinct entries, one at random from each of equal stretches."""
+    """``count`` distinct entries, one at random from each of as many equal parts."""
     if count < 1 or count > len(numbers):
         return []
     return [int(rng.choice(part)) for part in np.array_split(numbers, count)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-Array = np.ndarray
+from ctmasknet.phantom.anatomy import Array
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Synthetic patients written in the raw layouts of the two real data sets.
 
 Nothing downstream can tell the trees from the real ones but for the recipe ``phantom.json`` beside
-the data, which says how they were made and lets a second call find its work done.
-
-Trees of files made by several processes: whole, or absent.
+the data, which says how they were made and lets a second call find its work done. A tree is whole,
+or absent.
 """
 
 from __future__ import annotations
@@ -24,103 +23,9 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json, writing
-from ctmasknet.phantom.patient import (
-    DEFAULT,
-    PhantomConfig,
-    PhantomPatient,
-    PhantomSlice,
-    phantom_patient,
-)
+from ctmasknet.phantom.patient import DEFAULT, PhantomConfig, PhantomSlice, phantom_patient
 from ctmasknet.workers import map_in_processes
 
-
-def save_picture(path: Path, picture: np.ndarray, *options: int) -> None:
-    """Encode first, then write: OpenCV's own writer reports a full disk as nothing but False."""
-    good, data = cv2.imencode(path.suffix, picture, options)
-    if not good:
-        raise CTMaskNetError(f"{path}: OpenCV could not encode the picture; check its installation")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
-
-
-def write_tree(
-    target: Path,
-    recipe: dict,
-    tasks: Sequence,
-    work: Callable[..., dict],
-    summary: Callable[[list[dict]], dict],
-    workers: int | None,
-    overwrite: bool,
-    finish: Callable[[Path, list[dict]], None] = lambda folder, results: None,
-) -> dict:
-    """Draw all patients into a sibling of ``target``; put it in place when all is there."""
-    if os.path.lexists(target):
-        done = _stored(target)
-        if done is not None and done["recipe"] == recipe:
-            return done["summary"]
-        if not overwrite:
-            raise CTMaskNetError(
-                f"{target}: exists and was not made with these arguments; "
-                "choose another folder or pass --overwrite"
-            )
-    with writing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        folder.chmod(0o755)
-        results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
-        finish(folder, results)
-        made = summary(results)
-        files = sum(len(names) for _, _, names in os.walk(folder))
-        write_json(
-            folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
-        )
-        if os.path.lexists(target):
-            _remove(target)
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return made
-
-
-def _stored(target: Path) -> dict | None:
-    """The recipe file of a tree; None when there is none or files of the tree are missing."""
-    try:
-        stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
-        files = sum(len(names) for _, _, names in os.walk(target)) - 1
-        return (
-            stored if {"recipe", "summary"} <= stored.keys() and stored["files"] == files else None
-        )
-    except (OSError, ValueError, AttributeError, KeyError):
-        return None
-
-
-def _remove(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink()
-
-
-def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
-    if workers is None:
-        workers = len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
-    return list(map_in_processes(work, tasks, workers, title=desc, unit="patient", chunksize=1))
-
-
-__all__ = [
-    "LESION_TREE",
-    "SLICE_TREE",
-    "PhantomConfig",
-    "PhantomPatient",
-    "PhantomSlice",
-    "phantom_patient",
-    "write_phantom_lesions",
-    "write_phantom_slices",
-]
 #: Folders made below the output folder.
 LESION_TREE = "cncb_lesions_raw"
 SLICE_TREE = "covidx_ct_raw"
@@ -184,7 +89,7 @@ def write_phantom_lesions(
             "label_px": _label_px(results),
         }
 
-    return write_tree(Path(out) / LESION_TREE, recipe, tasks, work, summary, workers, overwrite)
+    return _write_tree(Path(out) / LESION_TREE, recipe, tasks, work, summary, workers, overwrite)
 
 
 def write_phantom_slices(
@@ -259,7 +164,7 @@ def write_phantom_slices(
             text = "".join(f"{line}\n" for line in lines)
             (folder / f"{split}_COVIDx_CT.txt").write_text(text, encoding="utf-8")
 
-    return write_tree(
+    return _write_tree(
         Path(out) / SLICE_TREE, recipe, tasks, work, summary, workers, overwrite, finish=lists
     )
 
@@ -305,8 +210,8 @@ def _write_lesion_patient(
     )
     for one in drawn:
         name = f"{task.patient}/{one.number}"
-        save_picture(folder / f"image/{name}.jpg", one.image, cv2.IMWRITE_JPEG_QUALITY, 95)
-        save_picture(folder / f"mask/{name}.png", one.mask)
+        _save_picture(folder / f"image/{name}.jpg", one.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+        _save_picture(folder / f"mask/{name}.png", one.mask)
     without = sum(int(one.mask.max() < 2) for one in drawn)
     return {"without": without, "label_px": _count_labels(drawn)}
 
@@ -328,8 +233,85 @@ def _write_slice_patient(
         # One scan a patient; its number differs from the patient's so that a mix-up shows.
         scan = task.patient + 20_000
         name = f"{_CLASS_NAMES[label]}_{task.patient}_{scan}_{one.number:04d}.png"
-        save_picture(folder / "images" / name, one.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
+        _save_picture(folder / "images" / name, one.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
         if with_masks:
-            save_picture(folder / "masks" / name, one.mask)
+            _save_picture(folder / "masks" / name, one.mask)
         lines.append(" ".join(map(str, (name, label, *one.body_box))))
     return {"lines": lines, "label_px": _count_labels(drawn)}
+
+
+def _save_picture(path: Path, picture: np.ndarray, *options: int) -> None:
+    """Encode first, then write: OpenCV's own writer reports a full disk as nothing but False."""
+    good, data = cv2.imencode(path.suffix, picture, options)
+    if not good:
+        raise CTMaskNetError(f"{path}: OpenCV could not encode the picture; check its installation")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())
+
+
+def _write_tree(
+    target: Path,
+    recipe: dict,
+    tasks: Sequence,
+    work: Callable[..., dict],
+    summary: Callable[[list[dict]], dict],
+    workers: int | None,
+    overwrite: bool,
+    finish: Callable[[Path, list[dict]], None] = lambda folder, results: None,
+) -> dict:
+    """Draw all patients into a sibling of ``target``; put it in place when all is there."""
+    if os.path.lexists(target):
+        done = _stored(target)
+        if done is not None and done["recipe"] == recipe:
+            return done["summary"]
+        if not overwrite:
+            raise CTMaskNetError(
+                f"{target}: exists and was not made with these arguments; "
+                "choose another folder or give `overwrite`"
+            )
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        folder.chmod(0o755)
+        results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
+        finish(folder, results)
+        made = summary(results)
+        files = sum(len(names) for _, _, names in os.walk(folder))
+        write_json(
+            folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
+        )
+        if os.path.lexists(target):
+            _remove(target)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return made
+
+
+def _stored(target: Path) -> dict | None:
+    """The recipe file of a tree; None when there is none or files of the tree are missing."""
+    try:
+        stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
+        files = sum(len(names) for _, _, names in os.walk(target)) - 1
+        return (
+            stored if {"recipe", "summary"} <= stored.keys() and stored["files"] == files else None
+        )
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None
+
+
+def _remove(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink()
+
+
+def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
+    return list(map_in_processes(work, tasks, workers, title=desc, unit="patient", chunksize=1))

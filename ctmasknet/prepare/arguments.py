@@ -1,22 +1,20 @@
-"""What the preparation tools ask about bad slices on their command line.
-
-Words of the preparation tools' command lines.
-"""
+"""What the preparation tools' command lines have in common, and how their values are read."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from ctmasknet.data.bad_slices import MODES, REPORT, BadSlices
+from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT, BadSlices
+from ctmasknet.data.label_masks import LABEL_NAMES
 from ctmasknet.errors import CTMaskNetError
 
 
 def add_bad_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--bad`` and ``--max-bad-share``."""
+    """Add ``bad`` and ``max_bad_share``."""
     parser.add_argument(
         "--bad",
-        choices=MODES,
+        choices=BAD_SLICE_MODES,
         default="error",
         help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
         f"it out and list it in {REPORT} beside the set; default: %(default)s",
@@ -37,35 +35,14 @@ def bad_slices_from(args: argparse.Namespace) -> BadSlices:
         {},
         mode=args.bad,
         max_share=args.max_bad_share,
-        keys=("--bad", "--max-bad-share"),
+        keys=("`bad`", "`max_bad_share`"),
         unit="files",
     )
 
 
-def parse_assignments(values: Sequence[str], option: str) -> dict[str, str]:
-    """``["train=a.txt", "val=b.txt"]`` -> ``{"train": "a.txt", "val": "b.txt"}``, order kept.
-
-    Raises:
-        CTMaskNetError: a value without ``=`` or a name given twice; it names ``option``.
-    """
-    assigned: dict[str, str] = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise CTMaskNetError(f"{option} {value}: expected NAME=VALUE")
-        if key in assigned:
-            raise CTMaskNetError(f"{option} {value}: {key} is given twice")
-        assigned[key] = text
-    return assigned
-
-
 def add_numbering_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--split-like`` and ``--patient-ids``.
-
-    Args:
-        parser: of a preparation tool.
-        default: which numbering is taken without ``--patient-ids``, in words.
-    """
+    """Add ``split_like`` and ``patient_ids``; ``default`` says in words which numbering is taken
+    without the latter."""
     parser.add_argument(
         "--split-like",
         metavar="NAME",
@@ -78,3 +55,72 @@ def add_numbering_arguments(parser: argparse.ArgumentParser, default: str) -> No
         help="name of the numbering that the patients are of: ids are compared with those of "
         f"another set under the same name (default: {default})",
     )
+
+
+def parse_assignments(values: Sequence[str], argument: str) -> dict[str, str]:
+    """``["train=a.txt", "val=b.txt"]`` -> ``{"train": "a.txt", "val": "b.txt"}``, order kept.
+
+    Raises:
+        CTMaskNetError: a value without ``=`` or a name given twice; it names ``argument``.
+    """
+    assigned: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise CTMaskNetError(f"`{argument}` {value}: expected NAME=VALUE")
+        if key in assigned:
+            raise CTMaskNetError(f"`{argument}` {value}: {key} is given twice")
+        assigned[key] = text
+    return assigned
+
+
+def parse_class_folders(values: Sequence[str]) -> dict[str, list[str]]:
+    """``["normal=ct0", "covid=ct1,ct2"]`` -> ``{"normal": ["ct0"], "covid": ["ct1", "ct2"]}``."""
+    assigned = parse_assignments(values, "class_folder")
+    return {name: [part for part in text.split(",") if part] for name, text in assigned.items()}
+
+
+def parse_samples(values: Sequence[str]) -> dict[str, int]:
+    """``["train=1000"]`` -> ``{"train": 1000}``.
+
+    Raises:
+        CTMaskNetError: not a positive whole number.
+    """
+    counts = {}
+    for name, text in parse_assignments(values, "sample").items():
+        if not text.isdecimal() or int(text) < 1:
+            raise CTMaskNetError(f"`sample` {name}={text}: expected a whole number of at least 1")
+        counts[name] = int(text)
+    return counts
+
+
+def parse_grey_window(text: str) -> tuple[int, int]:
+    """``"20,110"`` -> ``(20, 110)``, 8-bit grey levels.
+
+    Raises:
+        CTMaskNetError: another form, or not 0 <= LOW < HIGH <= 255.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise CTMaskNetError(f"`grey_window` {text}: expected LOW,HIGH, two 8-bit grey levels")
+    low, high = map(int, parts)
+    if not low < high <= 255:
+        raise CTMaskNetError(f"`grey_window` {text}: expected 0 <= LOW < HIGH <= 255")
+    return low, high
+
+
+def parse_segments(values: Sequence[str]) -> dict[str, str]:
+    """``["Infiltrate=lesion"]`` -> ``{"Infiltrate": "lesion"}``.
+
+    Raises:
+        CTMaskNetError: another form, or a label not in :data:`LABEL_NAMES`.
+    """
+    segments = {}
+    for value in values:
+        name, _, label = value.rpartition("=")
+        if not name or label not in LABEL_NAMES:
+            raise CTMaskNetError(
+                f"`segment` {value}: expected NAME=LABEL with a label of {', '.join(LABEL_NAMES)}"
+            )
+        segments[name] = label
+    return segments

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,31 @@ from typing import Any
 from tabulate import tabulate
 
 from ctmasknet.classes import MASK_TYPES
-from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlice, BadSlices
+from ctmasknet.data.bad_slices import SOURCE, BadSlice, BadSlices
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.patients import CNCB_LESIONS, numbering_of
 from ctmasknet.data.prepared import split_of_patients
 from ctmasknet.data.splits import SPLITS, split_patients
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
 from ctmasknet.names import PatientRule
-from ctmasknet.prepare.lesion_sources import (
-    LesionSource,
-    PictureSource,
-    VolumeConversion,
-    VolumeSource,
+from ctmasknet.prepare.masks_to_coco import (
+    Conversion,
+    ConvertedSlice,
+    coco_document,
+    convert_slices,
 )
-from ctmasknet.prepare.masks_to_coco import Conversion, ConvertedSlice, coco_document
-from ctmasknet.prepare.staging import COPIES, check_copies_allowed, put_copies, staging_folder
-from ctmasknet.prepare.volumes import volume_files
+from ctmasknet.prepare.pairs import (
+    LesionPair,
+    VolumePair,
+    find_pairs,
+    find_volume_pairs,
+    split_by_lists,
+)
+from ctmasknet.prepare.staging import writing_set
+from ctmasknet.prepare.volumes import volume_files, without_extension
 
 #: Lies in a folder of upright copies; a folder without it is never replaced.
-COPIES_MARK = ".upright_copies"
+_COPIES_MARK = ".upright_copies"
 _ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
 
 
@@ -53,7 +57,6 @@ def prepare_lesions(
     split_like: str | os.PathLike | None = None,
     workers: int = 1,
     progress: bool = True,
-    volumes: VolumeConversion | None = None,
     bad: BadSlices | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
@@ -70,10 +73,11 @@ def prepare_lesions(
         images, masks: the two folders.
         output: folder of the data set, ``<root>/<name>``.
         rule: patients of the files.
-        how: the conversion; its ``copies`` is set here.
+        how: the conversion; its ``copies`` and ``skip_bad`` are set here.
         shares: shares of a seeded split that keeps patients whole and the lesions present in like
             proportion.
-        lists: list file of each split; exactly one of ``shares`` and ``lists`` is given.
+        lists: list file of each split, naming pictures or volumes; exactly one of ``shares`` and
+            ``lists`` is given.
         seed: of the split by shares.
         patient_ids: name of the numbering of the patients; see
             :func:`ctmasknet.data.patients.numbering_of` for what is taken otherwise.
@@ -81,58 +85,63 @@ def prepare_lesions(
             that it has them in. With ``shares`` only.
         workers: number of processes.
         progress: show a progress bar.
-        volumes: what is particular to volumes; its ``skip_bad`` is set here.
         bad: what to do with slices and volumes that cannot be used, as those of the set
             :data:`SOURCE`; default: the first one is an error. Where they are skipped,
             ``output/bad_slices.json`` lists them.
 
     Returns:
-        For each mask type what was written; see :func:`summarize`.
+        For each mask type ``mask_type``, ``unlisted_images`` (images that no list names) and
+        ``splits``: of each split ``images``, ``patients``, ``instances`` of each class, and
+        ``images_without_instances``.
 
     Raises:
-        CTMaskNetError: bad input, or ``volumes`` asks something of pictures; nothing is changed in
-            ``output`` then, but for the list of bad slices.
+        CTMaskNetError: bad input, or ``how`` asks of pictures what only volumes have, or the
+            reverse; nothing is changed in ``output`` then, but for the list of bad slices.
     """
     if bool(shares) == bool(lists):
         raise CTMaskNetError("split: give either shares or list files")
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
     bad = bad or BadSlices({})
-    window = None
     of_volumes = any(volume_files(images))
-    by_name = rule.by_cncb_name and not of_volumes
+    by_name = rule.by_name and not of_volumes
     patient_ids = numbering_of(images, patient_ids, CNCB_LESIONS if by_name else None)
     if split_like is not None and not shares:
-        raise CTMaskNetError("--split-like: lists state their split themselves; leave it out")
+        raise CTMaskNetError("`split_like`: lists state their split themselves; leave it out")
     placed = split_of_patients(split_like, patient_ids) if split_like is not None else None
-    on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
-    if of_volumes:
-        volumes = replace(volumes or VolumeConversion(), skip_bad=bad.skip)
-        window = volumes.window
-        source: LesionSource = VolumeSource(images, masks, rule, volumes, how.orientation, on_bad)
-    else:
-        if volumes not in (None, VolumeConversion()):
-            raise CTMaskNetError(
-                f"{images}: holds no DICOM and no NIfTI; --window, --segment, --every and "
-                "--keep-empty are for these, leave them out"
-            )
-        source = PictureSource(images, masks, rule, on_bad)
-    if lists:
-        source.read_lists(lists)
-    copied = window is not None or not how.orientation.is_upright
-    image_root = _image_root(images, output, copied)
-    with staging_folder(output) as stage:
-        if copied:
-            how = replace(how, copies=stage / COPIES)
-            how.copies.mkdir()
-        converted = _converted(source.convert(how, workers, progress), bad)
-        if bad.skip:
-            bad.finish(output / REPORT)
-        if lists:
-            keys_of = source.in_splits(converted)
+    if of_volumes and not how.orientation.is_upright:
+        raise CTMaskNetError(
+            f"{images}: DICOM and NIfTI state how they lie; leave `transpose` and `flip` out"
+        )
+    if not of_volumes and how.needs_volumes:
+        raise CTMaskNetError(
+            f"{images}: holds no DICOM and no NIfTI; `window`, `segment`, `every` and `keep_empty` "
+            "are for these, leave them out"
+        )
+    pairs, listed, unlisted = _find(images, masks, rule, lists or {}, of_volumes, bad)
+    copied = of_volumes or not how.orientation.is_upright
+    with writing_set(output, images, copied=copied, mark=_COPIES_MARK, bad=bad) as new:
+        how = replace(how, copies=new.copies, skip_bad=bad.skip)
+        converted: dict[str, ConvertedSlice] = {}
+        with contextlib.closing(convert_slices(pairs, how, workers, progress=progress)) as slices:
+            for item in slices:
+                if isinstance(item, BadSlice):
+                    bad.add(item.file, item.reason, SOURCE)
+                else:
+                    converted[item.key] = item
+        new.report_bad(str(item.image) for item in converted.values())
+        if of_volumes and lists:
+            split_of = {name: split for split, names in listed.items() for name in names}
+            keys_of = {split: [] for split in listed}
+            for key in converted:
+                keys_of[split_of[os.path.dirname(key)]].append(key)
+        elif lists:
+            keys_of = {
+                split: [n for n in names if n in converted] for split, names in listed.items()
+            }
         else:
             keys_of = split_patients(
-                {key: item.pair.patient for key, item in converted.items()},
+                {key: item.patient for key, item in converted.items()},
                 shares,
                 seed,
                 {key: item.lesions for key, item in converted.items()},
@@ -146,45 +155,33 @@ def prepare_lesions(
                 )
         made_by = {
             "labels": {str(value): name for value, name in sorted(how.labels.items())},
-            "image_root": image_root,
+            "image_root": new.image_root,
             "patient_ids": patient_ids,
             "seed": seed if shares else None,
             "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
             "orientation": asdict(how.orientation),
-            "window_hu": None if window is None else [window.center_hu, window.width_hu],
+            "window_hu": [how.window.center_hu, how.window.width_hu] if of_volumes else None,
         }
-        summaries = _stage_annotations(stage / "annotations", splits, how, made_by, source.unlisted)
-        _put_in_place(stage, output, made_by)
-        if not bad.skip:
-            bad.finish(output / REPORT)
+        summaries = {}
+        for mask_type in how.mask_types:
+            info = {
+                "description": "Lesions of chest CT slices: connected components of label masks",
+                "mask_type": mask_type,
+                "min_area_px": how.min_area_px,
+                **made_by,
+            }
+            for split, items in splits.items():
+                document = coco_document(items, mask_type, info)
+                new.write(f"annotations/{mask_type}_{split}.json", document)
+            counts = {split: _counts(items, mask_type) for split, items in splits.items()}
+            summary = {"mask_type": mask_type, "splits": counts, "unlisted_images": unlisted}
+            new.write(f"annotations/summary_{mask_type}.json", {**summary, "info": info}, indent=1)
+            summaries[mask_type] = summary
+        new.put_in_place(_outdated(output, how.mask_types, made_by))
     return summaries
 
 
-def summarize(
-    splits: Mapping[str, Sequence[ConvertedSlice]], mask_type: str, unlisted: int
-) -> dict[str, Any]:
-    """Images, patients, instances of each class, and images without any instance, of each split.
-
-    Args:
-        splits: slices of each split.
-        mask_type: whose instances count.
-        unlisted: images of the source that no list names.
-    """
-    table = {}
-    for split, items in splits.items():
-        counts = Counter(i["category_id"] for item in items for i in item.instances[mask_type])
-        table[split] = {
-            "images": len(items),
-            "patients": len({item.pair.patient for item in items}),
-            "instances": {
-                name: counts[index] for index, name in enumerate(MASK_TYPES[mask_type], 1)
-            },
-            "images_without_instances": sum(not item.instances[mask_type] for item in items),
-        }
-    return {"mask_type": mask_type, "splits": table, "unlisted_images": unlisted}
-
-
-def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def lesion_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """The summaries of :func:`prepare_lesions` as a table for the terminal."""
     rows = [
         {
@@ -205,79 +202,62 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     return tabulate([[row.get(name, "-") for name in order] for row in rows], headers=order)
 
 
-def _image_root(images: Path, output: Path, copied: bool) -> str:
-    """Image folder as the annotations name it; a link inside ``output`` counts as inside."""
-    folder, home = Path(os.path.abspath(images)), Path(os.path.abspath(output))
-    if not copied:
-        return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
-    check_copies_allowed(home, images, COPIES_MARK)
-    return COPIES
+def _find(
+    images: Path,
+    masks: Path,
+    rule: PatientRule,
+    lists: Mapping[str, str | os.PathLike],
+    of_volumes: bool,
+    bad: BadSlices,
+) -> tuple[list[LesionPair] | list[VolumePair], dict[str, list[str]], int]:
+    """The pairs, of those that lists name if there are any; their keys of each split; the number of
+    images that no list names."""
+    left_out: set[str] = set()
+
+    def note(file: str, reason: str) -> None:
+        folder = images if of_volumes or Path(file).is_relative_to(images) else masks
+        name = os.path.relpath(file, folder).replace(os.sep, "/")
+        if of_volumes:
+            left_out.update((without_extension(name), os.path.dirname(name)))
+        else:
+            left_out.add(rule.key(name))
+        bad.add(file, reason, SOURCE)
+
+    def volume_key(line: str) -> str:
+        return without_extension(line.replace("\\", "/").strip("/"))
+
+    find = find_volume_pairs if of_volumes else find_pairs
+    pairs = find(images, masks, rule, note if bad.skip else None)
+    if not lists:
+        return pairs, {}, 0
+    listed = split_by_lists(pairs, lists, volume_key if of_volumes else rule.key, left_out)
+    names = {name for names in listed.values() for name in names}
+    rest = [pair for pair in pairs if pair.key not in names]
+    unlisted = sum(len(pair.volume.scan.slices) if of_volumes else 1 for pair in rest)
+    return [pair for pair in pairs if pair.key in names], listed, unlisted
 
 
-def _converted(
-    items: Iterable[ConvertedSlice | BadSlice], bad: BadSlices
-) -> dict[str, ConvertedSlice]:
-    """The slices by key, without bad ones."""
-    found = {}
-    with contextlib.closing(items):
-        for item in items:
-            if isinstance(item, BadSlice):
-                bad.add(item.file, item.reason, SOURCE)
-            else:
-                found[item.pair.key] = item
-    sound = {str(item.pair.image) for item in found.values()}
-    bad.totals[SOURCE] = len(sound | bad.files(SOURCE).keys())
+def _counts(slices: Sequence[ConvertedSlice], mask_type: str) -> dict[str, Any]:
+    counts = Counter(i["category_id"] for item in slices for i in item.instances[mask_type])
+    return {
+        "images": len(slices),
+        "patients": len({item.patient for item in slices}),
+        "instances": {name: counts[index] for index, name in enumerate(MASK_TYPES[mask_type], 1)},
+        "images_without_instances": sum(not item.instances[mask_type] for item in slices),
+    }
+
+
+def _outdated(output: Path, mask_types: Collection[str], made_by: Mapping[str, Any]) -> list[Path]:
+    """Files of an earlier run, but for those of another mask type and of the same settings."""
+    found = []
+    for path in output.glob("annotations/*.json"):
+        match = _ANNOTATIONS.fullmatch(path.name)
+        if match and (match[1] in mask_types or not _is_made_by(path, made_by)):
+            found.append(path)
     return found
 
 
-def _stage_annotations(
-    folder: Path,
-    splits: Mapping[str, Sequence[ConvertedSlice]],
-    how: Conversion,
-    made_by: Mapping[str, Any],
-    unlisted: int,
-) -> dict[str, dict[str, Any]]:
-    summaries = {}
-    for mask_type in how.mask_types:
-        info = {
-            "description": "Lesions of chest CT slices: connected components of label masks",
-            "mask_type": mask_type,
-            "min_area_px": how.min_area_px,
-            **made_by,
-        }
-        for split, items in splits.items():
-            write_json(folder / f"{mask_type}_{split}.json", coco_document(items, mask_type, info))
-        summaries[mask_type] = summarize(splits, mask_type, unlisted)
-        write_json(
-            folder / f"summary_{mask_type}.json", {**summaries[mask_type], "info": info}, indent=1
-        )
-    return summaries
-
-
-def _put_in_place(stage: Path, output: Path, made_by: Mapping[str, Any]) -> None:
-    """Rename the staged files to their places and remove leftovers of other settings."""
-    annotations = output / "annotations"
-    annotations.mkdir(exist_ok=True)
-    staged = {path.name for path in (stage / "annotations").iterdir()}
-    stale = [
-        path
-        for path in annotations.iterdir()
-        if path.name not in staged
-        and _ANNOTATIONS.fullmatch(path.name)
-        and not _fits(path, made_by, staged)
-    ]
-    put_copies(stage, output, COPIES_MARK, made_by["image_root"])
-    for name in sorted(staged):
-        (stage / "annotations" / name).replace(annotations / name)
-    for path in stale:
-        path.unlink()
-
-
-def _fits(path: Path, made_by: Mapping[str, Any], staged: set[str]) -> bool:
-    """Whether an older file may stay: it is of another mask type and of the same settings."""
-    mask_type = _ANNOTATIONS.fullmatch(path.name)[1]
-    if f"summary_{mask_type}.json" in staged:
-        return False
+def _is_made_by(path: Path, made_by: Mapping[str, Any]) -> bool:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))["info"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,30 +5,20 @@ Two kinds of list are read. COVIDx-CT's own has ``file class xmin ymin xmax ymax
 box being the body crop in px; the authors' has the file name alone, whose class stands in the name.
 Lists and folders may differ in how they write the class (``NCP_341_1834_0022.png`` against
 ``2_341_1834_0022.png``).
-
-Sets whose folders are the classes (``normal=ct0 covid=ct1,ct2``), split by whole patients.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from ctmasknet.classes import IMAGE_CLASSES
-from ctmasknet.ct.find import find_files
 from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.data.prepared import SliceRecord, part_below
-from ctmasknet.data.splits import (
-    SPLITS,
-    check_disjoint,
-    check_split_name,
-    read_list,
-    split_patients,
-)
+from ctmasknet.data.splits import SPLITS, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import match_patient, parse_slice_name
+from ctmasknet.names import PatientRule, parse_slice_name
 
 _LINE_FORM = (
     "expected 'file class xmin ymin xmax ymax', such as 'NCP_96_1328_0032.png 2 9 94 512 405', "
@@ -38,15 +28,14 @@ _IMAGE_FOLDERS = ("images", "2A_images", ".")
 
 
 def read_slice_list(
-    path: str | os.PathLike, patient_pattern: re.Pattern | None = None
+    path: str | os.PathLike, patient_pattern: str | None = None
 ) -> list[SliceRecord]:
     """Read one list file; no image is looked at.
 
     Args:
         path: the list, UTF-8; empty lines are skipped.
         patient_pattern: for file names of another form than COVIDx-CT-1's: finds the patient in the
-            name (:func:`~ctmasknet.names.match_patient`); every line must then state
-            its class.
+            name (:class:`~ctmasknet.names.PatientRule`); every line must then state its class.
 
     Returns:
         one record a line, in the list's order, ``file`` as the list names it.
@@ -57,8 +46,9 @@ def read_slice_list(
             second time. The message names file and line.
     """
     records, lines_of = [], {}
+    rule = PatientRule(patient_pattern, published=parse_slice_name)
     for number, line in read_list(path):
-        record = _parse_line(line, f"{path}:{number}", patient_pattern)
+        record = _parse_line(line, f"{path}:{number}", rule)
         key = _identity(record, patient_pattern)
         if key in lines_of:
             raise CTMaskNetError(
@@ -71,7 +61,7 @@ def read_slice_list(
 
 
 def read_slice_lists(
-    lists: Mapping[str, str | os.PathLike], patient_pattern: re.Pattern | None = None
+    lists: Mapping[str, str | os.PathLike], patient_pattern: str | None = None
 ) -> dict[str, list[SliceRecord]]:
     """Read the lists of several splits and make sure that no slice and no patient is in two of
     them.
@@ -124,14 +114,14 @@ def find_standard_lists(source: str | os.PathLike) -> tuple[dict[str, Path], Pat
         if len(found) > 1:
             raise CTMaskNetError(
                 f"{source}: {found[0].name} and {found[1].name} are both lists of {split}; "
-                f"choose one with --list {split}=FILE"
+                f"choose one with `list` {split}=FILE"
             )
         if found:
             lists[split] = found[0]
     if not lists:
         raise CTMaskNetError(
             f"{source}: holds no {{train,val,test}}_COVIDx_CT.txt; put the lists there "
-            "or name them with --list"
+            "or name them with `list`"
         )
     return lists, next(source / name for name in _IMAGE_FOLDERS if (source / name).is_dir())
 
@@ -154,7 +144,7 @@ def resolve_images(
     """
     root = Path(image_root)
     if not root.is_dir():
-        raise CTMaskNetError(f"{root}: no such folder; give the folder of the images with --images")
+        raise CTMaskNetError(f"{root}: no such folder; give the folder of the images with `images`")
     folders: dict[str, _Folder] = {}
     resolved, missing, total = {}, [], 0
     taken: set[str] = set()
@@ -184,7 +174,7 @@ def resolve_images(
         split, file = missing[0]
         raise CTMaskNetError(
             f"{root}: {len(missing)} of {total} listed images are missing, "
-            f"the first is {file} ({split}); complete the folder or correct --images"
+            f"the first is {file} ({split}); complete the folder or correct `images`"
         )
     return resolved
 
@@ -226,26 +216,23 @@ def _index_by_slice(names: Iterable[str]) -> dict[tuple, list[str]]:
     return index
 
 
-def _identity(record: SliceRecord, patient_pattern: re.Pattern | None) -> tuple:
+def _identity(record: SliceRecord, patient_pattern: str | None) -> tuple:
     """Equal for two names of one slice: patient, scan, slice; with a pattern, which may not find
     all of these, the file's name."""
     return record[2:5] if patient_pattern is None else (record.file,)
 
 
-def _parse_line(line: str, where: str, patient_pattern: re.Pattern | None) -> SliceRecord:
+def _parse_line(line: str, where: str, rule: PatientRule) -> SliceRecord:
     fields = line.split()
     if len(fields) not in (1, 2, 6):
         raise CTMaskNetError(f"{where}: {line!r} has {len(fields)} fields; {_LINE_FORM}")
     file = fields[0]
     stated = _stated_label(fields[1], where) if len(fields) > 1 else None
     try:
-        if patient_pattern is not None:
-            patient, scan, slice_ = match_patient(file, patient_pattern)
-            named = stated
-        else:
-            patient, scan, slice_, named = _names_of(file)
+        name = rule.read(file)
     except CTMaskNetError as error:
         raise CTMaskNetError(f"{where}: {error}") from None
+    named = stated if name.label is None else name.label
     if named is None:
         raise CTMaskNetError(
             f"{where}: {line!r} states no class; expected 'file class' and the box"
@@ -256,12 +243,7 @@ def _parse_line(line: str, where: str, patient_pattern: re.Pattern | None) -> Sl
             f"({IMAGE_CLASSES[stated]}) in the list; correct one of them"
         )
     box = _parse_box(fields[2:], where, line) if len(fields) == 6 else None
-    return SliceRecord(file, named, patient, scan, slice_, box)
-
-
-def _names_of(file: str) -> tuple[str, str, str, int | None]:
-    name = parse_slice_name(file)
-    return name.patient, name.scan, name.slice, name.label
+    return SliceRecord(file, named, name.patient, name.scan, name.slice, box)
 
 
 def _stated_label(text: str, where: str) -> int:
@@ -285,113 +267,3 @@ def _parse_box(fields: list[str], where: str, line: str) -> tuple[int, int, int,
             "with 0 <= xmin < xmax and 0 <= ymin < ymax"
         )
     return x0, y0, x1, y1
-
-
-_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def read_class_folders(
-    images: str | os.PathLike,
-    class_folders: Mapping[str, Sequence[str]],
-    patient_pattern: re.Pattern | None = None,
-) -> list[SliceRecord]:
-    """List the pictures of every class.
-
-    Args:
-        images: the folder above the class folders.
-        class_folders: class name -> its folders below ``images``, searched with their subfolders;
-            the order of the classes is that of the mapping. A class may have no folder (a set to
-            test on may lack a class of the model).
-        patient_pattern: finds the patient in a file's path below ``images``
-            (:func:`~ctmasknet.names.match_patient`); without it each file is its own
-            patient.
-
-    Returns:
-        the records, by class, sorted by path within a folder.
-
-    Raises:
-        CTMaskNetError: fewer than two classes; a class name unfit for a table's column; a folder
-            that is missing, without pictures or not below ``images``; a picture in two classes; a
-            name the pattern does not match.
-    """
-    root = Path(images)
-    if not root.is_dir():
-        raise CTMaskNetError(
-            f"{root}: no such folder; give the folder above the class folders with --images"
-        )
-    if len(class_folders) < 2 or not any(class_folders.values()):
-        raise CTMaskNetError(
-            "class folders: a classifier needs at least two classes; name them as CLASS=FOLDER"
-        )
-    records: list[SliceRecord] = []
-    class_of: dict[str, str] = {}
-    for label, (class_name, folders) in enumerate(class_folders.items()):
-        check_class_name(class_name)
-        for folder in folders:
-            for file in _pictures_of_class(root, folder):
-                if file in class_of:
-                    raise CTMaskNetError(
-                        f"{root / file}: is in class {class_of[file]} and again in {class_name} "
-                        f"(folder {folder}); a picture belongs to one class and one folder"
-                    )
-                class_of[file] = class_name
-                records.append(SliceRecord(file, label, *_patient_of(file, patient_pattern)))
-    return records
-
-
-def check_class_name(name: str) -> None:
-    """Refuse a class name unfit for a table's column."""
-    if not _CLASS_NAME.fullmatch(name):
-        raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
-
-
-def split_records(
-    records: Sequence[SliceRecord],
-    shares: Mapping[str, float],
-    seed: int,
-    placed: Mapping[str, str] | None = None,
-) -> dict[str, list[SliceRecord]]:
-    """Split by whole patients, with every class in the same shares.
-
-    Args:
-        records: the slices.
-        shares: split -> share of the patients, in 0..1, as
-            :func:`~ctmasknet.data.splits.split_patients` takes.
-        seed: of the random order of the patients.
-        placed: split of some patients, who stay there.
-    """
-    split = split_patients(
-        {item: record.patient for item, record in enumerate(records)},
-        shares,
-        seed,
-        strata={item: record.label for item, record in enumerate(records)},
-        placed=placed,
-    )
-    return {name: [records[item] for item in members] for name, members in split.items()}
-
-
-def pictures_below(root: str | os.PathLike, part: str) -> list[str]:
-    """Paths relative to ``root`` of the picture ``part``, or of the pictures in this folder and its
-    subfolders; linked folders count, hidden ones do not."""
-    return [
-        part_below(root, found.path)
-        for found in find_files([os.path.join(root, part_below(root, part))])
-        if found.path.lower().endswith(IMAGE_SUFFIXES)
-    ]
-
-
-def _pictures_of_class(root: Path, folder: str) -> list[str]:
-    start = root / folder
-    if not start.is_dir():
-        raise CTMaskNetError(f"{start}: no such class folder; check --class-folder and --images")
-    files = pictures_below(root, folder)
-    if not files:
-        raise CTMaskNetError(f"{start}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(files)
-
-
-def _patient_of(file: str, pattern: re.Pattern | None) -> tuple[str, str, str]:
-    if pattern is not None:
-        return match_patient(file, pattern)
-    own = str(PurePosixPath(file).with_suffix(""))
-    return own, own, PurePosixPath(file).stem

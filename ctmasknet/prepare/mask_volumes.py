@@ -2,22 +2,19 @@
 
 Upright as in :mod:`ctmasknet.ct.scan`; affines map upright (column, row, slice) indices to RAS
 mm.
-
-DICOM-SEG files as label masks: which of their segments is which label, and where it lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pydicom
 
 from ctmasknet.ct.dicom import beside_mm
 from ctmasknet.ct.find import kind_of
-from ctmasknet.ct.nifti import NiftiVolume, read_volume
+from ctmasknet.ct.nifti import read_volume
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, check_claimed_size, decoding
 from ctmasknet.data.label_masks import background_value, check_known_values
@@ -37,20 +34,36 @@ _SEGMENT_WORDS = {
 _PAINT_ORDER = ("background", "lung", "lesion", "ggo", "consolidation")
 #: RAS from DICOM's LPS.
 _FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: How far volume and mask may differ: spacing, direction of an axis, position of any corner voxel.
+_SPACING_TOLERANCE_MM = 0.01
+_ANGLE_TOLERANCE_DEGREES = 0.5
+_POSITION_TOLERANCE_MM = 0.5
+#: Share of a slice's step by which a slice may lie beside its position in a grid.
+_POSITION_SHARE = 0.1
+#: Masks compress far better than CT; no mask of a chest compresses better than this.
+_MAX_EXPANSION = 2000
 
 
 @dataclass(frozen=True)
-class SegMask:
-    """The segments of a DICOM-SEG, painted over one another; ``painted`` is as stored."""
+class MaskVolume:
+    """A mask in memory or on disk.
+
+    Attributes:
+        file: path.
+        turn: of its grid; its ``shape`` (columns, rows, slices) and ``affine`` are upright.
+        values: number of a slice as stored -> (H, W) values, unsigned, upright.
+        partial: slices without any label may be left out of the file.
+    """
 
     file: str
     turn: Upright
-    painted: np.ndarray
-    partial: bool = True
+    values: Callable[[int], np.ndarray]
+    partial: bool
 
     def plane(self, index: int) -> np.ndarray:
-        stored = np.take(self.painted, stored_index(self.turn, index), axis=self.turn.axes[2])
-        return self.turn.plane(stored)
+        """(H, W) values of one slice, unsigned, upright, counted from the feet."""
+        last = self.turn.shape[2] - 1
+        return self.values(last - index if self.turn.flips[2] else index)
 
 
 def seg_series(file: str) -> str | None:
@@ -70,8 +83,43 @@ def seg_series(file: str) -> str | None:
         return str(series[0].get("SeriesInstanceUID") or "") if len(series) == 1 else ""
 
 
-def read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) -> SegMask:
-    """See :func:`ctmasknet.prepare.mask_volumes.read_mask_volume`."""
+def read_mask_volume(
+    file: str, labels: Mapping[int, str], segments: Mapping[str, str] | None = None
+) -> MaskVolume:
+    """Open a mask volume.
+
+    Args:
+        file: NIfTI or DICOM-SEG; told apart by content.
+        labels: name of each mask value.
+        segments: label name of a segment, by its number, its label or its coded meaning (in any
+            case); goes before the words these hold, such as "ground glass".
+
+    Raises:
+        CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
+            contradict each other; no value labelled background for what is in no segment.
+    """
+    if kind_of(file) == "nifti":
+        return _read_nifti(file, labels)
+    return _read_seg(file, labels, segments or {})
+
+
+def _read_nifti(file: str, labels: Mapping[int, str]) -> MaskVolume:
+    volume = read_volume(file, _MAX_EXPANSION)
+
+    def values(stored: int) -> np.ndarray:
+        found = volume.values(stored)
+        if not (found == np.rint(found)).all():
+            raise CTMaskNetError(
+                f"{volume.file}: holds values that are no whole numbers; a label mask is expected"
+            )
+        check_known_values(volume.file, found.astype(np.int32), labels)
+        return found.astype(np.min_scalar_type(max(labels)))
+
+    return MaskVolume(volume.file, volume.turn, values, False)
+
+
+def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) -> MaskVolume:
+    """The segments of a DICOM-SEG, painted over one another."""
     try:
         import highdicom
     except ImportError:
@@ -105,7 +153,10 @@ def read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) 
             # One segment at a time: a lesion mask of a scan with ten of them would not fit.
             inside = seg.get_volume(segment_numbers=[number]).array[..., 0] >= 0.5
         painted[inside] = value_of[number]
-    return SegMask(file, upright(_FROM_LPS @ grid.affine, painted.shape, file), painted)
+    turn = upright(_FROM_LPS @ grid.affine, painted.shape, file)
+    return MaskVolume(
+        file, turn, lambda stored: turn.plane(np.take(painted, stored, axis=turn.axes[2])), True
+    )
 
 
 def _names_of(description) -> tuple[str, str]:
@@ -132,14 +183,14 @@ def _value_of(
             what = f"may be {' or '.join(sorted(told))}" if told else "is no label we know"
             raise CTMaskNetError(
                 f"{file}: {shown} {what} by its names; say which of {', '.join(_PAINT_ORDER)} it "
-                f'is with --segment "{names[0]}=LABEL"'
+                f'is with `segment` "{names[0]}=LABEL"'
             )
         (label,) = told
     for value, name in sorted(labels.items()):
         if name == label:
             return value
     raise CTMaskNetError(
-        f"{file}: {shown} is {label}, but no mask value is labelled so; add one to --labels, such "
+        f"{file}: {shown} is {label}, but no mask value is labelled so; add one to `labels`, such "
         f"as {max(labels) + 1}:{label}"
     )
 
@@ -152,116 +203,17 @@ def _label_in(name: str) -> str | None:
     return None
 
 
-def stored_index(turn: Upright, index: int) -> int:
-    """Where the slice ``index``, counted from the feet, is stored."""
-    return turn.shape[2] - 1 - index if turn.flips[2] else index
-
-
-def parse_segments(values: list[str], names: tuple[str, ...]) -> dict[str, str]:
-    """``["Infiltrate=lesion"]`` -> ``{"Infiltrate": "lesion"}``.
-
-    Args:
-        values: NAME=LABEL each.
-        names: the labels there are.
-
-    Raises:
-        CTMaskNetError: another form, an unknown label.
-    """
-    segments = {}
-    for value in values:
-        name, _, label = value.rpartition("=")
-        if not name or label not in names:
-            raise CTMaskNetError(
-                f"--segment {value}: expected NAME=LABEL with a label of {', '.join(names)}"
-            )
-        segments[name] = label
-    return segments
-
-
-#: How far volume and mask may differ: spacing, direction of an axis, place of any corner voxel.
-SPACING_TOLERANCE_MM = 0.01
-ANGLE_TOLERANCE_DEGREES = 0.5
-PLACE_TOLERANCE_MM = 0.5
-#: Share of a slice's step by which a slice may lie beside its place in a grid.
-_PLACE_SHARE = 0.1
-#: Masks compress far better than CT; no mask of a chest compresses better than this.
-_MAX_EXPANSION = 2000
-
-
-class MaskVolume(Protocol):
-    """A mask in memory or on disk.
-
-    Attributes:
-        file: path.
-        turn: of its grid; its ``shape`` (columns, rows, slices) and ``affine`` are upright.
-        partial: slices without any label may be left out of the file.
-    """
-
-    file: str
-    turn: Upright
-    partial: bool
-
-    def plane(self, index: int) -> np.ndarray:
-        """(H, W) values of one slice, unsigned, upright, counted from the feet."""
-
-
-@dataclass(frozen=True)
-class NiftiMask:
-    """Label values in a NIfTI volume; every one must be known."""
-
-    volume: NiftiVolume
-    labels: Mapping[int, str]
-    partial: bool = False
-
-    @property
-    def file(self) -> str:
-        return self.volume.file
-
-    @property
-    def turn(self) -> Upright:
-        return self.volume.turn
-
-    def plane(self, index: int) -> np.ndarray:
-        values = self.volume.values(stored_index(self.turn, index))
-        if not (values == np.rint(values)).all():
-            raise CTMaskNetError(
-                f"{self.file}: holds values that are no whole numbers; a label mask is expected"
-            )
-        check_known_values(self.file, values.astype(np.int32), self.labels)
-        return values.astype(np.min_scalar_type(max(self.labels)))
-
-
-def read_mask_volume(
-    file: str, labels: Mapping[int, str], segments: Mapping[str, str] | None = None
-) -> MaskVolume:
-    """Open a mask volume.
-
-    Args:
-        file: NIfTI or DICOM-SEG; told apart by content.
-        labels: name of each mask value.
-        segments: label name of a segment, by its number, its label or its coded meaning (in any
-            case); goes before the words these hold, such as "ground glass".
-
-    Raises:
-        CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
-            contradict each other; no value labelled background for what is in no segment.
-    """
-    if kind_of(file) == "nifti":
-        return NiftiMask(read_volume(file, _MAX_EXPANSION), dict(labels))
-    return read_seg(file, labels, segments or {})
-
-
-def place_mask(scan: CTScan, mask: MaskVolume) -> list[int | None]:
+def covering_slices(scan: CTScan, mask: MaskVolume) -> list[int | None]:
     """For each slice of ``scan`` the slice of ``mask`` that covers it; None: nothing is labelled.
 
     Raises:
-        CTMaskNetError: shape, spacing, orientation or place differ beyond the tolerances above; the
+        CTMaskNetError: shape, spacing, orientation or position differ beyond tolerance; the
             message gives both.
     """
     name = f"{scan.slices[0].file} and its mask {mask.file}"
     rows, columns = scan.slices[0].shape
-    affine, places = _grid(scan, mask.file)
-    ours, theirs = (columns, rows, places[-1] + 1), mask.turn.shape
+    affine, numbers = _grid(scan, mask.file)
+    ours, theirs = (columns, rows, numbers[-1] + 1), mask.turn.shape
     compared = 2 if mask.partial else 3
     if ours[:compared] != theirs[:compared]:
         raise _disagree(name, "shape", _times(ours[:compared]), _times(theirs[:compared]), "px")
@@ -269,12 +221,12 @@ def place_mask(scan: CTScan, mask: MaskVolume) -> list[int | None]:
     lengths = np.linalg.norm(here, axis=0), np.linalg.norm(there, axis=0)
     alone = mask.partial or len(scan.slices) == 1
     for axis in range(2 if alone else 3):
-        if abs(lengths[0][axis] - lengths[1][axis]) > SPACING_TOLERANCE_MM:
+        if abs(lengths[0][axis] - lengths[1][axis]) > _SPACING_TOLERANCE_MM:
             raise _disagree(name, "spacing", *(_mm(each, 3) for each in lengths), "mm")
     cosines = ((here / lengths[0]) * (there / lengths[1])).sum(axis=0)
     for axis in range(2 if alone else 3):
         angle = np.degrees(np.arccos(np.clip(cosines[axis], -1, 1)))
-        if angle > ANGLE_TOLERANCE_DEGREES:
+        if angle > _ANGLE_TOLERANCE_DEGREES:
             axes = (
                 _mm(here[:, axis] / lengths[0][axis], 4),
                 _mm(there[:, axis] / lengths[1][axis], 4),
@@ -292,21 +244,21 @@ def place_mask(scan: CTScan, mask: MaskVolume) -> list[int | None]:
             f"{ours[2] - 1}; give the mask of this scan"
         )
     covered = {start + step * index: index for index in range(theirs[2])}
-    return [covered.get(place) for place in places]
+    return [covered.get(number) for number in numbers]
 
 
 def _grid(scan: CTScan, mask: str) -> tuple[np.ndarray, list[int]]:
-    """Affine of the scan's grid, and the place of each slice in it; slices may be missing.
+    """Affine of the scan's grid, and the number of each slice in it; slices may be missing.
 
     Raises:
-        CTMaskNetError: slices at other places than those of an even grid.
+        CTMaskNetError: slices at other positions than those of an even grid.
     """
     if scan.affine is not None:
         return scan.affine, list(range(len(scan.slices)))
     positions = np.array([one.position_mm for one in scan.slices], dtype=np.float64)
-    places = (positions - positions[0]) / np.median(np.diff(positions))
-    even = np.isfinite(places).all() and np.abs(places - np.rint(places)).max() < _PLACE_SHARE
-    even = even and beside_mm(scan.slices) <= PLACE_TOLERANCE_MM
+    numbers = (positions - positions[0]) / np.median(np.diff(positions))
+    even = np.isfinite(numbers).all() and np.abs(numbers - np.rint(numbers)).max() < _POSITION_SHARE
+    even = even and beside_mm(scan.slices) <= _POSITION_TOLERANCE_MM
     if not even or scan.slices[0].spacing_mm is None:
         problems = "; ".join(scan.problems) or "no spacing is stated"
         raise CTMaskNetError(
@@ -314,7 +266,7 @@ def _grid(scan: CTScan, mask: str) -> tuple[np.ndarray, list[int]]:
             f"against ({problems}); restore the series"
         )
     first, last = (one.source.turn.affine for one in (scan.slices[0], scan.slices[-1]))
-    whole = [round(place) for place in places.tolist()]
+    whole = [round(number) for number in numbers.tolist()]
     affine = first.copy()
     affine[:3, 2] = (last[:3, 3] - first[:3, 3]) / whole[-1]
     return affine, whole
@@ -333,7 +285,7 @@ def _check_corners(name: str, ours: np.ndarray, theirs: Upright, start: int, ste
         column, row, index = corner[0] * columns, corner[1] * rows, corner[2] * slices
         here = (ours @ [column, row, start + step * index, 1])[:3]
         there = (theirs.affine @ [column, row, index, 1])[:3]
-        if np.linalg.norm(here - there) > PLACE_TOLERANCE_MM:
+        if np.linalg.norm(here - there) > _POSITION_TOLERANCE_MM:
             what = f"place (of the voxel in column {column}, row {row}, slice {index})"
             raise _disagree(name, what, _mm(here, 1), _mm(there, 1), "mm")
 

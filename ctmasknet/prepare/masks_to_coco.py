@@ -1,28 +1,35 @@
-"""Label masks to lesion instances: connected components of each class, as COCO annotations with
-RLE.
+"""Label masks to lesion instances: connected components of each class, as COCO annotations.
 
 Source: paper section 2.1 and the reference (8-connected components, those of 100 px or fewer
-dropped).
+dropped). A mask is a picture, or a slice of a volume that is a label mask.
+
+H, W are the sides of a mask in px.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
+from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.pictures import check_sides
+from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
     UPRIGHT,
     Orientation,
+    background_value,
     check_same_size,
     mask_type_classes,
     read_image,
@@ -30,8 +37,9 @@ from ctmasknet.data.label_masks import (
     values_present,
 )
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.prepare.components import components
-from ctmasknet.prepare.pairs import LesionPair
+from ctmasknet.prepare.mask_volumes import covering_slices, read_mask_volume
+from ctmasknet.prepare.pairs import LesionPair, VolumePair, slice_masks
+from ctmasknet.prepare.volumes import every_kth
 from ctmasknet.workers import map_in_processes
 
 #: Components of this area or less are dropped (reference).
@@ -54,7 +62,7 @@ def mask_instances(
         min_area_px: components of this area or less, in px, are dropped.
 
     Returns:
-        COCO annotations without ``id`` and ``image_id``, by class and then by place (top, left,
+        COCO annotations without ``id`` and ``image_id``, by class and then by position (top, left,
         height, width): ``category_id`` (from 1), ``bbox`` [x, y, w, h] px reaching from the first
         row and column of the component to one past its last, ``area`` px, ``iscrowd`` 0,
         ``segmentation`` (compressed RLE, ``counts`` as str).
@@ -62,7 +70,7 @@ def mask_instances(
     instances = []
     for category_id, (_, values) in enumerate(classes, 1):
         inside = mask == values[0] if len(values) == 1 else np.isin(mask, list(values))
-        for box, area, code in components(inside.view(np.uint8), min_area_px):
+        for box, area, code in _components(inside.view(np.uint8), min_area_px):
             instances.append(
                 {
                     "category_id": category_id,
@@ -83,15 +91,37 @@ class Conversion:
         labels: name of each mask value.
         mask_types: the mask types to make, keys of ``MASK_TYPES``.
         min_area_px: components of this area or less are dropped.
-        orientation: how the arrays on disk become upright.
-        copies: folder for upright PNG copies of the images; None leaves the images where they are.
+        orientation: how the arrays on disk become upright; of pictures only.
+        window: HU to grey levels; this and what follows is of volumes only.
+        segments: label name of a DICOM-SEG's segment, by number, label or coded meaning.
+        every: every so many slices is taken.
+        keep_empty: share (0..1) of the slices without a lesion that is kept, evenly spread.
+        copies: folder for upright PNG copies of the slices; None leaves pictures where they are.
+        skip_bad: what cannot be converted becomes a :class:`~ctmasknet.data.bad_slices.BadSlice`.
     """
 
     labels: Mapping[int, str] = field(default_factory=lambda: dict(MASK_LABELS))
     mask_types: tuple[str, ...] = tuple(MASK_TYPES)
     min_area_px: int = MIN_AREA_PX
     orientation: Orientation = UPRIGHT
+    window: Window = field(default_factory=Window)
+    segments: Mapping[str, str] = field(default_factory=dict)
+    every: int = 1
+    keep_empty: float = 1.0
     copies: Path | None = None
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        every_kth(1, self.every)
+        if not 0 <= self.keep_empty <= 1:
+            raise CTMaskNetError(f"`keep_empty` {self.keep_empty:g}: give a share of 0 to 1")
+
+    @property
+    def needs_volumes(self) -> bool:
+        """True when something is asked that pictures do not have."""
+        none = Conversion()
+        names = ("window", "segments", "every", "keep_empty")
+        return any(getattr(self, name) != getattr(none, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -99,16 +129,20 @@ class ConvertedSlice:
     """A slice as converted.
 
     Args:
-        pair: its files and patient.
+        key: names the slice.
         file: path of the image to register, relative to the image folder.
+        image: the file it was read from.
+        patient: whose it is.
         height, width: px, upright.
         lesions: names of the lesion labels present, of any area.
         instances: annotations of each mask type.
         scan: of a volume's slice its series or volume; else "".
     """
 
-    pair: LesionPair
+    key: str
     file: str
+    image: Path
+    patient: str
     height: int
     width: int
     lesions: tuple[str, ...]
@@ -116,55 +150,39 @@ class ConvertedSlice:
     scan: str = ""
 
 
-def lesions_of(
-    mask: np.ndarray, how: Conversion
-) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]]]:
-    """Names of the lesion labels present in a mask (H, W), and its annotations of each mask
-    type."""
-    present = {how.labels[value] for value in values_present(mask)}
-    lesions = tuple(name for name in LESION_LABELS if name in present)
-    return lesions, {
-        mask_type: mask_instances(mask, mask_type_classes(mask_type, how.labels), how.min_area_px)
-        for mask_type in how.mask_types
-    }
-
-
-def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
-    """Read one image and its mask, check them against each other, and find the lesions of every
-    mask type.
-
-    Raises:
-        CTMaskNetError: a file cannot be decoded or is too large, the sizes differ, or the mask has
-            an unknown value.
-    """
-    image = read_image(pair.image)
-    check_sides(pair.image, image.shape)
-    mask = read_mask(pair.mask, how.labels)
-    check_same_size(pair.image, image, pair.mask, mask)
-    mask = how.orientation.upright(mask)
-    file = pair.file
-    if how.copies is not None:
-        file = str(Path(file).with_suffix(".png").as_posix())
-        target = how.copies / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(how.orientation.upright(image)).save(target)
-    lesions, instances = lesions_of(mask, how)
-    return ConvertedSlice(pair, file, *mask.shape, lesions, instances)
-
-
 def convert_slices(
-    pairs: Sequence[LesionPair],
+    pairs: Sequence[LesionPair | VolumePair],
     how: Conversion,
     workers: int = 1,
     start_method: str | None = None,
-    *,
-    skip_bad: bool = False,
+    progress: bool = False,
 ) -> Iterator[ConvertedSlice | BadSlice]:
-    """Convert slices in their order; with ``skip_bad`` one that cannot be comes as a
-    :class:`~ctmasknet.data.bad_slices.BadSlice`. See
-    :func:`~ctmasknet.workers.map_in_processes`."""
-    convert = functools.partial(_convert_or_bad if skip_bad else convert_slice, how=how)
-    yield from map_in_processes(convert, pairs, workers, start_method=start_method)
+    """Read images and masks, check them against each other, and find the lesions of every mask
+    type, in the order of ``pairs``.
+
+    Args:
+        pairs: all of pictures or all of volumes.
+        how: the conversion.
+        workers, start_method: see :func:`~ctmasknet.workers.map_in_processes`.
+        progress: show a progress bar.
+
+    Raises:
+        CTMaskNetError: unless bad ones are skipped: a file cannot be decoded or is too large, image
+            and mask disagree, or the mask has an unknown value.
+    """
+    of_volumes = any(isinstance(pair, VolumePair) for pair in pairs)
+    found = map_in_processes(
+        functools.partial(_convert, how=how),
+        pairs,
+        workers,
+        # A volume at a time: a compressed one is unpacked by the process that reads its slices.
+        chunksize=1 if of_volumes else None,
+        start_method=start_method,
+    )
+    what = ("volumes", "volume") if of_volumes else ("masks", "slice")
+    bar = tqdm(found, total=len(pairs), desc=what[0], unit=what[1], disable=not progress)
+    for slices in bar:
+        yield from slices
 
 
 def coco_document(
@@ -179,7 +197,7 @@ def coco_document(
                 "file_name": item.file,
                 "height": item.height,
                 "width": item.width,
-                "patient": item.pair.patient,
+                "patient": item.patient,
                 **({"scan": item.scan} if item.scan else {}),
             }
         )
@@ -193,8 +211,166 @@ def coco_document(
     }
 
 
-def _convert_or_bad(pair: LesionPair, how: Conversion) -> ConvertedSlice | BadSlice:
+def _convert(pair: LesionPair | VolumePair, how: Conversion) -> list[ConvertedSlice | BadSlice]:
+    of_volume = isinstance(pair, VolumePair)
     try:
-        return convert_slice(pair, how)
+        return _convert_volume(pair, how) if of_volume else [_convert_picture(pair, how)]
     except CTMaskNetError as error:
-        return BadSlice.from_error(str(pair.image), error)
+        if not how.skip_bad:
+            raise
+        files = [one.file for one in pair.volume.scan.slices] if of_volume else [str(pair.image)]
+        return [BadSlice.from_error(file, error) for file in dict.fromkeys(files)]
+
+
+def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
+    image = read_image(pair.image)
+    check_sides(pair.image, image.shape)
+    mask = read_mask(pair.mask, how.labels)
+    check_same_size(pair.image, image, pair.mask, mask)
+    mask = how.orientation.upright(mask)
+    file = pair.file
+    if how.copies is not None:
+        file = str(Path(file).with_suffix(".png").as_posix())
+        target = how.copies / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(how.orientation.upright(image)).save(target)
+    found = _lesions_in(mask, how)
+    return ConvertedSlice(pair.key, file, pair.image, pair.patient, *mask.shape, *found)
+
+
+def _convert_volume(pair: VolumePair, how: Conversion) -> list[ConvertedSlice | BadSlice]:
+    """Choose a volume's slices, find their lesions and write their copies."""
+    scan = pair.volume.scan
+    plane_of = _planes(pair, how)
+    found: dict[int, ConvertedSlice | BadSlice] = {}
+    for index in every_kth(len(scan.slices), how.every):
+        file, mask = pair.volume.copy_name(index), plane_of(index)
+        found[index] = ConvertedSlice(
+            file.removesuffix(".png"),
+            file,
+            Path(scan.slices[index].file),
+            pair.patient,
+            *mask.shape,
+            *_lesions_in(mask, how),
+            scan=scan.scan,
+        )
+    empty = [index for index, item in found.items() if not item.lesions]
+    kept = round(how.keep_empty * len(empty))
+    for index in set(empty) - {empty[step * len(empty) // kept] for step in range(kept)}:
+        del found[index]
+    for index in found:
+        try:
+            pair.volume.write_copy(index, how.copies, how.window)
+        except CTMaskNetError as error:
+            if not how.skip_bad:
+                raise
+            found[index] = BadSlice.from_error(scan.slices[index].file, error)
+    return list(found.values())
+
+
+def _planes(pair: VolumePair, how: Conversion) -> Callable[[int], np.ndarray]:
+    """Slice index -> (H, W) mask values."""
+    slices = pair.volume.scan.slices
+    if pair.mask.is_dir():
+        pictures = slice_masks(pair.volume.scan, pair.mask, allow_spare=how.skip_bad)
+        return lambda index: _picture_plane(slices[index], index, pictures[index], pair.mask, how)
+    mask = read_mask_volume(os.fspath(pair.mask), how.labels, how.segments)
+    covered_by = covering_slices(pair.volume.scan, mask)
+
+    def plane(index: int) -> np.ndarray:
+        if covered_by[index] is None:
+            return np.full(slices[index].shape, background_value(how.labels), np.int32)
+        return mask.plane(covered_by[index])
+
+    return plane
+
+
+def _picture_plane(
+    one: CTSlice, index: int, picture: Path | None, folder: Path, how: Conversion
+) -> np.ndarray:
+    if picture is None:
+        own = "" if one.frame is not None else f" or {Path(one.file).stem}.png"
+        raise CTMaskNetError(
+            f"{one.file}: no mask of slice {index} in {folder}; expected {index:04d}.png{own}"
+        )
+    mask = read_mask(picture, how.labels)
+    if mask.shape != one.shape:
+        raise CTMaskNetError(
+            f"{one.file}: the slice is {one.shape[1]} x {one.shape[0]} px (width x height) and its "
+            f"mask {picture} is {mask.shape[1]} x {mask.shape[0]} px; they must be equal"
+        )
+    return mask
+
+
+def _lesions_in(
+    mask: np.ndarray, how: Conversion
+) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]]]:
+    """Names of the lesion labels present in a mask (H, W), and its annotations of each mask
+    type."""
+    present = {how.labels[value] for value in values_present(mask)}
+    lesions = tuple(name for name in LESION_LABELS if name in present)
+    return lesions, {
+        mask_type: mask_instances(mask, mask_type_classes(mask_type, how.labels), how.min_area_px)
+        for mask_type in how.mask_types
+    }
+
+
+def _components(inside: np.ndarray, min_area_px: int) -> Iterator[tuple[list[int], int, Any]]:
+    """The 8-connected components of a mask as the runs that COCO's RLE is made of, without a
+    picture for each.
+
+    A run is an unbroken part of a column; runs are counted down the columns, left to right, as COCO
+    does.
+
+    Args:
+        inside: (H, W) uint8, 0 outside.
+        min_area_px: components of this area or less, in px, are dropped.
+
+    Yields:
+        box [x, y, w, h] px, from the first row and column to one past the last; area, px; RLE
+        (``size`` and ``counts``, bytes). By position: top, left, height, width.
+    """
+    inside = np.ascontiguousarray(inside)
+    height, width = inside.shape
+    left, top, w, h = cv2.boundingRect(inside)
+    if not w:
+        return
+    cut = inside[top : top + h, left : left + w]
+    _, label = cv2.connectedComponentsWithAlgorithm(cut, 8, cv2.CV_32S, cv2.CCL_SPAGHETTI)
+    # A row of background above and a column of it behind keep the runs of two columns apart
+    columns = np.zeros((w + 1, h + 1), np.int32)
+    columns[:w, 1:] = label.T
+    flat = columns.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    begin, end = edges[0::2], edges[1::2]
+    owner = flat[begin]
+    order = np.argsort(owner, kind="stable")
+    begin, end, owner = begin[order], end[order], owner[order]
+    first = np.flatnonzero(np.diff(owner, prepend=0))
+    area = np.add.reduceat(end - begin, first)
+    column, row = np.divmod(begin, h + 1)
+    row -= 1
+    x, past_x = np.minimum.reduceat(column, first), np.maximum.reduceat(column, first) + 1
+    y = np.minimum.reduceat(row, first)
+    past_y = np.maximum.reduceat(row + end - begin, first)
+    # Places in the whole mask, down its columns
+    begin_px = (left + column) * height + top + row
+    end_px = begin_px + end - begin
+    last = np.append(first[1:], len(owner))
+    table = np.stack([y + top, x + left, past_y - y, past_x - x, area, first, last], axis=1)
+    for y, x, h, w, size, one, past in sorted(table[area > min_area_px].tolist()):
+        counts = _counts(begin_px[one:past], end_px[one:past], height * width)
+        code = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        yield [x, y, w, h], size, code
+
+
+def _counts(begin: np.ndarray, end: np.ndarray, total: int) -> list[int]:
+    """Lengths of background and lesion in turn, the first of background."""
+    joined = begin[1:] == end[:-1]
+    if joined.any():  # at the foot of one column and the head of the next
+        begin, end = begin[np.append(True, ~joined)], end[np.append(~joined, True)]
+    bounds = np.empty(2 * len(begin) + 2, begin.dtype)
+    bounds[0], bounds[-1] = 0, total
+    bounds[1:-1:2], bounds[2:-1:2] = begin, end
+    counts = np.diff(bounds).tolist()
+    return counts if counts[-1] else counts[:-1]

@@ -1,8 +1,7 @@
-"""Files of a lesion set: pairs of image and mask, and the split a list says.
+"""Which image and which mask belong together, whose they are, and the split that lists say.
 
-Masks of a volume as pictures in a folder, one a slice: which is whose.
-
-Volumes and their label masks: which belong together, and whose they are.
+Images are pictures or volumes; the mask of a volume is another, or a folder of pictures, one a
+slice.
 """
 
 from __future__ import annotations
@@ -39,6 +38,26 @@ class LesionPair:
     patient: str
 
 
+@dataclass(frozen=True)
+class VolumePair:
+    """A volume, its mask and its patient.
+
+    Attributes:
+        volume: of the scan.
+        mask: a NIfTI or DICOM-SEG file, or a folder with one picture a slice (see
+            :func:`find_volume_pairs`).
+        patient: whose it is.
+    """
+
+    volume: Volume
+    mask: Path
+    patient: str
+
+    @property
+    def key(self) -> str:
+        return self.volume.key
+
+
 def source_folders(
     source: str | os.PathLike | None,
     images: str | os.PathLike | None = None,
@@ -52,14 +71,14 @@ def source_folders(
     """
     if source is not None and not Path(source).is_dir():
         raise CTMaskNetError(
-            f"{source}: no such folder; --source names the folder with image/ and mask/"
+            f"{source}: no such folder; `source` names the folder with image/ and mask/"
         )
     found = []
     for given, name in ((images, "image"), (masks, "mask")):
         if given is not None:
             folder = Path(given)
         elif source is None:
-            raise CTMaskNetError(f"{name}s: give --source, or both --images and --masks")
+            raise CTMaskNetError(f"{name}s: give `source`, or both `images` and `masks`")
         else:
             folder = Path(source) / name
             if not folder.is_dir():
@@ -125,31 +144,33 @@ def find_pairs(
             image_of[key],
             images / image_of[key],
             masks / mask_of[key],
-            rule.patient(image_of[key]),
+            rule.read(image_of[key]).patient,
         )
         for key in sorted(image_of.keys() & mask_of.keys(), key=lambda key: (natural_key(key), key))
     ]
 
 
 def split_by_lists(
-    pairs: Sequence[LesionPair],
+    pairs: Sequence[LesionPair | VolumePair],
     lists: Mapping[str, str | os.PathLike],
-    rule: PatientRule,
+    key: Callable[[str], str],
     left_out: Collection[str] = (),
 ) -> dict[str, list[str]]:
-    """The keys of each split as list files say. Slices on no list are left out.
+    """The keys of each split as list files say. Pairs on no list are left out.
 
     Args:
         pairs: of the data set.
         lists: split -> list file.
-        rule: what the names in them mean.
+        key: of the slice or volume that a line names, such as :meth:`PatientRule.key`.
         left_out: keys that lists may name too, which are of no pair.
 
     Raises:
-        CTMaskNetError: a line that does not parse or names a file that is not there, a slice named
-            twice, a patient in two splits; the message says file and line.
+        CTMaskNetError: a line that does not parse or names a file that is not there, a slice or
+            volume named twice, a patient in two splits; the message says file and line.
     """
     pair_of = {pair.key: pair for pair in pairs}
+    of_volumes = any(isinstance(pair, VolumePair) for pair in pairs)
+    what, one = ("volume", "volume") if of_volumes else ("image", "slice")
     line_of: dict[str, str] = {}
     result: dict[str, list[str]] = {}
     for split, path in lists.items():
@@ -158,32 +179,33 @@ def split_by_lists(
         for number, line in read_list(path):
             where = f"{path}:{number}"
             try:
-                key = rule.key(line)
+                name = key(line)
             except CTMaskNetError as error:
                 raise CTMaskNetError(f"{where}: {error}") from None
-            if key in left_out:
+            if name not in pair_of and name in left_out:
                 continue
-            if key not in pair_of:
+            if name not in pair_of:
                 raise CTMaskNetError(
-                    f"{where}: {line} names no image of the data set; remove it or add the file"
+                    f"{where}: {line} names no {what} of the data set; remove it or add the file "
+                    f"({what}s are named such as {next(iter(pair_of), '110_104')})"
                 )
-            if key in line_of:
+            if name in line_of:
                 raise CTMaskNetError(
-                    f"{where}: the slice {line} was already named at {line_of[key]}; remove one"
+                    f"{where}: the {one} {line} was already named at {line_of[name]}; remove one"
                 )
-            line_of[key] = where
-            result[split].append(key)
+            line_of[name] = where
+            result[split].append(name)
         result[split].sort(key=natural_key)
     try:
         check_disjoint(
-            {split: [pair_of[key].patient for key in keys] for split, keys in result.items()}
+            {split: [pair_of[name].patient for name in names] for split, names in result.items()}
         )
     except CTMaskNetError as error:
         raise CTMaskNetError(f"{', '.join(map(str, lists.values()))}: {error}") from None
     return result
 
 
-def pictures_in(folder: Path) -> Iterable[Path]:
+def _pictures_in(folder: Path) -> Iterable[Path]:
     """The pictures of a folder, not of its subfolders."""
     return (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
@@ -206,7 +228,7 @@ def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> lis
             and the numbers may mean others.
     """
     by_stem: dict[str, Path] = {}
-    for path in sorted(pictures_in(folder)):
+    for path in sorted(_pictures_in(folder)):
         if path.suffix.lower() in MASK_SUFFIXES:
             other = by_stem.setdefault(path.stem, path)
             if other != path:
@@ -249,22 +271,6 @@ def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> lis
 _ENDINGS = re.compile(r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class VolumePair:
-    """A volume, its mask and its patient.
-
-    Attributes:
-        volume: of the scan.
-        mask: a NIfTI or DICOM-SEG file, or a folder with one picture a slice (see
-            :func:`find_volume_pairs`).
-        patient: whose it is.
-    """
-
-    volume: Volume
-    mask: Path
-    patient: str
-
-
 def find_volume_pairs(
     images: Path,
     masks: Path,
@@ -278,7 +284,7 @@ def find_volume_pairs(
     volume of the same relative path without extension, endings such as ``_mask`` or ``_seg`` aside;
     failing that, to the only volume of the folder of the same relative path. Masks may also be
     pictures in a folder of the volume's name
-    (:func:`~ctmasknet.prepare.pairs.slice_masks`).
+    (:func:`slice_masks`).
 
     Raises:
         CTMaskNetError: a volume without a mask or the reverse, two masks of one volume, a SEG whose
@@ -395,7 +401,7 @@ def _stem(name: str) -> str:
 
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
     folder = masks / volume.key
-    return folder if folder.is_dir() and any(pictures_in(folder)) else None
+    return folder if folder.is_dir() and any(_pictures_in(folder)) else None
 
 
 def _without_mask(volume: Volume, masks: Path) -> str:
@@ -406,12 +412,10 @@ def _without_mask(volume: Volume, masks: Path) -> str:
 
 
 def _patient(volume: Volume, rule: PatientRule) -> str:
-    """Arguments go before what the file states."""
-    if volume.key in rule.groups or rule.pattern is not None or rule.each_file:
-        return rule.patient(volume.key)
-    if volume.scan.patient:
-        return volume.scan.patient
-    raise CTMaskNetError(
-        f"{volume.scan.slices[0].file}: states no patient; give --patient-pattern or --groups, or "
-        "--patients each-file where each volume is a patient of its own"
-    )
+    patient = rule.read_volume(volume.key, volume.scan.patient, volume.scan.scan).patient
+    if not patient:
+        raise CTMaskNetError(
+            f"{volume.scan.slices[0].file}: states no patient; give `patient_pattern` or `groups`, "
+            "or `patients` each-file where each volume is a patient of its own"
+        )
+    return patient

@@ -180,17 +180,17 @@ def every_kth(count: int, step: int) -> list[int]:
         CTMaskNetError: a step below 1.
     """
     if step < 1:
-        raise CTMaskNetError(f"--every {step}: give a step of 1 or more slices")
+        raise CTMaskNetError(f"`every` {step}: give a step of 1 or more slices")
     return list(range(min((step - 1) // 2, count - 1), count, step))
 
 
 def _key(scan: CTScan, root: str | os.PathLike) -> str:
     files = {one.file for one in scan.slices}
     if len(files) == 1:
-        place = without_extension(os.path.relpath(next(iter(files)), root))
+        key = without_extension(os.path.relpath(next(iter(files)), root))
     else:
-        place = os.path.relpath(os.path.commonpath([os.path.dirname(file) for file in files]), root)
-    return _plain(scan.scan) if place == "." else Path(place).as_posix()
+        key = os.path.relpath(os.path.commonpath([os.path.dirname(file) for file in files]), root)
+    return _plain(scan.scan) if key == "." else Path(key).as_posix()
 
 
 def _plain(name: str) -> str:

@@ -17,7 +17,7 @@ from ctmasknet.data.duplicates import (
     perceptual_hashes,
 )
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.phantom.write import phantom_patient
+from ctmasknet.phantom.patient import phantom_patient
 from tests.running import run_tool
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")

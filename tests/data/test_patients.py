@@ -156,7 +156,7 @@ def test_what_states_a_numbering(tmp_path):
     (tmp_path / "raw" / "phantom.json").write_text(json.dumps(recipe))
     assert numbering_of(images, None, "covidx_ct") == "phantom-v1-seed3"
     assert numbering_of(images, "clinic", "covidx_ct") == "clinic"
-    with pytest.raises(CTMaskNetError, match="--patient-ids 'a b'"):
+    with pytest.raises(CTMaskNetError, match="`patient_ids` 'a b'"):
         numbering_of(images, "a b")
 
 
@@ -225,14 +225,14 @@ class TestPublishedLists:
         }
         rule = PatientRule()
         pairs = [
-            LesionPair(rule.key(file), file, Path(file), Path(file), rule.patient(file))
+            LesionPair(rule.key(file), file, Path(file), Path(file), rule.read(file).patient)
             for file in lines["train"] + lines["test"]
         ]
         lines["train"].append(lines["test"].pop())
-        moved = rule.patient(lines["train"][-1])
+        moved = rule.read(lines["train"][-1]).patient
         lists = {}
         for split, side in (("train", "train"), ("val", "test")):
             lists[split] = tmp_path / f"{split}.txt"
             lists[split].write_text("\n".join(lines[side]))
         with pytest.raises(CTMaskNetError, match=f"patient {moved} is in two splits, train and"):
-            split_by_lists(pairs, lists, rule)
+            split_by_lists(pairs, lists, rule.key)

@@ -13,12 +13,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_lesion_name, parse_slice_name
 from ctmasknet.phantom import write as phantom
 from ctmasknet.phantom.lesions import sides
-from ctmasknet.phantom.write import (
-    PhantomPatient,
-    phantom_patient,
-    write_phantom_lesions,
-    write_phantom_slices,
-)
+from ctmasknet.phantom.patient import PhantomPatient, phantom_patient
+from ctmasknet.phantom.write import write_phantom_lesions, write_phantom_slices
 
 SIDE = 96
 PATIENTS = {"train": 2, "val": 1, "test": 1}
@@ -264,7 +260,7 @@ def test_existing_folder_is_kept_unless_it_is_the_same_or_overwritten(tmp_path):
     before = path.stat().st_mtime_ns
     assert write_slices(tmp_path) == first
     assert path.stat().st_mtime_ns == before
-    with pytest.raises(CTMaskNetError, match=r"covidx_ct_raw: exists .* --overwrite"):
+    with pytest.raises(CTMaskNetError, match=r"covidx_ct_raw: exists .* `overwrite`"):
         write_slices(tmp_path, seed=6)
     assert path.stat().st_mtime_ns == before
     write_slices(tmp_path, seed=6, overwrite=True)

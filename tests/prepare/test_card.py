@@ -10,7 +10,8 @@ from PIL import Image
 from ctmasknet.data import registry as datasets
 from ctmasknet.draw.card import draw_card
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.phantom.write import phantom_patient, write_phantom_lesions
+from ctmasknet.phantom.patient import phantom_patient
+from ctmasknet.phantom.write import write_phantom_lesions
 from ctmasknet.prepare.card import card_text, data_card
 from tests.running import run_tool
 

@@ -537,7 +537,7 @@ def test_published_lists_fit_both_layouts(shared, tmp_path):
                 path.touch()
         pairs = find_pairs(tmp_path / folder / "image", tmp_path / folder / "mask", rule)
         assert len(pairs) == 750 and len({p.patient for p in pairs}) == 150
-        splits = split_by_lists(pairs, lists, rule)
+        splits = split_by_lists(pairs, lists, rule.key)
         patient_of = {p.key: p.patient for p in pairs}
         assert {s: (len(k), len({patient_of[i] for i in k})) for s, k in splits.items()} == {
             "train": (650, 130),
@@ -545,7 +545,7 @@ def test_published_lists_fit_both_layouts(shared, tmp_path):
         }
     overlap = dict(lists, test=lists["val"])
     with pytest.raises(CTMaskNetError, match="was already named at"):
-        split_by_lists(pairs, overlap, rule)
+        split_by_lists(pairs, overlap, rule.key)
 
 
 def test_real_masks_of_the_infnet_set(shared, prepare, tmp_path):

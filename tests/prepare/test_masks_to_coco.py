@@ -1,5 +1,10 @@
 """Components of label masks: which there are, of which class, and their boxes, areas and codes."""
 
+import itertools
+import sys
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +21,8 @@ from ctmasknet.data.label_masks import (
 )
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, mask_instances
+from tests import ct_samples
+from tests.running import run_tool
 
 BOTH = mask_type_classes("both")
 GGO, CONSOLIDATION = 2, 3
@@ -232,3 +239,47 @@ def test_orientation_transposes_and_then_flips():
     assert both.upright(array).tolist() == [[3, 6], [2, 5], [1, 4]]
     assert Orientation(flip_horizontal=True).upright(array).tolist() == [[3, 2, 1], [6, 5, 4]]
     assert Orientation(True).upright(np.zeros((2, 5, 3))).shape == (5, 2, 3)
+
+
+def own_rooms(repository) -> list[str]:
+    """The room of each of the project's own frames, but for the tests', outermost first."""
+    rooms, frame = [], sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(repository) and not path.is_relative_to(repository / "tests"):
+            first, *rest = path.relative_to(repository).parts
+            rooms.append(rest[0] if first == "ctmasknet" else first)
+        frame = frame.f_back
+    return rooms[::-1]
+
+
+@pytest.mark.parametrize("kind", ["pictures", "volumes"])
+def test_the_way_of_a_mask_enters_each_room_once(repository, tmp_path, monkeypatch, kind):
+    source = tmp_path / "in"
+    (source / "image").mkdir(parents=True)
+    (source / "mask").mkdir()
+    mask = np.zeros((2, 32, 32), np.uint8)
+    mask[:, 4:20, 4:20] = 2
+    for patient in range(2):
+        if kind == "pictures":
+            Image.fromarray(np.full((32, 32), 90, np.uint8)).save(source / f"image/{patient}_0.png")
+            Image.fromarray(mask[0]).save(source / f"mask/{patient}_0.png")
+        else:
+            hu = np.full(mask.shape, -700.0)
+            nib.save(ct_samples.nifti(hu), source / f"image/{patient}.nii")
+            nib.save(ct_samples.nifti(mask, dtype="u1"), source / f"mask/{patient}.nii")
+    ways, encode = [], rle.frPyObjects
+
+    def note(*arguments):
+        ways.append(own_rooms(repository))
+        return encode(*arguments)
+
+    monkeypatch.setattr(rle, "frPyObjects", note)
+    words = ["--source", source, "--output-root", tmp_path / "out", "--workers", "1"]
+    words += ["--split", "train:0.5,val:0.5"]
+    words += ["--patients", "each-file"] if kind == "volumes" else []
+    assert run_tool(repository, "datasets/prepare_cncb_lesions.py", *words) == 0
+    assert ways
+    for way in ways:
+        entered = [room for room, _ in itertools.groupby(way)]
+        assert entered == ["errors.py", "datasets", "prepare"], way

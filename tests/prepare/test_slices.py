@@ -10,16 +10,15 @@ from PIL import Image
 from ctmasknet.ct.pictures import window_table
 from ctmasknet.data.prepared import SliceRecord
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import compile_patient_pattern
+from ctmasknet.names import PatientRule
+from ctmasknet.prepare.classified import read_class_folders
 from ctmasknet.prepare.lists import (
     find_standard_lists,
-    read_class_folders,
     read_slice_list,
     read_slice_lists,
     resolve_images,
-    split_records,
 )
-from ctmasknet.prepare.slices import prepare_slices, sample_per_class, summarise
+from ctmasknet.prepare.slices import count_slices, prepare_slices, sample_per_class, split_records
 
 CLASS_TOKEN = {"Normal": 0, "CP": 1, "NCP": 2}
 
@@ -79,7 +78,7 @@ class TestLists:
 
     def test_pattern_reads_names_of_another_form(self, tmp_path):
         path = write_list(tmp_path / "a.txt", "137covid_patient3_SR_2_IM00017.png 2 0 0 5 5")
-        pattern = compile_patient_pattern(r"^(?P<patient>[^_]+_patient\d+)_SR_(?P<scan>\d+)")
+        pattern = r"^(?P<patient>[^_]+_patient\d+)_SR_(?P<scan>\d+)"
         (record,) = read_slice_list(path, pattern)
         assert record[1:5] == (2, "137covid_patient3", "2", "137covid_patient3_SR_2_IM00017")
 
@@ -138,9 +137,9 @@ class TestLists:
 
     def test_pattern_without_a_patient_is_refused(self):
         with pytest.raises(CTMaskNetError, match="no group named patient"):
-            compile_patient_pattern(r"(?P<scan>\d+)")
+            PatientRule(r"(?P<scan>\d+)")
         with pytest.raises(CTMaskNetError, match="not a regular expression"):
-            compile_patient_pattern("(")
+            PatientRule("(")
 
 
 class TestPublishedLists:
@@ -154,7 +153,7 @@ class TestPublishedLists:
         return read_slice_lists(lists)
 
     def test_slices_and_patients_of_covidx_ct_1(self, records):
-        summary = summarise(records, ("normal", "pneumonia", "covid"))
+        summary = count_slices(records, ("normal", "pneumonia", "covid"))
         counts = {split: groups["all"] for split, groups in summary.items()}
         assert [counts[s]["slices"] for s in ("train", "val", "test")] == [61782, 21036, 21191]
         assert [counts[s]["patients"] for s in ("train", "val", "test")] == [864, 332, 293]
@@ -288,19 +287,18 @@ class TestClassFolders:
     CLASSES = {"normal": ["ct0"], "covid": ["ct1", "ct2"]}  # noqa: RUF012 (never changed)
 
     def test_each_file_is_its_own_patient_unless_a_pattern_says_otherwise(self, folders):
-        records = read_class_folders(folders, self.CLASSES)
+        records = read_class_folders(folders, self.CLASSES).records
         assert [record.label for record in records] == [0] * 6 + [1] * 6
         assert records[6] == SliceRecord(
             "ct1/study_1000.jpg", 1, "ct1/study_1000", "ct1/study_1000", "study_1000"
         )
-        pattern = compile_patient_pattern(r"study_(?P<patient>\d\d)(?P<slice>\d+)")
-        patients = {
-            (r.patient, r.slice) for r in read_class_folders(folders, self.CLASSES, pattern)
-        }
+        pattern = r"study_(?P<patient>\d\d)(?P<slice>\d+)"
+        found = read_class_folders(folders, self.CLASSES, pattern)
+        patients = {(r.patient, r.slice) for r in found.records}
         assert ("10", "03") in patients and len({p for p, _ in patients}) == 3
 
     def test_split_keeps_patients_whole_and_classes_balanced(self, folders):
-        records = read_class_folders(folders, self.CLASSES)
+        records = read_class_folders(folders, self.CLASSES).records
         splits = split_records(records, {"train": 0.5, "val": 0.5}, seed=3)
         assert sorted(splits["train"] + splits["val"]) == sorted(records)
         for split in splits.values():
@@ -333,13 +331,13 @@ class TestClassFolders:
         write_image(folders / "ct1" / ".thumbnails" / "study_1000.jpg")
         (folders / "ct1" / "UPPER.PNG").write_bytes(b"")
         found = read_class_folders(folders, {"normal": ["ct1"], "covid": ["ct2"]})
-        files = [record.file for record in found]
+        files = [record.file for record in found.records]
         assert len(files) == 5 + 2 + 6
         assert "ct1/UPPER.PNG" in files and "ct2/more/study_0000.jpg" in files
 
     def test_file_the_pattern_does_not_match_is_named(self, folders):
         with pytest.raises(CTMaskNetError, match=r"ct0/study_0000\.jpg: the patient pattern"):
-            read_class_folders(folders, self.CLASSES, compile_patient_pattern("(?P<patient>x)"))
+            read_class_folders(folders, self.CLASSES, "(?P<patient>x)")
 
 
 class TestCommand:

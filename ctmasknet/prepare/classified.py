@@ -1,0 +1,263 @@
+"""Slices whose class is stated for a folder, a volume or a picture: class folders
+(``normal=ct0 covid=ct1,ct2``), or a CSV list ``path,class[,patient,scan,split]``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.ct.find import find_files, natural_key
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES
+from ctmasknet.data.prepared import SliceRecord, part_below
+from ctmasknet.data.splits import check_disjoint, check_split_name
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import read_csv_rows
+from ctmasknet.names import PatientRule
+from ctmasknet.prepare.volumes import Volume, every_kth, find_volumes, volume_files
+
+_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class ClassifiedSlices:
+    """Slices as they are found, and where those come from that are not pictures.
+
+    Attributes:
+        records: of all slices; those of volumes name the copy to write.
+        volumes: copy -> (volume, index of the slice from the feet).
+        split_of: split of each record, "" where none is stated.
+    """
+
+    def __init__(self, patient_pattern: str | None = None, every: int = 1):
+        """
+        Args:
+            patient_pattern: finds the patient in a path below the folder of the images (see
+                :class:`~ctmasknet.names.PatientRule`). Without it each picture is a patient of its
+                own, and so is a volume that states none.
+            every: of a volume every so many slices is taken.
+        """
+        self.records: list[SliceRecord] = []
+        self.volumes: dict[str, tuple[Volume, int]] = {}
+        self.split_of: list[str] = []
+        self._of_pictures = PatientRule(patient_pattern, each_file=patient_pattern is None)
+        self._of_volumes = PatientRule(patient_pattern)
+        self._every = every
+
+    def add_volume(
+        self, volume: Volume, label: int, patient: str = "", scan: str = "", split: str = ""
+    ) -> None:
+        """Take a volume; a patient and scan given go before what it states itself."""
+        stated = volume.scan.patient or volume.key
+        name = self._of_volumes.read_volume(volume.key, stated, volume.scan.scan)
+        for index in every_kth(len(volume.scan.slices), self._every):
+            copy = volume.copy_name(index)
+            if copy in self.volumes:
+                raise CTMaskNetError(
+                    f"{volume.scan.slices[0].file}: the volume {volume.key} is in two classes or "
+                    "rows; a volume belongs to one"
+                )
+            self.volumes[copy] = volume, index
+            names = patient or name.patient, scan or name.scan, f"{index:04d}"
+            self.records.append(SliceRecord(copy, label, *names))
+            self.split_of.append(split)
+
+    def add_picture(
+        self, file: str, label: int, patient: str = "", scan: str = "", split: str = ""
+    ) -> None:
+        """Take a picture; a patient and scan given go before what its path says."""
+        name = self._of_pictures.read(file)
+        names = patient or name.patient, scan or patient or name.scan, name.slice
+        self.records.append(SliceRecord(file, label, *names))
+        self.split_of.append(split)
+
+    def splits(self) -> dict[str, list[SliceRecord]]:
+        """The records by the split that is stated; no patient is in two of them."""
+        splits: dict[str, list[SliceRecord]] = {name: [] for name in dict.fromkeys(self.split_of)}
+        for record, split in zip(self.records, self.split_of, strict=True):
+            splits[split].append(record)
+        check_disjoint({name: {r.patient for r in records} for name, records in splits.items()})
+        return splits
+
+
+def read_class_folders(
+    images: str | os.PathLike,
+    class_folders: Mapping[str, Sequence[str]],
+    patient_pattern: str | None = None,
+    every: int = 1,
+    on_bad: Callable[[str, str], None] | None = None,
+) -> ClassifiedSlices:
+    """The slices of every class: pictures, or volumes where any folder holds DICOM or NIfTI.
+
+    Args:
+        images: the folder above the class folders.
+        class_folders: class name -> its folders below ``images``, searched with their subfolders;
+            the order of the classes is that of the mapping. A class may have no folder (a set to
+            test on may lack a class of the model).
+        patient_pattern, every: see :class:`ClassifiedSlices`.
+        on_bad: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
+
+    Returns:
+        pictures by class, sorted by path within a folder; volumes in natural order.
+
+    Raises:
+        CTMaskNetError: fewer than two classes; a class name unfit for a table's column; a folder
+            that is missing, without pictures or not below ``images``; a picture or volume in two
+            classes; pictures among volumes; a damaged volume; a name the pattern does not match.
+    """
+    root = Path(images)
+    if not root.is_dir():
+        raise CTMaskNetError(
+            f"{root}: no such folder; give the folder above the class folders with `images`"
+        )
+    if len(class_folders) < 2 or not any(class_folders.values()):
+        raise CTMaskNetError(
+            "class folders: a classifier needs at least two classes; name them as CLASS=FOLDER"
+        )
+    folders = [root / part_below(root, part) for parts in class_folders.values() for part in parts]
+    of_volumes = any(any(volume_files(folder)) for folder in folders if folder.is_dir())
+    found = ClassifiedSlices(patient_pattern, every)
+    class_of: dict[str, str] = {}
+    for label, (class_name, parts) in enumerate(class_folders.items()):
+        _check_class_name(class_name)
+        for part in parts:
+            if not (root / part).is_dir():
+                raise CTMaskNetError(
+                    f"{root / part}: no such class folder; check `class_folder` and `images`"
+                )
+            if of_volumes:
+                for volume in find_volumes(root, [part_below(root, part)], on_bad):
+                    found.add_volume(volume, label)
+                continue
+            files = sorted(_pictures_below(root, part))
+            if not files:
+                raise CTMaskNetError(
+                    f"{root / part}: holds no picture ({', '.join(IMAGE_SUFFIXES)})"
+                )
+            for file in files:
+                if file in class_of:
+                    raise CTMaskNetError(
+                        f"{root / file}: is in class {class_of[file]} and again in {class_name} "
+                        f"(folder {part}); a picture belongs to one class and one folder"
+                    )
+                class_of[file] = class_name
+                found.add_picture(file, label)
+    return found
+
+
+def read_volume_list(
+    path: str | os.PathLike,
+    root: str | os.PathLike,
+    classes: Sequence[str] | None = None,
+    patient_pattern: str | None = None,
+    every: int = 1,
+    on_bad: Callable[[str, str], None] | None = None,
+) -> tuple[list[str], ClassifiedSlices]:
+    """Read a CSV list with the columns ``path,class`` and, where known, ``patient,scan,split``.
+
+    Args:
+        path: the list. A row's path is a NIfTI volume, a DICOM file, a folder with DICOM series, a
+            picture or a folder of pictures, with its subfolders. Patient and scan go before what
+            the file states; a volume or picture without either is a patient of its own.
+        root: paths are relative to it.
+        classes: their names in the order of the labels; default: those of the paper, if they are
+            these.
+        patient_pattern, every, on_bad: as for :func:`read_class_folders`.
+
+    Returns:
+        the classes; the slices.
+
+    Raises:
+        CTMaskNetError: a missing list or column, an unknown class or split, a path that is not
+            there, is not below ``root`` or is listed twice, pictures and volumes in one list, a
+            patient in two splits; the message names file and line.
+    """
+    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"))
+    if not rows:
+        raise CTMaskNetError(f"{path}: lists no volume")
+    classes = _classes(path, rows, classes)
+    found = ClassifiedSlices(patient_pattern, every)
+    seen: dict[str, int] = {}
+    pictures: set[str] = set()
+    for number, row in rows:
+        where = f"{path}:{number}"
+        try:
+            part = part_below(root, row["path"])
+        except CTMaskNetError as error:
+            raise CTMaskNetError(f"{where}: {error}") from None
+        if part in seen:
+            raise CTMaskNetError(f"{where}: {part} is listed twice, first on line {seen[part]}")
+        seen[part] = number
+        if row["split"]:
+            check_split_name(row["split"])
+        given = classes.index(row["class"]), row["patient"], row["scan"], row["split"]
+        target = Path(root, part)
+        if not target.exists():
+            if on_bad is None:
+                raise CTMaskNetError(f"{where}: {target}: no such file or folder; correct the list")
+            on_bad(str(target), "no such file or folder")
+            continue
+        files = sorted(_pictures_below(root, part), key=natural_key)
+        if files and target.is_dir() and any(volume_files(target)):
+            raise CTMaskNetError(
+                f"{where}: {target} holds pictures and DICOM or NIfTI volumes; list the one or the "
+                "other, in a folder of its own"
+            )
+        for file in files:
+            if file in pictures:
+                raise CTMaskNetError(
+                    f"{file}: the picture is in two rows, itself or by a folder above it; a "
+                    "picture belongs to one"
+                )
+            pictures.add(file)
+            found.add_picture(file, *given)
+        if not files:
+            for volume in find_volumes(root, [part], on_bad):
+                found.add_volume(volume, *given)
+    if pictures and found.volumes:
+        raise CTMaskNetError(
+            f"{path}: lists pictures and volumes; prepare them as two sets, for pictures stay "
+            "where they are"
+        )
+    if 0 < sum(map(bool, found.split_of)) < len(found.split_of):
+        raise CTMaskNetError(f"{path}: some rows state a split and some none; state all or none")
+    return list(classes), found
+
+
+def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
+    """Paths relative to ``root`` of the picture ``part``, or of the pictures in this folder and its
+    subfolders; linked folders count, hidden ones do not."""
+    return [
+        part_below(root, found.path)
+        for found in find_files([os.path.join(root, part_below(root, part))])
+        if found.path.lower().endswith(IMAGE_SUFFIXES)
+    ]
+
+
+def _check_class_name(name: str) -> None:
+    """Refuse a class name unfit for a table's column."""
+    if not _CLASS_NAME.fullmatch(name):
+        raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
+
+
+def _classes(
+    path: str | os.PathLike,
+    rows: Sequence[tuple[int, dict[str, str]]],
+    classes: Sequence[str] | None,
+) -> Sequence[str]:
+    for name in classes or ():
+        _check_class_name(name)
+    known = classes or IMAGE_CLASSES
+    if len(set(known)) < len(known):
+        raise CTMaskNetError(f"`classes` {','.join(known)}: a class is named twice")
+    for number, row in rows:
+        if not row["path"]:
+            raise CTMaskNetError(f"{path}:{number}: states no path")
+        if row["class"] not in known:
+            fix = "correct it" if classes else "correct it, or name the classes with `classes` A,B"
+            raise CTMaskNetError(
+                f"{path}:{number}: class {row['class']!r} is none of {', '.join(known)}; {fix}"
+            )
+    return list(known)
