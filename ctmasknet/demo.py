@@ -202,7 +202,7 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     machine = columns[0]["hardware"]
     where = f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}"
     note = (
-        f"Measured on: {where}. Made by `python tools/demo.py --readme` from `configs/demo/*.json`."
+        f"Measured on: {where}. Made by `python tools/demo.py --readme` from `docs/results/demo/*.json`."
     )
     replace_between_marks(readme, "demo", f"{table}\n\n{note}")
 

@@ -1,6 +1,15 @@
-"""Tools called as a user calls them, without the cost of a new process."""
+"""Tools called as a user calls them, without the cost of a new process, and what tests need."""
 
 import runpy
+
+import pytest
+
+from ctmasknet.modeling.fast.layers import has_bfloat16
+
+#: For tests that compute in bfloat16 through oneDNN.
+needs_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16("cpu"), reason="oneDNN does not compute in bfloat16 on this CPU"
+)
 
 
 def run_tool(repository, tool, *words) -> int:

@@ -2,7 +2,7 @@
 
 python tools/model_table.py                                  # the table on the terminal
 python tools/model_table.py --markdown models.md --json models.json
-python tools/model_table.py --zoo configs/MODEL_ZOO.md --results output/seg output/cls
+python tools/model_table.py --zoo docs/results/MODEL_ZOO.md --results output/seg output/cls
 """
 
 import argparse

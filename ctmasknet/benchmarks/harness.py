@@ -103,6 +103,7 @@ def comparison(
     per: str = "",
     figures: Mapping[str, float] | None = None,
     peak_memory_mb: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
     **more: Any,
 ) -> dict[str, Any]:
     """A benchmark's result.
@@ -115,6 +116,7 @@ def comparison(
         per: what the seconds are of, such as "image"; default: one piece of the work.
         figures: what -> another number that the run gave, for the table.
         peak_memory_mb: way -> most memory held, MB (10^6 bytes).
+        notes: what else its reader has to know, a sentence each.
         more: further entries of the file.
 
     Returns:
@@ -139,6 +141,7 @@ def comparison(
         "ratios": ratios,
         "figures": dict(figures or {}),
         "peak_memory_mb": dict(peak_memory_mb or {}),
+        "notes": list(notes),
         **more,
         "circumstances": circumstances(device),
     }
@@ -206,8 +209,9 @@ def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], args: tuple
 
 
 def text_of(result: Mapping[str, Any]) -> str:
-    """A result for the terminal."""
-    return tabulate(_rows([result]), headers=_headers([result]), disable_numparse=True)
+    """A result for the terminal: its table, and its notes below."""
+    table = tabulate(_rows([result]), headers=_headers([result]), disable_numparse=True)
+    return "\n".join([table, *result["notes"]])
 
 
 def write_readme_table(readme: str | os.PathLike, files: Sequence[str | os.PathLike]) -> None:

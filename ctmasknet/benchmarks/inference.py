@@ -28,7 +28,7 @@ from ctmasknet.engine.export import export_classifier, load_exported
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.fast.inference import rechecked, to_inference
-from ctmasknet.modeling.fast.layers import cpu_has_bfloat16
+from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
 _STOCK = "stock Detectron2, image head behind it"
@@ -48,7 +48,8 @@ def inference(
     Weights are random, with batch normalisation's statistics taken from such slices, so that
     proposals are as many and as large as a trained detector's. Stock Detectron2 has the same
     weights and has to give the same logits, which the figures state. The peers have processes of
-    their own, so that they handle memory as they do.
+    their own, so that they handle memory as they do. Where the device has no bfloat16, rows in it
+    are left out, and a note says so.
 
     Args:
         config_file: of a classifier with ResNet-50.
@@ -64,11 +65,13 @@ def inference(
         "ctmasknet, model as trained": model,
         _COPY: to_inference(model),
     }
-    if cpu_has_bfloat16():
+    dtypes = [torch.float32]
+    if has_bfloat16(device):
+        dtypes.append(torch.bfloat16)
         ways[_HALF] = to_inference(model, torch.bfloat16)
     if device == "cpu" and shutil.which("g++"):
         ways[_COMPILED] = _compiled(model)
-    gemms = {dtype: _gemms(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    gemms = {dtype: _gemms(dtype, device) for dtype in dtypes}
     with Apart(_stock_call, *point) as stock_call, Apart(_torchvision_call, *point) as other_call:
         calls: dict[str, Callable[[], Any]] = {_STOCK: stock_call, _TORCHVISION: other_call}
         calls |= {name: _call(way, device, slices) for name, way in ways.items()}
@@ -107,8 +110,14 @@ def inference(
         _STOCK,
         device,
         figures=figures,
+        notes=bfloat16_notes(device),
         config_file=config_file,
     )
+
+
+def bfloat16_notes(device: str) -> list[str]:
+    """What a result says where it has no rows in bfloat16."""
+    return [] if has_bfloat16(device) else [f"No rows in bfloat16: {device} does not compute in it"]
 
 
 def _classifier(
@@ -240,7 +249,8 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     """A trained classifier's classes and logits in its forms, on the first of ``DATASETS.TEST``.
 
     Stock Detectron2 with its weights is timed beside them; its anchors are not rounded, so its
-    logits are others.
+    logits are others. Where the device has no bfloat16, rows in it are left out, and a note says
+    so.
 
     Args:
         config_file: of the classifier.
@@ -256,7 +266,7 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
         _MODEL: model,
         _AGREEMENT_COPY: to_inference(model),
     }
-    if cpu_has_bfloat16():
+    if has_bfloat16(cfg.MODEL.DEVICE):
         forms[_AGREEMENT_HALF] = to_inference(model, torch.bfloat16)
         margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
         forms[_CHECKED] = rechecked(
@@ -294,6 +304,7 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
         cfg.MODEL.DEVICE,
         per="slice",
         figures=figures,
+        notes=bfloat16_notes(cfg.MODEL.DEVICE),
         config_file=config_file,
         dataset=dataset,
     )

@@ -21,7 +21,7 @@ from torch import nn
 
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.fast.layers import cpu_has_bfloat16
+from ctmasknet.modeling.fast.layers import has_bfloat16
 
 _OPTIMIZERS = {
     "ADAM": lambda parameters, cfg: torch.optim.Adam(
@@ -88,10 +88,12 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     lacking = None
     if not on_gpu and name == "float16":
         lacking = "a CPU does not train in float16; set it to bfloat16"
-    elif on_gpu and name == "bfloat16" and not torch.cuda.is_bf16_supported(False):
-        lacking = "this GPU does not compute in bfloat16; set it to float16"
-    elif not on_gpu and not cpu_has_bfloat16():
-        lacking = "this CPU does not compute in bfloat16; set SOLVER.AMP.ENABLED False"
+    elif name == "bfloat16" and not has_bfloat16(cfg.MODEL.DEVICE):
+        lacking = (
+            "this GPU does not compute in bfloat16; set it to float16"
+            if on_gpu
+            else "this CPU does not compute in bfloat16; set SOLVER.AMP.ENABLED False"
+        )
     if lacking:
         raise CTMaskNetError(f"SOLVER.AMP.DTYPE {name}: {lacking}")
     return _DTYPES[name]

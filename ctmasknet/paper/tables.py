@@ -407,7 +407,7 @@ def zoo_tables(known: Sequence[Variant], runs: Sequence[Run]) -> list[Table]:
 
 def _rows(variant: Variant, runs: Sequence[Run]) -> list[list[str]]:
     name = f"`{variant.name}`"
-    config = f"[{variant.config}]({variant.name}.yaml)"
+    config = f"[{variant.config}](../../{variant.config})"
     own = [run for run in runs if run.variant is not None and run.variant.name == variant.name]
     rows = [row for run in own for row in _run_rows(name, config, run)]
     plain = f"`python tools/train_net.py --config-file {variant.config}`"

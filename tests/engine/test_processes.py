@@ -57,7 +57,7 @@ def run(repository, world, *words, starter=()):
         env=world[0],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=900,
     )
     print(done.stderr)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]

@@ -9,13 +9,21 @@ from detectron2.utils.events import EventStorage
 from ctmasknet.engine import solver as precision
 from ctmasknet.engine.solver import AutocastTrainer, amp_dtype, build_step_trainer
 from ctmasknet.errors import CTMaskNetError
+from tests.running import needs_bfloat16
 
 
 @pytest.fixture
-def amp_cfg(tiny_cfg, monkeypatch):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+def amp_cfg(tiny_cfg):
     tiny_cfg.SOLVER.AMP.ENABLED = True
     return tiny_cfg
+
+
+def step_trainer(cfg, model, batch, optimizer):
+    """What the configuration asks for; autocast itself computes in bfloat16 on every CPU."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return build_step_trainer(cfg, model, [batch] * 3, optimizer)
+    precision.keep_predictions_float32(model)
+    return AutocastTrainer(model, [batch] * 3, optimizer, torch.bfloat16)
 
 
 def detector_input(item):
@@ -40,7 +48,7 @@ def test_layers_in_bfloat16_losses_in_float32(amp_cfg, slices, task):
         torch.manual_seed(0)
         model = build_model(amp_cfg).train()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4)
-        step = build_step_trainer(amp_cfg, model, [batch] * 3, optimizer)
+        step = step_trainer(amp_cfg, model, batch, optimizer)
         assert isinstance(step, AutocastTrainer) == enabled
         seen = {}
         model.backbone.fpn_lateral3.register_forward_hook(
@@ -65,7 +73,7 @@ def test_gradients_are_dropped_before_the_next_forward_pass(amp_cfg, slices, ena
     amp_cfg.SOLVER.AMP.ENABLED = enabled
     model = build_model(amp_cfg).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = build_step_trainer(amp_cfg, model, [slices] * 3, torch.optim.SGD(trained, 1e-4))
+    step = step_trainer(amp_cfg, model, slices, torch.optim.SGD(trained, 1e-4))
     held = []
     forward = model.forward
     model.forward = lambda inputs: (
@@ -76,6 +84,20 @@ def test_gradients_are_dropped_before_the_next_forward_pass(amp_cfg, slices, ena
         assert any(parameter.grad is not None for parameter in trained)
         step.run_step()
     assert held == [False, False]
+
+
+@needs_bfloat16
+def test_the_key_trains_under_autocast(amp_cfg, slices):
+    model = build_model(amp_cfg).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4)
+    step = build_step_trainer(amp_cfg, model, [slices], optimizer)
+    assert isinstance(step, AutocastTrainer)
+    seen = {}
+    for part in (model.backbone.fpn_lateral3, model.image_head.logits):
+        part.register_forward_hook(lambda part, x, found: seen.update({part: found.dtype}))
+    with EventStorage():
+        step.run_step()
+    assert list(seen.values()) == [torch.bfloat16, torch.float32]
 
 
 def test_ranked_rows_are_float32(amp_cfg, slices):
@@ -102,8 +124,7 @@ def test_off_by_default(tiny_cfg):
     ],
 )
 def test_refusals(amp_cfg, monkeypatch, device, dtype, has, message):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args: has)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda asked: has or asked != device)
     amp_cfg.MODEL.DEVICE, amp_cfg.SOLVER.AMP.DTYPE = device, dtype
     with pytest.raises(CTMaskNetError, match=message):
         amp_dtype(amp_cfg)

@@ -253,9 +253,9 @@ def test_two_processes_gather_on_the_first(tmp_path):
     workers = [context.Process(target=_worker, args=(r, tmp_path, queue)) for r in (0, 1)]
     for worker in workers:
         worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)
+    results = dict(queue.get(timeout=600) for _ in workers)
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
     assert results[1] == {}
     assert results[0]["slices"]["accuracy"] == pytest.approx(200 / 3)
     rows, _ = read_predictions_csv(tmp_path / "predictions.csv")

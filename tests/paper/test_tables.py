@@ -226,11 +226,11 @@ def test_the_zoo_lists_every_variant_and_what_was_run(known, make_run, slices_fi
 def test_the_committed_zoo_has_every_config(known, repository, tmp_path):
     write_zoo(tmp_path / "zoo.md", [], "the command")
     fresh = (tmp_path / "zoo.md").read_text()
-    committed = (repository / "configs" / "MODEL_ZOO.md").read_text()
-    assert "Made by `python tools/model_table.py --zoo configs/MODEL_ZOO.md" in committed
+    committed = (repository / "docs" / "results" / "MODEL_ZOO.md").read_text()
+    assert "Made by `python tools/model_table.py --zoo docs/results/MODEL_ZOO.md" in committed
     for item in known:
-        assert f"[{item.config}]({item.name}.yaml)" in committed
-        assert f"[{item.config}]({item.name}.yaml)" in fresh
+        assert f"[{item.config}](../../{item.config})" in committed
+        assert f"[{item.config}](../../{item.config})" in fresh
 
 
 def test_bad_results_are_one_clear_error_and_leave_nothing(

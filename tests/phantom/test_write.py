@@ -344,6 +344,6 @@ def test_workers_start_after_opencv_has_used_its_threads(tmp_path):
         " workers=2); print(cv2.getNumThreads())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout.strip() == "2"

@@ -251,9 +251,9 @@ import multiprocessing, sys, time
 from pathlib import Path
 from ctmasknet.prepare.staging import staging_folder
 with staging_folder(Path(sys.argv[1])) as stage:
-    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True).start()
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True).start()
     print(stage.name, multiprocessing.active_children()[0].pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -23,9 +23,9 @@ from ctmasknet.modeling.fast.layers import (
     ChannelsLastBoxHead,
     FusedBlock,
     FusedStem,
-    cpu_has_bfloat16,
     folds,
     fused_conv,
+    has_bfloat16,
 )
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.roi_align import BagROIPooler
@@ -171,7 +171,7 @@ class _Float32Pooler(nn.Module):
 
 def _check_bfloat16(model: nn.Module) -> None:
     device = next(model.parameters()).device
-    if not (torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bfloat16()):
+    if not has_bfloat16(device):
         raise CTMaskNetError(
             f"MODEL.INFERENCE.DTYPE is bfloat16, which device {device} does not compute in; "
             'set it to ""'

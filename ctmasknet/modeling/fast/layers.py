@@ -94,9 +94,11 @@ def _one_dnn(x: Tensor) -> bool:
     )
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether oneDNN computes in bfloat16 on this CPU."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether this GPU, or oneDNN on this CPU, computes in bfloat16."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class FusedBlock(nn.Module):
