@@ -37,8 +37,8 @@ from ctmasknet.engine.checkpoint import (
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import check_trained_on
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_heads.s import IMAGE_HEAD_REGISTRY
-from ctmasknet.modeling.trainable import MODES
+from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.trainable import TRAINABLE_MODES
 
 #: Key in epochs -> key in iterations that it sets.
 _UNITS = {
@@ -130,10 +130,9 @@ def read_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
         raise CTMaskNetError(
             f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
         ) from error
-    if cfg.MODEL.TRAINABLE not in MODES:
-        raise CTMaskNetError(
-            f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {', '.join(MODES)}"
-        )
+    if cfg.MODEL.TRAINABLE not in TRAINABLE_MODES:
+        known = ", ".join(TRAINABLE_MODES)
+        raise CTMaskNetError(f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}; choose one of {known}")
     if cfg.DATASETS.SHARED_PATIENTS not in (REFUSE, WARN):
         raise CTMaskNetError(
             f"DATASETS.SHARED_PATIENTS is {cfg.DATASETS.SHARED_PATIENTS!r}; choose {REFUSE} or "

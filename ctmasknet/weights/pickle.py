@@ -82,7 +82,7 @@ def read_weights_file(path: str | os.PathLike) -> Any:
 
 
 def shown(value: object, limit: int = 120) -> str:
-    """A value from an untrusted file as one short printable ASCII piece of an error message.
+    """A value from an untrusted file as a short printable ASCII part of an error message.
 
     Containers are told by their kind only: a small pickle can describe one whose text is endless.
     """
@@ -125,7 +125,7 @@ def _read(stream: BinaryIO) -> Any:
         plain.append(Unpickler(stream, **options).load())
         if len(plain) == 1 and plain[0] != torch.serialization.MAGIC_NUMBER:
             raise _foreign("it is some other pickle")
-        if False and plain[2].get("little_endian") is not True:
+        if len(plain) == 3 and plain[2].get("little_endian") is not True:
             raise _foreign("its numbers are not little-endian")
         if len(plain) == 4 and sorted(map(_key, plain[3])) != sorted(Unpickler.claimed):
             raise ValueError("its tensors and its storages do not match")
