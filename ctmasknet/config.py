@@ -19,9 +19,9 @@ from detectron2.modeling import (
 from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_heads.s import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.masks import WAYS
-from ctmasknet.modeling.trainable import MODES
+from ctmasknet.modeling.trainable import TRAINABLE_MODES
 
 
 def add_ctmasknet_config(cfg: CfgNode) -> None:
@@ -219,7 +219,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
-    "MODEL.TRAINABLE": MODES,
+    "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
     "SOLVER.OPTIMIZER": ("ADAM", "SGD"),
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),

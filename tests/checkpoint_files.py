@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
@@ -24,12 +25,18 @@ class Call:
         return self.function, self.arguments
 
 
-def stream_file(path: Path, body: bytes, storages: dict[str, bytes] | None = None) -> Path:
-    """A file in torch 1.1's stream layout: ``body`` is the object's pickle, values are float32."""
+def stream_file(
+    path: Path,
+    body: bytes,
+    storages: dict[str, bytes] | None = None,
+    keys: bytes | None = None,
+) -> Path:
+    """A file in torch 1.1's stream layout: ``body`` is the object's pickle, values are float32;
+    ``keys`` the pickle of the storages' keys, where it is not theirs."""
     facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
     storages = storages or {}
     parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, facts)]
-    parts += [body, pickle.dumps(list(storages), 2)]
+    parts += [body, keys or pickle.dumps(list(storages), 2)]
     for raw in storages.values():
         parts += [struct.pack("<q", len(raw) // 4), raw]
     path.write_bytes(b"".join(parts))
@@ -151,13 +158,32 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     add("attribute_of_a_class", "__init__", stream_file, b"\x80\x04" + method + b"\x93.")
     setstate = b"ccollections\nOrderedDict\n}" + text("__setstate__") + b"NsbN0."
     add("changes_a_class", "attributes", stream_file, b"\x80\x02" + setstate)
+    function = b"ctorch._utils\n_rebuild_tensor_v2\n}" + text("__module__") + b"NsbN0."
+    add("changes_a_function", "attributes", stream_file, b"\x80\x02" + function)
+    add("torchscript", "__torch__", _torchscript)
     add("unknown_reference", "unknown kind", stream_file, b"\x80\x02" + text("x") + b"\x85Q.")
 
-    # Sizes and depths that are lies, or would be expensive to believe.
-    add("nests_deeply", "nests", stream_file, b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
+    # Sizes and depths that are lies, or would be expensive to believe. What torch itself would
+    # read, however deep, long or untidy, is read, and refused for not being weights.
+    add(
+        "nests_deeply",
+        "state dict",
+        stream_file,
+        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    )
     key = b"\x80\x02})" + b"\x85" * 100_000 + b"Ns."
     add("nests_in_a_key", "key", stream_file, key)
-    add("unbalanced", "malformed", stream_file, b"\x80\x02" + b"(]" * 40 + b".")
+    tuples = b")" + b"".join(b"q%c" % n + b"h%c" % n * 2 + b"\x87" for n in range(40))
+    add("endless_hash", "key", stream_file, b"\x80\x02}" + tuples + b"Ns.")
+    add("endless_hash_in_a_set", "state dict", stream_file, b"\x80\x04\x8f(" + tuples + b"\x90.")
+    endless = b"\x80\x02(" + tuples + b"t."
+    add("endless_hash_of_storages", "key", stream_file, body({}), keys=endless)
+    pairs = b"](" + b"".join(number(i) + b"N\x86" for i in range(60_000)) + b"eq\x00"
+    many = b"ccollections\nOrderedDict\nh\x00\x85R" * 30
+    add("items_copied_often", "copies", stream_file, b"\x80\x02](" + pairs + many + b"e.")
+    add("far_memo", "state dict", stream_file, b"\x80\x02Nr\xff\xff\xff\xff.")
+    add("claims_a_huge_text", "malformed", stream_file, b"\x80\x05\x96" + b"\xff" * 5 + bytes(3))
+    add("unbalanced", "state dict", stream_file, b"\x80\x02" + b"(]" * 40 + b".")
     laughs: list = [1]
     for _ in range(25):
         laughs = [laughs] * 10
@@ -166,7 +192,7 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     weight = text("weight") + tensor_instructions(1, 0, (1,), (1,)) + b"su."
     add("endless_text", "sizes a list", stream_file, named + weight, {"0": one})
     add("endless_kind", "a list", stream_file, body(laughs)[:-1] + b"\x85Q.")
-    add("too_many_steps", "instructions", stream_file, b"\x80\x02(" + b"N" * 1_000_001 + b"l.")
+    add("too_many_steps", "malformed", stream_file, b"\x80\x02(" + b"N" * 1_000_001 + b"l.")
     huge = state_body(tensor_instructions(2**40, 0, (2**40,), (1,)))
     add("claims_a_huge_storage", "claims", stream_file, huge, {"0": one})
     add("claims_a_huge_storage_zip", "claims", archive_file, huge, {"0": one})
@@ -174,13 +200,20 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     add("claims_a_huge_tensor", "claims", stream_file, wide, {"0": one})
     beyond = state_body(tensor_instructions(1, 1, (1,), (1,)))
     add("reaches_beyond", "beyond", stream_file, beyond, {"0": one})
+    one_tensor = state_body(tensor_instructions(1, 0, (1,), (1,)))
+    add("storage_left_out", "do not match", stream_file, one_tensor)
+    negative = state_body(tensor_instructions(1, 0, (1,), (-1,)))
+    add("negative_stride", "wrong numbers", stream_file, negative, {"0": one})
+    twice = tensor_instructions(1, 0, (1,), (1,)), tensor_instructions(2, 0, (2,), (1,))
+    twice = b"\x80\x02](" + b"".join(twice) + b"e."
+    add("storage_described_twice", "twice", stream_file, twice, {"0": one + one})
     two = state_body(tensor_instructions(2, 0, (2,), (1,)))
     add("storage_too_short", "storage 0", archive_file, two, {"0": one})
     other = state_body(tensor_instructions(2, 0, (2,), (1,)))
-    add("sizes_disagree", "another size", stream_file, other, {"0": one + one + one})
+    add("sizes_disagree", "byte size", stream_file, other, {"0": one + one + one})
     add(
         "huge_integer",
-        "integer",
+        "state dict",
         stream_file,
         b"\x80\x02\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b".",
     )
@@ -202,7 +235,8 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     save_stream(whole, {"weight": torch.ones(1000)})
     add("truncated_stream", "truncated", raw, whole.read_bytes()[:-700])
     save_stream(whole, {"weight": torch.ones(1000), "bias": torch.ones(1000)})
-    add("truncated_longer_stream", "last tensors", raw, whole.read_bytes()[:-700])
+    add("truncated_longer_stream", "truncated", raw, whole.read_bytes()[:-700])
+    add("last_bytes_missing", "EOF", raw, whole.read_bytes()[:-10])
     add("truncated_pickle", "whole", raw, whole.read_bytes()[:200])
     whole.unlink()
     add("other_zip", "zip", _other_zip)
@@ -212,6 +246,16 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     add("no_weights", "no weights", stream_file, body({}))
     add("text_for_a_tensor", "not a tensor", stream_file, body({"weight": "1.0"}))
     return files
+
+
+def _torchscript(path: Path) -> Path:
+    """A program of torch's, none of its entries compressed."""
+    written = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), written)
+    with zipfile.ZipFile(written) as program, zipfile.ZipFile(path, "w") as archive:
+        for name in program.namelist():
+            archive.writestr(name, program.read(name))
+    return path
 
 
 def _other_zip(path: Path) -> Path:

@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, ROIMasks
 
 from ctmasknet.modeling.fast.inference import to_inference
 from ctmasknet.modeling.masks import PublishedBitMasks, PublishedROIMasks
-from ctmasknet.weights.layout import Variant, authors_layout, sizes_outermost
-from ctmasknet.weights.pickle import read_checkpoint
+from ctmasknet.weights.layout import AuthorsVariant, authors_layout, sizes_outermost
+from ctmasknet.weights.pickle import read_weights_file
 from tests.golden_state import build, golden_model, imported_model, read_image
 
 #: Scores closer than this tie: their order depends on rounding, also from one CPU to the next.
@@ -213,8 +213,8 @@ def test_segmentation(shared, form):
 
 @pytest.fixture(scope="module")
 def authors_model(shared):
-    file = read_checkpoint(shared / "golden" / "authors_file" / "cls_r18t2.pth")
-    model, found = imported_model(file.load(file.content["model_weights"]))
+    content = read_weights_file(shared / "golden" / "authors_file" / "cls_r18t2.pth")
+    model, found = imported_model(content["model_weights"])
     assert found.config == "configs/cls_r18_t2_merge.yaml"
     return model
 
@@ -241,7 +241,7 @@ def test_a_training_step_of_the_authors_file(shared, authors_model):
         loss.backward()
     finally:
         authors_model.eval()
-    layout = authors_layout(Variant(18, 2, 1, False, True))
+    layout = authors_layout(AuthorsVariant(18, 2, 1, False, True))
     ours = dict(authors_model.named_parameters())
     with np.load(folder / "cls_r18t2_train.npz") as golden:
         assert float(loss) == pytest.approx(float(golden["loss"]), rel=1e-3)

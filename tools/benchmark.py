@@ -1,7 +1,7 @@
 """Speed and memory as ratios measured in one run.
 
-python tools/benchmark.py heads-bn --output configs/benchmarks/heads_bn.json
-python tools/benchmark.py table README.md configs/benchmarks/*.json
+python tools/benchmark.py heads-bn --output docs/results/benchmarks/heads_bn.json
+python tools/benchmark.py table docs/speed.md docs/results/benchmarks/*.json
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ctmasknet.benchmarks.catalogue import BENCHMARKS
-from ctmasknet.benchmarks.harness import text_of, write_readme_table
+from ctmasknet.benchmarks.table import text_of, write_speed_tables
 from ctmasknet.errors import command_line
 from ctmasknet.files import write_json
 
@@ -26,12 +26,12 @@ def main(argv=None):
         own.add_argument("--repeats", type=int, default=5, help="times each is measured (5)")
         own.add_argument("--seed", type=int, default=0)
         benchmark.add_options(own)
-    table = names.add_parser("table", help="write the table of such files into a README")
-    table.add_argument("readme", help="Markdown file with the marks `benchmarks`")
+    table = names.add_parser("table", help="write the tables of such files into a page")
+    table.add_argument("page", help="Markdown file with the marks `benchmarks`")
     table.add_argument("files", nargs="+", help="files that --output named")
     args = parser.parse_args(argv)
     if args.name == "table":
-        write_readme_table(args.readme, args.files)
+        write_speed_tables(args.page, args.files)
         return
     found = BENCHMARKS[args.name](args)
     print(text_of(found))

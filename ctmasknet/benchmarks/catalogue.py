@@ -16,10 +16,14 @@ from ctmasknet.benchmarks.loading import (
     mask_conversion_processes,
     registration,
 )
-from ctmasknet.benchmarks.mask_targets import mask_targets
 from ctmasknet.benchmarks.parts import PART_KINDS, parts
-from ctmasknet.benchmarks.training import heads_bn, heads_cache
-from ctmasknet.benchmarks.training_steps import KINDS, training_step
+from ctmasknet.benchmarks.training import (
+    KINDS,
+    heads_bn,
+    heads_cache,
+    mask_targets,
+    training_step,
+)
 from ctmasknet.engine.processes import keep_freed_memory
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
@@ -83,7 +87,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"config_file": _CLASSIFIER, "side": (512, "of the noise slice, px")},
     ),
     "heads-cache": Benchmark(
-        "training of heads on kept rows against images",
+        "training of heads on cached rows against images",
         heads_cache,
         {"config_file": _CLASSIFIER, "slices": (8, "noise slices to draw from")},
     ),

@@ -1,9 +1,6 @@
 """Timing things against each other in one run.
 
-Work in a process of its own, for what a benchmark changes in a whole process, such as how its
-memory is handled.
-
-Results of benchmarks as text: on the terminal, and as the README's table.
+What changes a whole process, such as how its memory is handled, is timed in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,16 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
 from ctmasknet.engine.record import git_commit, hardware
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import replace_between_marks
 
 
 def interleaved(
@@ -113,7 +107,7 @@ def comparison(
         timings: way -> its times, as from :func:`interleaved`.
         reference: the way that the others are compared with.
         device: the work is done on.
-        per: what the seconds are of, such as "image"; default: one piece of the work.
+        per: what the seconds are of, such as "image"; default: the whole work.
         figures: what -> another number that the run gave, for the table.
         peak_memory_mb: way -> most memory held, MB (10^6 bytes).
         notes: what else its reader has to know, a sentence each.
@@ -206,94 +200,3 @@ def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], args: tuple
         except EOFError:
             return
         pipe.send(call())
-
-
-def text_of(result: Mapping[str, Any]) -> str:
-    """A result for the terminal: its table, and its notes below."""
-    table = tabulate(_rows([result]), headers=_headers([result]), disable_numparse=True)
-    return "\n".join([table, *result["notes"]])
-
-
-def write_readme_table(readme: str | os.PathLike, files: Sequence[str | os.PathLike]) -> None:
-    """Replace what stands between the marks ``benchmarks`` in ``readme`` by a table of results.
-
-    Args:
-        readme: a Markdown file.
-        files: as ``tools/benchmark.py --output`` writes them.
-
-    Raises:
-        CTMaskNetError: a file is missing or no result, or the marks are.
-    """
-    results = [_read(path) for path in files]
-    table = tabulate(
-        _rows(results), headers=_headers(results), tablefmt="pipe", disable_numparse=True
-    )
-    machines = sorted({_machine(result["circumstances"]) for result in results})
-    loads = [result["circumstances"]["load_1_min"] for result in results]
-    note = (
-        "Medians with quartiles in brackets; a ratio is the median of the row marked 1 over the "
-        f"row's own, both from one run with the repetitions in turn. Measured on: "
-        f"{'; '.join(machines)}; load {min(loads):.1f} to {max(loads):.1f}, the benchmark's own "
-        "threads among it. Made by `python tools/benchmark.py table` from the files that "
-        "`python tools/benchmark.py NAME --output FILE` wrote."
-    )
-    replace_between_marks(readme, "benchmarks", f"{table}\n\n{note}")
-
-
-def _read(path: str | os.PathLike) -> dict[str, Any]:
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-        _rows([result])
-        _machine(result["circumstances"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CTMaskNetError(
-            f"{path}: no result of a benchmark ({type(error).__name__}: {error}); make it with "
-            "`python tools/benchmark.py NAME --output FILE`"
-        ) from None
-    return result
-
-
-def _headers(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    headers = ["work", "way", "seconds", "ratio"]
-    return [*headers, "peak MB"] if _with_memory(results) else headers
-
-
-def _with_memory(results: Sequence[Mapping[str, Any]]) -> bool:
-    return any(result["peak_memory_mb"] for result in results)
-
-
-def _rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = []
-    for result in results:
-        work = result["what"] + (f", one {result['per']}" if result["per"] else "")
-        for way, timing in result["timings"].items():
-            ratio = result["ratios"][way]
-            one = way == result["reference"]
-            row = [
-                work,
-                way,
-                _spread(timing["median_s"], timing["q1_s"], timing["q3_s"]),
-                "1" if one else _spread(ratio["ratio"], ratio["q1"], ratio["q3"]),
-            ]
-            if _with_memory(results):
-                memory = result["peak_memory_mb"].get(way)
-                row.append("" if memory is None else f"{memory:.0f}")
-            rows.append(row)
-            work = ""
-        width = 5 if _with_memory(results) else 4
-        for name, value in result["figures"].items():
-            rows.append([work, name, "", f"{value:.4g}", ""][:width])
-            work = ""
-    return rows
-
-
-def _spread(median: float, q1: float, q3: float) -> str:
-    return f"{median:.3g} ({q1:.3g}-{q3:.3g})"
-
-
-def _machine(found: Mapping[str, Any]) -> str:
-    hardware = found["hardware"]
-    return (
-        f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores, "
-        f"{found['threads']} threads, torch {found['torch']}"
-    )

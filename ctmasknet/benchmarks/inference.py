@@ -1,8 +1,7 @@
-"""What naming a slice costs: this classifier in its forms, its peers, and the machine's limit.
+"""What naming a slice costs: the classifier in its forms, its peers, and the machine's limit.
 
-Whether the inference copy decides as the model does, on a test set.
-
-What an exported classifier costs beside the model it came from.
+Three benchmarks: :func:`inference` on noise slices with random weights; :func:`agreement`, whether
+a trained model's inference copy decides as the model does; :func:`exported`, its exported files.
 """
 
 from __future__ import annotations
@@ -235,12 +234,7 @@ def _largest(ours: list[dict[str, Any]], logits: list[Tensor]) -> float:
     )
 
 
-_AGREEMENT_STOCK = "stock Detectron2, image head behind it"
-_MODEL, _AGREEMENT_COPY, _AGREEMENT_HALF = (
-    "model as trained",
-    "inference copy",
-    "inference copy in bfloat16",
-)
+_MODEL, _ITS_COPY, _ITS_HALF = "model as trained", "inference copy", "inference copy in bfloat16"
 _CHECKED = "the same, close calls again in float32"
 
 
@@ -261,16 +255,14 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     model = load_model(cfg)
     peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
     forms = {
-        _AGREEMENT_STOCK: peer.take_weights(model).requires_grad_(False),
+        _STOCK: peer.take_weights(model).requires_grad_(False),
         _MODEL: model,
-        _AGREEMENT_COPY: to_inference(model),
+        _ITS_COPY: to_inference(model),
     }
     if has_bfloat16(cfg.MODEL.DEVICE):
-        forms[_AGREEMENT_HALF] = to_inference(model, torch.bfloat16)
+        forms[_ITS_HALF] = to_inference(model, torch.bfloat16)
         margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
-        forms[_CHECKED] = rechecked(
-            to_inference(model, torch.bfloat16), forms[_AGREEMENT_COPY], margin
-        )
+        forms[_CHECKED] = rechecked(to_inference(model, torch.bfloat16), forms[_ITS_COPY], margin)
     dataset = cfg.DATASETS.TEST[0]
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in forms}
@@ -280,17 +272,15 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
                 begin = time.perf_counter()
                 found = form(batch)
                 seconds[name].append((time.perf_counter() - begin) / len(batch))
-                logits[name] += (
-                    found if name == _AGREEMENT_STOCK else [one["logits"] for one in found]
-                )
+                logits[name] += found if name == _STOCK else [one["logits"] for one in found]
     stacked = {name: torch.stack(found) for name, found in logits.items()}
     figures = {f"slices of {dataset}": float(len(stacked[_MODEL]) // repeats)}
     if _CHECKED in forms:
         # Medians hide the few slices that are named twice
-        total = sum(seconds[_AGREEMENT_STOCK]) / sum(seconds[_CHECKED])
+        total = sum(seconds[_STOCK]) / sum(seconds[_CHECKED])
         figures[f"{_CHECKED}: ratio of the seconds of all slices"] = total
     for name in forms:
-        if name not in (_AGREEMENT_STOCK, _MODEL):
+        if name not in (_STOCK, _MODEL):
             difference = (stacked[name] - stacked[_MODEL]).abs().amax(dim=1)
             same = stacked[name].argmax(1) == stacked[_MODEL].argmax(1)
             figures[f"{name}: classes equal, %"] = 100 * float(same.float().mean())
@@ -299,7 +289,7 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     return comparison(
         f"trained classifier, {config_file}",
         {name: spread(found) for name, found in seconds.items()},
-        _AGREEMENT_STOCK,
+        _STOCK,
         cfg.MODEL.DEVICE,
         per="slice",
         figures=figures,
@@ -324,8 +314,8 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
     copied = to_inference(model)
     image = slices[0]["image"][None]
     ways: dict[str, Any] = {
-        "model as trained": lambda: model(slices),
-        "inference copy": lambda: copied(slices),
+        _MODEL: lambda: model(slices),
+        _ITS_COPY: lambda: copied(slices),
     }
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -344,7 +334,7 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
     return comparison(
         f"exported classifier, {side} px",
         times,
-        "model as trained",
+        _MODEL,
         "cpu",
         figures=figures,
         config_file=config_file,

@@ -1,10 +1,7 @@
-"""Slices from PNG files to the model's input, against Detectron2's mapper.
+"""What the work around the networks costs.
 
-COCO evaluation of a synthetic lesion set against pycocotools.
-
-Label masks to COCO annotations: against the usual loop, and in several processes.
-
-What registering a large set and looking for leaks costs, against merely parsing its files.
+Slices from PNG files to the model's input; COCO evaluation; label masks to COCO annotations;
+registering a large set and looking for leaks.
 """
 
 from __future__ import annotations
@@ -417,16 +414,16 @@ def _write_set(root: Path, slices: int) -> list[Path]:
     for split in SPLITS:
         records = []
         for _ in range(round(_SHARES[split] * slices)):
-            patient, place = divmod(number, _SLICES_PER_PATIENT)
+            patient, index = divmod(number, _SLICES_PER_PATIENT)
             label = patient % 3
-            file = f"{('Normal', 'CP', 'NCP')[label]}_{patient}_{patient + 3000}_{place:04d}.png"
+            file = f"{('Normal', 'CP', 'NCP')[label]}_{patient}_{patient + 3000}_{index:04d}.png"
             records.append(
                 {
                     "file": file,
                     "label": label,
                     "patient": str(patient),
                     "scan": str(patient + 3000),
-                    "slice": f"{place:04d}",
+                    "slice": f"{index:04d}",
                     "body_box": [9, 94, 512, 405],
                 }
             )

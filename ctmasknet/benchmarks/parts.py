@@ -12,7 +12,7 @@ from torch import nn
 
 from ctmasknet.benchmarks.harness import Apart, comparison, interleaved
 from ctmasknet.benchmarks.inference import calibrated_classifier, noise_slices
-from ctmasknet.benchmarks.training_steps import KINDS, kind_cfg, step_trainer, stepper
+from ctmasknet.benchmarks.training import KINDS, kind_cfg, step_trainer, stepper
 from ctmasknet.modeling.fast.inference import to_inference
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.roi_align import BagROIPooler

@@ -1,7 +1,5 @@
-"""The method as it is usually written: stock Detectron2, and a plain image head behind it.
-
-torchvision's detector, for comparison; Detectron2's is in :mod:`.stock_peer`.
-"""
+"""What the benchmarks compare with: stock Detectron2 with a plain image head behind it, and
+torchvision's detector."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from ctmasknet.modeling.meta_arch import CTMaskNet
 
 
 def stock_cfg(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with Detectron2's own parts in the place of ctmasknet's, sizes kept."""
+    """``cfg`` with Detectron2's own parts instead of ctmasknet's, sizes kept."""
     stock = cfg.clone()
     stock.defrost()
     stock.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"

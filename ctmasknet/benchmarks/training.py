@@ -1,37 +1,151 @@
-"""What training the classifier costs: kept rows against images, and batch norms without waste."""
+"""What a training step costs, against stock Detectron2's, and what it saves on the way.
+
+Peak memory is that of processes of their own, each run as ``python -m`` this module with the name
+of a benchmark and its point.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks
+from detectron2.utils.events import EventStorage
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from ctmasknet.benchmarks.harness import comparison, interleaved, peak_memory_of
-from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.benchmarks.harness import Apart, comparison, interleaved, peak_memory_of
+from ctmasknet.benchmarks.loading import phantom_dicts
+from ctmasknet.benchmarks.peers import StockClassifier, stock_cfg
+from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.engine.metrics import peak_memory_mb
 from ctmasknet.engine.processes import keep_freed_memory
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
 from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.solver import build_step_trainer
 from ctmasknet.engine.train_data import build_train_loader
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.modeling.masks import SharedBitMasks
+from ctmasknet.modeling.trainable import set_trainable
+
+#: What a step trains -> the configuration it is of.
+KINDS = {
+    "segmentation": "configs/seg.yaml",
+    "heads": "configs/cls.yaml",
+    "heads_bn": "configs/cls_heads_bn.yaml",
+    "full": "configs/cls_full.yaml",
+}
+_STOCK, _OURS = "stock Detectron2", "ctmasknet"
+
+
+def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A training step on phantom slices, ours and stock Detectron2's in turn.
+
+    Stock Detectron2 has a process of its own, so that it handles memory as it does. Peak memory is
+    that of further processes, which take three steps.
+
+    Args:
+        kind: a key of :data:`KINDS`.
+        batch: slices a step.
+        side: of the slices, px.
+        repeats: steps of each way that are timed.
+        seed: of weights and slices.
+    """
+    point = (kind, batch, side, seed)
+    with Apart(_step_of, _STOCK, *point) as stock:
+        timings = interleaved({_STOCK: stock, _OURS: _step_of(_OURS, *point)}, repeats, warm=1)
+    return comparison(
+        f"training step of {kind}, {batch} slices of {side} px",
+        timings,
+        _STOCK,
+        kind_cfg(kind).MODEL.DEVICE,
+        peak_memory_mb={way: peak_memory_of(__name__, "step", way, *point) for way in timings},
+        config_file=KINDS[kind],
+    )
+
+
+def _step_of(way: str, kind: str, batch: int, side: int, seed: int) -> Callable[[], None]:
+    make = step_trainer if way == _OURS else _stock_trainer
+    return stepper(make(kind, batch, side, seed))
+
+
+def step_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
+    """What takes a step of ours: model, optimiser and precision as :class:`Trainer` has them."""
+    cfg = kind_cfg(kind)
+    batches = itertools.repeat(_inputs(cfg, batch, side, seed))
+    torch.manual_seed(seed)
+    model = build_model(cfg)
+    return build_step_trainer(cfg, model, batches, Trainer.build_optimizer(cfg, model))
+
+
+def _stock_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
+    cfg = kind_cfg(kind)
+    batches = itertools.repeat(_inputs(cfg, batch, side, seed))
+    torch.manual_seed(seed)
+    model = build_model(stock_cfg(cfg)) if kind == "segmentation" else StockClassifier(cfg)
+    return SimpleTrainer(model.to(cfg.MODEL.DEVICE), batches, _plain_adam(cfg, model))
+
+
+def stepper(trainer: SimpleTrainer) -> Callable[[], None]:
+    """A function that takes a step."""
+
+    def step() -> None:
+        with EventStorage():
+            trainer.run_step()
+
+    return step
+
+
+def _plain_adam(cfg: CfgNode, model: nn.Module) -> torch.optim.Adam:
+    """Over what ``cfg`` trains; every weight has a gradient all the same."""
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        names = [name for name, _ in model.named_parameters()]
+    else:
+        names = set_trainable(model, cfg.MODEL.TRAINABLE)
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return torch.optim.Adam(
+        [parameters[name] for name in names],
+        lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
+
+
+def kind_cfg(kind: str, *overrides: str) -> CfgNode:
+    """The configuration of a kind, with random weights that stay as they are."""
+    words = ["MODEL.WEIGHTS", "", "SOLVER.BASE_LR", "0.0"]
+    return read_cfg(KINDS[kind], [*words, *overrides])
+
+
+def _inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, Any]]:
+    """Slices of a phantom patient, all with lesions, mapped as for training."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = side, 2 * side
+    mapper = LesionMapper(cfg, True)
+    with phantom_dicts(batch, side, seed) as dicts:
+        return [{**mapper(one), "label": number % 3} for number, one in enumerate(dicts)]
+
 
 #: The paper's training: epochs and slices.
 _EPOCHS, _SLICES = 50, 3000
-_ROWS = "kept rows"
+_ROWS = "cached rows"
 
 
 def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> dict[str, Any]:
-    """A ``heads`` training on kept rows against one on images.
+    """A ``heads`` training on cached rows against one on images.
 
     Steps of both are timed on a few noise slices of 512 px; 50 epochs of 3,000 slices are computed
     from them, not run.
@@ -50,10 +164,10 @@ def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> di
         rows = cached_rows(cfg, model, dicts, "noise")
         build = (time.perf_counter() - begin) / len(dicts)
         on_rows = RowMapper(rows)
-        plain = "kept rows, Adam operation by operation"
+        plain = "cached rows, Adam operation by operation"
         mappers = {"images": SliceMapper(cfg, True), _ROWS: on_rows, plain: on_rows}
         ways = {
-            name: _stepper(
+            name: _loader_step(
                 cfg,
                 model,
                 iter(build_train_loader(cfg, mapper, dicts, seed)),
@@ -73,7 +187,7 @@ def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> di
         "images",
         cfg.MODEL.DEVICE,
         figures={
-            f"{_EPOCHS} epochs of {_SLICES:,} slices, computed from the steps: images over kept "
+            f"{_EPOCHS} epochs of {_SLICES:,} slices, computed from the steps: images over cached "
             "rows": seconds["images"] / seconds[_ROWS]
         },
         config_file=config_file,
@@ -94,7 +208,7 @@ def heads_bn(*, config_file: str, batch: int, repeats: int, seed: int) -> dict[s
         seed: of weights and noise.
     """
     ways = {
-        name: _heads_bn_stepper(config_file, batch, seed, naive)
+        name: _heads_bn_step(config_file, batch, seed, naive)
         for name, naive in (("naive", True), ("heads_bn", False))
     }
     steps = interleaved(ways, repeats)
@@ -104,13 +218,14 @@ def heads_bn(*, config_file: str, batch: int, repeats: int, seed: int) -> dict[s
         "naive",
         _cfg(config_file, "heads_bn").MODEL.DEVICE,
         peak_memory_mb={
-            name: peak_memory_of(__name__, config_file, batch, seed, name) for name in ways
+            name: peak_memory_of(__name__, "heads-bn", name, config_file, batch, seed)
+            for name in ways
         },
         config_file=config_file,
     )
 
 
-def _heads_bn_stepper(config_file: str, batch: int, seed: int, naive: bool):
+def _heads_bn_step(config_file: str, batch: int, seed: int, naive: bool):
     cfg = _cfg(config_file, "heads_bn")
     model = _model(cfg, seed)
     optimizer = Trainer.build_optimizer(cfg, model)  # over what heads_bn updates, in both
@@ -135,7 +250,7 @@ def _heads_bn_stepper(config_file: str, batch: int, seed: int, naive: bool):
     return step
 
 
-def _stepper(cfg: CfgNode, model: nn.Module, batches, *, fused: bool):
+def _loader_step(cfg: CfgNode, model: nn.Module, batches, *, fused: bool):
     optimizer = Trainer.build_optimizer(cfg, model)
     for group in optimizer.param_groups:
         group["fused"] = fused and group["fused"]
@@ -169,13 +284,70 @@ def _noise_slices(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     return dicts
 
 
-def _print_peak_memory(config_file: str, batch: str, seed: str, name: str) -> None:
-    keep_freed_memory()
-    step = _heads_bn_stepper(config_file, int(batch), int(seed), name == "naive")
-    step()
-    step()
-    print(json.dumps(peak_memory_mb(_cfg(config_file, "heads_bn").MODEL.DEVICE)))
+def mask_targets(*, proposals: int, lesions: int, repeats: int, seed: int) -> dict[str, Any]:
+    """Masks of lesions chosen for proposals and cut to 28 x 28, in a slice of 512 px.
+
+    Peak memory is that of processes of their own, the imports among it.
+
+    Args:
+        proposals: that match a lesion; 192 at most in the published training.
+        lesions: in the slice.
+        repeats: times each is measured.
+        seed: of lesions and proposals.
+    """
+    ways = _target_ways(proposals, lesions, seed)
+    timings = interleaved(ways, repeats)
+    if not torch.equal(*(way() for way in ways.values())):
+        raise AssertionError("the two ways gave different targets")
+    return comparison(
+        f"mask targets of {proposals} proposals of {lesions} lesions, a slice of 512 px",
+        timings,
+        "Detectron2",
+        "cpu",
+        peak_memory_mb={
+            way: peak_memory_of(__name__, "targets", way, proposals, lesions, seed) for way in ways
+        },
+    )
+
+
+def _target_ways(proposals: int, lesions: int, seed: int) -> dict[str, Callable[[], Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(lesions, 2, generator=generator) * 400
+    boxes = torch.cat([corner, corner + 20 + torch.rand(lesions, 2, generator=generator) * 80], 1)
+    masks = torch.zeros(lesions, 512, 512, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = True
+    owner = torch.arange(proposals) % lesions
+    proposed = boxes[owner] + torch.rand(proposals, 4, generator=generator) * 4 - 2
+
+    def cut(kind: type[BitMasks]) -> Callable[[], Tensor]:
+        return lambda: kind(masks)[owner].crop_and_resize(proposed, 28)
+
+    return {"Detectron2": cut(BitMasks), "ctmasknet": cut(SharedBitMasks)}
+
+
+def _main(benchmark: str, way: str, *point: str) -> None:
+    """Print the peak memory of a process that does a benchmark's work, MB."""
+    device = "cpu"
+    if benchmark == "targets":
+        _target_ways(*map(int, point))[way]()
+    elif benchmark == "heads-bn":
+        keep_freed_memory()
+        config_file, *numbers = point
+        step = _heads_bn_step(config_file, *map(int, numbers), way == "naive")
+        step()
+        step()
+        device = _cfg(config_file, "heads_bn").MODEL.DEVICE
+    else:
+        if way == _OURS:
+            keep_freed_memory()
+        kind, *numbers = point
+        step = _step_of(way, kind, *map(int, numbers))
+        for _ in range(3):
+            step()
+        device = kind_cfg(kind).MODEL.DEVICE
+    print(json.dumps(peak_memory_mb(device)))
 
 
 if __name__ == "__main__":
-    _print_peak_memory(*sys.argv[1:])
+    _main(*sys.argv[1:])

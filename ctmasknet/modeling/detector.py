@@ -1,10 +1,8 @@
-"""Anchors and RPN as the published weights expect them.
+"""Backbone, anchors and RPN as the published weights expect them.
 
-The authors round cell anchors to whole pixels (reference). Of their 30 anchors a location, the ones
-of size 2 with ratio 0.1 or 0.25 then have no height: they can be scored and even proposed, but
-never match a lesion.
-
-ResNet with a feature pyramid that ends where the ResNet does (reference).
+The pyramid ends where the ResNet does (reference). The authors round cell anchors to whole pixels:
+of their 30 anchors a location, the ones of size 2 with ratio 0.1 or 0.25 then have no height: they
+can be scored and even proposed, but never match a lesion.
 """
 
 from __future__ import annotations

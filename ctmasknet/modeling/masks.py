@@ -1,18 +1,15 @@
-"""Masks between a box and its image as the authors' torchvision 0.3 moved them.
-
-Detectron2 samples at a box's exact corners; torchvision 0.3 stretches a mask over the box rounded
-to whole px. In training, Detectron2 cuts a lesion's mask to the box and rounds it to 0 and 1, which
-torchvision 0.3 leaves soft. The keys ``MODEL.ROI_MASK_HEAD.PASTE`` and ``TARGETS`` choose.
-
-Shapes: n instances, M the side of a mask within its box, H and W the image's sides in px.
-
-Ground-truth masks that many proposals share.
+"""Masks that many proposals share, and masks moved between box and image as the authors did.
 
 Detectron2 hands every sampled proposal a copy of its lesion's whole mask: up to 192 of 512 x 512 px
 an image, which are then made float32, to cut 28 x 28 px from each. Here a proposal keeps the number
 of its lesion, and the cuts are taken from the few masks there are.
 
-Shapes: g lesions, n proposals, M the side of a cut, H and W the image's sides in px.
+Detectron2 samples at a box's exact corners; torchvision 0.3 stretches a mask over the box rounded
+to whole px. In training, Detectron2 cuts a lesion's mask to the box and rounds it to 0 and 1, which
+torchvision 0.3 leaves soft. The keys ``MODEL.ROI_MASK_HEAD.PASTE`` and ``TARGETS`` choose.
+
+Shapes: g lesions, n proposals or instances, M the side of a mask within its box, H and W the
+image's sides in px.
 """
 
 from __future__ import annotations
@@ -121,6 +118,6 @@ class PublishedBitMasks(SharedBitMasks):
             mask_size: M.
 
         Returns:
-            (n, M, M) float32, share of the lesion at each place, 0..1
+            (n, M, M) float32, share of the lesion at each pixel, 0..1
         """
         return roi_align(self._pictures(boxes), self._places(boxes), mask_size)[:, 0]

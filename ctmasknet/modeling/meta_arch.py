@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_heads.s import build_image_head
+from ctmasknet.modeling.image_heads import build_image_head
 from ctmasknet.modeling.trainable import set_trainable
 
 
@@ -124,7 +124,7 @@ class CTMaskNet(GeneralizedRCNN):
             return rows.to(self.device), _no_boxes
         images = self.preprocess_image(batched_inputs)
         features: dict[str, Tensor] = self.backbone(images.tensor)
-        # Proposals are places, not values: nothing flows back through them in any mode.
+        # Proposals are boxes, not values: nothing flows back through them in any mode.
         with torch.no_grad():
             proposals, _ = self.proposal_generator(images, features, None)
         if torch.is_grad_enabled():

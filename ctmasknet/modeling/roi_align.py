@@ -1,13 +1,13 @@
-"""RoIAlign on the CPU as one sum over weighted places of all feature maps.
+"""RoIAlign on the CPU as one sum over weighted cells of all feature maps.
 
 A bin of RoIAlign is the mean of ``ratio`` x ``ratio`` samples, each the bilinear mixture of four
-neighbours: a sum over ``4 * ratio**2`` places with fixed weights. ``torch.nn.functional.
+neighbours: a sum over ``4 * ratio**2`` cells with fixed weights. ``torch.nn.functional.
 embedding_bag`` computes such sums in all threads, with channels side by side in memory;
 torchvision's operator takes a bin and channel at a time, in one thread. On CUDA torchvision's own
 kernel stays.
 
 Shapes: L levels, R boxes in all, P bins along a side, S = P * ratio samples along a side, C
-channels, V places of all feature maps of a batch.
+channels, V cells of all feature maps of a batch.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def roi_align_levels(
         features: L maps (B, C, H_l, W_l), best in channels_last.
         boxes: (R, 5), image in the batch and xyxy px.
         level: (R,) int64, map of each box.
-        scales: L factors from px to places.
+        scales: L factors from px to cells.
         bins: P.
         ratio: samples a bin along a side, at least 1.
-        aligned: corners are half a place further up and left, and boxes may be thin (RoIAlignV2).
+        aligned: corners are half a cell further up and left, and boxes may be thin (RoIAlignV2).
 
     Returns:
         (R, C, P, P) in channels_last, in the features' type.
@@ -62,10 +62,10 @@ def roi_align_levels(
     top, y_weight = _taps(boxes[:, 2], boxes[:, 4], scale, height, bins, ratio, aligned)
     left, x_weight = _taps(boxes[:, 1], boxes[:, 3], scale, width, bins, ratio, aligned)
     rows = first[:, None, None] + top * width[:, None, None]
-    places = rows[:, :, None, :, None] + left[:, None, :, None, :]
+    cells = rows[:, :, None, :, None] + left[:, None, :, None, :]
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
     pooled = F.embedding_bag(
-        places.reshape(-1, 4 * ratio**2),
+        cells.reshape(-1, 4 * ratio**2),
         table,
         per_sample_weights=weights.reshape(-1, 4 * ratio**2),
         mode="sum",
@@ -83,7 +83,7 @@ def _taps(
     ratio: int,
     aligned: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Along one axis, the places that each bin of each box reads and their weights: both
+    """Along one axis, the cells that each bin of each box reads and their weights: both
     (R, P, 2 * ratio)."""
     offset = 0.5 if aligned else 0.0
     begin, end = begin * scale - offset, end * scale - offset
@@ -96,7 +96,7 @@ def _taps(
     inside = (at >= -1) & (at <= limit)
     at = at.clamp(min=0)
     low = at.long()
-    # At the far border both neighbours are the last place.
+    # At the far border both neighbours are the last cell.
     low = torch.minimum(low, limit - 1)
     high = torch.minimum(low + 1, limit - 1)
     share = torch.where(low == limit - 1, 0, at - low)

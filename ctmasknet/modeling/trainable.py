@@ -7,7 +7,7 @@
 - ``full``: S and every weight of the detector that S depends on through differentiable steps.
 
 In ``full``, the RPN and the mask head stay as they are: proposals reach the image head only through
-the choice of places, which has no gradient (the authors' own training leaves the RPN's gradients
+the choice of boxes, which has no gradient (the authors' own training leaves the RPN's gradients
 empty as well), and masks do not reach it at all. Stages that ``MODEL.BACKBONE.FREEZE_AT`` freezes
 are trained in no mode, as in any Detectron2 model. Running means and variances move in no mode.
 """
@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctmasknet.errors import CTMaskNetError
 
-MODES = ("heads", "heads_bn", "heads_bn_no_shortcut", "full")
+TRAINABLE_MODES = ("heads", "heads_bn", "heads_bn_no_shortcut", "full")
 _WITHOUT_GRADIENT = ("proposal_generator.", "roi_heads.mask_head.")
 
 
@@ -30,7 +30,7 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
 
     Args:
         model: has an ``image_head`` beside the detector's parts.
-        mode: one of :data:`MODES`.
+        mode: one of :data:`TRAINABLE_MODES`.
         frozen: names of parameters that no mode trains.
 
     Returns:
@@ -40,8 +40,9 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
         CTMaskNetError: unknown mode, or batch normalisation is to be trained in a model without
             any.
     """
-    if mode not in MODES:
-        raise CTMaskNetError(f"MODEL.TRAINABLE is {mode!r}; choose one of {', '.join(MODES)}")
+    if mode not in TRAINABLE_MODES:
+        known = ", ".join(TRAINABLE_MODES)
+        raise CTMaskNetError(f"MODEL.TRAINABLE is {mode!r}; choose one of {known}")
     norms = {
         f"{name}.{part}"
         for name, module in model.named_modules()

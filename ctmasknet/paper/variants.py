@@ -18,8 +18,7 @@ from ctmasknet.classes import MASK_TYPES
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.table import Table
-from ctmasknet.weights.layout import Variant as AuthorsVariant
-from ctmasknet.weights.layout import authors_layout
+from ctmasknet.weights.layout import AuthorsVariant, authors_layout
 
 CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
 #: Headings of the tables, in order; the value says which configs belong below.

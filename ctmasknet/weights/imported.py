@@ -24,12 +24,12 @@ from ctmasknet.modeling.roi_heads import ROW_FEATURES
 from ctmasknet.weights.layout import (
     ANCHOR_RATIOS,
     ANCHOR_SIZES,
+    AuthorsVariant,
     Slot,
-    Variant,
     authors_layout,
     resnet_layout,
 )
-from ctmasknet.weights.pickle import AnchorData, TensorData, read_checkpoint, shown
+from ctmasknet.weights.pickle import AnchorData, read_weights_file, shown
 
 _CLASSES_FROM = "roi_heads.box_predictor.cls_score.weight"
 _TRACKED = ".num_batches_tracked"
@@ -46,7 +46,7 @@ class ImportedVariant:
         mask_type: ``both``, ``ggo`` or ``merge``; None for a bare ResNet.
     """
 
-    variant: Variant | None
+    variant: AuthorsVariant | None
     depth: int
     mask_type: str | None
 
@@ -148,7 +148,7 @@ def detect_variant(
             f"tensor {_CLASSES_FROM} has shape {shapes[_CLASSES_FROM]}: a published model has "
             "2 or 3 classes, background counted; import one of those"
         )
-    variant = Variant(
+    variant = AuthorsVariant(
         depth=depth,
         truncation=truncation,
         lesion_classes=lesions,
@@ -201,29 +201,27 @@ def import_file(
         what the file held, and lines that tell of it.
 
     Raises:
-        CTMaskNetError: ``path`` is refused (see :func:`ctmasknet.weights.pickle.read_checkpoint`),
-            holds another model, other anchors, or incomplete weights.
+        CTMaskNetError: ``path`` is refused, see
+            :func:`ctmasknet.weights.pickle.read_weights_file`, or holds another model, other
+            anchors, or incomplete weights.
     """
     path = os.fspath(path)
     if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
-        raise CTMaskNetError(f"{output}: is the file to read; give --output another name")
-    file = read_checkpoint(path)
-    content = file.content
+        raise CTMaskNetError(f"{output}: is the file to read; give `output` another name")
+    content = read_weights_file(path)
     if not isinstance(content, dict):
         raise CTMaskNetError(f"{path}: holds no state dict; give a published checkpoint")
     tensors = content.get("model_weights", content)
     if not isinstance(tensors, dict) or not tensors:
         raise CTMaskNetError(f"{path}: holds no weights; give a published checkpoint")
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, TensorData):
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CTMaskNetError(
                 f"{path}: {shown(name)} is not a tensor; give a published checkpoint"
             )
     try:
         lines = _anchor_lines(content.get("anchor_generator"))
-        # Names and shapes are checked on the file's table, before any number is read.
-        _checked(_short_names(tensors), mask_type)
-        converted, found = import_checkpoint(file.load(tensors), mask_type)
+        converted, found = import_checkpoint(tensors, mask_type)
     except CTMaskNetError as error:
         raise CTMaskNetError(f"{path}: {error}") from None
     checkpoint = {"model": converted, "__author__": "COVID-CT-Mask-Net"}
@@ -251,7 +249,7 @@ def _short_names(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(
-    state: Mapping[str, Tensor | TensorData], mask_type: str | None
+    state: Mapping[str, Tensor], mask_type: str | None
 ) -> tuple[ImportedVariant, dict[str, Slot]]:
     """The variant and its slots, once every tensor is known to be there and of the right shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -293,7 +291,7 @@ def _anchor_lines(anchors: Any) -> list[str]:
     if not isinstance(anchors, AnchorData):
         raise CTMaskNetError("anchor_generator is not an anchor generator; give another file")
     for name, published in (("sizes", ANCHOR_SIZES), ("aspect_ratios", ANCHOR_RATIOS)):
-        levels = anchors.state.get(name)
+        levels = anchors.state.get(name) if isinstance(anchors.state, dict) else None
         if not isinstance(levels, tuple | list) or not levels:
             raise CTMaskNetError(f"its anchor generator has no {name}; give another file")
         for level in levels:

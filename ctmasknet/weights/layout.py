@@ -31,7 +31,7 @@ _POOLED = 7
 
 
 @dataclass(frozen=True)
-class Variant:
+class AuthorsVariant:
     """A published variant.
 
     Attributes:
@@ -77,7 +77,7 @@ class Slot:
     convert: Callable[[Tensor], Tensor] | None = None
 
 
-def authors_layout(variant: Variant, image_classes: int = 3) -> dict[str, Slot]:
+def authors_layout(variant: AuthorsVariant, image_classes: int = 3) -> dict[str, Slot]:
     """Every tensor of ``variant`` by the authors' name, FPN blocks as ``.{i}.weight``."""
     slots = {
         f"backbone.body.{name}": slot
@@ -190,7 +190,7 @@ def without_background_boxes(tensor: Tensor) -> Tensor:
     return tensor[4:]
 
 
-def _add_masks(slots: dict[str, Slot], variant: Variant) -> None:
+def _add_masks(slots: dict[str, Slot], variant: AuthorsVariant) -> None:
     convolutions, width = (1, 128) if variant.lightweight else (4, 256)
     channels = _FPN_CHANNELS
     for number in range(1, convolutions + 1):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ctmasknet.benchmarks import inference as classifier_inference
-from ctmasknet.benchmarks.harness import text_of
 from ctmasknet.benchmarks.peers import TorchvisionDetector
+from ctmasknet.benchmarks.table import text_of
 from tests.running import needs_bfloat16
 
 

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torchvision
 
-from ctmasknet.benchmarks import parts, training_steps
+from ctmasknet.benchmarks import parts, training
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tiny(tiny_cfg, monkeypatch):
             cfg.MODEL.TRAINABLE = kind
         return cfg
 
-    for module in (parts, training_steps):
+    for module in (parts, training):
         monkeypatch.setattr(module, "kind_cfg", cfg_of)
 
 

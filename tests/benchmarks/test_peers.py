@@ -26,7 +26,7 @@ def test_the_usual_way_gives_the_same_logits(tiny_cfg, model):
 
 
 def test_multiply_adds_are_counted_layer_by_layer(model):
-    # RPN on 8 x 8 places of 32 channels; box head on 40 proposals; image head on 16 rows
+    # RPN on 8 x 8 cells of 32 channels; box head on 40 proposals; image head on 16 rows
     rpn = 64 * 32 * (32 * 9 + 30 + 120)
     boxes = 40 * (32 * 49 * 32 + 32 * 32 + 32 * (3 + 8))
     image = 16 * 5 * 24 + 24 * 24 + 24 * 3

@@ -13,7 +13,7 @@ from ctmasknet.weights.imported import import_checkpoint, import_file
 from ctmasknet.weights.layout import (
     ANCHOR_RATIOS,
     ANCHOR_SIZES,
-    Variant,
+    AuthorsVariant,
     authors_layout,
     background_last,
     resnet_layout,
@@ -31,13 +31,13 @@ from tests.checkpoint_files import (
 from tests.golden_state import build
 
 VARIANTS = [
-    *(Variant(50, 0, lesions, True, False) for lesions in (1, 2)),
-    *(Variant(50, 0, lesions, False, True) for lesions in (1, 2)),
-    *(Variant(depth, cut, 1, True, False) for depth in (18, 34) for cut in (0, 1, 2)),
-    *(Variant(depth, cut, 1, False, True) for depth in (18, 34) for cut in (0, 1, 2)),
-    Variant(50, 0, 2, True, True),  # an earlier file, with the mask head kept
-    *(Variant(34, cut, 2, True, False) for cut in (0, 1, 2)),
-    *(Variant(18, cut, 2, False, True) for cut in (0, 1, 2)),
+    *(AuthorsVariant(50, 0, lesions, True, False) for lesions in (1, 2)),
+    *(AuthorsVariant(50, 0, lesions, False, True) for lesions in (1, 2)),
+    *(AuthorsVariant(depth, cut, 1, True, False) for depth in (18, 34) for cut in (0, 1, 2)),
+    *(AuthorsVariant(depth, cut, 1, False, True) for depth in (18, 34) for cut in (0, 1, 2)),
+    AuthorsVariant(50, 0, 2, True, True),  # an earlier file, with the mask head kept
+    *(AuthorsVariant(34, cut, 2, True, False) for cut in (0, 1, 2)),
+    *(AuthorsVariant(18, cut, 2, False, True) for cut in (0, 1, 2)),
 ]
 
 
@@ -46,16 +46,16 @@ def without_window(spec):
     return {name: value for name, value in spec.items() if not name.startswith("window_")}
 
 
-def meta_state(variant: Variant) -> dict[str, torch.Tensor]:
+def meta_state(variant: AuthorsVariant) -> dict[str, torch.Tensor]:
     """Tensors without numbers, as the authors name them."""
     layout = authors_layout(variant)
     return {name: torch.empty(slot.shape, device="meta") for name, slot in layout.items()}
 
 
-SMALL = Variant(18, 2, 1, False, True)
+SMALL = AuthorsVariant(18, 2, 1, False, True)
 
 
-def small_state(variant: Variant = SMALL) -> dict[str, torch.Tensor]:
+def small_state(variant: AuthorsVariant = SMALL) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(slot.shape) for name, slot in authors_layout(variant).items()}
 
 
@@ -86,13 +86,13 @@ def test_every_variant_is_detected_and_fits_the_model_of_its_config(repository, 
 @pytest.mark.parametrize(
     ("variant", "mask_type", "config"),
     [
-        (Variant(50, 0, 2, True, False), None, "seg"),
-        (Variant(50, 0, 1, True, False), None, "seg_r50_merge"),
-        (Variant(50, 0, 1, True, False), "ggo", "seg_r50_ggo"),
-        (Variant(34, 1, 1, True, False), None, "seg_r34_t1_merge"),
-        (Variant(50, 0, 2, False, True), "both", "cls"),
-        (Variant(50, 0, 1, False, True), "ggo", "cls_r50_ggo"),
-        (Variant(18, 2, 1, False, True), "merge", "cls_r18_t2_merge"),
+        (AuthorsVariant(50, 0, 2, True, False), None, "seg"),
+        (AuthorsVariant(50, 0, 1, True, False), None, "seg_r50_merge"),
+        (AuthorsVariant(50, 0, 1, True, False), "ggo", "seg_r50_ggo"),
+        (AuthorsVariant(34, 1, 1, True, False), None, "seg_r34_t1_merge"),
+        (AuthorsVariant(50, 0, 2, False, True), "both", "cls"),
+        (AuthorsVariant(50, 0, 1, False, True), "ggo", "cls_r50_ggo"),
+        (AuthorsVariant(18, 2, 1, False, True), "merge", "cls_r18_t2_merge"),
     ],
 )
 def test_the_config_that_fits_is_named(repository, variant, mask_type, config):
@@ -120,7 +120,7 @@ def test_every_config_of_the_three_training_modes(repository):
 @pytest.mark.parametrize("mask_type", ["both", "ggo"])
 def test_a_mask_type_that_does_not_fit_is_refused(mask_type):
     with pytest.raises(CTMaskNetError, match="mask type"):
-        import_checkpoint(meta_state(Variant(18, 1, 1, True, False)), mask_type)
+        import_checkpoint(meta_state(AuthorsVariant(18, 1, 1, True, False)), mask_type)
 
 
 def test_background_and_anchors_are_reordered():
@@ -139,7 +139,7 @@ def test_background_and_anchors_are_reordered():
 
 
 def test_every_number_arrives_where_it_belongs():
-    state = small_state(Variant(18, 2, 2, True, True))
+    state = small_state(AuthorsVariant(18, 2, 2, True, True))
     for value, tensor in enumerate(state.values()):
         tensor.fill_(value)
     values = {name: float(tensor.flatten()[0]) for name, tensor in state.items()}

@@ -9,7 +9,7 @@ import torch
 
 from ctmasknet.modeling.trainable import set_trainable
 from ctmasknet.weights.imported import import_checkpoint
-from ctmasknet.weights.layout import Variant, authors_layout
+from ctmasknet.weights.layout import AuthorsVariant, authors_layout
 from tests.golden_state import build
 
 BACKGROUND_BOX = 4 * (128 + 1)
@@ -39,14 +39,14 @@ def parameters(model) -> int:
 @pytest.mark.parametrize(
     ("variant", "learned", "whole", "config"),
     [
-        (Variant(50, 0, 2, True, False), 31_728_744, 31_781_917, "seg"),
-        (Variant(50, 0, 1, True, False), 31_727_842, 31_781_015, "seg_r50_merge"),
-        (Variant(34, 0, 1, True, False), 24_619_234, None, "seg_r34_t0_merge"),
-        (Variant(34, 1, 1, True, False), 11_439_330, None, "seg_r34_t1_merge"),
-        (Variant(34, 2, 1, True, False), 4_584_162, None, "seg_r34_t2_merge"),
-        (Variant(18, 0, 1, True, False), 14_511_074, None, "seg_r18_t0_merge"),
-        (Variant(18, 1, 1, True, False), 6_051_810, None, "seg_r18_t1_merge"),
-        (Variant(18, 2, 1, True, False), 3_919_330, None, "seg_r18_t2_merge"),
+        (AuthorsVariant(50, 0, 2, True, False), 31_728_744, 31_781_917, "seg"),
+        (AuthorsVariant(50, 0, 1, True, False), 31_727_842, 31_781_015, "seg_r50_merge"),
+        (AuthorsVariant(34, 0, 1, True, False), 24_619_234, None, "seg_r34_t0_merge"),
+        (AuthorsVariant(34, 1, 1, True, False), 11_439_330, None, "seg_r34_t1_merge"),
+        (AuthorsVariant(34, 2, 1, True, False), 4_584_162, None, "seg_r34_t2_merge"),
+        (AuthorsVariant(18, 0, 1, True, False), 14_511_074, None, "seg_r18_t0_merge"),
+        (AuthorsVariant(18, 1, 1, True, False), 6_051_810, None, "seg_r18_t1_merge"),
+        (AuthorsVariant(18, 2, 1, True, False), 3_919_330, None, "seg_r18_t2_merge"),
     ],
     ids=str,
 )
@@ -61,9 +61,9 @@ def test_segmentation_models(variant, learned, whole, config):
 @pytest.mark.parametrize(
     ("variant", "learned", "head", "config"),
     [
-        (Variant(50, 0, 2, False, True), 31_469_672, 2_364_419, "cls"),
-        (Variant(34, 1, 1, False, True), 11_670_755, 592_387, "cls_r34_t1_merge"),
-        (Variant(18, 1, 1, False, True), 6_283_235, 592_387, "cls_r18_t1_merge"),
+        (AuthorsVariant(50, 0, 2, False, True), 31_469_672, 2_364_419, "cls"),
+        (AuthorsVariant(34, 1, 1, False, True), 11_670_755, 592_387, "cls_r34_t1_merge"),
+        (AuthorsVariant(18, 1, 1, False, True), 6_283_235, 592_387, "cls_r18_t1_merge"),
     ],
     ids=str,
 )
@@ -79,8 +79,8 @@ def test_classifiers_without_mask_head(variant, learned, head, config):
 
 def test_the_papers_figures_in_millions():
     # Table 1: 31.78M is the whole state dict; 34.14M adds S (34,146,336, cut off, not rounded).
-    _, whole = count(authors_layout(Variant(50, 0, 2, True, False)))
-    _, with_head = count(authors_layout(Variant(50, 0, 2, True, True)))
+    _, whole = count(authors_layout(AuthorsVariant(50, 0, 2, True, False)))
+    _, with_head = count(authors_layout(AuthorsVariant(50, 0, 2, True, True)))
     assert (whole, with_head) == (31_781_917, 34_146_336)
     assert (whole // 10_000, with_head // 10_000) == (3178, 3414)
     assert with_head - whole == 2_364_419
@@ -103,7 +103,7 @@ def test_trainable_parameters(mode, expected):
 
 
 def test_nothing_but_the_background_is_lost_on_import():
-    variant = Variant(50, 0, 2, True, True)
+    variant = AuthorsVariant(50, 0, 2, True, True)
     layout = authors_layout(variant)
     state = {name: torch.empty(slot.shape, device="meta") for name, slot in layout.items()}
     converted, _ = import_checkpoint(state)

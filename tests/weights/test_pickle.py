@@ -1,9 +1,11 @@
 """Checkpoints are read as data: honest files give their tensors, hostile ones one clear line."""
 
+import os
 import pickle
 import random
 import struct
 import sys
+import tarfile
 import types
 
 import pytest
@@ -11,7 +13,13 @@ import torch
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.imported import import_file
-from ctmasknet.weights.pickle import ANCHOR_CLASSES, AnchorData, read_checkpoint
+from ctmasknet.weights.pickle import (
+    ANCHOR_CLASSES,
+    MAX_FILE_BYTES,
+    MAX_PICKLE_BYTES,
+    AnchorData,
+    read_weights_file,
+)
 from tests.checkpoint_files import (
     archive_file,
     hostile_files,
@@ -65,12 +73,12 @@ def test_damaged_files_give_tensors_or_one_line(tmp_path, layout):
             damaged[rng.randrange(min(900, len(damaged)))] = rng.randrange(256)
         path.write_bytes(damaged[: rng.choice((None, rng.randrange(len(damaged))))])
         try:
-            file = read_checkpoint(path)
+            content = read_weights_file(path)
         except CTMaskNetError as error:
             refused += 1
             assert "\n" not in str(error)
         else:
-            assert not isinstance(file.content, torch.Tensor)
+            assert not isinstance(content, torch.Tensor)
     assert 100 < refused < 300
 
 
@@ -99,11 +107,10 @@ def test_tensors_come_back_exactly(tmp_path, layout):
     }
     path = tmp_path / "file.pth"
     torch.save(value, path, _use_new_zipfile_serialization=layout == "zip")
-    file = read_checkpoint(path)
-    loaded = file.load(file.content)
+    loaded = read_weights_file(path)
     assert list(loaded) == list(value)
     for name, tensor in value.items():
-        assert loaded[name].dtype == tensor.dtype and loaded[name].is_contiguous()
+        assert type(loaded[name]) is torch.Tensor and loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor), name
 
 
@@ -121,11 +128,11 @@ def test_module_and_optimizer_states_are_read(tmp_path, layout):
     }
     path = tmp_path / "file.pth"
     torch.save(value, path, _use_new_zipfile_serialization=layout == "zip")
-    file = read_checkpoint(path)
-    assert file.content["epoch"] == "10" and file.content["lrate"] == 1e-5
-    group = file.content["optimizer_state"]["param_groups"][0]
+    content = read_weights_file(path)
+    assert content["epoch"] == "10" and content["lrate"] == 1e-5
+    group = content["optimizer_state"]["param_groups"][0]
     assert group["betas"] == (0.9, 0.999) and group["params"] == [0, 1, 2, 3]
-    loaded = file.load(file.content["model_weights"])
+    loaded = content["model_weights"]
     assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
 
 
@@ -133,9 +140,9 @@ def test_module_and_optimizer_states_are_read(tmp_path, layout):
 def test_every_binary_pickle_protocol_is_read(tmp_path, protocol):
     path = tmp_path / "file.pth"
     torch.save({"weight": torch.arange(3.0), "set": {4}}, path, pickle_protocol=protocol)
-    file = read_checkpoint(path)
-    assert file.content["set"] == [4]
-    assert file.load({"w": file.content["weight"]})["w"].tolist() == [0, 1, 2]
+    content = read_weights_file(path)
+    assert content["set"] == [4]
+    assert content["weight"].tolist() == [0, 1, 2]
 
 
 def test_parameters_as_torch_before_0_4_pickled_them_are_read(tmp_path):
@@ -146,8 +153,7 @@ def test_parameters_as_torch_before_0_4_pickled_them_are_read(tmp_path):
     tensor = tensor.replace(b"\x89ccollections\nOrderedDict\n)R", b"")
     parameter = b"ctorch.nn.parameter\nParameter\n" + tensor + b"\x85R\x88N\x86b"
     path = stream_file(tmp_path / "f.pth", state_body(parameter), {"0": struct.pack("<2f", 3, 4)})
-    file = read_checkpoint(path)
-    assert file.load(file.content)["weight"].tolist() == [3, 4]
+    assert read_weights_file(path)["weight"].tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("class_name", ANCHOR_CLASSES)
@@ -158,9 +164,8 @@ def test_the_anchor_generator_yields_its_attributes_only(tmp_path, class_name, l
     anchors = pickled_anchors(class_name, sizes, ratios, source)
     body = b"\x80\x02}" + text("anchor_generator") + anchors + b"s."
     write = stream_file if layout == "stream" else archive_file
-    content = read_checkpoint(write(tmp_path / "file.pth", body)).content
-    anchors = content["anchor_generator"]
-    assert isinstance(anchors, AnchorData) and anchors.class_name == class_name
+    anchors = read_weights_file(write(tmp_path / "file.pth", body))["anchor_generator"]
+    assert type(anchors) is AnchorData
     assert anchors.state["sizes"] == sizes and anchors.state["aspect_ratios"] == ratios
 
 
@@ -183,8 +188,8 @@ def test_a_pickled_module_as_todays_torch_writes_it_is_read(tmp_path, monkeypatc
         patch.setitem(sys.modules, module.__name__, module)
         value = {"anchor_generator": AnchorGenerator()}
         torch.save(value, path, _use_new_zipfile_serialization=layout == "zip")
-    anchors = read_checkpoint(path).content["anchor_generator"]
-    assert anchors.class_name == "models.mask_net.rpn.AnchorGenerator"
+    anchors = read_weights_file(path)["anchor_generator"]
+    assert type(anchors) is AnchorData
     assert anchors.state["sizes"] == ((2, 4),) and anchors.state["training"] is True
 
 
@@ -194,20 +199,80 @@ def test_a_changed_byte_in_a_zip_is_noticed(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(struct.pack("<8f", *[1.0] * 8)) + 5] ^= 1
     path.write_bytes(content)
-    file = read_checkpoint(path)
     with pytest.raises(CTMaskNetError, match="CRC"):
-        file.load(file.content)
+        read_weights_file(path)
+
+
+def test_copies_of_sets_are_not_made(tmp_path):
+    body = b"\x80\x02](](NNeq\x00" + b"cbuiltins\nset\nh\x00\x85R" * 3 + b"e."
+    first, *others = read_weights_file(stream_file(tmp_path / "file.pth", body))
+    assert len(others) == 3 and all(one is first for one in others)
+
+
+def test_a_tar_archive_that_begins_as_a_pickle_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "file.pth"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name in ("\x80\x02N.", "storages"):
+            archive.addfile(tarfile.TarInfo(name))
+    assert path.read_bytes()[0] == 0x80 and tarfile.is_tarfile(path)
+    opened = []
+    monkeypatch.setattr(tarfile, "open", lambda *args, **options: opened.append(args))
+    with pytest.raises(CTMaskNetError, match="some other pickle"):
+        read_weights_file(path)
+    assert not opened
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(CTMaskNetError, match=r"pipe\.pth: not a plain file"):
+        read_weights_file(tmp_path / "pipe.pth")
+
+
+def test_files_and_pickles_larger_than_any_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "file.pth"
+    with open(path, "wb") as stream:
+        stream.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(CTMaskNetError, match="bytes are more than"):
+        read_weights_file(path)
+    long = b"\x80\x02" + b"N0" * (MAX_PICKLE_BYTES // 2) + b"N."
+    with pytest.raises(CTMaskNetError, match="malformed"):
+        read_weights_file(stream_file(path, long))
+    with pytest.raises(CTMaskNetError, match="pickle is larger"):
+        read_weights_file(archive_file(path, long))
+
+
+def test_storages_together_claim_no_more_than_the_file(tmp_path):
+    tensors = [
+        tensor_instructions(200, 0, (200,), (1,)).replace(text("0"), text(key)) for key in "012"
+    ]
+    body = b"\x80\x02](" + b"".join(tensors) + b"e."
+    storages = dict.fromkeys("012", bytes(800))
+    path = stream_file(tmp_path / "file.pth", body, storages)
+    assert [len(one) for one in read_weights_file(path)] == [200] * 3
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(CTMaskNetError, match="storage 2 claims 200 values"):
+        read_weights_file(path)
+
+
+def test_big_endian_numbers_are_refused(tmp_path):
+    path = stream_file(tmp_path / "file.pth", state_body(text("x")))
+    content = path.read_bytes()
+    flag = text("little_endian") + b"q\x02"
+    path.write_bytes(content.replace(flag + b"\x88", flag + b"\x89"))
+    assert path.read_bytes() != content
+    with pytest.raises(CTMaskNetError, match="not little-endian"):
+        read_weights_file(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CTMaskNetError, match=r"nowhere\.pth: cannot be read"):
-        read_checkpoint(tmp_path / "nowhere.pth")
+        read_weights_file(tmp_path / "nowhere.pth")
 
 
 def test_the_authors_file_is_read(shared):
-    file = read_checkpoint(shared / "golden" / "authors_file" / "cls_r18t2.pth")
-    assert file.content["model_name"] == "cls_r18t2_nc2" and file.content["epoch"] == "10"
-    assert file.content["anchor_generator"].state["sizes"] == ((2, 4, 8, 16, 32),) * 5
-    weights = file.load(file.content["model_weights"])
+    content = read_weights_file(shared / "golden" / "authors_file" / "cls_r18t2.pth")
+    assert content["model_name"] == "cls_r18t2_nc2" and content["epoch"] == "10"
+    assert content["anchor_generator"].state["sizes"] == ((2, 4, 8, 16, 32),) * 5
+    weights = content["model_weights"]
     assert len(weights) == 84
     assert weights["rpn.head.bbox_pred.weight"].shape == (120, 256, 1, 1)

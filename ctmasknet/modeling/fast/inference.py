@@ -119,7 +119,7 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
 
 
 def _replace(module: nn.Module, dtype: torch.dtype) -> None:
-    """Put fused layers in the place of a backbone's, all the way down."""
+    """Replace a backbone's layers by fused ones, all the way down."""
     new: dict[nn.Module, nn.Module] = {}
     for name, child in module.named_children():
         if isinstance(child, BasicBlock | BottleneckBlock) and all(

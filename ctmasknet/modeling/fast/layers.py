@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def folds(conv: nn.Conv2d) -> bool:
@@ -25,19 +26,14 @@ def folds(conv: nn.Conv2d) -> bool:
 
 def folded(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Weight (out, in, kh, kw) and bias (out,) of a convolution and its normalisation as one."""
-    weight = conv.weight.detach().double()
-    bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
-    if conv.bias is not None:
-        bias = conv.bias.detach().double()
+    weight, bias = conv.weight.detach().double(), conv.bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
     norm = getattr(conv, "norm", None)
     if norm is not None:
-        factor = (norm.running_var.double() + norm.eps).rsqrt()
-        shift = -norm.running_mean.double() * factor
-        if norm.weight is not None:
-            factor, shift = factor * norm.weight.detach(), shift * norm.weight.detach()
-            shift = shift + norm.bias.detach()
-        weight, bias = weight * factor[:, None, None, None], bias * factor + shift
-    return weight.float(), bias.float()
+        mean, variance = norm.running_mean.double(), norm.running_var.double()
+        scale = (norm.eps, norm.weight, norm.bias)
+        weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, *scale)
+    return weight.detach().float(), bias.detach().float()
 
 
 class FusedConv2d(nn.Module):
@@ -64,7 +60,7 @@ class FusedConv2d(nn.Module):
         ReLU -> (B, C', H', W') in channels_last."""
         x = x.to(self.dtype, memory_format=torch.channels_last)
         add = None if add is None else add.to(self.dtype, memory_format=torch.channels_last)
-        place = (self.padding, self.stride, self.dilation, self.groups)
+        window = (self.padding, self.stride, self.dilation, self.groups)
         if not _one_dnn(x):
             found = F.conv2d(
                 x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
@@ -73,14 +69,14 @@ class FusedConv2d(nn.Module):
             return F.relu_(found) if self.relu else found
         if not self.weight.is_mkldnn:
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, *place, list(x.shape)
+                self.weight, *window, list(x.shape)
             )
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *place, "relu" if self.relu else "none", [], ""
+                x, self.weight, self.bias, *window, "relu" if self.relu else "none", [], ""
             )
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            *(x, add, self.weight, self.bias, *place, "add", 1.0),
+            *(x, add, self.weight, self.bias, *window, "add", 1.0),
             *("relu" if self.relu else None, [], ""),
         )
 

@@ -1,7 +1,7 @@
 """The classifier as one program of tensors, for ``torch.export`` and ONNX.
 
 N, the rows an image, is fixed, and so is everything before them: where Detectron2 drops boxes, this
-program keeps their places and marks them. Rows and logits are those of the model; of boxes with one
+program keeps them and marks them. Rows and logits are those of the model; of boxes with one
 score, another may come first.
 
 Shapes: H, W the slice's sides in px, L levels, T boxes proposed before suppression, R after it, K
@@ -106,9 +106,9 @@ class ExportableClassifier(nn.Module):
         for number, best in enumerate(self._best):
             score = objectness[number].permute(0, 2, 3, 1).flatten()
             delta = deltas[number].permute(0, 2, 3, 1).reshape(-1, 4)
-            score, place = score.topk(best)
+            score, index = score.topk(best)
             anchors = getattr(self, f"anchors{number}")
-            box = self._clip(rpn.box2box_transform.apply_deltas(delta[place], anchors[place]))
+            box = self._clip(rpn.box2box_transform.apply_deltas(delta[index], anchors[index]))
             sides = box[:, 2:] - box[:, :2]
             real = (sides > rpn.min_box_size).all(dim=1)
             real = real & score.isfinite() & box.isfinite().all(dim=1)
@@ -185,7 +185,7 @@ def _suppress(boxes: Tensor, scores: Tensor, real: Tensor, threshold: float) -> 
 
 
 def _best(scores: Tensor, num: int) -> Tensor:
-    """Places (num,) of the best scores, of like ones the first."""
+    """Indices (num,) of the best scores, of like ones the first."""
     if torch.onnx.is_in_onnx_export():
         # ONNX's TopK keeps the order of like scores, and its exporter knows no stable sort.
         return scores.topk(num).indices

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode, configurable
-from detectron2.utils.registry import Registry
+from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctmasknet.modeling.image_heads.registry import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
-
-IMAGE_HEAD_REGISTRY = Registry("IMAGE_HEAD")
-IMAGE_HEAD_REGISTRY.__doc__ = """
-Heads from ranked boxes to slice classes: built from a config, called with rows (B, N, 5), returning
-logits (B, C).
-"""
-
-
-def build_image_head(cfg: CfgNode) -> nn.Module:
-    """Build the head named by ``MODEL.IMAGE_HEAD.NAME``."""
-    return IMAGE_HEAD_REGISTRY.get(cfg.MODEL.IMAGE_HEAD.NAME)(cfg)
 
 
 @IMAGE_HEAD_REGISTRY.register()
