@@ -65,7 +65,7 @@ def upward_imports(path: Path, text: str) -> list[str]:
         return []
     rooms = {module: _room(module) for module in _imports(ast.parse(text), ".".join(words[:-1]))}
     return [
-        f"{path.relative_to(ROOT)} (row {ROW_OF[own]}) imports {module}"
+        f"{path.relative_to(ROOT)} imports {module}"
         for module, room in sorted(rooms.items())
         if room not in (None, own) and ROW_OF[room] >= ROW_OF[own]
     ]

@@ -78,7 +78,7 @@ class LabelMasks:
         """
         folder, info = Path(folder), document.get("info") or {}
         if not folder.is_dir():
-            raise CTMaskNetError(f"{folder}: no such folder of label masks; correct --label-masks")
+            raise CTMaskNetError(f"{folder}: no such folder of label masks; correct `label_masks`")
         if labels is None:
             stated = info.get("labels") or MASK_LABELS
             labels = {int(value): name for value, name in stated.items()}
@@ -165,11 +165,11 @@ def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
         CTMaskNetError: contradicting arguments, or files that are missing or do not fit.
     """
     if bool(args.dataset) == bool(args.lesions):
-        raise CTMaskNetError("give either --dataset NAME or --lesions FILE")
+        raise CTMaskNetError("give either `dataset` or `lesions`")
     if args.predictions and args.lesions:
-        raise CTMaskNetError("--predictions belong to a data set: give it with --dataset NAME")
+        raise CTMaskNetError("`predictions` belong to a data set: give it as `dataset`")
     if not 0 <= args.score_threshold <= 1:
-        raise CTMaskNetError(f"--score-threshold: {args.score_threshold:g} is not within 0..1")
+        raise CTMaskNetError(f"`score_threshold`: {args.score_threshold:g} is not within 0..1")
     path = args.lesions
     if args.dataset:
         dataset_dicts(args.dataset)

@@ -234,7 +234,7 @@ def load_learned_pooling(path: str | os.PathLike, class_names: Sequence[str]) ->
     except (OSError, ValueError) as error:
         raise CTMaskNetError(
             f"{path}: cannot read a learned pooling ({error}); tools/evaluate_predictions.py "
-            "--validation writes one"
+            "writes one from validation predictions"
         ) from error
     return learned_pooling_from_json(document, class_names, source=str(path))
 

@@ -34,7 +34,7 @@ class Measured:
             ...}, percent, None where undefined.
         counts: ``slices_metrics.json`` of a classifier (``n``, ``class_names``,
             ``confusion_matrix``), else None.
-        evaluation: the record of the ``--eval-only`` run that made them, None where nothing was
+        evaluation: the record of the evaluation that made them, None where nothing was
             recorded.
     """
 
@@ -107,7 +107,7 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
     runs: list[Run] = []
     for given in map(Path, folders):
         if not given.is_dir():
-            raise CTMaskNetError(f"{given}: no such folder; --results takes OUTPUT_DIR folders")
+            raise CTMaskNetError(f"{given}: no such folder; `results` takes OUTPUT_DIR folders")
         found = [
             Path(parent)
             for parent, children, files in os.walk(given)
@@ -115,7 +115,7 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
         ]
         if not found:
             raise CTMaskNetError(
-                f"{given}: no results here or below; evaluate with tools/train_net.py --eval-only "
+                f"{given}: no results here or below; evaluate with tools/train_net.py "
                 "and give its OUTPUT_DIR"
             )
         runs += [read_run(folder, known) for folder in sorted(found)]

@@ -188,7 +188,7 @@ _SLICE_COLUMNS = ["model", "source", "COVID", "pneumonia", "normal", "overall", 
 def table_2(runs: Sequence[Run]) -> Table:
     """Sensitivity (precision) and accuracy of the three training modes (paper Table 2)."""
     rows = []
-    for result in published.MODES:
+    for result in published.MODE_RESULTS:
         rows += [_published(result), *_ours(result.model, of_variant(runs, result.variant))]
     return Table(
         "Table 2: sensitivity (precision) and overall accuracy of the three training modes, %",
@@ -201,7 +201,7 @@ def later_results(runs: Sequence[Run], known: Sequence[Variant]) -> Table:
     """The repository's later classifiers beside ours of the same model, in whatever mode."""
     by_name = {variant.name: variant for variant in known}
     rows = []
-    for result in published.LATER:
+    for result in published.LATER_RESULTS:
         wanted = dataclasses.replace(by_name[result.variant].structure, trainable=None)
         found = [
             (run, measured)
@@ -221,7 +221,7 @@ def later_results(runs: Sequence[Run], known: Sequence[Variant]) -> Table:
 def table_3(runs: Sequence[Run]) -> Table:
     """COVID sensitivity, accuracy and prevalence beside other models (paper Table 3)."""
     rows = []
-    for result in published.COMPARED:
+    for result in published.COMPARED_RESULTS:
         sensitivity = percent(result.sensitivity["covid"])
         figures = [sensitivity, percent(result.accuracy), percent(result.prevalence)]
         rows.append([result.model, f"published ({result.source})", *figures, result.measured_on])
@@ -244,7 +244,7 @@ def table_3(runs: Sequence[Run]) -> Table:
 def lesion_results(runs: Sequence[Run]) -> Table:
     """The authors' per-image AP of the published detectors beside ours."""
     rows = []
-    for result in published.LESIONS:
+    for result in published.LESION_RESULTS:
         figures = [percent(value) for value in (result.ap50, result.ap75, result.ap)]
         source = f"published ({result.source})"
         rows.append([result.model, source, *figures, result.measured_on, "-"])
@@ -265,7 +265,7 @@ def lesion_results(runs: Sequence[Run]) -> Table:
 
 def other_classifiers(runs: Sequence[Run]) -> Table:
     """Figures of classifiers that stand for no published model (lightweight, demo, own configs)."""
-    placed = {result.variant for result in (*published.MODES, *published.LATER)}
+    placed = {result.variant for result in (*published.MODE_RESULTS, *published.LATER_RESULTS)}
     rows = [
         row
         for run in runs
@@ -281,7 +281,7 @@ def other_classifiers(runs: Sequence[Run]) -> Table:
 
 def other_detectors(runs: Sequence[Run]) -> Table:
     """Figures of detectors that stand for none of published AP, by COCO's AP and the authors'."""
-    placed = {result.variant for result in published.LESIONS}
+    placed = {result.variant for result in published.LESION_RESULTS}
     rows = []
     for run in runs:
         if run.structure.task != "segmentation" or _name(run) in placed:

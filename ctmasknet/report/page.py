@@ -257,6 +257,6 @@ def _check_writable(output: Path) -> None:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir():
-        raise CTMaskNetError(f"{output}: is a folder; name a file with --output")
+        raise CTMaskNetError(f"{output}: is a folder; name a file as `output`")
     if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise CTMaskNetError(f"{output}: no permission to write there; choose another --output")
+        raise CTMaskNetError(f"{output}: no permission to write there; choose another `output`")

@@ -70,7 +70,7 @@ def read_burden(
         if given_truth is not None:
             raise CTMaskNetError(
                 f"{given_truth}: ground truth has nothing to be held against; give the burden of "
-                "the predicted lesions with --burden"
+                "the predicted lesions as `burden`"
             )
         return None
     found = _read(path)
@@ -78,7 +78,7 @@ def read_burden(
     if truth is not None and truth["of"] != found["of"]:
         raise CTMaskNetError(
             f"{path}: shares of the {found['of']}, but those in {truth_path} are of the "
-            f"{truth['of']}; measure both with the same --label-masks"
+            f"{truth['of']}; measure both with the same label masks"
         )
     return BurdenSource(found, truth)
 
@@ -323,19 +323,19 @@ def _find_predictions(
         place = folder.resolve()
         if dataset not in (None, place.name):
             raise CTMaskNetError(
-                f"{here}: is the only predictions file here; leave --dataset {dataset} out"
+                f"{here}: is the only predictions file here; leave `dataset` {dataset} out"
             )
         return here, place.name if place.parent.name == "inference" else None
     found = {path.parent.name: path for path in folder.glob(f"inference/*/{_PREDICTIONS}")}
     if not found:
         raise CTMaskNetError(
             f"{folder}: no {_PREDICTIONS} here or in inference/<data set>/; evaluate a classifier "
-            "with tools/train_net.py --eval-only, or predict with tools/predict.py"
+            "with tools/train_net.py, or predict with tools/predict.py"
         )
     if dataset is not None:
         if dataset not in found:
             raise CTMaskNetError(
-                f"{folder}: no predictions of {dataset}; --dataset is one of "
+                f"{folder}: no predictions of {dataset}; `dataset` is one of "
                 f"{', '.join(sorted(found))}"
             )
         return found[dataset], dataset
@@ -349,7 +349,7 @@ def _find_predictions(
             if name in found and name not in validation:
                 return found[name], name
     raise CTMaskNetError(
-        f"{folder}: predictions of {', '.join(sorted(found))}; choose one with --dataset NAME"
+        f"{folder}: predictions of {', '.join(sorted(found))}; choose one with `dataset` NAME"
     )
 
 
@@ -404,8 +404,8 @@ def _check_same(
     if not same:
         raise CTMaskNetError(
             f"{path}: was made from other predictions than {predictions}; run "
-            "tools/evaluate_predictions.py again, or name the right one with --evaluation or "
-            "--dataset"
+            "tools/evaluate_predictions.py again, or name the right one as `evaluation` or "
+            "`dataset`"
         )
 
 

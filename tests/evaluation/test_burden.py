@@ -260,8 +260,8 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({}, "either --dataset NAME or --lesions"),
-            ({"lesions": "x", "predictions": "y"}, "--predictions belong to a data set"),
+            ({}, "either `dataset` or `lesions`"),
+            ({"lesions": "x", "predictions": "y"}, "`predictions` belong to a data set"),
             ({"lesions": "absent.json"}, "absent.json: cannot read lesions"),
             ({"dataset": "hand_both_test", "label_masks": "absent"}, "absent: no such folder"),
             ({"dataset": "hand_both_test", "label_masks": "{}/image"}, "no mask for 7/1.jpg"),
