@@ -178,6 +178,6 @@ def _digits(value: float | None, digits: int) -> str:
 
 def _cell(found: Interval, digits: int) -> Cell:
     if found.low is None:
-        return Cell(_digits(found.value, digits), "")
+        return Cell(_digits(found.value, digits))
     ends = " to ".join(_digits(end, digits) for end in (found.low, found.high))
     return Cell(_digits(found.value, digits), ends)
