@@ -15,7 +15,7 @@ class CTMaskNetError(Exception):
     """Bad input: the message names the file or key, what is wrong and what to do about it.
 
     Arguments stand in backquotes under their Python names; :func:`command_line` shows a tool's user
-    the option instead (`max_bad_share` becomes ``--max-bad-share``).
+    the option instead, with hyphens for the underscores.
     """
 
 

@@ -17,7 +17,7 @@ import argparse
 import sys
 
 from ctmasknet.errors import command_line
-from ctmasknet.evaluation.burden_files import burden_from_command_line, burden_text
+from ctmasknet.evaluation.burden_files import burden_text, measure_burden
 
 
 @command_line
@@ -37,7 +37,7 @@ def main(argv=None):
     )
     parser.add_argument("--output", required=True, help="folder for burden.csv and burden.json")
     args = parser.parse_args(argv)
-    print(burden_text(burden_from_command_line(args)))
+    print(burden_text(measure_burden(**vars(args))))
     print(f"burden.csv and burden.json in {args.output}")
 
 

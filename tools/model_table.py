@@ -30,7 +30,7 @@ def main(argv=None):
     if args.results and not args.zoo:
         parser.error("--results is for the model zoo: give --zoo FILE")
     if args.zoo:
-        write_zoo(args.zoo, args.results, made_by)
+        write_zoo(args.zoo, args.results, made_by, "python tools/train_net.py --config-file {}")
         print(f"wrote: {args.zoo}")
     if args.markdown or args.json or not args.zoo:
         text = write_model_table(made_by, args.markdown, args.json)

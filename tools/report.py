@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ctmasknet.errors import command_line
-from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report import write_report
 
 
 @command_line
@@ -38,21 +38,9 @@ def main(argv=None):
     parser.add_argument("--config-file", default="", help="of the model that draws lesions")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)
-    path = write_report(
-        args.folder,
-        args.output or Path(args.folder) / "report.html",
-        ReportOptions(
-            dataset=args.dataset,
-            evaluation=args.evaluation,
-            burden=args.burden,
-            burden_truth=args.burden_truth,
-            images=args.images,
-            pictures=args.pictures,
-            gallery=args.gallery,
-            config_file=args.config_file,
-            opts=args.opts,
-        ),
-    )
+    options = vars(args)
+    folder, output = options.pop("folder"), options.pop("output")
+    path = write_report(folder, output or Path(folder) / "report.html", **options)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,6 +1,8 @@
-"""Evaluators: slice classes, lesions by COCO, lesions by the authors' per-image AP.
+"""What predictions are worth: slice classes, lesions by COCO and by the authors' per-image AP,
+scans and patients with intervals (:func:`.report.evaluate_predictions`), lesion burden.
 
-From predictions to scans, patients and intervals: :mod:`.classification_report`."""
+The evaluators here are the door for training; ``predictions.csv`` is what all else starts from.
+"""
 
 from ctmasknet.evaluation.confusion import (
     bce_loss,

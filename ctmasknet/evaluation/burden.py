@@ -2,13 +2,11 @@
 
 Where there are lung masks it is a share of the lung, lesions included. Where there are none it is a
 share of the whole slice, which depends on how much besides the patient is in the picture, and is
-called so.
+called so. How far two measurements agree, such as predicted and drawn by hand, is told by
+:func:`pair_burdens` and :func:`burden_agreement`.
 
-Shapes: masks are (H, W) bool in px of the slice. An amount is px, or px times a weight.
-
-How far two measurements of lesion burden agree, such as predicted and drawn by hand.
-
-Shapes: n pairs of one scan (or slice) each, P patients, B resamples of them.
+Shapes: masks are (H, W) bool in px of the slice. An amount is px, or px times a weight. n pairs are
+of one scan (or slice) each, of P patients; B resamples.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ import numpy as np
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import Interval, bootstrap_intervals
 
-#: What a share is of.
-OF_LUNG, OF_SLICE = "lung", "slice"
+#: Levels that burden is told for.
+LEVELS = ("slices", "scans", "patients")
 #: Key of all classes together; px of two classes count once.
 ANY = "any"
 _MM3, _PX_MM, _PX = "mm3", "px x mm", "px"
@@ -40,7 +38,7 @@ class SliceBurden:
         whole_px: px of what the share is of.
         outside_px: lesion px left out because they lie outside the lung.
         pixel_mm2: area of a px, mm2; None where unknown.
-        position_mm: place along the patient's axis, mm; None where unknown.
+        position_mm: position along the patient's axis, mm; None where unknown.
     """
 
     file: str
@@ -151,7 +149,7 @@ def burdens(slices: Sequence[SliceBurden]) -> OrderedDict[str, list[Burden]]:
     for item in slices:
         if item.patient or item.scan:
             by_scan.setdefault((item.patient, item.scan), []).append(item)
-    found = OrderedDict(slices=[], scans=[], patients=[])
+    found = OrderedDict((level, []) for level in LEVELS)
     for item in slices:
         weight, unit = _weights([item])
         found["slices"].append(
@@ -175,21 +173,21 @@ def burdens(slices: Sequence[SliceBurden]) -> OrderedDict[str, list[Burden]]:
 
 def slice_thickness_mm(positions_mm: Sequence[float]) -> np.ndarray:
     """The distance each slice of a scan stands for: half-way to either neighbour, at the ends as
-    far out as in. Slices of one place share its distance.
+    far out as in. Slices of one position share its distance.
 
     Args:
-        positions_mm: (n,) along the patient's axis, in any order, at two places or more.
+        positions_mm: (n,) along the patient's axis, in any order, two unlike ones or more.
     """
-    places, place_of, slices = np.unique(positions_mm, return_inverse=True, return_counts=True)
-    gaps = np.diff(places)
+    unlike, index, slices = np.unique(positions_mm, return_inverse=True, return_counts=True)
+    gaps = np.diff(unlike)
     distances = (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2
-    return (distances / slices)[place_of]
+    return (distances / slices)[index]
 
 
 def _weights(items: Sequence[SliceBurden]) -> tuple[np.ndarray, str]:
     """What a px of each slice of one scan counts, and in which unit."""
     positions = [item.position_mm for item in items]
-    # A single place does not tell how thick its slice is
+    # A single position does not tell how thick its slice is
     if None in positions or len(set(positions)) < 2:
         return np.ones(len(items)), _PX
     thickness = slice_thickness_mm(positions)
@@ -258,7 +256,7 @@ def pair_burdens(found: Mapping[str, Any], truth: Mapping[str, Any]) -> BurdenPa
 
     Args:
         found: the content of the measured one, see
-            :func:`ctmasknet.evaluation.burden_files.burden_from_command_line`.
+            :func:`ctmasknet.evaluation.burden_files.measure_burden`.
         truth: of the one it is held against.
     """
     level = burden_level(found)
@@ -301,13 +299,13 @@ def burden_agreement(
     if not len(truth):
         return None
     number = {patient: index for index, patient in enumerate(dict.fromkeys(patients))}
-    place = np.array([number[patient] for patient in patients])
+    index = np.array([number[patient] for patient in patients])
     difference = measured - truth
     ones = np.ones(len(truth))
     columns = (ones, truth, measured, np.abs(difference), difference**2)
     columns += (truth**2, measured**2, truth * measured)
     sums = np.zeros((len(number), len(columns)))
-    np.add.at(sums, place, np.stack(columns, axis=1))
+    np.add.at(sums, index, np.stack(columns, axis=1))
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         count, x, y, absolute, squared, xx, yy, xy = (np.asarray(weights, float) @ sums).T

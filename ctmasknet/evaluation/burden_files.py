@@ -1,16 +1,12 @@
-"""Lesion burden from files to files: COCO lesions, label masks and predictions in, shares out.
-
-Label masks as a source of the lung, and of the lesions as they were drawn.
-"""
+"""Lesion burden from files to files: COCO lesions, label masks and predictions in, shares out."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +28,109 @@ from ctmasknet.data.label_masks import (
 )
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.burden import (
-    ANY,
-    OF_LUNG,
-    OF_SLICE,
-    Burden,
-    SliceBurden,
-    burdens,
-    measure_slice,
-)
+from ctmasknet.evaluation.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
 from ctmasknet.files import atomic_write, write_json, writing
 from ctmasknet.names import PatientRule
+
+BURDEN_FORMAT = "ctmasknet lesion burden 1"
+
+
+def measure_burden(
+    output: str | os.PathLike,
+    *,
+    dataset: str | None = None,
+    lesions: str | os.PathLike | None = None,
+    predictions: str | os.PathLike | None = None,
+    label_masks: str | os.PathLike | None = None,
+    labels: str | None = None,
+    score_threshold: float = 0.75,
+) -> dict[str, Any]:
+    """Measure the lesions of a data set or a file, and write ``burden.csv`` and ``burden.json``.
+
+    Args:
+        output: folder for both.
+        dataset: a registered lesion set; either it or ``lesions``.
+        lesions: COCO json with predictions or ground truth.
+        predictions: Detectron2's ``coco_instances_results.json`` for the data set.
+        label_masks: folder of masks that tell the lung and, without predictions, the data set's
+            lesions as they were drawn.
+        labels: meaning of the mask values, such as ``0:background,1:lung``; default: as the set was
+            prepared.
+        score_threshold: predictions must score more, 0..1.
+
+    Returns:
+        The content of ``burden.json``: ``format``, ``lesions`` (where from), ``of`` (lung or
+        slice), ``classes``, ``outside_lung_px``, ``slices``, ``scans``, ``patients`` (each of
+        :meth:`Burden.to_json`).
+
+    Raises:
+        CTMaskNetError: contradicting arguments, or files that are missing or do not fit.
+    """
+    if bool(dataset) == bool(lesions):
+        raise CTMaskNetError("give either `dataset` or `lesions`")
+    if predictions and lesions:
+        raise CTMaskNetError("`predictions` belong to a data set: give it as `dataset`")
+    if not 0 <= score_threshold <= 1:
+        raise CTMaskNetError(f"`score_threshold`: {score_threshold:g} is not within 0..1")
+    path, source = lesions, str(lesions)
+    if dataset:
+        dataset_dicts(dataset)
+        path, source = MetadataCatalog.get(dataset).get("json_file"), f"ground truth of {dataset}"
+        if path is None:
+            raise CTMaskNetError(
+                f"{dataset}: has no lesions; name a set of datasets/prepare_cncb_lesions.py"
+            )
+    document = _checked(_json(path, dict), path)
+    if not document["images"]:
+        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
+    masks = None
+    if label_masks:
+        masks = LabelMasks.of(label_masks, document, parse_labels(labels) if labels else None)
+    if predictions:
+        path, source = predictions, str(predictions)
+        document = _checked({**document, "annotations": _json(path, list)}, path)
+    if any("score" in item for item in document["annotations"]):
+        source += f", score > {score_threshold:g}"
+    if masks is not None and dataset and not predictions:
+        source = f"label masks in {label_masks}"
+        slices = masks.slices(document)
+    else:
+        slices = _coco_slices(document, path, score_threshold, masks)
+    slices = list(tqdm(slices, "burden", len(document["images"]), unit="slice", disable=None))
+    found = {
+        "format": BURDEN_FORMAT,
+        "lesions": source,
+        "of": "lung" if masks is not None and masks.has_lung else "slice",
+        "classes": [name for name in slices[0].lesion_px if name != ANY],
+        "outside_lung_px": sum(item.outside_px for item in slices),
+    }
+    levels = burdens(slices)
+    found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
+    output = Path(output)
+    with writing(output):
+        write_json(output / "burden.json", found, indent=1)
+        _write_csv(output / "burden.csv", found)
+    return found
+
+
+def burden_text(found: Mapping[str, Any]) -> str:
+    """Median and range of each level's shares as a table for the terminal."""
+    names = [*found["classes"], ANY]
+    rows = []
+    for level in LEVELS:
+        cells = []
+        for name in names:
+            shares = [item["percent"][name] for item in found[level]]
+            shares = [share for share in shares if share is not None]
+            cells.append(
+                f"{np.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})" if shares else "-"
+            )
+        rows.append([level, str(len(found[level])), *cells])
+    table = tabulate(
+        rows, headers=["", "n", *names], tablefmt="pipe", disable_numparse=True, stralign="right"
+    )
+    head = f"% of the {found['of']}: median (least-most); lesions: {found['lesions']}"
+    return f"{head}\n{table}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +166,7 @@ class LabelMasks:
         """
         folder, info = Path(folder), document.get("info") or {}
         if not folder.is_dir():
-            raise CTMaskNetError(f"{folder}: no such folder of label masks; correct --label-masks")
+            raise CTMaskNetError(f"{folder}: no such folder of label masks; correct `label_masks`")
         if labels is None:
             stated = info.get("labels") or MASK_LABELS
             labels = {int(value): name for value, name in stated.items()}
@@ -121,14 +209,14 @@ class LabelMasks:
             lung = self._named(mask, "lung", *LESION_LABELS) if self.has_lung else None
             lesions = {name: [self._named(mask, name)] for name in names}
             yield measure_slice(
-                lesions, (image["height"], image["width"]), lung, **slice_names(image)
+                lesions, (image["height"], image["width"]), lung, **_slice_names(image)
             )
 
     def _named(self, mask: np.ndarray, *names: str) -> np.ndarray:
         return np.isin(mask, [value for value, name in self.labels.items() if name in names])
 
 
-def slice_names(image: Mapping[str, Any]) -> dict[str, Any]:
+def _slice_names(image: Mapping[str, Any]) -> dict[str, Any]:
     """What a COCO image states of its slice, as :func:`measure_slice` takes it; the scan is the
     patient where none is stated."""
     spacing = image.get("spacing_mm")
@@ -145,87 +233,8 @@ def slice_names(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-BURDEN_FORMAT = "ctmasknet lesion burden 1"
-
-
-def burden_from_command_line(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``tools/lesion_burden.py`` does with its arguments.
-
-    Args:
-        args: one of ``dataset`` (registered lesion set) and ``lesions`` (COCO json with
-            predictions or ground truth); ``predictions`` (Detectron2's
-            ``coco_instances_results.json`` for the data set), ``label_masks`` (folder), ``labels``
-            (such as ``0:background,1:lung``), ``score_threshold`` (0..1), ``output`` (folder).
-
-    Returns:
-        The content of ``burden.json``: ``format``, ``lesions`` (where from), ``of``, ``classes``,
-        ``outside_lung_px``, ``slices``, ``scans``, ``patients`` (each of :meth:`Burden.to_json`).
-
-    Raises:
-        CTMaskNetError: contradicting arguments, or files that are missing or do not fit.
-    """
-    if bool(args.dataset) == bool(args.lesions):
-        raise CTMaskNetError("give either --dataset NAME or --lesions FILE")
-    if args.predictions and args.lesions:
-        raise CTMaskNetError("--predictions belong to a data set: give it with --dataset NAME")
-    if not 0 <= args.score_threshold <= 1:
-        raise CTMaskNetError(f"--score-threshold: {args.score_threshold:g} is not within 0..1")
-    path = args.lesions
-    if args.dataset:
-        dataset_dicts(args.dataset)
-        path = MetadataCatalog.get(args.dataset).get("json_file")
-        if path is None:
-            raise CTMaskNetError(
-                f"{args.dataset}: has no lesions; name a set of datasets/prepare_cncb_lesions.py"
-            )
-    document = read_coco(path)
-    source = f"ground truth of {args.dataset}" if args.dataset else str(path)
-    masks = None
-    if args.label_masks:
-        labels = parse_labels(args.labels) if args.labels else None
-        masks = LabelMasks.of(args.label_masks, document, labels)
-    if args.predictions:
-        lesions = _json(args.predictions, list)
-        document = _checked({**document, "annotations": lesions}, args.predictions)
-        path, source = args.predictions, str(args.predictions)
-    predicted = any("score" in item for item in document["annotations"])
-    if predicted:
-        source += f", score > {args.score_threshold:g}"
-    if masks is not None and args.dataset and not args.predictions:
-        source = f"label masks in {args.label_masks}"
-        slices = masks.slices(document)
-    else:
-        slices = coco_slices(document, path, args.score_threshold, masks)
-    slices = list(tqdm(slices, "burden", len(document["images"]), unit="slice", disable=None))
-    found = {
-        "format": BURDEN_FORMAT,
-        "lesions": source,
-        "of": OF_LUNG if masks is not None and masks.has_lung else OF_SLICE,
-        "classes": [name for name in slices[0].lesion_px if name != ANY],
-        "outside_lung_px": sum(item.outside_px for item in slices),
-    }
-    levels = burdens(slices)
-    found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
-    output = Path(args.output)
-    with writing(output):
-        write_json(output / "burden.json", found, indent=1)
-        write_burden_csv(output / "burden.csv", levels, found["classes"], found["of"])
-    return found
-
-
-def read_coco(path: str | os.PathLike) -> dict[str, Any]:
-    """A COCO document whose images, annotations and categories belong together.
-
-    Raises:
-        CTMaskNetError: missing, no such document, or without an image.
-    """
-    document = _checked(_json(path, dict), path)
-    if not document["images"]:
-        raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
-    return document
-
-
 def _checked(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """The document, whose images, annotations and categories belong together."""
     try:
         for item in document["images"]:
             item["id"], item["file_name"], item["height"], item["width"]
@@ -248,25 +257,14 @@ def _checked(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any
     return document
 
 
-def coco_slices(
+def _coco_slices(
     document: Mapping[str, Any],
     path: str | os.PathLike,
     score_threshold: float,
-    label_masks: LabelMasks | None = None,
+    label_masks: LabelMasks | None,
 ) -> Iterator[SliceBurden]:
-    """Measure the lesions of a COCO document, slice by slice.
-
-    Args:
-        document: images may state ``patient``, ``scan`` (default: the patient), ``spacing_mm``
-            ([row, column]) and ``position_mm``; annotations with a ``score`` count above the
-            threshold.
-        path: its file, for messages.
-        score_threshold: 0..1.
-        label_masks: give the lung.
-
-    Raises:
-        CTMaskNetError: a lesion without a mask, or masks of another size.
-    """
+    """Measure the lesions of a COCO document, slice by slice, those with a ``score`` above the
+    threshold; ``path`` is its file, for messages."""
     names = {item["id"]: item["name"] for item in document["categories"]}
     by_image: dict[Any, list[Mapping[str, Any]]] = {}
     for item in document["annotations"]:
@@ -284,62 +282,29 @@ def coco_slices(
             mask = GenericMask(item["segmentation"], *shape).mask.astype(bool)
             lesions[names[item["category_id"]]].append(mask)
         lung = label_masks.lung(image) if label_masks is not None else None
-        yield measure_slice(lesions, shape, lung, **slice_names(image))
+        yield measure_slice(lesions, shape, lung, **_slice_names(image))
 
 
-def write_burden_csv(
-    path: str | os.PathLike,
-    levels: Mapping[str, Sequence[Burden]],
-    classes: Sequence[str],
-    of: str,
-) -> None:
+def _write_csv(path: Path, found: Mapping[str, Any]) -> None:
     """Write one line a slice, scan and patient, whole or not at all.
 
     Columns: ``level, patient, scan, file, slices, of, weighted_by``, ``<class>_percent`` and
     ``any_percent``, then ``<class>_ml``, ``any_ml`` and ``whole_ml`` where volumes are known.
     """
-    names = [*classes, ANY]
+    names = [*found["classes"], ANY]
+    volumes = [*names, "whole"]
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(
-            [
-                *("level", "patient", "scan", "file", "slices", "of", "weighted_by"),
-                *(f"{name}_percent" for name in names),
-                *(f"{name}_ml" for name in (*names, "whole")),
-            ]
-        )
-        for level, items in levels.items():
-            for item in items:
-                percent, row = item.percent(), item.to_json()
-                ml = row["ml"] or {}
-                writer.writerow(
-                    [
-                        *(level, item.patient, item.scan, item.file, item.slices, of),
-                        item.weighted_by,
-                        *(_cell(percent[name]) for name in names),
-                        *(_cell(ml.get(name)) for name in (*names, "whole")),
-                    ]
-                )
-
-
-def burden_text(found: Mapping[str, Any]) -> str:
-    """Median and range of each level's shares as a table for the terminal."""
-    names = [*found["classes"], ANY]
-    rows = []
-    for level in ("slices", "scans", "patients"):
-        cells = []
-        for name in names:
-            shares = [item["percent"][name] for item in found[level]]
-            shares = [share for share in shares if share is not None]
-            cells.append(
-                f"{np.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})" if shares else "-"
-            )
-        rows.append([level, str(len(found[level])), *cells])
-    table = tabulate(
-        rows, headers=["", "n", *names], tablefmt="pipe", disable_numparse=True, stralign="right"
-    )
-    head = f"% of the {found['of']}: median (least-most); lesions: {found['lesions']}"
-    return f"{head}\n{table}"
+        columns = ("level", "patient", "scan", "file", "slices", "of", "weighted_by")
+        percents = (f"{name}_percent" for name in names)
+        writer.writerow([*columns, *percents, *(f"{name}_ml" for name in volumes)])
+        for level in LEVELS:
+            for item in found[level]:
+                row = item | {"level": level, "of": found["of"]}
+                values = [item["percent"][name] for name in names]
+                values += [(item["ml"] or {}).get(name) for name in volumes]
+                cells = ("" if value is None else format(value, ".6g") for value in values)
+                writer.writerow([*(row[column] for column in columns), *cells])
 
 
 def _json(path: str | os.PathLike, kind: type) -> Any:
@@ -350,7 +315,3 @@ def _json(path: str | os.PathLike, kind: type) -> Any:
     if not isinstance(value, kind):
         raise CTMaskNetError(f"{path}: holds no lesions in COCO's form; check the path")
     return value
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else format(value, ".6g")

@@ -16,7 +16,7 @@ too high, a resample's is so twice, and the more so the smaller the true gaps ar
 holds a small true error. Its interval is found the other way round, by asking which true errors
 would give the figure that was found (:func:`gap_interval`).
 
-How often intervals hold the truth is measured by :mod:`.coverage`.
+How often intervals hold the truth is measured by ``docs/interval_coverage.py``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from scipy.special import softmax
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import TOP_K, PooledPrediction, group_slices, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.files import write_json
 
 _FORMAT = "ctmasknet learned pooling 1"
 _STATISTICS = ("mean", "max", "top_k_mean", "quantile_10", "quantile_50", "quantile_90")
@@ -218,13 +217,8 @@ def pool_out_of_fold(
     return pooled
 
 
-def save_learned_pooling(path: str | os.PathLike, pooling: LearnedPooling) -> None:
-    """Write the pooling as JSON, whole or not at all."""
-    write_json(path, pooling.to_json(), indent=1)
-
-
 def load_learned_pooling(path: str | os.PathLike, class_names: Sequence[str]) -> LearnedPooling:
-    """Read what :func:`save_learned_pooling` wrote.
+    """Read :meth:`LearnedPooling.to_json` from a file.
 
     Raises:
         CTMaskNetError: the file is missing, no such file, or of other classes.
@@ -234,7 +228,7 @@ def load_learned_pooling(path: str | os.PathLike, class_names: Sequence[str]) ->
     except (OSError, ValueError) as error:
         raise CTMaskNetError(
             f"{path}: cannot read a learned pooling ({error}); tools/evaluate_predictions.py "
-            "--validation writes one"
+            "writes one from validation predictions"
         ) from error
     return learned_pooling_from_json(document, class_names, source=str(path))
 

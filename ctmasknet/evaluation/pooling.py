@@ -8,9 +8,8 @@ a class scores as in its best slice (its k best slices), but *normal* as in its 
 patient is normal only as far as the least normal slice is. Without a class for normal every class
 takes its best slices.
 
-Slices, scans or patients as arrays, the form in which their statistics are computed.
-
-Shapes: n units (slices, scans or patients) with a label, C classes, P patients.
+:class:`Units` holds slices, scans or patients as arrays, the form in which their statistics are
+computed: n units with a label, of P patients.
 """
 
 from __future__ import annotations
@@ -33,6 +32,21 @@ SCORE_POOLINGS = ("mean", "max", "top_k_mean")
 POOLED_LEVELS = OrderedDict(scans=("patient", "scan"), patients=("patient",))
 #: Slices that ``top_k_mean`` and the features of ``learned`` look at.
 TOP_K = 5
+#: A pooled score of exactly 0 or 1 has no finite logit. 1 less this is the float below 1, so that
+#: no two other scores become one.
+SMALLEST_SCORE = 2.0**-53
+
+
+def check_pooling(name: str, names: Sequence[str], top_k: int) -> None:
+    """Refuse a pooling that is none of ``names``, and a ``top_k`` of no slice.
+
+    Raises:
+        CTMaskNetError: either.
+    """
+    if name not in names:
+        raise CTMaskNetError(f"pooling {name!r} is unknown; choose one of {', '.join(names)}")
+    if top_k < 1:
+        raise CTMaskNetError(f"`top_k` is {top_k}; take at least one slice")
 
 
 @dataclass(frozen=True)
@@ -50,12 +64,7 @@ class ScorePooling:
     top_k: int = TOP_K
 
     def __post_init__(self):
-        if self.name not in SCORE_POOLINGS:
-            raise CTMaskNetError(
-                f"pooling {self.name!r} is unknown; choose one of {', '.join(SCORE_POOLINGS)}"
-            )
-        if self.top_k < 1:
-            raise CTMaskNetError(f"top-k is {self.top_k}; take at least one slice")
+        check_pooling(self.name, SCORE_POOLINGS, self.top_k)
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         scores = expit(np.asarray(logits, dtype=np.float64))
@@ -197,11 +206,6 @@ def check_apart(test: Sequence[SlicePrediction], validation: Sequence[SlicePredi
                 f"{len(shared)} {field}s are both in the validation and the test predictions "
                 f"({examples}); what is fitted on validation has to be tried on other patients"
             )
-
-
-#: A pooled score of exactly 0 or 1 has no finite logit. 1 less this is the float below 1, so that
-#: no two other scores become one.
-SMALLEST_SCORE = 2.0**-53
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Slices, scans and patients side by side: every metric with its interval, curves, calibration.
 
-A classification report as tables for the terminal, and from files to files.
+:func:`classification_report` makes plain values of predictions, :func:`evaluate_predictions` files
+of files, and :func:`report_text` tables for the terminal.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from tabulate import tabulate
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.confusion import confusion_matrix
-from ctmasknet.evaluation.intervals import Interval, bootstrap_intervals
-from ctmasknet.evaluation.learned_pooling import save_learned_pooling
+from ctmasknet.evaluation.intervals import bootstrap_intervals
 from ctmasknet.evaluation.metrics import (
     BINS,
     calibration_gaps,
@@ -43,13 +43,16 @@ from ctmasknet.evaluation.validation_fit import (
     PoolingChoice,
     ValidationFit,
     fit_on_validation,
-    save_validation_fit,
 )
 from ctmasknet.files import write_json, writing
 
 REPORT_FORMAT = "ctmasknet classification report 1"
-UNITS = {
-    "percent": "accuracy, sensitivity, precision, specificity, f1, npv",
+#: Metrics given in percent; all others lie in 0..1 or are nats.
+PERCENT_METRICS = ("accuracy", "sensitivity", "precision", "specificity", "f1", "npv")
+_HEADLINES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
+_POINT_METRICS = ("sensitivity", "specificity", "precision", "npv")
+_UNITS = {
+    "percent": ", ".join(PERCENT_METRICS),
     "0..1": "auroc, average_precision, ece, scores, thresholds, rates of curves",
     "nats": "loss (binary cross-entropy against the one-hot label, mean over classes)",
 }
@@ -116,8 +119,8 @@ def classification_report(
         behind: dict[str, int],
         *,
         with_ece: bool = True,
-    ) -> dict[str, Interval]:
-        return bootstrap_intervals(
+    ) -> dict[str, dict[str, Any]]:
+        found = bootstrap_intervals(
             statistic,
             units.num_patients,
             n_boot=n_boot,
@@ -126,6 +129,7 @@ def classification_report(
             patients_behind=behind,
             gaps=(lambda w: calibration_gaps(units, class_names, w)) if with_ece else None,
         )
+        return {name: interval.to_json() for name, interval in found.items()}
 
     levels: dict[str, Any] = {"slices": _level("slices", slices, class_names, fit, intervals)}
     compared: dict[str, dict[str, Any]] = {name: {} for name in poolings}
@@ -144,7 +148,7 @@ def classification_report(
     return {
         "format": REPORT_FORMAT,
         "class_names": list(class_names),
-        "units": UNITS,
+        "units": _UNITS,
         "settings": {
             "pooling": choice.name,
             "top_k": choice.top_k,
@@ -173,9 +177,9 @@ def _level(
     """One level.
 
     Returns:
-        ``n``, ``n_per_class``, ``n_patients``, ``left_out`` (see :mod:`.units`),
-        ``confusion_matrix`` (rows the truth), ``metrics`` ({name: interval}), ``curves``
-        ({class: :func:`curve_points`}), ``reliability`` ({"top_label" or class: bins}),
+        ``n``, ``n_per_class``, ``n_patients``, ``left_out`` (of :class:`Units`),
+        ``confusion_matrix`` (rows the truth), ``metrics`` ({name: interval}), ``curves`` ({class:
+        :func:`curve_points`}), ``reliability`` ({"top_label" or class: bins}),
         ``calibrated`` (None without validation, else ``temperature``, ``metrics``,
         ``reliability``) and ``operating_points`` (None without validation, else {class:
         ``threshold``, ``validation``, ``test``}, each of the last two {``sensitivity``,
@@ -202,9 +206,7 @@ def _level(
     tempered = units.tempered(fit.temperatures[level].value)
     found["calibrated"] = {
         "temperature": fit.temperatures[level].to_json(),
-        "metrics": _plain(
-            intervals(tempered, lambda w: calibration_metrics(tempered, class_names, w), {})
-        ),
+        "metrics": intervals(tempered, lambda w: calibration_metrics(tempered, class_names, w), {}),
         "reliability": _reliability(tempered, class_names),
     }
     thresholds = fit.thresholds[level]
@@ -214,48 +216,27 @@ def _level(
         patients_behind(units, class_names, thresholds),
         with_ece=False,
     )
-    metrics = ("sensitivity", "specificity", "precision", "npv")
-    found["operating_points"] = {
-        class_names[index]: {
+    found["operating_points"] = {}
+    for index, threshold in thresholds.items():
+        name = class_names[index]
+        names = {metric: f"{metric}-{name}" for metric in _POINT_METRICS}
+        before = {metric: fit.reached[level][full] for metric, full in names.items()}
+        found["operating_points"][name] = {
             "threshold": threshold,
-            "validation": {
-                metric: _known(fit.reached[level][f"{metric}-{class_names[index]}"])
-                for metric in metrics
-            },
-            "test": {
-                metric: reached[f"{metric}-{class_names[index]}"].to_json() for metric in metrics
-            },
+            "validation": {k: None if math.isnan(v) else v for k, v in before.items()},
+            "test": {metric: reached[full] for metric, full in names.items()},
         }
-        for index, threshold in thresholds.items()
-    }
     return found
 
 
 def _metrics(units: Units, class_names: Sequence[str], intervals: Callable) -> dict[str, Any]:
-    return _plain(
-        intervals(
-            units,
-            lambda weights: level_metrics(units, class_names, weights),
-            patients_behind(units, class_names),
-        )
-    )
+    behind = patients_behind(units, class_names)
+    return intervals(units, lambda weights: level_metrics(units, class_names, weights), behind)
 
 
 def _reliability(units: Units, class_names: Sequence[str]) -> dict[str, Any]:
     pairs = calibration_pairs(units, class_names)
     return {name: reliability_curve(*pair) for name, pair in pairs.items()}
-
-
-def _plain(intervals: dict[str, Interval]) -> dict[str, Any]:
-    return {name: interval.to_json() for name, interval in intervals.items()}
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-#: Metrics given in percent; all others lie in 0..1 or are nats.
-PERCENT_METRICS = ("accuracy", "sensitivity", "precision", "specificity", "f1", "npv")
 
 
 def evaluate_predictions(
@@ -318,14 +299,11 @@ def evaluate_predictions(
     with writing(output):
         write_json(output / "report.json", report, indent=1)
         # What an earlier evaluation fitted does not belong to this report
-        if fit is not None:
-            save_validation_fit(output / "calibration.json", fit)
-        else:
-            (output / "calibration.json").unlink(missing_ok=True)
-        if fit is not None and fit.learned is not None:
-            save_learned_pooling(output / "pooling.json", fit.learned)
-        else:
-            (output / "pooling.json").unlink(missing_ok=True)
+        for name, fitted in (("calibration.json", fit), ("pooling.json", fit and fit.learned)):
+            if fitted is None:
+                (output / name).unlink(missing_ok=True)
+            else:
+                write_json(output / name, fitted.to_json(), indent=1)
     return report, fit
 
 
@@ -375,9 +353,6 @@ def report_text(report: dict[str, Any]) -> str:
         headers = ["level", stated, "threshold", "reached there"]
         parts.append(_table(points, [*headers, "sensitivity", "specificity", "precision"]))
     return "\n\n".join(parts)
-
-
-_HEADLINES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
 
 
 def _level_table(levels: dict[str, Any]) -> str:

@@ -206,8 +206,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             merged.setdefault(file_name, row)
         if self._dataset_name in DatasetCatalog.list():
             dicts = DatasetCatalog.get(self._dataset_name)
-            place = {str(entry["file_name"]): index for index, entry in enumerate(dicts)}
-            merged = dict(sorted(merged.items(), key=lambda pair: place.get(pair[0], len(place))))
+            index = {str(entry["file_name"]): number for number, entry in enumerate(dicts)}
+            merged = dict(sorted(merged.items(), key=lambda pair: index.get(pair[0], len(index))))
         return list(merged.values())
 
 

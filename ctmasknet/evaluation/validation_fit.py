@@ -3,7 +3,6 @@ the learned pooling."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from ctmasknet.evaluation.pooling import (
     SCORE_POOLINGS,
     TOP_K,
     ScorePooling,
-    Units,
+    check_pooling,
     check_rows,
     normal_index,
     pool_slices,
@@ -35,7 +34,6 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.files import write_json
 
 #: All poolings by name.
 POOLINGS = (*SCORE_POOLINGS, "learned")
@@ -57,12 +55,7 @@ class PoolingChoice:
     normal_class: str | None = None
 
     def __post_init__(self):
-        if self.name not in POOLINGS:
-            raise CTMaskNetError(
-                f"pooling {self.name!r} is unknown; choose one of {', '.join(POOLINGS)}"
-            )
-        if self.top_k < 1:
-            raise CTMaskNetError(f"top-k is {self.top_k}; take at least one slice")
+        check_pooling(self.name, POOLINGS, self.top_k)
 
     def poolings(
         self, class_names: Sequence[str], learned: LearnedPooling | None = None
@@ -107,13 +100,14 @@ class ValidationFit:
     def to_json(self) -> dict[str, Any]:
         """What prediction needs: the form stored with a checkpoint."""
         names = self.class_names
+        normal = normal_index(names, self.choice.normal_class)
         return {
             "format": _FORMAT,
             "class_names": list(names),
             "pooling": {
                 "name": self.choice.name,
                 "top_k": self.choice.top_k,
-                "normal_class": _name(names, normal_index(names, self.choice.normal_class)),
+                "normal_class": None if normal is None else names[normal],
                 "learned": None if self.learned is None else self.learned.to_json(),
             },
             "temperatures": {k: v.to_json() for k, v in self.temperatures.items()},
@@ -173,43 +167,26 @@ def fit_on_validation(
     if not len(levels["slices"]):
         raise CTMaskNetError(f"{source}: no slice has a label; give labelled predictions")
     levels = {level: units for level, units in levels.items() if len(units)}
-    thresholds = {
-        level: {
+    thresholds, reached = {}, {}
+    for level, units in levels.items():
+        thresholds[level] = {
             int(index): threshold_for_sensitivity(
                 units.labels == index, units.scores[:, index], sensitivity
             )
             for index in np.unique(units.labels)
         }
-        for level, units in levels.items()
-    }
+        weights = np.ones((1, units.num_patients))
+        found = threshold_metrics(units, thresholds[level], class_names, weights)
+        reached[level] = {name: float(values[0]) for name, values in found.items()}
     return ValidationFit(
         class_names=tuple(class_names),
         choice=choice,
         sensitivity=sensitivity,
         temperatures={level: fit_temperature(units) for level, units in levels.items()},
         thresholds=thresholds,
-        reached={
-            level: _point(units, thresholds[level], class_names) for level, units in levels.items()
-        },
+        reached=reached,
         learned=learned,
         why_not_learned=why_not,
         seed=seed,
         counts={level: len(units) for level, units in levels.items()},
     )
-
-
-def save_validation_fit(path: str | os.PathLike, fit: ValidationFit) -> None:
-    """Write :meth:`ValidationFit.to_json`, whole or not at all."""
-    write_json(path, fit.to_json(), indent=1)
-
-
-def _point(
-    units: Units, thresholds: dict[int, float], class_names: Sequence[str]
-) -> dict[str, float]:
-    weights = np.ones((1, units.num_patients))
-    found = threshold_metrics(units, thresholds, class_names, weights)
-    return {name: float(values[0]) for name, values in found.items()}
-
-
-def _name(class_names: Sequence[str], index: int | None) -> str | None:
-    return None if index is None else class_names[index]

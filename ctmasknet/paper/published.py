@@ -93,7 +93,7 @@ def _modes(model: str, variant: str, accuracy: float, **classes: tuple[float, fl
     )
 
 
-MODES = (
+MODE_RESULTS = (
     _modes(
         *("heads", "cls", 77.20),
         covid=(76.30, 81.13),
@@ -121,7 +121,7 @@ def _later(model: str, variant: str, covid: float, pneumonia: float, normal: flo
     return SliceResult(model, REPOSITORY, accuracy, sensitivity, {}, variant, on)
 
 
-LATER = (
+LATER_RESULTS = (
     _later("ResNet-50, merged masks", "cls_r50_merge", 92.68, 96.69, 97.74, 96.33),
     _later("ResNet-50, both masks", "cls", 93.88, 95.06, 96.91, 95.64),
     _later("ResNet-34, truncation 1", "cls_r34_t1_merge", 91.76, 91.70, 92.89, 92.89),
@@ -134,7 +134,7 @@ def _other(model, covid: float, accuracy: float, prevalence: float, measured_on=
 
 
 #: Table 3. Its "Ours" is the heads+BN model.
-COMPARED = (
+COMPARED_RESULTS = (
     SliceResult(
         *("COVID-CT-Mask-Net (heads+BN)", TABLE3, 91.66, {"covid": 90.80}, {}, "cls_heads_bn"),
         prevalence=20.0,
@@ -158,7 +158,7 @@ class LesionResult:
     measured_on: str = "authors' lesion validation list, 100 slices"
 
 
-LESIONS = (
+LESION_RESULTS = (
     LesionResult("ResNet-50, both masks", "seg", 50.20, 41.98, 38.71),
     LesionResult("ResNet-50, merged masks", "seg_r50_merge", 61.92, 45.22, 44.68),
     LesionResult("ResNet-34, truncation 1, merged", "seg_r34_t1_merge", 59.88, 45.06, 44.76),

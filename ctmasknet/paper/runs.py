@@ -34,7 +34,7 @@ class Measured:
             ...}, percent, None where undefined.
         counts: ``slices_metrics.json`` of a classifier (``n``, ``class_names``,
             ``confusion_matrix``), else None.
-        evaluation: the record of the ``--eval-only`` run that made them, None where nothing was
+        evaluation: the record of the evaluation that made them, None where nothing was
             recorded.
     """
 
@@ -107,7 +107,7 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
     runs: list[Run] = []
     for given in map(Path, folders):
         if not given.is_dir():
-            raise CTMaskNetError(f"{given}: no such folder; --results takes OUTPUT_DIR folders")
+            raise CTMaskNetError(f"{given}: no such folder; `results` takes OUTPUT_DIR folders")
         found = [
             Path(parent)
             for parent, children, files in os.walk(given)
@@ -115,10 +115,10 @@ def find_runs(folders: Iterable[str | os.PathLike], known: Sequence[Variant]) ->
         ]
         if not found:
             raise CTMaskNetError(
-                f"{given}: no results here or below; evaluate with tools/train_net.py --eval-only "
+                f"{given}: no results here or below; evaluate with tools/train_net.py "
                 "and give its OUTPUT_DIR"
             )
-        runs += [read_run(folder, known) for folder in sorted(found)]
+        runs += [_read_run(folder, known) for folder in sorted(found)]
     return list({run.folder.resolve(): run for run in runs}.values())
 
 
@@ -129,7 +129,7 @@ def _is_recorded(folder: str, files: Sequence[str]) -> bool:
     )
 
 
-def read_run(folder: Path, known: Sequence[Variant]) -> Run:
+def _read_run(folder: Path, known: Sequence[Variant]) -> Run:
     """Read one folder; see :func:`find_runs`."""
     path = folder / _CONFIG
     try:
@@ -151,7 +151,7 @@ def read_run(folder: Path, known: Sequence[Variant]) -> Run:
         for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
     )
     stated = next((entry["config_file"] for entry in reversed(entries)), None)
-    variant = match(folder, cfg, structure, stated, known)
+    variant = _match(folder, cfg, structure, stated, known)
     if entries:
         # The others were made on validation data while training ran, not with the best weights
         measured = tuple(item for item in measured if item.evaluation)
@@ -159,7 +159,7 @@ def read_run(folder: Path, known: Sequence[Variant]) -> Run:
     return Run(folder, structure, variant, training, measured, str(cfg.get("OUTPUT_DIR", "")))
 
 
-def match(
+def _match(
     folder: Path,
     cfg: Mapping[str, Any],
     structure: Structure,

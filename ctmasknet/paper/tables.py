@@ -1,73 +1,78 @@
-"""The paper's Tables 1, 2 and 3, published figures beside those of this project's result files.
+"""The paper's Tables 1, 2 and 3, the table of models, and the model zoo.
 
-A figure of this project is shown with the data it was measured on; a cell that no result file
-fills says "not run". Where the paper disagrees with itself or with its code, a table of its own
-says so, once.
-
-What a cell says of a run: its figures and its hardware in a few words.
-
-The model zoo: every variant with how it was run, on what, and what came of it.
+Published figures stand beside those of this project's result files. A figure of this project is
+shown with the data it was measured on; a cell that no result file fills says "not run". Where the
+paper disagrees with itself or with its code, a table of its own says so, once.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ctmasknet.files import atomic_write, write_json, writing
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant
-from ctmasknet.paper.table import NOT_RUN, Table, document
-from ctmasknet.paper.variants import HEADINGS, Variant, count, model_rows, model_tables, variants
+from ctmasknet.paper.variants import HEADINGS, Variant, count, model_rows, variants
 
-
-def hardware_of(run: Run) -> str:
-    """CPU and cores, or GPU, of the training; else of an evaluation."""
-    record = run.training or next((m.evaluation for m in run.measured if m.evaluation), None)
-    if record is None:
-        return "not recorded"
-    parts = record["hardware"]
-    if parts["gpu"]:
-        return f"{parts['num_gpus']} x {parts['gpu']}"
-    return f"{parts['cpu']}, {parts['cores']} cores"
-
-
-def percent(value: float | None) -> str:
-    """A figure in percent; None (a share of nothing) is "undefined"."""
-    return "undefined" if value is None else f"{value:.2f}"
-
-
-def lesion_result(measured: Measured | None) -> str:
-    """The figures of a detector in a few words."""
-    if measured is None:
-        return NOT_RUN
-    parts = {"box AP50": ("bbox", "AP50"), "mask AP50": ("segm", "AP50")}
-    parts |= {"per-image AP50": ("per_image", "AP50")}
-    return ", ".join(
-        f"{name} {percent(measured.figures[task][key])}"
-        for name, (task, key) in parts.items()
-        if task in measured.figures
-    )
-
-
-def slice_result(measured: Measured | None) -> str:
-    """The figures of a classifier in a few words."""
-    if measured is None:
-        return NOT_RUN
-    slices = measured.figures["slices"]
-    prefix = "sensitivity-"
-    classes = ", ".join(
-        f"{key.removeprefix(prefix)} {percent(value)}"
-        for key, value in slices.items()
-        if key.startswith(prefix)
-    )
-    return f"accuracy {percent(slices['accuracy'])}; sensitivity {classes}"
-
-
-_CLASSES = ("covid", "pneumonia", "normal")
+#: A cell that a result file would fill.
+NOT_RUN = "not run"
+#: Source of the rows that are not published figures.
 OURS = "this project"
+_CLASSES = ("covid", "pneumonia", "normal")
+_CLASSIFIER_COLUMNS = [
+    *("model", "source", "COVID", "pneumonia", "normal", "overall"),
+    *("measured on", "trained on"),
+]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells: ``rows`` hold one for every column; ``notes`` stand below the table."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{self.title}: {len(row)} cells in {len(self.columns)} columns")
+
+    def markdown(self) -> str:
+        """Title, table and notes; a line break or bar inside a cell does not break the table."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
+        body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        notes = "".join(f"\n- {note}" for note in self.notes)
+        return f"## {self.title}\n\n{body}\n" + (f"{notes}\n" if notes else "")
+
+    def csv(self) -> str:
+        """Columns and rows, a line each."""
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([self.columns, *self.rows])
+        return stream.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        """Title, columns, rows as column -> cell, notes."""
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        return {"title": self.title, "columns": self.columns, "rows": rows, "notes": self.notes}
+
+
+def _document(title: str, made_by: str, parts: Sequence[str]) -> str:
+    """A Markdown page that says which command made it."""
+    return "\n".join([f"# {title}\n", f"Made by `{made_by}`; do not edit by hand.\n", *parts])
+
+
+def _write_text(path: str | Path, text: str) -> None:
+    with writing(path), atomic_write(path) as stream:
+        stream.write(text)
 
 
 def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Table]:
@@ -77,14 +82,30 @@ def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Tab
         runs: from :func:`ctmasknet.paper.runs.find_runs`; may be empty.
         known: all variants.
     """
+    by_name = {variant.name: variant for variant in known}
+
+    def same_model(result: published.SliceResult) -> list[tuple[Run, Measured]]:
+        """Figures of the published model in whatever training mode."""
+        wanted = dataclasses.replace(by_name[result.variant].structure, trainable=None)
+        own = [run for run in runs if run.variant is not None]
+        own = [r for r in own if dataclasses.replace(r.structure, trainable=None) == wanted]
+        return [(run, measured) for run in own for measured in run.measured]
+
+    modes, later = published.MODE_RESULTS, published.LATER_RESULTS
     return {
-        "table1": table_1(runs, known),
-        "table2": table_2(runs),
-        "table2_later": later_results(runs, known),
-        "table3": table_3(runs),
-        "lesions": lesion_results(runs),
-        "other_classifiers": other_classifiers(runs),
-        "other_detectors": other_detectors(runs),
+        "table1": _sizes(runs, by_name),
+        "table2": _classifiers(
+            "Table 2: sensitivity (precision) and overall accuracy of the three training modes, %",
+            [(result, of_variant(runs, result.variant)) for result in modes],
+        ),
+        "table2_later": _classifiers(
+            "Later results of the authors' repository: sensitivity and overall accuracy, %",
+            [(result, same_model(result)) for result in later],
+        ),
+        "table3": _comparison(runs),
+        "lesions": _detectors(runs),
+        "other_classifiers": _other_classifiers(runs, {item.variant for item in (*modes, *later)}),
+        "other_detectors": _other_detectors(runs),
         "disagreements": Table(
             "Where the paper disagrees with itself or with its code",
             ["what", "in the paper", "elsewhere"],
@@ -114,20 +135,17 @@ def write_tables(
         "rows are published figures.\n",
         *(table.markdown() for table in tables.values()),
     ]
-    plain = {name: table.plain() for name, table in tables.items()}
+    plain = {name: table.to_json() for name, table in tables.items()}
     with writing(output):
         for name, table in tables.items():
-            with atomic_write(output / f"{name}.csv") as stream:
-                stream.write(table.csv())
+            _write_text(output / f"{name}.csv", table.csv())
         write_json(output / "tables.json", {"made_by": made_by, "tables": plain}, 1)
-        with atomic_write(output / "tables.md") as stream:
-            stream.write(document("The paper's tables", made_by, parts))
+        _write_text(output / "tables.md", _document("The paper's tables", made_by, parts))
     return tables
 
 
-def table_1(runs: Sequence[Run], known: Sequence[Variant]) -> Table:
+def _sizes(runs: Sequence[Run], by_name: Mapping[str, Variant]) -> Table:
     """Sizes of models and of data (paper Table 1); sizes of data come from the runs' records."""
-    by_name = {variant.name: variant for variant in known}
     rows = []
     for size in published.SIZES:
         printed = [size.parameters, size.trainable, size.training, size.validation, size.test]
@@ -181,59 +199,62 @@ def _slices(recorded: Sequence[Mapping[str, Any]]) -> str:
     return f"{sum(item['images'] for item in recorded):,}{phantoms}"
 
 
-_AP_KEYS = ("AP50", "AP75", "AP")
-_SLICE_COLUMNS = ["model", "source", "COVID", "pneumonia", "normal", "overall", "measured on"]
-
-
-def table_2(runs: Sequence[Run]) -> Table:
-    """Sensitivity (precision) and accuracy of the three training modes (paper Table 2)."""
+def _classifiers(
+    title: str,
+    found: Iterable[tuple[published.SliceResult, Sequence[tuple[Run, Measured]]]],
+) -> Table:
+    """Published sensitivity (precision) and accuracy, each above those of this project's runs."""
     rows = []
-    for result in published.MODES:
-        rows += [_published(result), *_ours(result.model, of_variant(runs, result.variant))]
-    return Table(
-        "Table 2: sensitivity (precision) and overall accuracy of the three training modes, %",
-        [*_SLICE_COLUMNS, "trained on"],
-        rows,
-    )
-
-
-def later_results(runs: Sequence[Run], known: Sequence[Variant]) -> Table:
-    """The repository's later classifiers beside ours of the same model, in whatever mode."""
-    by_name = {variant.name: variant for variant in known}
-    rows = []
-    for result in published.LATER:
-        wanted = dataclasses.replace(by_name[result.variant].structure, trainable=None)
-        found = [
-            (run, measured)
-            for run in runs
-            if run.variant is not None
-            and dataclasses.replace(run.structure, trainable=None) == wanted
-            for measured in run.measured
+    for result, own in found:
+        cells = [
+            _percent(result.sensitivity[name])
+            + (f" ({_percent(result.precision[name])})" if name in result.precision else "")
+            for name in _CLASSES
         ]
-        rows += [_published(result), *_ours(result.model, found)]
+        figures = [*cells, _percent(result.accuracy)]
+        rows.append([result.model, _source(result), *figures, result.measured_on, "-"])
+        rows += _classifier_rows(result.model, own) or [[result.model, OURS, *[NOT_RUN] * 6]]
+    return Table(title, _CLASSIFIER_COLUMNS, rows)
+
+
+def _classifier_rows(model: str, found: Sequence[tuple[Run, Measured]]) -> list[list[str]]:
+    rows = []
+    for run, item in found:
+        slices = item.figures["slices"]
+        cells = [_sensitivity(slices, name, with_precision=True) for name in _CLASSES]
+        mode = f"{run.trained_on(item)}; {run.structure.trainable}"
+        rows.append([model, OURS, *cells, _percent(slices["accuracy"]), item.on(), mode])
+    return rows
+
+
+def _other_classifiers(runs: Sequence[Run], placed: Container[str | None]) -> Table:
+    """Figures of classifiers that stand for no published model (lightweight, demo, own configs)."""
+    rows = []
+    for run in runs:
+        if run.structure.task == "classification" and _name(run) not in placed:
+            rows += _classifier_rows(_name(run), [(run, item) for item in run.measured])
     return Table(
-        "Later results of the authors' repository: sensitivity and overall accuracy, %",
-        [*_SLICE_COLUMNS, "trained on"],
-        rows,
+        "Other classifiers of this project: sensitivity (precision) and overall accuracy, %",
+        _CLASSIFIER_COLUMNS,
+        rows or [[NOT_RUN] * len(_CLASSIFIER_COLUMNS)],
     )
 
 
-def table_3(runs: Sequence[Run]) -> Table:
+def _comparison(runs: Sequence[Run]) -> Table:
     """COVID sensitivity, accuracy and prevalence beside other models (paper Table 3)."""
     rows = []
-    for result in published.COMPARED:
-        sensitivity = percent(result.sensitivity["covid"])
-        figures = [sensitivity, percent(result.accuracy), percent(result.prevalence)]
-        rows.append([result.model, f"published ({result.source})", *figures, result.measured_on])
+    for result in published.COMPARED_RESULTS:
+        figures = (result.sensitivity["covid"], result.accuracy, result.prevalence)
+        printed = [_percent(value) for value in figures]
+        rows.append([result.model, _source(result), *printed, result.measured_on])
         if result.variant is None:
             continue
-        measured = [item for _, item in of_variant(runs, result.variant)]
-        for item in measured:
+        own = []
+        for _, item in of_variant(runs, result.variant):
             slices = item.figures["slices"]
-            figures = [_sensitivity(slices, "covid"), percent(slices["accuracy"])]
-            rows.append([result.model, OURS, *figures, percent(_prevalence(item)), item.on()])
-        if not measured:
-            rows.append([result.model, OURS, *[NOT_RUN] * 4])
+            figures = [_sensitivity(slices, "covid"), _percent(slices["accuracy"])]
+            own.append([result.model, OURS, *figures, _percent(_prevalence(item)), item.on()])
+        rows += own or [[result.model, OURS, *[NOT_RUN] * 4]]
     return Table(
         "Table 3: comparison with other models, %",
         ["model", "source", "COVID sensitivity", "overall", "COVID prevalence", "measured on"],
@@ -241,20 +262,18 @@ def table_3(runs: Sequence[Run]) -> Table:
     )
 
 
-def lesion_results(runs: Sequence[Run]) -> Table:
+def _detectors(runs: Sequence[Run]) -> Table:
     """The authors' per-image AP of the published detectors beside ours."""
     rows = []
-    for result in published.LESIONS:
-        figures = [percent(value) for value in (result.ap50, result.ap75, result.ap)]
-        source = f"published ({result.source})"
-        rows.append([result.model, source, *figures, result.measured_on, "-"])
-        found = of_variant(runs, result.variant)
-        for run, item in found:
-            own = item.figures.get("per_image", {})
-            figures = [percent(own[key]) if own else "no masks" for key in _AP_KEYS]
-            rows.append([result.model, OURS, *figures, item.on(), run.trained_on(item)])
-        if not found:
-            rows.append([result.model, OURS, *[NOT_RUN] * 5])
+    for result in published.LESION_RESULTS:
+        printed = [_percent(value) for value in (result.ap50, result.ap75, result.ap)]
+        rows.append([result.model, _source(result), *printed, result.measured_on, "-"])
+        own = []
+        for run, item in of_variant(runs, result.variant):
+            ap = item.figures.get("per_image", {})
+            figures = [_percent(ap[key]) if ap else "no masks" for key in ("AP50", "AP75", "AP")]
+            own.append([result.model, OURS, *figures, item.on(), run.trained_on(item)])
+        rows += own or [[result.model, OURS, *[NOT_RUN] * 5]]
     return Table(
         "Lesion detectors: the authors' per-image mask AP, %",
         ["model", "source", "AP50", "AP75", "AP", "measured on", "trained on"],
@@ -263,32 +282,16 @@ def lesion_results(runs: Sequence[Run]) -> Table:
     )
 
 
-def other_classifiers(runs: Sequence[Run]) -> Table:
-    """Figures of classifiers that stand for no published model (lightweight, demo, own configs)."""
-    placed = {result.variant for result in (*published.MODES, *published.LATER)}
-    rows = [
-        row
-        for run in runs
-        if run.structure.task == "classification" and _name(run) not in placed
-        for row in _ours(_name(run), [(run, item) for item in run.measured])
-    ]
-    return Table(
-        "Other classifiers of this project: sensitivity (precision) and overall accuracy, %",
-        [*_SLICE_COLUMNS, "trained on"],
-        rows or [[NOT_RUN] * 8],
-    )
-
-
-def other_detectors(runs: Sequence[Run]) -> Table:
+def _other_detectors(runs: Sequence[Run]) -> Table:
     """Figures of detectors that stand for none of published AP, by COCO's AP and the authors'."""
-    placed = {result.variant for result in published.LESIONS}
+    placed = {result.variant for result in published.LESION_RESULTS}
     rows = []
     for run in runs:
         if run.structure.task != "segmentation" or _name(run) in placed:
             continue
         for item in run.measured:
             figures = [
-                percent(item.figures[task]["AP50"]) if task in item.figures else "not measured"
+                _percent(item.figures[task]["AP50"]) if task in item.figures else "not measured"
                 for task in ("bbox", "segm", "per_image")
             ]
             rows.append([_name(run), OURS, *figures, item.on(), run.trained_on(item)])
@@ -306,36 +309,24 @@ def _name(run: Run) -> str:
     return run.variant.name if run.variant else f"own model ({run.folder.name})"
 
 
-def _published(result: published.SliceResult) -> list[str]:
-    cells = []
-    for name in _CLASSES:
-        cell = percent(result.sensitivity[name])
-        if name in result.precision:
-            cell += f" ({percent(result.precision[name])})"
-        cells.append(cell)
-    source = f"published ({result.source})"
-    return [result.model, source, *cells, percent(result.accuracy), result.measured_on, "-"]
+def _source(result: published.SliceResult | published.LesionResult) -> str:
+    return f"published ({result.source})"
 
 
-def _ours(model: str, found: Sequence[tuple[Run, Measured]]) -> list[list[str]]:
-    rows = []
-    for run, item in found:
-        slices = item.figures["slices"]
-        cells = [_sensitivity(slices, name, with_precision=True) for name in _CLASSES]
-        mode = f"{run.trained_on(item)}; {run.structure.trainable}"
-        rows.append([model, OURS, *cells, percent(slices["accuracy"]), item.on(), mode])
-    return rows or [[model, OURS, *[NOT_RUN] * 6]]
+def _percent(value: float | None) -> str:
+    """A figure in percent; None (a share of nothing) is "undefined"."""
+    return "undefined" if value is None else f"{value:.2f}"
 
 
 def _sensitivity(slices, name: str, with_precision: bool = False) -> str:
     if f"sensitivity-{name}" not in slices:
         return "no such class"
-    cell = percent(slices[f"sensitivity-{name}"])
-    return f"{cell} ({percent(slices[f'precision-{name}'])})" if with_precision else cell
+    cell = _percent(slices[f"sensitivity-{name}"])
+    return f"{cell} ({_percent(slices[f'precision-{name}'])})" if with_precision else cell
 
 
 def _prevalence(measured: Measured) -> float | None:
-    """Share of COVID slices in a test set, percent; None where it is not known."""
+    """Share of COVID slices in a test set, _percent; None where it is not known."""
     counts = measured.counts or {}
     if "covid" not in counts.get("class_names", ()) or not counts["n"]:
         return None
@@ -343,7 +334,54 @@ def _prevalence(measured: Measured) -> float | None:
     return 100.0 * sum(row) / counts["n"]
 
 
-_COLUMNS = ["variant", "config", "command", "data", "hardware", "seed", "result"]
+_MODEL_COLUMNS = {
+    "config": "config",
+    "backbone": "backbone",
+    "truncation": "truncation",
+    "mask_type": "masks",
+    "num_boxes": "N",
+    "image_fc_dim": "S width",
+    "training_mode": "trained",
+    "parameters": "parameters",
+    "mask_head": "of them mask head",
+    "trainable": "trainable",
+    "state_dict": "state dict",
+    "authors_parameters": "authors' parameters",
+    "authors_state_dict": "authors' state dict",
+}
+_MODEL_NOTES = (
+    "Parameters are those of the Detectron2 model that the config builds; the state dict counts "
+    "running statistics too.",
+    "The authors' layout has a background class where Detectron2 has none: 516 more numbers in the "
+    "box predictor, 257 (ResNet-18 and -34: 129) more in the mask predictor. Their classifiers "
+    "have no mask head: their parameters are ours without the mask head plus 516.",
+    'N and S width: rows that the image head reads, and width of its layers. "trained" is '
+    "MODEL.TRAINABLE; a detector trains every parameter.",
+)
+
+
+def model_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The model table, one part a heading."""
+    tables = []
+    for heading in HEADINGS:
+        cells = [
+            [_model_cell(row, key) for key in _MODEL_COLUMNS]
+            for row in rows
+            if row["heading"] == heading
+        ]
+        if cells:
+            tables.append(Table(heading, list(_MODEL_COLUMNS.values()), cells))
+    tables[-1].notes.extend(_MODEL_NOTES)
+    return tables
+
+
+def _model_cell(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if key == "training_mode" and value is None:
+        return "all"
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
 def write_model_table(
@@ -360,77 +398,95 @@ def write_model_table(
         CTMaskNetError: a file cannot be written.
     """
     rows = model_rows(variants())
-    text = document("Models", made_by, [table.markdown() for table in model_tables(rows)])
+    text = _document("Models", made_by, [table.markdown() for table in model_tables(rows)])
     if markdown:
-        with writing(markdown), atomic_write(markdown) as stream:
-            stream.write(text)
+        _write_text(markdown, text)
     if json_file:
         with writing(json_file):
             write_json(json_file, {"made_by": made_by, "models": rows}, 1)
     return text
 
 
-def write_zoo(path: str | Path, results: Iterable[str | Path], made_by: str) -> list[Table]:
+_ZOO_COLUMNS = ["variant", "config", "command", "data", "hardware", "seed", "result"]
+
+
+def write_zoo(
+    path: str | Path, results: Iterable[str | Path], made_by: str, command: str
+) -> list[Table]:
     """Write ``MODEL_ZOO.md``.
+
+    Args:
+        path: the file.
+        results: folders with runs in or below them.
+        made_by: the command that makes the zoo, told in the file.
+        command: the one that trains a config, with ``{}`` for its file.
 
     Raises:
         CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`; ``path`` cannot be written.
     """
     known = variants()
-    tables = zoo_tables(known, find_runs(results, known))
+    tables = zoo_tables(known, find_runs(results, known), command)
     parts = [
         "Figures come from result files, in percent. Where a variant has none its command is the "
         f'plain one and the rest says "{NOT_RUN}". Published figures are not repeated here: '
         "`tools/paper_tables.py` sets them beside these.\n",
         *(table.markdown() for table in tables),
     ]
-    with writing(path), atomic_write(path) as stream:
-        stream.write(document("Model zoo", made_by, parts))
+    _write_text(path, _document("Model zoo", made_by, parts))
     return tables
 
 
-def zoo_tables(known: Sequence[Variant], runs: Sequence[Run]) -> list[Table]:
-    """A table for every heading, and one for runs that no config fits, if there are any."""
+def zoo_tables(known: Sequence[Variant], runs: Sequence[Run], command: str) -> list[Table]:
+    """A table for every heading, and one for runs that no config fits, if there are any; arguments
+    as :func:`write_zoo`."""
     tables = []
     for heading in HEADINGS:
-        rows = [
-            row for variant in known if variant.heading == heading for row in _rows(variant, runs)
-        ]
+        rows = []
+        for variant in known:
+            if variant.heading == heading:
+                names = (f"`{variant.name}`", f"[{variant.config}](../../{variant.config})")
+                own = [run for run in runs if run.variant and run.variant.name == variant.name]
+                plain = [*names, f"`{command.format(variant.config)}`", *[NOT_RUN] * 4]
+                rows += [row for run in own for row in _run_rows(names, run)] or [plain]
         if rows:
-            tables.append(Table(heading, _COLUMNS, rows))
-    strays = [run for run in runs if run.variant is None]
-    if strays:
-        rows = [row for run in strays for row in _run_rows("own config", "-", run)]
-        tables.append(Table("Runs that no config here fits", _COLUMNS, rows))
+            tables.append(Table(heading, _ZOO_COLUMNS, rows))
+    rows = [row for run in runs if not run.variant for row in _run_rows(("own config", "-"), run)]
+    if rows:
+        tables.append(Table("Runs that no config here fits", _ZOO_COLUMNS, rows))
     return tables
 
 
-def _rows(variant: Variant, runs: Sequence[Run]) -> list[list[str]]:
-    name = f"`{variant.name}`"
-    config = f"[{variant.config}](../../{variant.config})"
-    own = [run for run in runs if run.variant is not None and run.variant.name == variant.name]
-    rows = [row for run in own for row in _run_rows(name, config, run)]
-    plain = f"`python tools/train_net.py --config-file {variant.config}`"
-    return rows or [[name, config, plain, *[NOT_RUN] * 4]]
-
-
-def _run_rows(name: str, config: str, run: Run) -> list[list[str]]:
+def _run_rows(names: Sequence[str], run: Run) -> list[list[str]]:
     """One row for each data set that a run was evaluated on, or one that says it was not."""
-    result = slice_result if run.structure.task == "classification" else lesion_result
     record = run.training or next((m.evaluation for m in run.measured if m.evaluation), None)
-    command = f"`{record['command']}`" if record else "not recorded"
-    seed = "not recorded"
+    command = hardware = seed = "not recorded"
+    if record:
+        command, parts = f"`{record['command']}`", record["hardware"]
+        hardware = f"{parts['cpu']}, {parts['cores']} cores"
+        if parts["gpu"]:
+            hardware = f"{parts['num_gpus']} x {parts['gpu']}"
     if run.training:
         seed = "random" if run.training["seed"] < 0 else str(run.training["seed"])
-    minutes = ""
-    if run.training and "seconds" in run.training:
-        minutes = f"; {run.training['seconds'] / 60:.1f} min"
-    hardware = f"{hardware_of(run)}{minutes}"
-    return [
-        [
-            *(name, config, command),
-            f"trained on {run.trained_on(item)}; measured on {item.on() if item else NOT_RUN}",
-            *(hardware, seed, result(item)),
-        ]
-        for item in (run.measured or [None])
-    ]
+        if "seconds" in run.training:
+            hardware += f"; {run.training['seconds'] / 60:.1f} min"
+    rows = []
+    for item in run.measured or [None]:
+        data = f"trained on {run.trained_on(item)}; measured on {item.on() if item else NOT_RUN}"
+        rows.append([*names, command, data, hardware, seed, _result(item) if item else NOT_RUN])
+    return rows
+
+
+def _result(measured: Measured) -> str:
+    """The figures of a detector or a classifier in a few words."""
+    if "slices" not in measured.figures:
+        parts = {"box AP50": "bbox", "mask AP50": "segm", "per-image AP50": "per_image"}
+        found = {n: measured.figures[k]["AP50"] for n, k in parts.items() if k in measured.figures}
+        return ", ".join(f"{name} {_percent(value)}" for name, value in found.items())
+    slices = measured.figures["slices"]
+    kinds = {key.partition("-")[::2]: value for key, value in slices.items()}
+    classes = ", ".join(
+        f"{name} {_percent(value)}"
+        for (kind, name), value in kinds.items()
+        if kind == "sensitivity"
+    )
+    return f"accuracy {_percent(slices['accuracy'])}; sensitivity {classes}"

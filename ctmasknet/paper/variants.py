@@ -17,7 +17,6 @@ import ctmasknet
 from ctmasknet.classes import MASK_TYPES
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.paper.table import Table
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout
 
 CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
@@ -204,49 +203,3 @@ def model_rows(found: list[Variant]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-_COLUMNS = {
-    "config": "config",
-    "backbone": "backbone",
-    "truncation": "truncation",
-    "mask_type": "masks",
-    "num_boxes": "N",
-    "image_fc_dim": "S width",
-    "training_mode": "trained",
-    "parameters": "parameters",
-    "mask_head": "of them mask head",
-    "trainable": "trainable",
-    "state_dict": "state dict",
-    "authors_parameters": "authors' parameters",
-    "authors_state_dict": "authors' state dict",
-}
-MODEL_NOTES = (
-    "Parameters are those of the Detectron2 model that the config builds; the state dict counts "
-    "running statistics too.",
-    "The authors' layout has a background class where Detectron2 has none: 516 more numbers in the "
-    "box predictor, 257 (ResNet-18 and -34: 129) more in the mask predictor. Their classifiers "
-    "have no mask head: their parameters are ours without the mask head plus 516.",
-    'N and S width: rows that the image head reads, and width of its layers. "trained" is '
-    "MODEL.TRAINABLE; a detector trains every parameter.",
-)
-
-
-def model_tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """The model table, one part a heading."""
-    tables = []
-    for heading in HEADINGS:
-        cells = [[_cell(row, key) for key in _COLUMNS] for row in rows if row["heading"] == heading]
-        if cells:
-            tables.append(Table(heading, list(_COLUMNS.values()), cells))
-    tables[-1].notes.extend(MODEL_NOTES)
-    return tables
-
-
-def _cell(row: dict[str, Any], key: str) -> str:
-    value = row[key]
-    if key == "training_mode" and value is None:
-        return "all"
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

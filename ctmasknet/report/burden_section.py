@@ -33,7 +33,7 @@ def burden_section(source: ReportSource) -> dict[str, Any] | None:
     """Everything the section shows; None where the run has no burden."""
     if source.burden is None:
         return None
-    found, truth = source.burden.found, source.burden.truth
+    found, truth = source.burden, source.burden_truth
     level = burden_level(found)
     items = sorted(found[level], key=_heaviest_first)
     pairs = None if truth is None else pair_burdens(found, truth)
@@ -115,7 +115,7 @@ def _table(
             row += [_digits(truth.get(name), 2)] if name in compared else []
         row += [_digits((item["ml"] or {}).get(name), 1) for name in names] if with_ml else []
         unit = _WEIGHED.get(item["weighted_by"], item["weighted_by"])
-        row.append(f"{unit} of the {source.burden.found['of']}")
+        row.append(f"{unit} of the {source.burden['of']}")
         rows.append(row)
     return [{"name": name, "number": number} for name, number in columns], rows
 
@@ -178,6 +178,6 @@ def _digits(value: float | None, digits: int) -> str:
 
 def _cell(found: Interval, digits: int) -> Cell:
     if found.low is None:
-        return Cell(_digits(found.value, digits), "")
+        return Cell(_digits(found.value, digits))
     ends = " to ".join(_digits(end, digits) for end in (found.low, found.high))
     return Cell(_digits(found.value, digits), ends)

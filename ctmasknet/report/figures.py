@@ -1,7 +1,7 @@
 """Curves as SVG for a page: matplotlib draws, the page's style sheet colours.
 
-Text and axes take the colour of the text around them and each class the page's variable
-``--class-<index>``, so that one picture serves a light and a dark page.
+Text and axes take the colour of the text around them and each class a colour of the page, so that
+one picture serves a light and a dark page.
 """
 
 from __future__ import annotations

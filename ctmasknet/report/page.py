@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,48 +27,34 @@ from ctmasknet.report.tables import (
     UnitsTable,
     choose_slices,
     threshold_data,
-    units_caption,
-    units_columns,
     units_table,
 )
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What goes into a report besides the folder's figures.
-
-    Attributes:
-        dataset, evaluation, burden, burden_truth: see :func:`read_source`.
-        images: folder that the slices' names are relative to.
-        pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
-            a prediction folder's own are used without being named where no model draws.
-        gallery: slices shown at most.
-        config_file: configuration of the model that draws lesions; "" draws none.
-        opts: its ``KEY VALUE`` overrides.
-    """
-
-    dataset: str | None = None
-    evaluation: str | os.PathLike | None = None
-    burden: str | os.PathLike | None = None
-    burden_truth: str | os.PathLike | None = None
-    images: str | os.PathLike | None = None
-    pictures: Sequence[str | os.PathLike] = ()
-    gallery: int = 24
-    config_file: str = ""
-    opts: Sequence[str] = ()
 
 
 def write_report(
     folder: str | os.PathLike,
     output: str | os.PathLike,
-    options: ReportOptions | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
+    gallery: int = 24,
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    **source_options: Any,
 ) -> Path:
     """Write the report of an evaluation or prediction folder as one HTML file.
 
     Args:
         folder: see :func:`read_source`.
         output: the file; written whole or not at all.
-        options: what else goes into it.
+        images: folder that the slices' names are relative to.
+        pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
+            a prediction folder's own are used without being named where no model draws.
+        gallery: slices shown at most.
+        config_file: configuration of the model that draws lesions; "" draws none.
+        opts: its ``KEY VALUE`` overrides.
+        source_options: ``dataset``, ``evaluation``, ``burden``, ``burden_truth`` of
+            :func:`read_source`.
 
     Returns:
         The file.
@@ -78,45 +63,30 @@ def write_report(
         CTMaskNetError: see :func:`read_source`, :class:`SlicePictures`, :func:`evidence_painter`;
             an output that cannot be written.
     """
-    options = options or ReportOptions()
-    source = read_source(
-        folder,
-        dataset=options.dataset,
-        evaluation=options.evaluation,
-        burden=options.burden,
-        burden_truth=options.burden_truth,
-    )
+    source = read_source(folder, **source_options)
     output = Path(output)
     # Tried before a model is loaded
     _check_writable(output)
-    files = SliceFiles(source.dataset, options.images, recorded_window(source.entries))
+    files = SliceFiles(source.dataset, images, recorded_window(source.entries))
     painter = None
-    if options.config_file:
-        painter = evidence_painter(
-            options.config_file, options.opts, source.folder, source.class_names
-        )
+    if config_file:
+        painter = evidence_painter(config_file, opts, source.folder, source.class_names)
     overlays = source.listing.parent if painter is None and source.listing is not None else None
-    pictures = SlicePictures(
+    found = SlicePictures(
         [row.file for row in source.rows],
         files,
-        folders=options.pictures,
+        folders=pictures,
         more=overlays,
         painter=painter,
     )
-    page = render(source, pictures, options.gallery)
+    page = _render(source, found, gallery)
     with writing(output), atomic_write(output) as stream:
         stream.write(page)
     return output
 
 
-def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
-    """The page as text.
-
-    Args:
-        source: the figures.
-        pictures: finds or draws pictures.
-        gallery: slices shown at most.
-    """
+def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
+    """The page as text, with at most ``gallery`` slices."""
     assets = resources.files("ctmasknet.report") / "assets"
     script, style = (
         (assets / f"report.{kind}").read_text(encoding="utf-8").strip() for kind in ("js", "css")
@@ -154,9 +124,6 @@ def render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "first_threshold": thresholds["thresholds"].index(0.5),
         "threshold_rows": threshold_rows(source),
         "table": table,
-        "table_name": "Patients" if table.kind == "patients" else "Slices",
-        "table_columns": units_columns(source, table),
-        "table_caption": units_caption(source, table),
         "burden": burden_section(source),
         "predictions_name": source.predictions.name,
         "gallery": shown,
@@ -231,7 +198,7 @@ def _sections(source, table: UnitsTable, gallery) -> list[tuple[str, str]]:
     if source.evaluation:
         found.append(("detail", "Confusions, curves, calibration"))
     found.append(("threshold", "Move the threshold"))
-    found.append(("patients", "Patients" if table.kind == "patients" else "Slices"))
+    found.append(("patients", table.kind.capitalize()))
     if source.burden:
         found.append(("burden", "Lesion burden"))
     if gallery:
@@ -257,6 +224,6 @@ def _check_writable(output: Path) -> None:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir():
-        raise CTMaskNetError(f"{output}: is a folder; name a file with --output")
+        raise CTMaskNetError(f"{output}: is a folder; name a file as `output`")
     if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise CTMaskNetError(f"{output}: no permission to write there; choose another --output")
+        raise CTMaskNetError(f"{output}: no permission to write there; choose another `output`")

@@ -1,16 +1,11 @@
-"""The sections about figures, as values that the template only sets.
-
-Where figures are from: the run's record as a few lines a reader can check.
-
-Figures and limits of an evaluation in the words of the page.
-"""
+"""Figures, limits and origin of an evaluation in the words of the page, as values that the template
+only sets."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +14,7 @@ from ctmasknet.evaluation.report import PERCENT_METRICS
 from ctmasknet.report import figures
 from ctmasknet.report.source import ReportSource, described_sets
 
-METRIC_NAMES = {
+_METRIC_NAMES = {
     "accuracy": "Accuracy",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -32,39 +27,29 @@ METRIC_NAMES = {
     "loss": "Loss (cross-entropy, nats)",
 }
 #: Metrics of the headline table, in its order; all others stand in the full table.
-HEADLINE = ("accuracy", "sensitivity", "specificity", "precision", "auroc", "ece")
-POOLING_TEXTS = {
+_HEADLINE = ("accuracy", "sensitivity", "specificity", "precision", "auroc", "ece")
+_POOLING_TEXTS = {
     "mean": "the mean of their slices' scores",
     "max": "their best slice for each disease, and the least normal slice for normal",
     "top_k_mean": "the mean of their {top_k} best slices for each disease, and of the {top_k} "
     "least normal for normal",
     "learned": "a logistic regression on their slices' logits, fitted on validation",
 }
+#: Metrics of the tiles, and of poolings compared.
+_FIGURES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
+#: Of a threshold: these have the same names in the page's script.
+_THRESHOLD_METRICS = ("sensitivity", "specificity", "precision", "npv")
 LEVEL_NAMES = {"slices": "Slices", "scans": "Scans", "patients": "Patients"}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A figure as text and its interval as text, "" without one."""
 
     value: str
-    interval: str
+    interval: str = ""
 
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One line of a table of metrics: of which class, and a cell for each level."""
-
-    of: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class MetricGroup:
-    """The lines of one metric."""
-
-    name: str
-    rows: list[MetricRow]
+    def __str__(self) -> str:
+        return f"{self.value} ({self.interval})" if self.interval else self.value
 
 
 def figure_text(metric: str, value: float | None) -> str:
@@ -74,23 +59,23 @@ def figure_text(metric: str, value: float | None) -> str:
     return f"{value:.1f} %" if metric.split("-")[0] in PERCENT_METRICS else f"{value:.3f}"
 
 
-def cell(metric: str, interval: Mapping[str, Any]) -> Cell:
+def _cell(metric: str, interval: Mapping[str, Any]) -> Cell:
     """An interval (see :class:`ctmasknet.evaluation.intervals.Interval`) as text."""
     value = figure_text(metric, interval["value"])
     if interval["low"] is None:
-        return Cell(value, "")
+        return Cell(value)
     low, high = (figure_text(metric, interval[end]).removesuffix(" %") for end in ("low", "high"))
     return Cell(value, f"{low}–{high}")
 
 
-def metric_groups(
+def _metric_groups(
     levels: Mapping[str, Mapping[str, Any]], bases: Sequence[str] | None = None
-) -> list[MetricGroup]:
-    """Metrics with the levels side by side.
+) -> list[dict[str, Any]]:
+    """The lines of each metric, of all and of each class, with a cell for each level.
 
     Args:
         levels: those that there are, of :func:`classification_report`.
-        bases: metrics without class, such as :data:`HEADLINE`; all by default. The ECE of a single
+        bases: metrics without class, such as :data:`_HEADLINE`; all by default. The ECE of a single
             class stands in the full table alone.
     """
     names = list(levels["slices"]["metrics"])
@@ -101,9 +86,9 @@ def metric_groups(
             metric, _, of = name.partition("-")
             if metric != base or (bases and base == "ece" and of):
                 continue
-            cells = [cell(name, level["metrics"][name]) for level in levels.values()]
-            rows.append(MetricRow("mean of classes" if of == "macro" else of or "all", cells))
-        groups.append(MetricGroup(METRIC_NAMES[base], rows))
+            cells = [_cell(name, level["metrics"][name]) for level in levels.values()]
+            rows.append({"of": "mean of classes" if of == "macro" else of or "all", "cells": cells})
+        groups.append({"name": _METRIC_NAMES[base], "rows": rows})
     return groups
 
 
@@ -111,7 +96,7 @@ def pooling_text(source: ReportSource) -> str:
     """How slices become scans and patients, as a clause."""
     top_k = source.evaluation["settings"]["top_k"] if source.evaluation else "k"
     # A prediction folder writes "top_k_mean (k = 5)"
-    return POOLING_TEXTS[source.pooling_name.split(" ")[0]].format(top_k=top_k)
+    return _POOLING_TEXTS[source.pooling_name.split(" ")[0]].format(top_k=top_k)
 
 
 def shows_phantoms(source: ReportSource) -> bool:
@@ -175,11 +160,6 @@ def limits(source: ReportSource) -> list[str]:
     return found
 
 
-_FIGURES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
-#: Of a threshold: these have the same names in the page's script.
-THRESHOLD_METRICS = ("sensitivity", "specificity", "precision", "npv")
-
-
 def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) -> dict[str, Any]:
     """What only an evaluation has."""
     evaluation = source.evaluation
@@ -187,14 +167,14 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
     first = levels[first_level]
     tiles = [_count_tile({name: level["n"] for name, level in levels.items()})]
     for metric in _FIGURES:
-        figure = cell(metric, first["metrics"][metric])
+        figure = _cell(metric, first["metrics"][metric])
         tiles.append(_tile(f"{_metric_name(metric)}, {first_level}", figure.value, figure.interval))
     points = [
         {
             "level": name,
             "name": label,
             "threshold": f"{point['threshold']:.4f}",
-            "cells": [cell(metric, point["test"][metric]) for metric in THRESHOLD_METRICS],
+            "cells": [_cell(metric, point["test"][metric]) for metric in _THRESHOLD_METRICS],
         }
         for name, level in levels.items()
         for label, point in (level["operating_points"] or {}).items()
@@ -203,13 +183,13 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
     return {
         "tiles": tiles,
         "confidence": f"{100 * settings['confidence']:g} %",
-        "headline": metric_groups(levels, HEADLINE),
-        "all_metrics": metric_groups(levels),
+        "headline": _metric_groups(levels, _HEADLINE),
+        "all_metrics": _metric_groups(levels),
         "poolings": [
             {
                 "pooling": name,
                 "level": level,
-                "cells": [cell(metric, found[metric]) for metric in _FIGURES],
+                "cells": [_cell(metric, found[metric]) for metric in _FIGURES],
             }
             for name, by_level in evaluation["poolings"].items()
             for level, found in by_level.items()
@@ -219,7 +199,7 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
             name: _detail(name, level, source.class_names) for name, level in levels.items()
         },
         "operating_points": points,
-        "operating_metrics": [METRIC_NAMES[name] for name in THRESHOLD_METRICS],
+        "operating_metrics": [_METRIC_NAMES[name] for name in _THRESHOLD_METRICS],
         "stated_sensitivity": "" if stated is None else f"{100 * stated:g} %",
     }
 
@@ -251,7 +231,7 @@ def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
     if source.evaluation is None:
         return [("called", "Called"), ("not-called", "Not called")]
     return [
-        *((metric, METRIC_NAMES[metric]) for metric in THRESHOLD_METRICS),
+        *((metric, _METRIC_NAMES[metric]) for metric in _THRESHOLD_METRICS),
         ("tp", "Has the class, called (true positive)"),
         ("fn", "Has the class, not called (false negative)"),
         ("fp", "Has it not, called (false positive)"),
@@ -262,24 +242,19 @@ def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
 def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """One level's sentence, confusion matrix and curves."""
     counts = ", ".join(f"{count} {label}" for label, count in level["n_per_class"].items())
-    ece = cell("ece", level["metrics"]["ece"])
-    areas = "; ".join(
-        f"{label} {figure_text('auroc', level['metrics'][f'auroc-{label}']['value'])}"
-        for label in class_names
-    )
-    precisions = "; ".join(
-        f"{label} " + figure_text("auroc", level["metrics"][f"average_precision-{label}"]["value"])
-        for label in class_names
+    ece = _cell("ece", level["metrics"]["ece"])
+    areas, precisions = (
+        "; ".join(
+            f"{label} {figure_text(metric, level['metrics'][f'{metric}-{label}']['value'])}"
+            for label in class_names
+        )
+        for metric in ("auroc", "average_precision")
     )
     calibrated = ""
     if level["calibrated"]:
         temperature = level["calibrated"]["temperature"]["value"]
-        after = cell("ece", level["calibrated"]["metrics"]["ece"])
-        calibrated = (
-            f" With the temperature {temperature:.3f} fitted on validation: {after.value}"
-            + (f" ({after.interval})." if after.interval else ".")
-        )
-    error = f"ECE {ece.value}" + (f" ({ece.interval})." if ece.interval else ".")
+        after = _cell("ece", level["calibrated"]["metrics"]["ece"])
+        calibrated = f" With the temperature {temperature:.3f} fitted on validation: {after}."
     return {
         "sentence": f"{_counted(name, level)}: {counts}.",
         "confusion": [
@@ -303,9 +278,9 @@ def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> 
             },
             {
                 "svg": figures.reliability_figure(level, class_names, f"reliability-{name}"),
-                "alt": f"Reliability diagram of {name}. {error}{calibrated}",
+                "alt": f"Reliability diagram of {name}. ECE {ece}.{calibrated}",
                 "caption": f"Reliability: a perfect model lies on the line, below it scores "
-                f"promise too much. {error}{calibrated}",
+                f"promise too much. ECE {ece}.{calibrated}",
             },
         ],
     }
@@ -329,11 +304,11 @@ def _confusion_line(label: str, counts: Sequence[int], index: int) -> dict[str, 
             {
                 "count": count,
                 "share": figure_text("accuracy", 100 * count / whole if whole else None),
-                "hit": place == index,
+                "hit": column == index,
                 # Four strengths of colour
                 "tint": int(np.ceil(4 * count / whole)) if whole else 0,
             }
-            for place, count in enumerate(counts)
+            for column, count in enumerate(counts)
         ],
     }
 
@@ -351,7 +326,7 @@ def _count_tile(counts: Mapping[str, int]) -> dict[str, str]:
 
 def _metric_name(metric: str) -> str:
     base, _, of = metric.partition("-")
-    return METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
+    return _METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
 
 
 def report_facts(source: ReportSource) -> list[tuple[str, str]]:

@@ -1,11 +1,5 @@
-"""From a folder to all that its report is made of: predictions, evaluation, record of the run.
-
-Lesion burden that was measured for a report, and the ground truth it is held against.
-
-Files of one JSON object a line.
-
-What a run's folder says of the run itself: its record, its data sets, slices it left out.
-"""
+"""From a folder to all that its report is made of: predictions, evaluation, lesion burden, and what
+the run's record says of it."""
 
 from __future__ import annotations
 
@@ -13,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,169 +29,10 @@ from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_c
 from ctmasknet.evaluation.report import REPORT_FORMAT, classification_report
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 
-_BURDEN = "burden.json"
-#: Folders inside the reported one that are used without being named.
-FOLDER, TRUTH_FOLDER = "burden", "burden_truth"
-
-
-@dataclass(frozen=True)
-class BurdenSource:
-    """Contents of ``burden.json`` of ``tools/lesion_burden.py``; ``truth`` is None without."""
-
-    found: dict[str, Any]
-    truth: dict[str, Any] | None
-
-
-def read_burden(
-    folder: Path,
-    given: str | os.PathLike | None = None,
-    given_truth: str | os.PathLike | None = None,
-) -> BurdenSource | None:
-    """The burden of a run; None where there is none.
-
-    Args:
-        folder: the reported one.
-        given: ``--output`` of ``tools/lesion_burden.py``; default ``<folder>/burden``.
-        given_truth: likewise for ground truth; default ``<folder>/burden_truth``.
-
-    Raises:
-        CTMaskNetError: a named folder without ``burden.json``, a broken one, a truth without a
-            burden, or shares of unlike things.
-    """
-    path = _find(folder / FOLDER, given, "--burden")
-    truth_path = _find(folder / TRUTH_FOLDER, given_truth, "--burden-truth")
-    if path is None:
-        if given_truth is not None:
-            raise CTMaskNetError(
-                f"{given_truth}: ground truth has nothing to be held against; give the burden of "
-                "the predicted lesions with --burden"
-            )
-        return None
-    found = _read(path)
-    truth = None if truth_path is None else _read(truth_path)
-    if truth is not None and truth["of"] != found["of"]:
-        raise CTMaskNetError(
-            f"{path}: shares of the {found['of']}, but those in {truth_path} are of the "
-            f"{truth['of']}; measure both with the same --label-masks"
-        )
-    return BurdenSource(found, truth)
-
-
-def _find(usual: Path, given: str | os.PathLike | None, flag: str) -> Path | None:
-    path = usual if given is None else Path(given)
-    path = path / _BURDEN if path.is_dir() or given is None else path
-    if path.is_file():
-        return path
-    if given is not None:
-        raise CTMaskNetError(
-            f"{path}: no such file; {flag} is the --output of tools/lesion_burden.py"
-        )
-    return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != BURDEN_FORMAT:
-            raise ValueError(f"format {found['format']!r}")
-        found["lesions"], found["of"], found["outside_lung_px"]
-        for level in ("slices", "scans"):
-            for item in found[level]:
-                item["patient"], item["scan"], item["file"], item["slices"], item["weighted_by"]
-                for name in (*found["classes"], "any"):
-                    item["percent"][name], (item["ml"] or {name: 0})[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CTMaskNetError(
-            f"{path}: not a burden of tools/lesion_burden.py ({type(error).__name__}: {error}); "
-            "make it anew or remove it"
-        ) from error
-    return found
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a ``.jsonl`` file, one after the other.
-
-    Raises:
-        CTMaskNetError: a file that cannot be read, or a line that is no object.
-    """
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                item = json.loads(line)
-                if not isinstance(item, dict):
-                    raise ValueError(f"no object: {line[:40]!r}")
-                yield item
-    except (OSError, ValueError) as error:
-        raise CTMaskNetError(f"{path}: cannot be read ({error}); write the file anew") from error
-
-
-def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """``run.json`` of the folder (or of the run whose ``inference/<data set>`` it is), as it is.
-
-    A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
-    """
-    for path in (place / RUN_RECORD for place in run_folders(folder)):
-        if not path.is_file():
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CTMaskNetError(
-                f"{path}: not a run's record ({error}); restore or remove the file"
-            ) from error
-        runs = record.get("entries", [record]) if isinstance(record, dict) else []
-        runs = runs if isinstance(runs, list) else []
-        return record, [entry for entry in runs if isinstance(entry, dict)]
-    return None, []
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """Where the run's own files may lie: the folder, and the ``OUTPUT_DIR`` that it is
-    ``inference/<data set>`` of."""
-    place = folder.resolve().parent
-    return [folder, place.parent] if place.name == "inference" else [folder]
-
-
-def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """The data sets of a run in ``run.json`` by split, those that are described as
-    :func:`ctmasknet.engine.record.describe_dataset` does it."""
-    sets = entry.get("datasets")
-    return {
-        split: [item for item in described if isinstance(item, dict)]
-        for split, described in (sets.items() if isinstance(sets, dict) else ())
-        if isinstance(described, list)
-    }
-
-
-def dataset_names(entry: Mapping[str, Any], split: str) -> list[str]:
-    """Names of the data sets of one split (``train``, ``val``, ``test``) of a run."""
-    return [str(item.get("name")) for item in described_sets(entry).get(split, ())]
-
-
-def read_bad_slices(predictions: Path, dataset: str | None) -> tuple[int, int] | None:
-    """(unreadable, all) slices or files behind ``predictions``; None where none was left out.
-
-    ``bad_slices.json`` lies beside a prediction, or beside the folders of an evaluation's sets.
-    """
-    folder = predictions.resolve().parent
-    path = (folder if dataset is None else folder.parent) / BAD_SLICES
-    if not path.is_file():
-        return None
-    try:
-        sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
-        found = {name: (int(item["bad"]), int(item["total"])) for name, item in sets.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CTMaskNetError(
-            f"{path}: not a list of bad slices ({type(error).__name__}: {error}); restore or "
-            "remove the file"
-        ) from error
-    bad, total = found.get(dataset or "inputs", (0, 0))
-    return (bad, total) if bad else None
-
-
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
-_EVALUATION = "report.json"
+_EVALUATION, _EVALUATION_TOOL = "report.json", "tools/evaluate_predictions.py"
+_BURDEN, _BURDEN_TOOL = "burden.json", "tools/lesion_burden.py"
 _LEARNED = "pooling.json"
 
 
@@ -218,7 +53,8 @@ class ReportSource:
         pooled: scans and patients, labelled or not, by level.
         record: ``run.json`` as it is, None without one.
         entries: the runs in it, oldest first.
-        burden: lesion burden, None where none was measured.
+        burden: lesion burden (content of ``burden.json``), None where none was measured.
+        burden_truth: the same of ground truth, None without.
         bad_slices: (unreadable, all) slices or files, None where the run left none out.
     """
 
@@ -234,7 +70,8 @@ class ReportSource:
     pooled: dict[str, list[PooledPrediction]]
     record: Any
     entries: list[dict[str, Any]]
-    burden: BurdenSource | None
+    burden: dict[str, Any] | None
+    burden_truth: dict[str, Any] | None
     bad_slices: tuple[int, int] | None
 
 
@@ -257,7 +94,8 @@ def read_source(
         dataset: which of several; default the one evaluated last (see ``run.json``).
         evaluation: folder of ``report.json``; default ``<folder>/report`` and ``folder`` itself,
             where they hold one.
-        burden, burden_truth: see :func:`read_burden`.
+        burden: folder of ``burden.json``; default ``<folder>/burden``, where it holds one.
+        burden_truth: the same of ground truth; default ``<folder>/burden_truth``.
 
     Raises:
         CTMaskNetError: no or several predictions, a broken file, a ``report.json`` that was made
@@ -269,14 +107,15 @@ def read_source(
             f"{folder}: no such folder; give the OUTPUT_DIR of an evaluation or a folder of "
             "predictions"
         )
-    record, entries = read_run(folder)
+    record, entries = _read_record(folder)
     path, name = _find_predictions(folder, dataset, entries)
     rows, class_names = read_predictions_csv(path)
     check_rows(rows, str(path))
-    found = _find_evaluation(folder, evaluation)
+    usual = (folder / "report" / _EVALUATION, folder / _EVALUATION)
+    found = _find("evaluation", evaluation, _EVALUATION_TOOL, *usual)
     report, learned = None, None
     if found is not None:
-        report = _read_evaluation(found)
+        report = _read_json(found, f"a report of {_EVALUATION_TOOL}", _check_evaluation)
         _check_same(found, report, path, rows, class_names)
         if report["settings"]["pooling"] == "learned":
             learned = load_learned_pooling(found.with_name(_LEARNED), class_names)
@@ -295,6 +134,7 @@ def read_source(
         )
         pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
         pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
+    measured, truth = _read_burdens(folder, burden, burden_truth)
     return ReportSource(
         folder=folder,
         predictions=path,
@@ -308,8 +148,9 @@ def read_source(
         pooled=pooled,
         record=record,
         entries=entries,
-        burden=read_burden(folder, burden, burden_truth),
-        bad_slices=read_bad_slices(path, name),
+        burden=measured,
+        burden_truth=truth,
+        bad_slices=_read_bad_slices(path, name),
     )
 
 
@@ -323,19 +164,19 @@ def _find_predictions(
         place = folder.resolve()
         if dataset not in (None, place.name):
             raise CTMaskNetError(
-                f"{here}: is the only predictions file here; leave --dataset {dataset} out"
+                f"{here}: is the only predictions file here; leave `dataset` {dataset} out"
             )
         return here, place.name if place.parent.name == "inference" else None
     found = {path.parent.name: path for path in folder.glob(f"inference/*/{_PREDICTIONS}")}
     if not found:
         raise CTMaskNetError(
             f"{folder}: no {_PREDICTIONS} here or in inference/<data set>/; evaluate a classifier "
-            "with tools/train_net.py --eval-only, or predict with tools/predict.py"
+            "with tools/train_net.py, or predict with tools/predict.py"
         )
     if dataset is not None:
         if dataset not in found:
             raise CTMaskNetError(
-                f"{folder}: no predictions of {dataset}; --dataset is one of "
+                f"{folder}: no predictions of {dataset}; `dataset` is one of "
                 f"{', '.join(sorted(found))}"
             )
         return found[dataset], dataset
@@ -349,37 +190,36 @@ def _find_predictions(
             if name in found and name not in validation:
                 return found[name], name
     raise CTMaskNetError(
-        f"{folder}: predictions of {', '.join(sorted(found))}; choose one with --dataset NAME"
+        f"{folder}: predictions of {', '.join(sorted(found))}; choose one with `dataset` NAME"
     )
 
 
-def _find_evaluation(folder: Path, given: str | os.PathLike | None) -> Path | None:
-    if given is not None:
-        path = Path(given)
-        path = path / _EVALUATION if path.is_dir() else path
-        if not path.is_file():
-            raise CTMaskNetError(
-                f"{path}: no such file; --evaluation is the --output of "
-                "tools/evaluate_predictions.py"
-            )
-        return path
-    for path in (folder / "report" / _EVALUATION, folder / _EVALUATION):
-        if path.is_file():
-            return path
-    return None
+def _find(argument: str, given: str | os.PathLike | None, tool: str, *usual: Path) -> Path | None:
+    """The file that ``argument`` names, itself or its folder; not given, that of the usual places
+    where there is one."""
+    if given is None:
+        return next((path for path in usual if path.is_file()), None)
+    path = Path(given)
+    path = path / usual[0].name if path.is_dir() else path
+    if not path.is_file():
+        raise CTMaskNetError(f"{path}: no such file; `{argument}` is the folder that {tool} wrote")
+    return path
 
 
-def _read_evaluation(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, what: str, checked: Callable[[Any], Any]) -> Any:
+    """``checked`` of the file's content; the errors of a content of another form are one line."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["format"] != REPORT_FORMAT:
-            raise ValueError(f"format {report['format']!r}")
-        report["settings"]["pooling"], report["levels"]["slices"]["metrics"]["loss"]["value"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return checked(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CTMaskNetError(
-            f"{path}: not a report of tools/evaluate_predictions.py ({type(error).__name__}: "
-            f"{error}); make it anew or remove it"
+            f"{path}: not {what} ({type(error).__name__}: {error}); make it anew or remove it"
         ) from error
+
+
+def _check_evaluation(report: Any) -> dict[str, Any]:
+    if report["format"] != REPORT_FORMAT:
+        raise ValueError(f"format {report['format']!r}")
+    report["settings"]["pooling"], report["levels"]["slices"]["metrics"]["loss"]["value"]
     return report
 
 
@@ -404,9 +244,78 @@ def _check_same(
     if not same:
         raise CTMaskNetError(
             f"{path}: was made from other predictions than {predictions}; run "
-            "tools/evaluate_predictions.py again, or name the right one with --evaluation or "
-            "--dataset"
+            "tools/evaluate_predictions.py again, or name the right one as `evaluation` or "
+            "`dataset`"
         )
+
+
+def _read_burdens(
+    folder: Path, given: str | os.PathLike | None, given_truth: str | os.PathLike | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Burden of a run and of its ground truth, None where there is none."""
+    what = f"a burden of {_BURDEN_TOOL}"
+    path = _find("burden", given, _BURDEN_TOOL, folder / "burden" / _BURDEN)
+    usual_truth = folder / "burden_truth" / _BURDEN
+    truth_path = _find("burden_truth", given_truth, _BURDEN_TOOL, usual_truth)
+    if path is None:
+        if given_truth is not None:
+            raise CTMaskNetError(
+                f"{given_truth}: ground truth has nothing to be held against; give the burden of "
+                "the predicted lesions as `burden`"
+            )
+        return None, None
+    found = _read_json(path, what, _check_burden)
+    truth = None if truth_path is None else _read_json(truth_path, what, _check_burden)
+    if truth is not None and truth["of"] != found["of"]:
+        raise CTMaskNetError(
+            f"{path}: shares of the {found['of']}, but those in {truth_path} are of the "
+            f"{truth['of']}; measure both with the same label masks"
+        )
+    return found, truth
+
+
+def _check_burden(found: Any) -> dict[str, Any]:
+    if found["format"] != BURDEN_FORMAT:
+        raise ValueError(f"format {found['format']!r}")
+    found["lesions"], found["of"], found["outside_lung_px"]
+    for item in (*found["slices"], *found["scans"]):
+        item["patient"], item["scan"], item["file"], item["slices"], item["weighted_by"]
+        for name in (*found["classes"], "any"):
+            item["percent"][name], (item["ml"] or {name: 0})[name]
+    return found
+
+
+def _read_record(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """``run.json`` as it is, and the runs in it.
+
+    A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
+    """
+    paths = (parent / RUN_RECORD for parent in run_folders(folder))
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None, []
+    record = _read_json(path, "a run's record", lambda found: found)
+    runs = record.get("entries", [record]) if isinstance(record, dict) else []
+    runs = runs if isinstance(runs, list) else []
+    return record, [entry for entry in runs if isinstance(entry, dict)]
+
+
+def _read_bad_slices(predictions: Path, dataset: str | None) -> tuple[int, int] | None:
+    """(unreadable, all) slices or files behind ``predictions``; None where none was left out.
+
+    ``bad_slices.json`` lies beside a prediction, or beside the folders of an evaluation's sets.
+    """
+    folder = predictions.resolve().parent
+    path = (folder if dataset is None else folder.parent) / BAD_SLICES
+    if not path.is_file():
+        return None
+    found = _read_json(
+        path,
+        "a list of bad slices",
+        lambda listed: {k: (int(v["bad"]), int(v["total"])) for k, v in listed["sets"].items()},
+    )
+    bad, total = found.get(dataset or "inputs", (0, 0))
+    return (bad, total) if bad else None
 
 
 def _read_pooled(
@@ -444,3 +353,43 @@ def _read_pooled(
                 "again"
             ) from error
     return name, pooled
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a ``.jsonl`` file, one after the other.
+
+    Raises:
+        CTMaskNetError: a file that cannot be read, or a line that is no object.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                item = json.loads(line)
+                if not isinstance(item, dict):
+                    raise ValueError(f"no object: {line[:40]!r}")
+                yield item
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: cannot be read ({error}); write the file anew") from error
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Where the run's own files may lie: the folder, and the ``OUTPUT_DIR`` that it is
+    ``inference/<data set>`` of."""
+    place = folder.resolve().parent
+    return [folder, place.parent] if place.name == "inference" else [folder]
+
+
+def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """The data sets of a run in ``run.json`` by split, those that are described as
+    :func:`ctmasknet.engine.record.describe_dataset` does it."""
+    sets = entry.get("datasets")
+    return {
+        split: [item for item in described if isinstance(item, dict)]
+        for split, described in (sets.items() if isinstance(sets, dict) else ())
+        if isinstance(described, list)
+    }
+
+
+def dataset_names(entry: Mapping[str, Any], split: str) -> list[str]:
+    """Names of the data sets of one split (``train``, ``val``, ``test``) of a run."""
+    return [str(item.get("name")) for item in described_sets(entry).get(split, ())]

@@ -1,12 +1,8 @@
-"""The table of patients (or, where no slice names its patient, of slices).
+"""What the page lists and counts: patients, slices to look at, and scores above a threshold.
 
-Which slices a report shows: the worst errors, or without labels what a reader should look at.
-
-What the page's threshold slider works on: how many units score at or above each threshold.
-
-The page gets histograms over a fixed list of thresholds in place of the scores, so that its size
-does not grow with the data and every count is exact, not rounded. The list holds 0, 0.001 .. 1 and
-the operating points chosen on validation.
+The page's slider gets histograms over a fixed list of thresholds in place of the scores, so that
+its size does not grow with the data and every count is exact, not rounded. The list holds 0, 0.001
+.. 1 and the operating points chosen on validation.
 
 Shapes: n units, C classes, T thresholds.
 """
@@ -15,8 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,10 +28,13 @@ from ctmasknet.report.source import ReportSource
 
 #: More rows make a page that no mail takes and no browser sorts at once.
 MAX_ROWS = 2000
+#: So many slices of one patient at most, so that one bad scan does not fill the page.
+PER_PATIENT = 2
+# Steps of the slider over 0..1.
+_STEPS = 1000
 
 
-@dataclass(frozen=True)
-class UnitRow:
+class UnitRow(NamedTuple):
     """One line: ``truth`` is a class name, "mixed" or "" (unknown); ``verdict`` "right", "wrong" or
     "" where there is no one truth; ``scores`` C floats in 0..1; ``margin`` is what the called
     class scores over the true one, or, when right or unknown, over the next."""
@@ -51,12 +49,12 @@ class UnitRow:
     margin: float
 
 
-@dataclass(frozen=True)
-class UnitsTable:
-    """Lines, and what is not among them.
+class UnitsTable(NamedTuple):
+    """The table of patients or, where no slice names its patient, of slices.
 
     ``kind`` is "patients" or "slices"; ``left_out`` counts lines beyond :data:`MAX_ROWS`, ``lone``
-    those that are scans without a patient, ``nameless`` slices that no line is made of.
+    those that are scans without a patient, ``nameless`` slices that no line is made of; ``columns``
+    are dicts of ``name`` and whether it holds a ``number``.
     """
 
     kind: str
@@ -64,6 +62,8 @@ class UnitsTable:
     left_out: int
     lone: int
     nameless: int
+    columns: list[dict[str, Any]]
+    caption: str
 
 
 def units_table(source: ReportSource, max_rows: int = MAX_ROWS) -> UnitsTable:
@@ -78,46 +78,35 @@ def units_table(source: ReportSource, max_rows: int = MAX_ROWS) -> UnitsTable:
     lone = [item for item in source.pooled["scans"] if not item.patient]
     nameless = sum(not row.patient for row in source.rows) - sum(item.slices for item in lone)
     scans = Counter(item.patient for item in source.pooled["scans"])
-    rows = [
-        _row(names, item.patient, scans[item.patient], item.slices, item, item.mixed)
-        for item in source.pooled["patients"]
-    ]
-    rows += [_row(names, item.scan, 1, item.slices, item, item.mixed) for item in lone]
-    kind = "patients"
+    patients = source.pooled["patients"]
+    rows = [_row(names, item.patient, scans[item.patient], item.slices, item) for item in patients]
+    rows += [_row(names, item.scan, 1, item.slices, item) for item in lone]
+    kind, columns = "patients", [("Patient", False), ("Scans", True), ("Slices", True)]
+    caption = f"Scores pooled by {source.pooling_name}. "
     if not rows:
-        rows = [_row(names, row.file, 0, 1, row, mixed=False) for row in source.rows]
-        kind, nameless = "slices", 0
+        rows = [_row(names, row.file, 0, 1, row) for row in source.rows]
+        kind, nameless, columns = "slices", 0, [("Slice", False)]
+        caption = "Scores are sigmoids; they need not sum to 1. "
     rows.sort(key=lambda row: natural_key(row.name))
     rows.sort(key=lambda row: (row.verdict != "wrong", -row.margin * (row.verdict == "wrong")))
-    return UnitsTable(kind, rows[:max_rows], max(0, len(rows) - max_rows), len(lone), nameless)
-
-
-def units_columns(source: ReportSource, table: UnitsTable) -> list[dict[str, Any]]:
-    """``name`` of each column and whether it holds a ``number``."""
-    columns = [("Patient" if table.kind == "patients" else "Slice", False)]
-    if table.kind == "patients":
-        columns += [("Scans", True), ("Slices", True)]
     if source.evaluation:
-        columns.append(("True class", False))
-    columns.append(("Called", False))
-    if source.evaluation:
-        columns.append(("Verdict", False))
-    columns += [(f"Score {name}", True) for name in source.class_names]
-    return [{"name": name, "number": number} for name, number in columns]
-
-
-def units_caption(source: ReportSource, table: UnitsTable) -> str:
-    """In which order lines stand, and what the scores are."""
-    order = "Errors first, the most confident at the top. " if source.evaluation else ""
-    scores = (
-        f"Scores pooled by {source.pooling_name}. "
-        if table.kind == "patients"
-        else "Scores are sigmoids; they need not sum to 1. "
+        columns += [("True class", False), ("Called", False), ("Verdict", False)]
+        caption = f"Errors first, the most confident at the top. {caption}"
+    else:
+        columns.append(("Called", False))
+    columns += [(f"Score {name}", True) for name in names]
+    return UnitsTable(
+        kind,
+        rows[:max_rows],
+        max(0, len(rows) - max_rows),
+        len(lone),
+        nameless,
+        [{"name": name, "number": number} for name, number in columns],
+        f"{caption}A heading's button sorts.",
     )
-    return f"{order}{scores}A heading's button sorts."
 
 
-def margin_of(scores: Sequence[float], pred: int, label: int | None) -> float:
+def _margin(scores: Sequence[float], pred: int, label: int | None) -> float:
     """Score of the called class less that of the true one, or of the next best where the call is
     right or the truth unknown."""
     others = [score for index, score in enumerate(scores) if index != pred]
@@ -132,21 +121,16 @@ def _row(
     scans: int,
     slices: int,
     said: PooledPrediction | SlicePrediction,
-    mixed: bool,
 ) -> UnitRow:
     label, pred = said.label, said.pred
+    mixed = isinstance(said, PooledPrediction) and said.mixed
     truth = "mixed" if mixed else "" if label is None else names[label]
     verdict = "" if label is None else "right" if label == pred else "wrong"
-    margin = margin_of(said.scores, pred, label)
+    margin = _margin(said.scores, pred, label)
     return UnitRow(unit, scans, slices, truth, names[pred], verdict, tuple(said.scores), margin)
 
 
-#: So many slices of one patient at most, so that one bad scan does not fill the page.
-PER_PATIENT = 2
-
-
-@dataclass(frozen=True)
-class ChosenSlices:
+class ChosenSlices(NamedTuple):
     """Slices under one heading, in order; ``rule`` says how they were chosen, ``found`` of how
     many."""
 
@@ -171,21 +155,21 @@ def choose_slices(source: ReportSource, count: int) -> list[ChosenSlices]:
         return []
     if source.evaluation is not None:
         wrong = [row for row in source.rows if row.label not in (None, row.pred)]
-        wrong.sort(key=lambda row: -margin_of(row.scores, row.pred, row.label))
+        wrong.sort(key=lambda row: -_margin(row.scores, row.pred, row.label))
         rule = (
             "Slices called wrong, the most confident error first (score of the called class less "
             "that of the true one)"
         )
         return [_chosen("Worst errors", rule, wrong, count)]
-    closest = sorted(source.rows, key=lambda row: margin_of(row.scores, row.pred, None))
+    closest = sorted(source.rows, key=lambda row: _margin(row.scores, row.pred, None))
     half = -(-count // 2)
     rule = "Slices whose best two classes score closest"
     groups = [_chosen("Most uncertain slices", rule, closest, half)]
     normal = normal_index(source.class_names)
     diseases = [index for index in range(len(source.class_names)) if index != normal]
     rest = count - half
-    for place, index in enumerate(diseases):
-        share = rest // len(diseases) + (place < rest % len(diseases))
+    for number, index in enumerate(diseases):
+        share = rest // len(diseases) + (number < rest % len(diseases))
         highest = sorted(source.rows, key=lambda row: -row.scores[index])
         name = source.class_names[index]
         rule = f"Slices with the highest score for {name}"
@@ -209,10 +193,6 @@ def _few_of_each(rows: Iterable[SlicePrediction], count: int) -> list[SlicePredi
         seen[row.patient] += 1
         chosen.append(row)
     return chosen
-
-
-#: Steps of the slider over 0..1.
-STEPS = 1000
 
 
 def threshold_data(
@@ -242,26 +222,23 @@ def threshold_data(
         if found and found["operating_points"]:
             points[level] = {c: p["threshold"] for c, p in found["operating_points"].items()}
     chosen = [value for by_class in points.values() for value in by_class.values()]
-    thresholds = np.unique([*(np.arange(STEPS + 1) / STEPS), *chosen])
+    thresholds = np.unique([*(np.arange(_STEPS + 1) / _STEPS), *chosen])
     levels: dict[str, Any] = {}
     for level in ("slices", *POOLED_LEVELS):
-        scores, labels = _scores_and_labels(level, rows, pooled, labelled=evaluation is not None)
+        items = rows if level == "slices" else pooled[level]
+        labels = None
+        if evaluation is not None:
+            units = slice_units(rows) if level == "slices" else pooled_units(items)
+            scores, labels = units.scores, units.labels
+        else:
+            scores = np.array([item.scores for item in items], dtype=np.float64)
         if not len(scores):
             continue
-        levels[level] = {
-            name: {
-                "class": (
-                    None
-                    if labels is None
-                    else _histogram(scores[labels == index, index], thresholds)
-                ),
-                "others": _histogram(
-                    scores[:, index] if labels is None else scores[labels != index, index],
-                    thresholds,
-                ),
-            }
-            for index, name in enumerate(class_names)
-        }
+        levels[level] = {}
+        for index, name in enumerate(class_names):
+            inside = np.zeros(len(scores), dtype=bool) if labels is None else labels == index
+            own, others = (_histogram(scores[m, index], thresholds) for m in (inside, ~inside))
+            levels[level][name] = {"class": None if labels is None else own, "others": others}
     return {
         "class_names": list(class_names),
         "labelled": evaluation is not None,
@@ -274,21 +251,6 @@ def threshold_data(
             for level, by_class in points.items()
         },
     }
-
-
-def _scores_and_labels(
-    level: str,
-    rows: Sequence[SlicePrediction],
-    pooled: Mapping[str, Sequence[PooledPrediction]],
-    labelled: bool,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """(n, C) scores and (n,) class indices of the level's units with a label; without labels, the
-    scores of all and None."""
-    if labelled:
-        units = slice_units(rows) if level == "slices" else pooled_units(pooled[level])
-        return (units.scores, units.labels) if len(units) else (np.zeros((0, 0)), None)
-    items = rows if level == "slices" else pooled[level]
-    return np.array([item.scores for item in items], dtype=np.float64), None
 
 
 def _histogram(scores: np.ndarray, thresholds: np.ndarray) -> list[int]:

@@ -1,6 +1,5 @@
 """Lesion burden on masks drawn by hand, from arrays and from files."""
 
-import argparse
 import csv
 import json
 
@@ -20,7 +19,7 @@ from ctmasknet.evaluation.burden import (
     shares,
     slice_thickness_mm,
 )
-from ctmasknet.evaluation.burden_files import burden_from_command_line, burden_text
+from ctmasknet.evaluation.burden_files import burden_text, measure_burden
 
 SHAPE = (10, 20)
 
@@ -174,7 +173,7 @@ def lesion(image_id, category_id, box, score=None):
 def run(folder, **given):
     values = {"dataset": None, "lesions": None, "predictions": None, "label_masks": None}
     values |= {"labels": None, "score_threshold": 0.5, "output": str(folder / "out")}
-    return burden_from_command_line(argparse.Namespace(**(values | given)))
+    return measure_burden(**(values | given))
 
 
 def lung_shares(found, level="slices"):
@@ -260,8 +259,8 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({}, "either --dataset NAME or --lesions"),
-            ({"lesions": "x", "predictions": "y"}, "--predictions belong to a data set"),
+            ({}, "either `dataset` or `lesions`"),
+            ({"lesions": "x", "predictions": "y"}, "`predictions` belong to a data set"),
             ({"lesions": "absent.json"}, "absent.json: cannot read lesions"),
             ({"dataset": "hand_both_test", "label_masks": "absent"}, "absent: no such folder"),
             ({"dataset": "hand_both_test", "label_masks": "{}/image"}, "no mask for 7/1.jpg"),

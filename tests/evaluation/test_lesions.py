@@ -4,6 +4,8 @@ import copy
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,7 +168,7 @@ def by_pycocotools(truth, results, task, max_dets, image_ids=None):
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 @pytest.mark.parametrize("image_ids", [None, [2, 3, 7, 11]])
 def test_all_twelve_figures_and_all_curves_are_those_of_pycocotools(lesions, task, image_ids):
-    from ctmasknet.evaluation.lesions import FastCOCO
+    from ctmasknet.evaluation.fast_coco import FastCOCO
 
     truth, results = lesions
     expected = by_pycocotools(truth, results, task, (1, 10, 100), image_ids)
@@ -252,3 +254,8 @@ def test_without_the_library_the_stock_evaluation_is_used_or_one_error_says_what
         LesionEvaluator(name, fast="always")
     with pytest.raises(CTMaskNetError, match=r"TEST\.COCO_FAST"):
         use_fast_coco("yes")
+
+
+def test_the_package_is_imported_without_the_library():
+    code = "import sys; sys.modules['faster_coco_eval'] = None; import ctmasknet.evaluation"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,7 +17,6 @@ from ctmasknet.evaluation.learned_pooling import (
     group_features,
     load_learned_pooling,
     pool_out_of_fold,
-    save_learned_pooling,
 )
 from ctmasknet.evaluation.pooling import (
     ScorePooling,
@@ -29,6 +28,7 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.files import write_json
 
 CLASSES = ["normal", "pneumonia", "covid"]
 SCORES = np.array([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1], [0.1, 0.2, 0.7], [0.2, 0.1, 0.5]])
@@ -153,7 +153,7 @@ def test_learned_pooling_comes_back_from_its_file(simulated_rows, tmp_path):
     rows = simulated_rows(30, seed=2)
     fitted = fit_learned_pooling(rows, CLASSES, seed=1)
     path = tmp_path / "new" / "pooling.json"
-    save_learned_pooling(path, fitted)
+    write_json(path, fitted.to_json(), 1)
     loaded = load_learned_pooling(path, CLASSES)
     before = pool_slices(rows, "scans", fitted)
     for same in (loaded, fit_learned_pooling(rows, CLASSES, seed=1)):
@@ -161,7 +161,7 @@ def test_learned_pooling_comes_back_from_its_file(simulated_rows, tmp_path):
         assert np.array(scores) == pytest.approx(np.array([s.scores for s in before]), rel=1e-12)
     saved = path.read_text()
     with pytest.raises(TypeError):
-        save_learned_pooling(path, dataclasses.replace(fitted, top_k=object()))
+        write_json(path, dataclasses.replace(fitted, top_k=object()).to_json())
     assert path.read_text() == saved and len(list(path.parent.iterdir())) == 1
 
 

@@ -8,9 +8,17 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import find_runs
-from ctmasknet.paper.table import NOT_RUN, Table
-from ctmasknet.paper.tables import OURS, paper_tables, write_tables, write_zoo, zoo_tables
+from ctmasknet.paper.tables import (
+    NOT_RUN,
+    OURS,
+    Table,
+    paper_tables,
+    write_tables,
+    write_zoo,
+    zoo_tables,
+)
 
+TRAIN = "python tools/train_net.py --config-file {}"
 CONFUSION = [[8, 2, 0], [2, 4, 0], [1, 0, 3]]
 TEST_LIST = next(key for key, name in published.LISTS.items() if "test list" in name)
 
@@ -87,7 +95,7 @@ def test_figures_made_while_training_are_no_results(known, make_run, slices_figu
     assert ours(tables["table2"], "COVID-CT-Mask-Net (heads)")[0]["overall"] == NOT_RUN
     (row,) = ours(tables["table1"], "COVID-CT-Mask-Net (heads)")
     assert (row["training"], row["test"]) == ("40 (phantoms)", NOT_RUN)
-    parts = zoo_tables(known, find_runs([folder], known))
+    parts = zoo_tables(known, find_runs([folder], known), TRAIN)
     zoo = {row[0]: row for table in parts for row in table.rows}
     assert zoo["`cls`"][3].endswith("measured on not run") and zoo["`cls`"][6] == NOT_RUN
 
@@ -189,11 +197,11 @@ def test_published_accuracies_follow_from_the_sensitivities_but_for_two(shared):
 
     apart = {
         result.variant: accuracy(result.sensitivity)
-        for result in (*published.MODES, *published.LATER)
+        for result in (*published.MODE_RESULTS, *published.LATER_RESULTS)
         if abs(accuracy(result.sensitivity) - result.accuracy) > 0.015
     }
     assert apart == pytest.approx({"cls_heads_bn": 91.22, "cls_r34_t1_merge": 92.24}, abs=0.005)
-    abstract = published.MODES[1].sensitivity | {"normal": 92.10}
+    abstract = published.MODE_RESULTS[1].sensitivity | {"normal": 92.10}
     assert accuracy(abstract) == pytest.approx(91.67, abs=0.005)
     told = " ".join(text for row in published.DISAGREEMENTS for text in row)
     assert all(figure in told for figure in ("91.22 %", "91.67 %", "92.24 %"))
@@ -204,7 +212,7 @@ def test_the_zoo_lists_every_variant_and_what_was_run(known, make_run, slices_fi
     record[1]["weights"] = "output/demo/cls/model_best.pth"
     folder = make_run("a", "demo/cls", slices_figures, confusion=CONFUSION, record=record)
     stray = make_run("b", "cls", slices_figures, overrides=["MODEL.RANKED_BOXES.NUM", 7])
-    tables = zoo_tables(known, find_runs([folder, stray], known))
+    tables = zoo_tables(known, find_runs([folder, stray], known), TRAIN)
     rows = {row[0]: row for table in tables for row in table.rows}
     assert {f"`{item.name}`" for item in known} < rows.keys()
     assert rows["`seg`"][2:] == [
@@ -224,7 +232,7 @@ def test_the_zoo_lists_every_variant_and_what_was_run(known, make_run, slices_fi
 
 
 def test_the_committed_zoo_has_every_config(known, repository, tmp_path):
-    write_zoo(tmp_path / "zoo.md", [], "the command")
+    write_zoo(tmp_path / "zoo.md", [], "the command", TRAIN)
     fresh = (tmp_path / "zoo.md").read_text()
     committed = (repository / "docs" / "results" / "MODEL_ZOO.md").read_text()
     assert "Made by `python tools/model_table.py --zoo docs/results/MODEL_ZOO.md" in committed
@@ -269,7 +277,7 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
         write_tables([make_run("e", "cls", slices_figures), broken], output, "")
     assert not output.exists()
     output.touch()
-    for write in (write_tables, lambda results, path, by: write_zoo(path / "zoo.md", results, by)):
+    for write in (write_tables, lambda _, path, by: write_zoo(path / "zoo.md", [], by, TRAIN)):
         with pytest.raises(CTMaskNetError, match=r"out.*cannot be written"):
             write([], output, "")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
-from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report import write_report
 from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 _FLAGS = (
@@ -125,8 +125,8 @@ def run_folder(tmp_path_factory, simulated_rows) -> Path:
 @pytest.fixture(scope="session")
 def report_file(run_folder) -> Path:
     """The report of :func:`run_folder`."""
-    options = ReportOptions(images=run_folder / "slices")
-    return write_report(run_folder, run_folder / "report.html", options)
+    options = {"images": run_folder / "slices"}
+    return write_report(run_folder, run_folder / "report.html", **options)
 
 
 @pytest.fixture(scope="session")

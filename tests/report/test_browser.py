@@ -13,7 +13,7 @@ from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.metrics import threshold_metrics
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices, pooled_units, slice_units
 from ctmasknet.evaluation.predictions import read_predictions_csv
-from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report import write_report
 from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
@@ -241,7 +241,7 @@ def test_paper_is_light_and_shows_whole_tables(page):
 
 def test_without_labels_the_page_still_works(browser, unlabelled_folder, tmp_path):
     browser.get_log("browser")
-    path = write_report(unlabelled_folder, tmp_path / "r.html", ReportOptions(gallery=4))
+    path = write_report(unlabelled_folder, tmp_path / "r.html", gallery=4)
     browser.get(path.as_uri())
     assert browser.get_log("browser") == []
     rows, _ = read_predictions_csv(unlabelled_folder / "predictions.csv")
@@ -280,9 +280,9 @@ def test_the_table_of_burden_sorts_with_unknown_shares_last(browser, unlabelled_
     document = {"format": BURDEN_FORMAT, "lesions": "x", "of": "lung", "classes": ["ggo"]}
     document |= {"outside_lung_px": 0, "slices": [], "scans": scans, "patients": []}
     (tmp_path / "burden.json").write_text(json.dumps(document))
-    options = ReportOptions(burden=tmp_path, gallery=0)
+    options = {"burden": tmp_path, "gallery": 0}
     browser.get_log("browser")
-    browser.get(write_report(unlabelled_folder, tmp_path / "r.html", options).as_uri())
+    browser.get(write_report(unlabelled_folder, tmp_path / "r.html", **options).as_uri())
     assert browser.get_log("browser") == []
 
     def order():

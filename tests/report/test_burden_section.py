@@ -10,7 +10,7 @@ from ctmasknet.evaluation.burden import SliceBurden, burdens
 from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.evaluation.predictions import read_predictions_csv
-from ctmasknet.report import ReportOptions, figures, write_report
+from ctmasknet.report import figures, write_report
 from tests.running import run_tool
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -56,8 +56,8 @@ def test_each_scan_has_a_line_with_shares_volumes_and_its_unit(
     unlabelled_folder, scans, tmp_path, parsed
 ):
     found = write_burden(tmp_path / "b", rows=scans)
-    options = ReportOptions(burden=tmp_path / "b")
-    page = parsed(write_report(unlabelled_folder, tmp_path / "r.html", options).read_text())
+    options = {"burden": tmp_path / "b"}
+    page = parsed(write_report(unlabelled_folder, tmp_path / "r.html", **options).read_text())
     header, *lines = page.tables["The heaviest first. A heading's button sorts."]
     percents = ["ggo, %", "consolidation, %", "all lesions, %"]
     volumes = ["ggo, ml", "consolidation, ml", "all lesions, ml"]
@@ -83,8 +83,8 @@ def test_each_scan_has_a_line_with_shares_volumes_and_its_unit(
 def test_agreement_is_shown_where_ground_truth_is_given(run_folder, tmp_path, parsed):
     found = write_burden(tmp_path / "b", factor=1.5)
     truth = write_burden(tmp_path / "t")
-    options = ReportOptions(burden=tmp_path / "b", burden_truth=tmp_path / "t", gallery=0)
-    html = write_report(run_folder, tmp_path / "r.html", options).read_text()
+    options = {"burden": tmp_path / "b", "burden_truth": tmp_path / "t", "gallery": 0}
+    html = write_report(run_folder, tmp_path / "r.html", **options).read_text()
     page = parsed(html)
     caption = next(name for name in page.tables if name.startswith("Measured less ground truth"))
     lines = page.tables[caption][1:]
@@ -118,8 +118,8 @@ def test_merged_lesions_are_held_against_all_of_the_truth(unlabelled_folder, tmp
     document["slices"][0]["scan"] = ""
     (tmp_path / "b" / "burden.json").write_text(json.dumps(document))
     write_burden(tmp_path / "t")
-    options = ReportOptions(burden=tmp_path / "b", burden_truth=tmp_path / "t", gallery=0)
-    page = parsed(write_report(unlabelled_folder, tmp_path / "r.html", options).read_text())
+    options = {"burden": tmp_path / "b", "burden_truth": tmp_path / "t", "gallery": 0}
+    page = parsed(write_report(unlabelled_folder, tmp_path / "r.html", **options).read_text())
     header = page.tables["The heaviest first. A heading's button sorts."][0]
     assert [name for name in header if "%" in name] == [
         *("lesion, %", "all lesions, %", "all lesions, ground truth, %")
@@ -161,7 +161,7 @@ def test_burdens_that_cannot_be_shown_are_one_line(repository, unlabelled_folder
 def test_a_burden_with_a_class_left_out_is_refused(unlabelled_folder, tmp_path):
     write_burden(tmp_path / "b", classes=["ggo", "fibrosis"])
     with pytest.raises(CTMaskNetError, match=r"burden\.json: not a burden .*'fibrosis'"):
-        write_report(unlabelled_folder, tmp_path / "r.html", ReportOptions(burden=tmp_path / "b"))
+        write_report(unlabelled_folder, tmp_path / "r.html", burden=tmp_path / "b")
 
 
 def test_pictures_of_agreement_show_the_pairs(monkeypatch):

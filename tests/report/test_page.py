@@ -13,7 +13,7 @@ import pytest
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import write_predictions_csv
-from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report import write_report
 from ctmasknet.report.sections import figure_text
 from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 from tests.running import run_tool
@@ -110,9 +110,7 @@ def test_a_thousand_slices_are_small_enough_to_mail_and_repeat_exactly(
     report_file, run_folder, tmp_path
 ):
     assert report_file.stat().st_size < 5e6
-    again = write_report(
-        run_folder, tmp_path / "again.html", ReportOptions(images=run_folder / "slices")
-    )
+    again = write_report(run_folder, tmp_path / "again.html", images=run_folder / "slices")
     assert again.read_bytes() == report_file.read_bytes()
 
 
@@ -151,7 +149,7 @@ def test_what_cannot_be_written_is_one_line(repository, run_folder, tmp_path, ca
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(CTMaskNetError, match=r"r\.html: cannot be written \(No space left"):
-            write_report(run_folder, tmp_path / "r.html", ReportOptions(gallery=0))
+            write_report(run_folder, tmp_path / "r.html", gallery=0)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(CTMaskNetError, match="no permission"):

@@ -11,7 +11,7 @@ from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.evaluation.validation_fit import PoolingChoice
-from ctmasknet.report import ReportOptions, write_report
+from ctmasknet.report import write_report
 from ctmasknet.report.sections import limits
 from ctmasknet.report.source import read_source
 from ctmasknet.report.tables import units_table
@@ -236,6 +236,6 @@ def test_the_date_is_that_of_the_predictions_shown(copied_run):
     for day, entry in enumerate(record["entries"], start=1):
         entry["end"] = f"2026-05-0{day}T10:00:00+00:00"
     (copied_run / "run.json").write_text(json.dumps(record))
-    html = write_report(copied_run, copied_run / "r.html", ReportOptions(gallery=0)).read_text()
+    html = write_report(copied_run, copied_run / "r.html", gallery=0).read_text()
     # The second run tested this set, the third another
     assert "patients, made 2026-05-02; classes" in html

@@ -102,7 +102,7 @@ def test_the_config_that_fits_is_named(repository, variant, mask_type, config):
 
 
 def test_a_lightweight_model_of_both_classes_names_the_overrides_it_needs(tmp_path):
-    path = save_stream(tmp_path / "in.pth", small_state(Variant(18, 1, 2, True, False)))
+    path = save_stream(tmp_path / "in.pth", small_state(AuthorsVariant(18, 1, 2, True, False)))
     found, lines = import_file(path, tmp_path / "out.pth")
     assert found.config == "configs/seg_r18_t1_merge.yaml"
     assert lines[-1] == (
