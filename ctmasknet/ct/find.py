@@ -1,7 +1,5 @@
-"""Which files were meant: inputs walked, each file's kind told from its first bytes.
-
-The order in which people read numbered names.
-"""
+"""Which files are the input: the one walk over files and folders, in the order in which people read
+numbered names, and each file's kind told from its first bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import gzip
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ctmasknet.ct.dicom_bytes import looks_like_dicom
@@ -21,9 +19,9 @@ from ctmasknet.errors import CTMaskNetError
 
 def natural_key(name: str) -> list:
     """A sort key that puts ``s2`` before ``s10``."""
-    # Digits sit at odd places, so that a number is never compared with text.
+    # Digits sit at odd indices, so that a number is never compared with text.
     parts = re.split(r"([0-9]+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 _PICTURES = (
@@ -54,34 +52,68 @@ class FoundFile:
     alone: bool
 
 
-def find_files(inputs: Sequence[str | os.PathLike]) -> Iterator[FoundFile]:
-    """Walk files and folders, each in natural order.
+def find_files(
+    inputs: Sequence[str | os.PathLike], *, on_repeat: Callable[[str], None] | None = None
+) -> Iterator[FoundFile]:
+    """The files of inputs: the one meaning of "which files were given".
 
-    Links are followed, to each folder of an input once. Names that begin with a dot are passed over
-    inside folders. What cannot be walked is returned like a file; reading it tells why.
+    Inputs come in the order given. A folder's own files come in natural order
+    (:func:`natural_key`), then those of its folders, to any depth; so the files of a folder and
+    what lies below it follow each other. Names that begin with a dot are passed over inside
+    folders. Links are followed, to each folder of an input once; the same file may still come
+    twice, by a link to it or from two inputs (compare ``os.path.realpath``). What cannot be looked
+    at, a folder included, is returned like a file: reading it (:func:`kind_of`) tells why.
+
+    Args:
+        inputs: files and folders. None is opened, folders are listed when their turn comes.
+        on_repeat: called with the path of each folder that a link leads to once more, and whose
+            files are therefore not returned again.
     """
     for given, item in enumerate(inputs):
         item = os.fspath(item)
-        alone = not os.path.isdir(item)
-        for path in [item] if alone else _walk(item, set()):
-            yield FoundFile(path, given, alone)
+        if not os.path.isdir(item):
+            yield FoundFile(item, given, True)
+            continue
+        visited: set[tuple[int, int]] = set()
+        folders = [item]  # no recursion: folders may be nested deeper than Python's calls
+        while folders:
+            folder = folders.pop()
+            try:
+                status = os.stat(folder)
+                files, inner = list_folder(folder)
+            except OSError:
+                files, inner = [folder], []
+            else:
+                identity = status.st_dev, status.st_ino
+                if identity in visited:
+                    if on_repeat is not None:
+                        on_repeat(folder)
+                    continue
+                visited.add(identity)
+            yield from (FoundFile(path, given, False) for path in files)
+            folders += reversed(inner)
 
 
-def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
-    try:
-        status = os.stat(folder)
-        names = sorted(os.listdir(folder), key=natural_key)
-    except OSError:
-        yield folder
-        return
-    if (status.st_dev, status.st_ino) in visited:
-        return
-    visited.add((status.st_dev, status.st_ino))
-    paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    yield from (path for path in paths if not os.path.isdir(path))
-    for path in paths:
-        if os.path.isdir(path):
-            yield from _walk(path, visited)
+def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """The paths of the files in a folder and of the folders in it, as :func:`find_files` sees them:
+    each in natural order, without names that begin with a dot, links as what they lead to. A link
+    that leads nowhere is a file.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted(
+            (entry for entry in entries if not entry.name.startswith(".")),
+            key=lambda entry: (natural_key(entry.name), entry.name),
+        )
+    files: list[str] = []
+    folders: list[str] = []
+    for entry in found:
+        # DirEntry.is_dir raises at a link that leads to itself
+        is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+        (folders if is_folder else files).append(entry.path)
+    return files, folders
 
 
 def check_name(file: str) -> None:
