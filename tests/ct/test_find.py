@@ -39,7 +39,9 @@ def test_equal_numbers_are_put_in_order_by_their_names(tmp_path, monkeypatch):
             pass
 
     for name, turn in (("as it is", list), ("reversed", lambda found: list(found)[::-1])):
-        monkeypatch.setattr(os, "scandir", lambda folder, turn=turn: Reversed(turn(scandir(folder))))
+        monkeypatch.setattr(
+            os, "scandir", lambda folder, turn=turn: Reversed(turn(scandir(folder)))
+        )
         listed[name] = paths(tmp_path)
     assert listed["as it is"] == listed["reversed"] == ["s001.png", "s01.png", "s1.png"]
 
