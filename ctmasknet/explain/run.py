@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES, read_rgb
 from ctmasknet.ct.read import CTSlice, read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.mapper import SliceMapper
@@ -44,7 +44,6 @@ from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.predict.gallery import (
     model_cfg,
     pick,
-    read_rgb,
     same_classes,
     slice_call,
     slice_title,
@@ -277,7 +276,7 @@ def _returning_ranked_instances(model: nn.Module) -> Iterator[None]:
 
 
 def _read_picture(entry: Mapping[str, Any]) -> np.ndarray:
-    return read_rgb(entry["file_name"], None)
+    return read_rgb(entry["file_name"])
 
 
 def _seen(pixels: np.ndarray, crop_box: Sequence[int] | None) -> np.ndarray:

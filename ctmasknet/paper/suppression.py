@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from PIL import Image
 
-from ctmasknet.ct.pictures import check_eight_bit, naming_file
+from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts, lesion_colors
 from ctmasknet.draw.lesion_statistics import png_path, write_picture
@@ -65,7 +64,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         item = mapper(dict(entry))
         found = [detect(model, item, nms) for nms in args.nms]
         page, counts = compare(
-            _slice_rgb(entry["file_name"]),
+            read_rgb(entry["file_name"]),
             found,
             entry["annotations"],
             class_names=list(cfg.MODEL.LESION_CLASSES),
@@ -211,9 +210,3 @@ def compare(
     ]
     legend.append(Chunk(f"score > {score_threshold:g}, mask probability > {mask_threshold:g}"))
     return compose_page(panels, title=title, legend=legend), counts
-
-
-def _slice_rgb(file_name: str) -> np.ndarray:
-    check_eight_bit(file_name)
-    with naming_file(file_name):
-        return read_image(file_name, format="RGB")

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
 from ctmasknet.ct.find import natural_key
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES, check_eight_bit, naming_file
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES, read_rgb
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, register_prepared
 from ctmasknet.draw.lesions import SliceCall, check_score_threshold, contact_sheet, side_by_side
@@ -114,7 +113,7 @@ def draw_gallery(
     for number, entry in enumerate(tqdm(entries, desc="overlays", unit="slice"), start=1):
         item, found = predict(entry) if predict else (entry, {})
         picture = side_by_side(
-            read_rgb(entry["file_name"], item.get("crop_box")),
+            _as_seen(read_rgb(entry["file_name"]), item.get("crop_box")),
             entry.get("annotations"),
             found.get("instances"),
             class_names=lesion_classes,
@@ -254,15 +253,12 @@ def slice_title(entry: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else "/".join(Path(entry["file_name"]).parts[-2:])
 
 
-def read_rgb(file_name: str, crop_box: Sequence[int] | None) -> np.ndarray:
-    """The slice as the model saw it before the resize, (H, W, 3) uint8."""
-    check_eight_bit(file_name)
-    with naming_file(file_name):
-        image = read_image(file_name, format="RGB")
-    if crop_box is not None:
-        x0, y0, x1, y1 = crop_box
-        image = image[y0:y1, x0:x1]
-    return image
+def _as_seen(pixels: np.ndarray, crop_box: Sequence[int] | None) -> np.ndarray:
+    """The slice as the model saw it before the resize."""
+    if crop_box is None:
+        return pixels
+    x0, y0, x1, y1 = crop_box
+    return pixels[y0:y1, x0:x1]
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.ct.pictures import check_sides
+from ctmasknet.ct.pictures import read_picture
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
@@ -25,7 +25,6 @@ from ctmasknet.data.label_masks import (
     Orientation,
     check_same_size,
     mask_type_classes,
-    read_image,
     read_mask,
     values_present,
 )
@@ -137,8 +136,7 @@ def convert_slice(pair: LesionPair, how: Conversion) -> ConvertedSlice:
         CTMaskNetError: a file cannot be decoded or is too large, the sizes differ, or the mask has
             an unknown value.
     """
-    image = read_image(pair.image)
-    check_sides(pair.image, image.shape)
+    image = read_picture(pair.image)
     mask = read_mask(pair.mask, how.labels)
     check_same_size(pair.image, image, pair.mask, mask)
     mask = how.orientation.upright(mask)

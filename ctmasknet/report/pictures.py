@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from ctmasknet.ct.find import natural_key
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES, naming_file
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES, read_rgb
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
@@ -36,7 +36,7 @@ from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
 from ctmasknet.modeling.fast.inference import inference_model
-from ctmasknet.predict.gallery import CONTACT_SHEET, read_rgb
+from ctmasknet.predict.gallery import CONTACT_SHEET
 from ctmasknet.report.source import json_lines, run_folders
 
 #: Place of a slice inside its file, as :class:`CTSlice` names it.
@@ -87,7 +87,7 @@ class SliceFiles:
         """
         entry = self._entries.get(file)
         if entry is not None and os.path.isfile(entry["file_name"]):
-            return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
+            return FoundSlice(entry, read_rgb(entry["file_name"]), True)
         name = _FRAME.sub("", file)
         for path in ([self._images / name] if self._images else []) + [Path(name)]:
             if not path.is_file():
@@ -95,7 +95,7 @@ class SliceFiles:
             # A page of a TIFF is named as a slice of a volume is
             if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
                 entry = {"file_name": str(path)}
-                return FoundSlice(entry, read_rgb(entry["file_name"], None), True)
+                return FoundSlice(entry, read_rgb(entry["file_name"]), True)
             wanted = f"{path}{file[len(name) :]}"
             for one in self._volume(str(path)):
                 if one.name == wanted:
@@ -216,8 +216,7 @@ class SlicePictures:
                 pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
         for made in self._made:
             for caption, path in self._made_of(made, row.file):
-                with naming_file(path), Image.open(path) as image:
-                    pixels = np.asarray(image.convert("RGB"))
+                pixels = read_rgb(path, is_slice=False)
                 pictures.append(encode(pixels, caption, f"{caption} of {row.file}", PAGE_PX))
         return pictures
 

@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctmasknet.ct.pictures import check_eight_bit, read_grey
+from ctmasknet.ct.pictures import check_eight_bit, read_grey, read_picture
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
-from ctmasknet.data.label_masks import read_image
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.errors import CTMaskNetError
 
@@ -17,7 +16,7 @@ def map_slice(path):
     return SliceMapper(is_train=False, augmentations=[])({"file_name": str(path)})
 
 
-READERS = (check_eight_bit, read_grey, read_image, map_slice)
+READERS = (check_eight_bit, read_grey, read_picture, map_slice)
 
 
 @pytest.mark.parametrize("read", READERS)
