@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
 
+from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_csv_rows
 
@@ -75,10 +76,6 @@ def parse_lesion_name(file_name: str) -> SliceName:
     )
 
 
-#: Of the images of a lesion set.
-LESION_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-
-
 @dataclass(frozen=True)
 class PatientRule:
     """What a file name says of the patient.
@@ -125,7 +122,7 @@ class PatientRule:
         CNCB rule; under the others the key is the path without its extension.
         """
         path = PurePosixPath(file.replace("\\", "/"))
-        known = path.suffix.lower() in LESION_IMAGE_SUFFIXES
+        known = path.suffix.lower() in IMAGE_SUFFIXES
         if not self.by_cncb_name:
             return str(path.with_suffix("") if known else path)
         if path.suffix and not known:

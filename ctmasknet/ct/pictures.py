@@ -215,7 +215,9 @@ def eight_bit_pixels(
         raise CTMaskNetError(
             f"{path}: its pixels are of mode {image.mode}; save the slice in grey levels or RGB"
         )
-    return np.asarray(image.convert(mode or ("L" if image.mode in _GREY_MODES else "RGB")))
+    # By way of RGB, since the L of a YCbCr picture is another grey.
+    image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    return np.asarray(image if mode in (None, image.mode) else image.convert(mode))
 
 
 def stored_values(path: str | os.PathLike, image: Image.Image, page: Page) -> np.ndarray:
