@@ -7,11 +7,15 @@ orientation: it stays as it lies.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import Page, eight_bit_pixels, opened, slice_pages, stored_values
@@ -42,19 +46,49 @@ class PageSource:
     def read_picture(self, frame: int | None) -> np.ndarray | None:
         if self.page.deep:
             return None
-        with decoding(self.file), opened(self.file) as image:
+        with decoding(self.file), self._opened(frame) as image:
             return _one_channel(eight_bit_pixels(self.file, image, self.page.number))
 
     def read_hu(self, frame: int | None) -> np.ndarray:
         if not self.page.deep:
             raise CTMaskNetError(f"{self.file}: an 8-bit picture states no HU; use its pixels")
-        with decoding(self.file), opened(self.file) as image:
+        with decoding(self.file), self._opened(frame) as image:
             stored = stored_values(self.file, image, self.page)
             stored = _one_channel(stored[..., :3] if stored.ndim == 3 else stored)
         if stored.ndim == 3:
             raise UnsuitableFile(f"{self.file}: in colour, so it states no HU")
         slope, intercept = self.rescale
         return mark_outside((stored * float(slope) + intercept).astype(np.float32))
+
+    def _opened(self, frame: int | None) -> contextlib.AbstractContextManager[Image.Image]:
+        return opened(self.file) if frame is None else _kept_open(self.file)
+
+
+_kept = threading.local()
+
+
+@contextlib.contextmanager
+def _kept_open(file: str) -> Iterator[Image.Image]:
+    """A file of pages, left open by each thread until it reads another: to reach a page, the links
+    from all pages before it have to be followed."""
+    status = os.stat(file)
+    # A forked process shares its parent's position in the file, so it opens its own.
+    key = file, status.st_size, status.st_mtime_ns, os.getpid()
+    if getattr(_kept, "key", None) != key:
+        _forget()
+        _kept.stack = contextlib.ExitStack()
+        _kept.image, _kept.key = _kept.stack.enter_context(opened(file)), key
+    try:
+        yield _kept.image
+    except BaseException:
+        _forget()
+        raise
+
+
+def _forget() -> None:
+    if hasattr(_kept, "stack"):
+        _kept.key = None
+        _kept.stack.close()
 
 
 def read_picture_file(

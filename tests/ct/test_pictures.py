@@ -11,12 +11,14 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from ctmasknet.ct import picture_slices
 from ctmasknet.ct.pictures import check_eight_bit, read_grey, read_picture, read_rgb, read_values
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.label_masks import read_mask
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.workers import map_in_processes
 
 GREY = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9) * 4
 
@@ -238,3 +240,42 @@ def test_a_drawn_picture_may_have_longer_sides(tmp_path):
     assert read_rgb(tmp_path / "a.png", is_slice=False).shape == (20, 5000, 3)
     with pytest.raises(CTMaskNetError, match=r"a\.png: the width is 5000 px, above the limit"):
         read_rgb(tmp_path / "a.png")
+
+
+def write_pages(path, planes):
+    first, *others = map(Image.fromarray, planes)
+    first.save(path, save_all=True, append_images=others)
+
+
+def page_pixels(one):
+    return one.pixels(Window())
+
+
+def test_a_file_of_pages_is_opened_once_for_all_of_them(tmp_path, monkeypatch):
+    """Else each page would follow the links from all pages before it again."""
+    planes = [GREY + number for number in range(12)]
+    write_pages(tmp_path / "a.tif", planes)
+    (scan,) = read_scans([tmp_path / "a.tif"])
+    made = []
+    opened = picture_slices.opened
+    monkeypatch.setattr(picture_slices, "opened", lambda file: made.append(file) or opened(file))
+    for order in (scan.slices, scan.slices[::-1]):
+        for one in order:
+            np.testing.assert_array_equal(page_pixels(one), planes[one.frame])
+    assert len(made) == 1
+
+
+def test_pages_of_files_in_turns_of_a_changed_file_and_by_processes(tmp_path):
+    planes = [np.tile(GREY + number, (40, 20)) for number in range(8)]  # more than a buffer
+    write_pages(tmp_path / "a.tif", planes)
+    write_pages(tmp_path / "b.tif", planes[::-1])
+    a, b = read_scans([tmp_path])
+    for number in range(8):
+        np.testing.assert_array_equal(page_pixels(a.slices[number]), planes[number])
+        np.testing.assert_array_equal(page_pixels(b.slices[number]), planes[7 - number])
+    # Forked with b.tif open
+    found = list(map_in_processes(page_pixels, b.slices * 60, 2, chunksize=1))
+    np.testing.assert_array_equal(found, np.stack(planes[::-1] * 60))
+    write_pages(tmp_path / "b.tif", planes)
+    os.utime(tmp_path / "b.tif", ns=(1, 1))
+    np.testing.assert_array_equal(page_pixels(b.slices[0]), planes[0])
