@@ -20,9 +20,8 @@ _SLICE_NAME = re.compile(
     r"(?P<label>[A-Za-z]+|[012])_(?P<patient>\d+)_(?P<scan>\d+)_(?P<slice>\d+)$"
 )
 _LESION_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<slice>\d+)$")
-#: Of the images of a lesion set.
-LESION_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-_SUFFIXES = (*LESION_IMAGE_SUFFIXES, ".bmp")
+#: What the names of pictures end in.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,8 @@ class PatientRule:
         path = PurePosixPath(file.replace("\\", "/"))
         suffix = path.suffix.lower()
         if not self.by_name:
-            return str(path.with_suffix("") if suffix in _SUFFIXES else path)
-        if suffix and suffix not in LESION_IMAGE_SUFFIXES:
+            return str(path.with_suffix("") if suffix in IMAGE_SUFFIXES else path)
+        if suffix and suffix not in IMAGE_SUFFIXES:
             raise CTMaskNetError(
                 f"{file}: not the name of an image file; expected a name such as 110_104.jpg"
             )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ctmasknet.ct.dicom_bytes import looks_like_dicom
 from ctmasknet.ct.nifti import is_nifti_header
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.ct.scan import UnsuitableFile, decoding
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.names import IMAGE_SUFFIXES
 
 
 def natural_key(name: str) -> list:

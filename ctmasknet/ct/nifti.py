@@ -5,14 +5,10 @@ they cannot be: a slice of the chest holds air and lung. A volume without a slic
 :data:`AIR_SHARE` lies below :data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
 another modality, or CT that has lost its offset.
 
-Headers of NIfTI files, checked before any voxel is read.
-
-Voxels of NIfTI files: single slices without the rest of the volume.
-
-A slice is read with one read of the file. Where the volume is compressed, or stored so that the
-voxels of an axial slice are scattered, it is first laid out anew in a temporary file, which has no
-name and goes when two other volumes are read or the process ends. TMPDIR says where; it needs the
-room of two uncompressed volumes, or three.
+The header is read and checked by :func:`read_volume` before any voxel is. Of a plain file each
+slice is read when it is asked for. A file that is compressed, or stored so that the voxels of an
+axial slice are scattered, is read once and kept as stored (1,000 slices of 512 x 512 px in 16 bits
+are 0.5 GB), until two other such files are read.
 """
 
 from __future__ import annotations
@@ -22,10 +18,8 @@ import gzip
 import math
 import os
 import re
-import tempfile
 import threading
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
@@ -42,12 +36,26 @@ from ctmasknet.ct.scan import (
     decoding,
     mark_outside,
     max_expanded_bytes,
-    unpacking,
 )
 from ctmasknet.errors import CTMaskNetError
 
-#: How much is moved at a time.
-_BLOCK_BYTES = 2**26
+_HEADER_BYTES = 540
+_MAX_OFFSET = 2**26
+#: Share by which the voxel sizes of sform and qform may differ.
+_SIZE_SHARE = 0.01
+_TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+#: A volume in HU has a slice with this share of its values below this.
+AIR_SEEN_HU, AIR_SHARE = -200.0, 0.01
+#: ... and no value beyond this, metal and padding values included.
+_BEYOND_HU = 1e5
+
+
+def is_nifti_header(head: bytes) -> bool:
+    """Whether uncompressed bytes begin as NIfTI-1 or NIfTI-2 does."""
+    size = {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    return (348 in size and head[344:347] in (b"n+1", b"ni1")) or (
+        540 in size and head[4:7] in (b"n+2", b"ni2")
+    )
 
 
 @dataclass(frozen=True)
@@ -89,132 +97,63 @@ class NiftiVolume:
         Raises:
             CTMaskNetError: truncated, damaged, or changed since its header was read.
         """
-        layout = _layout_of(self)
+        slice_axis = self.turn.axes[2]
+        if self.compressed or slice_axis != 2:
+            plane = np.moveaxis(_kept(self), slice_axis, 0)[index]
+        else:
+            plane = _read_stored(self, self.shape[:2], index)
         with decoding(self.file):
-            plane = layout.plane(index)
             return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
 
-    def __hash__(self) -> int:
-        return hash((self.file, self.stamp))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NiftiVolume) and (self.file, self.stamp) == (
-            other.file,
-            other.stamp,
-        )
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the slices lie: one after the other from ``offset``, each ``shape`` in ``order``."""
-
-    stream: IO[bytes]
-    offset: int
-    dtype: np.dtype
-    shape: tuple[int, int]
-    order: str
-
-    def plane(self, index: int) -> np.ndarray:
-        length = math.prod(self.shape) * self.dtype.itemsize
-        data = os.pread(self.stream.fileno(), length, self.offset + index * length)
-        if len(data) != length:
-            raise CTMaskNetError(f"{self.stream.name}: truncated at slice {index}")
-        return np.frombuffer(data, self.dtype).reshape(self.shape, order=self.order)
-
-
-#: Two, so that threads which read ahead from one volume into the next keep both; no more, so that
-#: temporary files do not add up.
-_MAX_LAYOUTS = 2
-_layouts: dict[NiftiVolume, _Layout] = {}
+#: Two, so that threads which read ahead from one volume into the next keep both.
+_MAX_KEPT = 2
+#: (file, stamp) of a volume -> its stored values.
+_stored: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
 _one_at_a_time = threading.Lock()
 
 
-def _layout_of(volume: NiftiVolume) -> _Layout:
+def _kept(volume: NiftiVolume) -> np.ndarray:
+    """All values as stored, read unless they are still there."""
+    key = volume.file, volume.stamp
     with _one_at_a_time:
-        if volume not in _layouts:
-            while len(_layouts) >= _MAX_LAYOUTS:
-                del _layouts[next(iter(_layouts))]
-            _layouts[volume] = _laid_out(volume)
-        return _layouts[volume]
+        if key not in _stored:
+            while len(_stored) >= _MAX_KEPT:
+                del _stored[next(iter(_stored))]
+            _stored[key] = _read_stored(volume, volume.shape)
+        return _stored[key]
 
 
-def _laid_out(volume: NiftiVolume) -> _Layout:
-    with decoding(volume.file), contextlib.ExitStack() as passed:
-        stream = passed.enter_context(open(volume.file, "rb"))
+def _read_stored(volume: NiftiVolume, shape: tuple[int, ...], index: int = 0) -> np.ndarray:
+    """The values of ``shape``, of which ``index`` others like them come before. Of a compressed
+    file, which has to be read to its end so that its checksum is looked at, they are all."""
+    file, dtype = volume.file, np.dtype(volume.dtype)
+    needed = math.prod(shape) * dtype.itemsize
+    try:
+        stored = np.empty(needed, np.uint8)
+    except MemoryError:
+        raise CTMaskNetError(
+            f"{file}: needs {math.ceil(needed / 2**20)} MiB of memory at once; store it "
+            "uncompressed with its axial slices one after the other, or free memory"
+        ) from None
+    with decoding(file), contextlib.ExitStack() as opened:
+        stream = opened.enter_context(open(file, "rb"))
         stat = os.fstat(stream.fileno())
         if (stat.st_size, stat.st_mtime_ns) != volume.stamp:
-            raise CTMaskNetError(f"{volume.file}: changed while it was read; read it again")
-        offset = volume.offset
+            raise CTMaskNetError(f"{file}: changed while it was read; read it again")
         if volume.compressed:
-            stream, offset = passed.enter_context(_expanded(volume, stream)), 0
-        layout = _Layout(stream, offset, np.dtype(volume.dtype), volume.shape[:2], "F")
-        slice_axis = volume.turn.axes[2]
-        if slice_axis != 2:
-            layout = _sliced(volume.file, layout, volume.shape, slice_axis)
-        else:
-            passed.pop_all()  # its file stays open as long as the layout
-        return layout
-
-
-def _expanded(volume: NiftiVolume, stream: IO[bytes]) -> IO[bytes]:
-    """The voxels of a compressed file. Reads to its end, so that its checksum is looked at."""
-    left = math.prod(volume.shape) * np.dtype(volume.dtype).itemsize
-    with contextlib.ExitStack() as on_error, gzip.GzipFile(fileobj=stream) as source:
-        with unpacking(volume.file):
-            target = on_error.enter_context(tempfile.TemporaryFile())
-        _skip(source, volume.offset)
-        while left and (chunk := source.read(min(left, CHUNK_BYTES))):
-            with unpacking(volume.file):
-                target.write(chunk)
-                target.flush()
-            left -= len(chunk)
+            stream = opened.enter_context(gzip.GzipFile(fileobj=stream))
+        stream.seek(volume.offset + index * needed)
+        left = memoryview(stored)
+        while left and (count := stream.readinto(left[:CHUNK_BYTES])):
+            left = left[count:]
         if left:
             raise CTMaskNetError(
-                f"{volume.file}: truncated, {left} bytes of voxels are missing; restore the file"
+                f"{file}: truncated, {len(left)} bytes of voxels are missing; restore the file"
             )
-        if len(source.read(CHUNK_BYTES)) == CHUNK_BYTES:
-            raise CTMaskNetError(f"{volume.file}: holds far more than its header says; damaged")
-        on_error.pop_all()
-        return target
-
-
-def _skip(source: IO[bytes], count: int) -> None:
-    while count and (chunk := source.read(min(count, CHUNK_BYTES))):
-        count -= len(chunk)
-
-
-def _sliced(file: str, stored: _Layout, shape: tuple[int, int, int], slice_axis: int) -> _Layout:
-    """The same voxels with slices one after the other, moved in blocks of limited size."""
-    other, slices = shape[1 - slice_axis], shape[slice_axis]
-    slice_bytes = other * shape[2] * stored.dtype.itemsize
-    block_slices = max(1, _BLOCK_BYTES // slice_bytes)
-    with unpacking(file):
-        target = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the layout)
-    for begin in range(0, slices, block_slices):
-        end = min(slices, begin + block_slices)
-        block = np.empty((end - begin, other, shape[2]), stored.dtype)
-        for place in range(shape[2]):
-            plane = np.moveaxis(stored.plane(place), slice_axis, 0)
-            block[:, :, place] = plane[begin:end]
-        with unpacking(file):
-            target.write(block.data)
-            target.flush()
-    return _Layout(target, 0, stored.dtype, (other, shape[2]), "C")
-
-
-_HEADER_BYTES = 540
-_MAX_OFFSET = 2**26
-#: Share by which the voxel sizes of sform and qform may differ.
-_SIZE_SHARE = 0.01
-_TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-
-
-def is_nifti_header(head: bytes) -> bool:
-    """Whether uncompressed bytes begin as NIfTI-1 or NIfTI-2 does."""
-    size = {int.from_bytes(head[:4], order) for order in ("little", "big")}
-    return (348 in size and head[344:347] in (b"n+1", b"ni1")) or (
-        540 in size and head[4:7] in (b"n+2", b"ni2")
-    )
+        if volume.compressed and len(stream.read(CHUNK_BYTES)) == CHUNK_BYTES:
+            raise CTMaskNetError(f"{file}: holds far more than its header says; damaged")
+    return stored.view(dtype).reshape(shape, order="F")
 
 
 def read_volume(file: str, max_expansion: float = MAX_EXPANSION) -> NiftiVolume:
@@ -329,12 +268,6 @@ def _check_length(
             f"{file}: claims to expand {needed / size:.0f}-fold to {needed >> 20} MiB, as no CT "
             "does; the file is damaged"
         )
-
-
-#: A volume in HU has a slice with this share of its values below this.
-AIR_SEEN_HU, AIR_SHARE = -200.0, 0.01
-#: ... and no value beyond this, metal and padding values included.
-_BEYOND_HU = 1e5
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ orientation: it stays as it lies.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from ctmasknet.ct.find import natural_key
-from ctmasknet.ct.pictures import check_not_turned, is_deep
+from ctmasknet.ct.pictures import Page, eight_bit_pixels, opened, slice_pages, stored_values
 from ctmasknet.ct.scan import (
     CTScan,
     CTSlice,
@@ -29,39 +30,65 @@ from ctmasknet.ct.scan import (
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_published_name
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_TIFF_SUBFILE_TYPE = 254
-
 
 @dataclass(frozen=True)
-class PictureSource:
+class PageSource:
     """Reads one page of one picture file.
 
     Attributes:
-        page: from 0, thumbnails counted; 0 where there are none.
-        deep: more than 8 bits a channel.
-        rescale: (slope, intercept) from stored value to HU, of deep pictures.
+        rescale: (slope, intercept) from stored value to HU, of deep pages.
     """
 
     file: str
-    page: int
-    deep: bool
+    page: Page
     rescale: tuple[float, float] | None
 
     def read_picture(self, frame: int | None) -> np.ndarray | None:
-        if self.deep:
+        if self.page.deep:
             return None
-        with decoding(self.file), Image.open(self.file, formats=_FORMATS) as image:
-            image.seek(self.page)
-            return _eight_bit(image)
+        with decoding(self.file), self._opened(frame) as image:
+            return _one_channel(eight_bit_pixels(self.file, image, self.page.number))
 
     def read_hu(self, frame: int | None) -> np.ndarray:
-        if not self.deep:
+        if not self.page.deep:
             raise CTMaskNetError(f"{self.file}: an 8-bit picture states no HU; use its pixels")
-        with decoding(self.file):
-            stored = _deep(self.file, self.page)
+        with decoding(self.file), self._opened(frame) as image:
+            stored = stored_values(self.file, image, self.page)
+            stored = _one_channel(stored[..., :3] if stored.ndim == 3 else stored)
+        if stored.ndim == 3:
+            raise UnsuitableFile(f"{self.file}: in colour, so it states no HU")
         slope, intercept = self.rescale
         return mark_outside((stored * float(slope) + intercept).astype(np.float32))
+
+    def _opened(self, frame: int | None) -> contextlib.AbstractContextManager[Image.Image]:
+        return opened(self.file) if frame is None else _kept_open(self.file)
+
+
+_kept = threading.local()
+
+
+@contextlib.contextmanager
+def _kept_open(file: str) -> Iterator[Image.Image]:
+    """A file of pages, left open by each thread until it reads another: to reach a page, the links
+    from all pages before it have to be followed."""
+    status = os.stat(file)
+    # A forked process shares its parent's position in the file, so it opens its own.
+    key = file, status.st_size, status.st_mtime_ns, os.getpid()
+    if getattr(_kept, "key", None) != key:
+        _forget()
+        _kept.stack = contextlib.ExitStack()
+        _kept.image, _kept.key = _kept.stack.enter_context(opened(file)), key
+    try:
+        yield _kept.image
+    except BaseException:
+        _forget()
+        raise
+
+
+def _forget() -> None:
+    if hasattr(_kept, "stack"):
+        _kept.key = None
+        _kept.stack.close()
 
 
 def read_picture_file(
@@ -76,19 +103,19 @@ def read_picture_file(
 
     Raises:
         UnsuitableFile: more than 8 bits a channel and no ``rescale``; a TIFF without a full page.
-        CTMaskNetError: damaged, too large, or with an orientation tag that turns it.
+        CTMaskNetError: damaged, too large, animated, or with an orientation tag that turns it.
     """
-    with decoding(file), Image.open(file, formats=_FORMATS) as image:
-        pages = list(_pages(file, image))
+    with decoding(file), opened(file) as image:
+        pages = slice_pages(file, image)
     if not pages:
         raise UnsuitableFile(
             f"{file}: marks all its pages as thumbnails or transparency masks; give full slices"
         )
     patient, scan = patient_and_scan(file)
     slices = []
-    for page, height, width, deep in pages:
-        check_claimed_size(file, (height, width))
-        if deep and rescale is None:
+    for page in pages:
+        check_claimed_size(file, (page.height, page.width))
+        if page.deep and rescale is None:
             raise UnsuitableFile(
                 f"{file}: has more than 8 bits a channel and states no HU; state its rescale slope "
                 "and intercept, or give an 8-bit copy or the DICOM or NIfTI file it came from"
@@ -97,14 +124,14 @@ def read_picture_file(
         slices.append(
             CTSlice(
                 file=file,
-                frame=page if several else None,
-                name=f"{name}#{page:04d}" if several else name,
+                frame=page.number if several else None,
+                name=f"{name}#{page.number:04d}" if several else name,
                 patient=patient,
                 scan=Path(name).stem if several else scan,
-                shape=(height, width),
+                shape=(page.height, page.width),
                 spacing_mm=None,
                 position_mm=None,
-                source=PictureSource(file, page, deep, rescale),
+                source=PageSource(file, page, rescale),
             )
         )
     return slices
@@ -135,47 +162,8 @@ def patient_and_scan(file: str) -> tuple[str, str]:
     return "", os.path.dirname(file) or "."
 
 
-def _pages(file: str, image: Image.Image) -> Iterator[tuple[int, int, int, bool]]:
-    """(page, height, width, more than 8 bits a channel) of every slice in a file."""
-    paged = image.format == "TIFF"
-    for page, frame in enumerate(ImageSequence.Iterator(image) if paged else [image]):
-        # Bit 0: a smaller copy of another page, bit 2: its transparency mask.
-        if paged and frame.tag_v2.get(_TIFF_SUBFILE_TYPE, 0) & 0b101:
-            continue
-        check_not_turned(file, frame)
-        yield page, frame.height, frame.width, is_deep(frame)
-
-
-def _eight_bit(image: Image.Image) -> np.ndarray:
-    """Grey levels, or RGB where the channels differ. Alpha is dropped, a palette resolved."""
-    if image.mode in ("1", "L", "LA", "La"):
-        return np.asarray(image.convert("L"))
-    rgb = np.asarray(image.convert("RGB"))
-    return _one_channel(rgb) if _channels_agree(rgb) else rgb
-
-
-def _deep(file: str, page: int) -> np.ndarray:
-    """(H, W) stored values of a picture with more than 8 bits a channel."""
-    with Image.open(file, formats=_FORMATS) as image:
-        image.seek(page)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return np.asarray(image)
-        several = getattr(image, "n_frames", 1) > 1
-    if several:
-        decoded = cv2.imreadmulti(file, page, 1, flags=cv2.IMREAD_UNCHANGED)[1]
-        channels = decoded[0] if decoded else None
-    else:
-        channels = cv2.imread(file, cv2.IMREAD_UNCHANGED)
-    if channels is None:
-        raise CTMaskNetError(f"{file}: damaged or of an unknown layout; restore the file")
-    if channels.ndim == 3 and not _channels_agree(channels[..., :3]):
-        raise UnsuitableFile(f"{file}: in colour, so it states no HU")
-    return _one_channel(channels)
-
-
-def _channels_agree(channels: np.ndarray) -> bool:
-    return bool((channels == channels[..., :1]).all())
-
-
-def _one_channel(channels: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(channels[..., 0]) if channels.ndim == 3 else channels
+def _one_channel(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) where all channels are equal."""
+    if pixels.ndim == 2 or not (pixels == pixels[..., :1]).all():
+        return pixels
+    return np.ascontiguousarray(pixels[..., 0])

@@ -1,6 +1,15 @@
-"""Files of 8-bit pictures: read them, check many of them, write copies in a narrower grey window.
+"""The one decoder of pictures: PNG, JPEG, TIFF and BMP, told apart by content.
 
-Every problem is told as one :class:`CTMaskNetError` that names the file.
+What every command sees of a file is decided here. Grey levels and colours of 8 bits a channel are
+taken: a palette is resolved, alpha dropped, CMYK and YCbCr become RGB. More than 8 bits a channel
+(:mod:`ctmasknet.ct.picture_slices` reads those where their rescale is stated), several pages,
+an orientation tag that turns the picture, other formats (WebP, GIF, PostScript, ...) and damaged
+files are refused in one line that names the file. Pages that a TIFF marks as thumbnails or masks of
+another page are passed over.
+
+:func:`read_picture`, :func:`read_grey` and :func:`read_rgb` decode, :func:`read_values` is for
+label masks; :func:`check_eight_bit` looks at headers alone. Then what is done to many pictures at
+once: :func:`find_unreadable` checks them, :func:`write_in_grey_window` copies them.
 """
 
 from __future__ import annotations
@@ -8,47 +17,120 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import struct
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from ctmasknet.ct.scan import MAX_SIDE_PX
+from ctmasknet.ct.scan import MAX_SIDE_PX, decoding, reason_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.workers import map_in_processes
 
 #: Longest side over shortest.
 MAX_RATIO = 64
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-#: What Pillow raises at damaged files; UnidentifiedImageError is an OSError.
-_DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
-)
-#: Pillow's modes with more than 8 bits a channel; a conversion to RGB would clip them at 255.
+#: Pillow knows more; some of them start programs.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_GREY_MODES = ("1", "L", "LA", "La")
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+#: Pillow's modes with more than 8 bits a channel; a conversion would clip them at 255.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_PNG_BIT_DEPTH_PLACE = 24
-_TIFF_BITS_PER_SAMPLE = 258
+#: Modes in which a value may be a label.
+_VALUE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", *_DEEP_MODES)
+#: Pillow stretches grey levels of 2 and 4 bits to 0..255; these factors undo it.
+_GREY_STRETCH = {"L;2": 85, "L;4": 17}
+_PNG_BIT_DEPTH_OFFSET = 24
+_TIFF_SUBFILE_TYPE, _TIFF_BITS_PER_SAMPLE = 254, 258
 #: The orientation tag (EXIF, TIFF), and its values that mean turned or mirrored.
 _ORIENTATION, _TURNED = 274, range(2, 9)
+#: The boundary around the decoder, in the words of a set's pictures.
+_naming_file = functools.partial(
+    decoding,
+    missing="no such image; check the folder of the images",
+    damaged="unreadable or truncated image",
+    remedy="restore the file or drop it from its list",
+)
 
 
-@contextlib.contextmanager
-def naming_file(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what Pillow and the file system raise inside the block into an error that names
-    ``path``."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CTMaskNetError(f"{path}: no such image; check the folder of the images") from None
-    except _DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CTMaskNetError(
-            f"{path}: unreadable or truncated image ({reason}); "
-            "restore the file or drop it from its list"
-        ) from None
+class Page(NamedTuple):
+    """A page of a picture file that may be a slice.
+
+    Attributes:
+        number: from 0, thumbnails counted.
+        height, width: px.
+        deep: more than 8 bits a channel.
+    """
+
+    number: int
+    height: int
+    width: int
+    deep: bool
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """Read an 8-bit slice in full, so that a truncated file is found.
+
+    Returns:
+        uint8, (H, W) where the file holds grey levels, else (H, W, 3) RGB.
+
+    Raises:
+        CTMaskNetError: missing, unreadable or truncated file; another format; more than 8 bits a
+            channel; a side above :data:`MAX_SIDE_PX` or :data:`MAX_RATIO` times the other; several
+            pages; an orientation tag that turns it.
+    """
+    return _read(path, None)
+
+
+def read_grey(path: str | os.PathLike) -> np.ndarray:
+    """Read an 8-bit slice as grey levels: (H, W) uint8. Raises as :func:`read_picture`."""
+    return _read(path, "L")
+
+
+def read_rgb(path: str | os.PathLike, *, is_slice: bool = True) -> np.ndarray:
+    """Read an 8-bit picture as RGB: (H, W, 3) uint8. Raises as :func:`read_picture`.
+
+    Args:
+        path: the file.
+        is_slice: False for drawn pictures, which may have longer sides.
+    """
+    return _read(path, "RGB", is_slice)
+
+
+def read_values(path: str | os.PathLike) -> np.ndarray:
+    """Read the values as stored, of any depth: a palette's indices, the numbers 0..3 of 2 bits.
+
+    Returns:
+        (H, W), or (H, W, C) where there are several channels; bool, integers or float.
+
+    Raises:
+        CTMaskNetError: as :func:`read_picture`, but for the depth; colours that are no numbers
+            (CMYK, YCbCr).
+    """
+    with _naming_file(path), opened(path) as image:
+        page = _only_page(path, image)
+        check_sides(path, page[1:3])
+        if image.mode not in _VALUE_MODES:
+            raise CTMaskNetError(
+                f"{path}: is stored in colours ({image.mode}); label values need one grey channel, "
+                "equal channels or a palette"
+            )
+        return stored_values(path, image, page)
+
+
+def check_eight_bit(path: str | os.PathLike) -> tuple[int, int]:
+    """Look at the headers alone for what :func:`read_picture` refuses.
+
+    Returns:
+        (H, W), px.
+
+    Raises:
+        CTMaskNetError: as :func:`read_picture`, but for truncated pixels.
+    """
+    with _naming_file(path), opened(path) as image:
+        return _eight_bit_page(path, image)[1:3]
 
 
 def check_sides(name: str | os.PathLike, shape: Sequence[int]) -> None:
@@ -72,46 +154,161 @@ def check_sides(name: str | os.PathLike, shape: Sequence[int]) -> None:
         )
 
 
-def check_one_page(path: str | os.PathLike, image: Image.Image) -> None:
-    """Refuse a TIFF of several pages, of which all but the first would be lost.
-
-    Args:
-        path: for the error.
-        image: as opened.
-    """
-    if image.format == "TIFF" and image.n_frames > 1:
-        raise CTMaskNetError(
-            f"{path}: holds {image.n_frames} pages; save each slice as a picture of its own"
-        )
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether an opened picture, or its present page, has more than 8 bits a channel."""
-    # Pillow narrows 16 bits a channel to 8 in colour and with alpha, so its mode is no guide.
-    if image.format == "PNG":
-        place = image.fp.tell()
-        image.fp.seek(_PNG_BIT_DEPTH_PLACE)
-        depth = image.fp.read(1)[0]
-        image.fp.seek(place)
-        return depth > 8
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))) > 8
-    return image.mode in _DEEP_MODES
-
-
-def check_not_turned(path: str | os.PathLike, image: Image.Image) -> None:
-    """Refuse an opened picture, or its present page, whose orientation tag tells viewers to turn or
-    mirror it: programs differ in whether they follow the tag.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """A picture file whose headers are read and whose pixels are not.
 
     Raises:
-        CTMaskNetError: such a picture.
+        CTMaskNetError: no regular file, such as a pipe, which would be waited for.
+        Exception: whatever Pillow raises at damage; name the file around it.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise CTMaskNetError(f"{path}: not a regular file; give a picture")
+    try:
+        image = Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise OSError("not recognised as PNG, JPEG, TIFF or BMP") from None
+    with image:
+        yield image
+
+
+def slice_pages(path: str | os.PathLike, image: Image.Image) -> list[Page]:
+    """The pages of an opened file that may be slices. Leaves the image at its last page.
+
+    Raises:
+        CTMaskNetError: an orientation tag that turns a page; an animation.
+    """
+    if image.format != "TIFF":
+        if getattr(image, "n_frames", 1) > 1:
+            raise CTMaskNetError(
+                f"{path}: holds {image.n_frames} frames; save each slice as a picture of its own"
+            )
+        _check_not_turned(path, image)
+        return [Page(0, image.height, image.width, _is_deep(image))]
+    pages = []
+    for number, frame in enumerate(ImageSequence.Iterator(image)):
+        # Bit 0: a smaller copy of another page, bit 2: its transparency mask.
+        if not frame.tag_v2.get(_TIFF_SUBFILE_TYPE, 0) & 0b101:
+            _check_not_turned(path, frame)
+            pages.append(Page(number, frame.height, frame.width, _is_deep(frame)))
+    return pages
+
+
+def eight_bit_pixels(
+    path: str | os.PathLike, image: Image.Image, number: int = 0, mode: str | None = None
+) -> np.ndarray:
+    """Decode a page of 8 bits a channel.
+
+    Args:
+        path: for errors.
+        image: as :func:`opened`.
+        number: of the page.
+        mode: ``L`` or ``RGB``; None: as stored.
+
+    Returns:
+        uint8, (H, W) or (H, W, 3) RGB.
+    """
+    _load(path, image, number)
+    if image.mode not in (*_GREY_MODES, *_COLOUR_MODES):
+        raise CTMaskNetError(
+            f"{path}: its pixels are of mode {image.mode}; save the slice in grey levels or RGB"
+        )
+    # By way of RGB, since the L of a YCbCr picture is another grey.
+    image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    return np.asarray(image if mode in (None, image.mode) else image.convert(mode))
+
+
+def stored_values(path: str | os.PathLike, image: Image.Image, page: Page) -> np.ndarray:
+    """Decode the values of a page as they are stored: (H, W), or (H, W, C) with channels in any
+    order.
+
+    Args:
+        path: for errors.
+        image: as :func:`opened`.
+        page: one of :func:`slice_pages`.
+    """
+    several = getattr(image, "n_frames", 1) > 1
+    image.seek(page.number)
+    factor = _GREY_STRETCH.get(_raw_mode(image), 1)
+    _load(path, image, page.number)
+    if not page.deep or image.mode in _DEEP_MODES:
+        values = np.asarray(image)
+        return values // factor if factor > 1 else values
+    # Pillow has narrowed the channels to 8 bits.
+    if several:
+        _, found = cv2.imreadmulti(os.fspath(path), page.number, 1, flags=cv2.IMREAD_UNCHANGED)
+        values = found[0] if found else None
+    else:
+        values = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise CTMaskNetError(f"{path}: damaged or of an unknown layout; restore the file")
+    return values
+
+
+def _read(path: str | os.PathLike, mode: str | None, is_slice: bool = True) -> np.ndarray:
+    with _naming_file(path), opened(path) as image:
+        page = _eight_bit_page(path, image, is_slice)
+        return eight_bit_pixels(path, image, page.number, mode)
+
+
+def _eight_bit_page(path: str | os.PathLike, image: Image.Image, is_slice: bool = True) -> Page:
+    page = _only_page(path, image)
+    if is_slice:
+        check_sides(path, page[1:3])
+    if page.deep:
+        raise CTMaskNetError(
+            f"{path}: has more than 8 bits a channel (mode {image.mode}); "
+            "convert it through one HU window to 8 bits first"
+        )
+    return page
+
+
+def _only_page(path: str | os.PathLike, image: Image.Image) -> Page:
+    """Its page; leaves the image there."""
+    pages = slice_pages(path, image)
+    if not pages:
+        raise CTMaskNetError(
+            f"{path}: marks all its pages as thumbnails or transparency masks; give a full slice"
+        )
+    if len(pages) > 1:
+        raise CTMaskNetError(
+            f"{path}: holds {len(pages)} pages; save each slice as a picture of its own"
+        )
+    image.seek(pages[0].number)
+    return pages[0]
+
+
+def _load(path: str | os.PathLike, image: Image.Image, number: int) -> None:
+    image.seek(number)
+    image.load()
+    _check_not_turned(path, image, loaded=True)
+
+
+def _check_not_turned(path: str | os.PathLike, image: Image.Image, *, loaded: bool = False) -> None:
+    """Refuse a page whose orientation tag tells viewers to turn or mirror it: programs differ in
+    whether they follow the tag.
+
+    Args:
+        path: for errors.
+        image: at that page.
+        loaded: its pixels are decoded, so that tags behind them are known too.
     """
     if image.format == "TIFF":
         stated = image.tag_v2.get(_ORIENTATION)
     else:
-        exif = Image.Exif()  # image.getexif() would decode a PNG
-        exif.load(image.info.get("exif", b""))
-        stated = exif.get(_ORIENTATION)
+        try:
+            if loaded:
+                stated = image.getexif().get(_ORIENTATION)  # EXIF or XMP; decodes a PNG
+            else:
+                exif = Image.Exif()
+                exif.load(image.info.get("exif", b""))
+                stated = exif.get(_ORIENTATION)
+        except Exception as error:  # whatever its parser stumbles on
+            raise CTMaskNetError(
+                f"{path}: its EXIF data are damaged ({reason_of(error)}), so nothing says if it "
+                "is stored turned; save it upright, without them"
+            ) from None
     if stated in _TURNED:
         raise CTMaskNetError(
             f"{path}: its orientation tag ({stated}) says that it is stored turned or mirrored; "
@@ -119,35 +316,24 @@ def check_not_turned(path: str | os.PathLike, image: Image.Image) -> None:
         )
 
 
-def check_eight_bit(path: str | os.PathLike) -> None:
-    """Refuse a picture with more than 8 bits a channel, a side above :data:`MAX_SIDE_PX`, several
-    pages, or an orientation tag that turns it. Reads the header only.
-
-    Raises:
-        CTMaskNetError: such a picture, or a missing or unreadable file.
-    """
-    with naming_file(path), Image.open(path) as image:
-        mode, (width, height) = image.mode, image.size
-        check_one_page(path, image)
-        deep = is_deep(image)
-        check_not_turned(path, image)
-    check_sides(path, (height, width))
-    if deep:
-        raise CTMaskNetError(
-            f"{path}: has more than 8 bits a channel (mode {mode}); "
-            "convert it through one HU window to 8 bits first"
-        )
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the present page of a picture that is not decoded has more than 8 bits a channel."""
+    # Pillow narrows 16 bits a channel to 8 in colour and with alpha, so its mode is no guide.
+    if image.format == "PNG":
+        offset = image.fp.tell()
+        image.fp.seek(_PNG_BIT_DEPTH_OFFSET)
+        depth = image.fp.read(1)[0]
+        image.fp.seek(offset)
+        return depth > 8
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))) > 8
+    return image.mode in _DEEP_MODES
 
 
-def read_grey(path: str | os.PathLike) -> np.ndarray:
-    """Read a picture as uint8 grey levels of shape (H, W).
-
-    Raises:
-        CTMaskNetError: missing, unreadable or truncated file, or more than 8 bits a channel.
-    """
-    check_eight_bit(path)
-    with naming_file(path), Image.open(path) as image:
-        return np.asarray(image.convert("L"))
+def _raw_mode(image: Image.Image) -> str | None:
+    """The pixel layout in the file, such as ``L;2``; known before decoding only."""
+    arguments = image.tile[0][3] if image.tile else None
+    return arguments[0] if isinstance(arguments, tuple) and arguments else arguments
 
 
 def find_unreadable(

@@ -243,7 +243,13 @@ def unpacking(file: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def decoding(file: str | os.PathLike) -> Iterator[None]:
+def decoding(
+    file: str | os.PathLike,
+    *,
+    missing: str = "no such file",
+    damaged: str = "damaged or unreadable",
+    remedy: str = "restore the file or leave it out",
+) -> Iterator[None]:
     """The boundary around a decoder: whatever it raises on broken bytes becomes one line that names
     ``file``; its warnings are dropped.
 
@@ -258,10 +264,12 @@ def decoding(file: str | os.PathLike) -> Iterator[None]:
     except CTMaskNetError:
         raise
     except FileNotFoundError:
-        raise CTMaskNetError(f"{file}: no such file") from None
+        raise CTMaskNetError(f"{file}: {missing}") from None
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)[:200]
-        raise CTMaskNetError(
-            f"{file}: damaged or unreadable ({reason}); restore the file or leave it out"
-        ) from None
+        raise CTMaskNetError(f"{file}: {damaged} ({reason_of(error)}); {remedy}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, as part of one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in reason)[:200]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.find import find_files
-from ctmasknet.ct.pictures import check_not_turned, check_one_page, is_deep
+from ctmasknet.ct.pictures import read_values
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 
@@ -23,18 +21,6 @@ LABEL_NAMES = ("background", "lung", "ggo", "consolidation", "lesion")
 LESION_LABELS = LABEL_NAMES[2:]
 #: Label names whose pixels make up each class of each mask type.
 _SOURCES = {"ggo": ("ggo",), "consolidation": ("consolidation",), "lesion": LESION_LABELS}
-_EIGHT_BIT_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "1")
-#: PIL stretches grey PNGs of 2 and 4 bits to 0..255; these factors undo it, since a label is a
-#: number, not a grey.
-_GREY_STRETCH = {"L;2": 85, "L;4": 17}
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 
 def parse_labels(text: str) -> dict[int, str]:
@@ -151,10 +137,9 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
         CTMaskNetError: the file cannot be decoded, its channels differ, or it holds values that are
             no whole numbers or outside ``labels``.
     """
-    with _opened(path) as image:
-        stretch = _GREY_STRETCH.get(_raw_mode(image), 1)
-        values = _decode(path, image)
+    values = read_values(path)
     if values.ndim == 3:
+        # Two and four channels end in alpha.
         colours = values if values.shape[2] == 3 else values[..., : (values.shape[2] - 1) or 1]
         if (colours != colours[..., :1]).any():
             raise CTMaskNetError(
@@ -167,8 +152,6 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
             f"{path}: holds values that are no whole numbers; a label mask is expected"
         )
     values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
-    if stretch > 1:
-        values //= stretch
     return check_known_values(path, values, labels)
 
 
@@ -199,27 +182,6 @@ def values_present(mask: np.ndarray) -> list[int]:
     return np.unique(mask).tolist()
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Decode an 8-bit slice in full, so that a truncated file is found.
-
-    Returns:
-        (H, W) or (H, W, 3) uint8.
-
-    Raises:
-        CTMaskNetError: the file cannot be decoded, is not of 8 bits a channel, or has an
-            orientation tag that turns it.
-    """
-    with _opened(path) as image:
-        check_not_turned(path, image)
-        if image.mode not in _EIGHT_BIT_MODES or is_deep(image):
-            raise CTMaskNetError(
-                f"{path}: pixels of mode {image.mode}, not 8 bits; map the slice to 8 bits "
-                "through one HU window first"
-            )
-        _decode(path, image)
-        return np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
-
-
 def check_same_size(image_path: Path, image: np.ndarray, mask_path: Path, mask: np.ndarray) -> None:
     """Raise :class:`CTMaskNetError` unless image (H, W[, 3]) and mask (H, W) have one size."""
     if image.shape[:2] != mask.shape[:2]:
@@ -228,37 +190,6 @@ def check_same_size(image_path: Path, image: np.ndarray, mask_path: Path, mask: 
             f"{image_path}: the image is {w} x {h} px (width x height) and its mask {mask_path} is "
             f"{mask_w} x {mask_h} px; they must be equal"
         )
-
-
-def _opened(path: str | os.PathLike) -> Image.Image:
-    try:
-        image = Image.open(path)
-        check_one_page(path, image)
-        return image
-    except FileNotFoundError:
-        raise CTMaskNetError(f"{path}: no such image file; check the path") from None
-    except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from None
-
-
-def _decode(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
-    try:
-        image.load()
-    except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from None
-    return np.asarray(image)
-
-
-def _unreadable(path: str | os.PathLike, error: Exception) -> CTMaskNetError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return CTMaskNetError(f"{path}: unreadable or truncated image ({reason}); fetch the file again")
-
-
-def _raw_mode(image: Image.Image) -> str | None:
-    """The pixel layout in the file, such as ``L;2``; known before decoding only."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else None
-    return arguments[0] if isinstance(arguments, tuple) and arguments else arguments
 
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")

@@ -15,10 +15,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError, read_image
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.structures import BitMasks
 
-from ctmasknet.ct.pictures import check_eight_bit, check_sides, naming_file
+from ctmasknet.ct.pictures import check_sides, read_rgb
 from ctmasknet.errors import CTMaskNetError
 
 
@@ -80,12 +80,20 @@ class LesionMapper(DatasetMapper):
                 above 4096 px or 64 times the other; sides that differ from the annotation's.
         """
         file_name = dataset_dict["file_name"]
-        check_eight_bit(file_name)
-        with naming_file(file_name):
-            try:
-                return super().__call__(dataset_dict)
-            except SizeMismatchError as error:
-                raise CTMaskNetError(f"{file_name}: {error}; prepare the data set again") from None
+        image = read_rgb(file_name)
+        output = copy.deepcopy(dataset_dict)
+        try:
+            check_image_size(output, image)
+        except SizeMismatchError as error:
+            raise CTMaskNetError(f"{file_name}: {error}; prepare the data set again") from None
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        output["image"] = _image_tensor(augmented.image)
+        if not self.is_train:
+            output.pop("annotations", None)
+        elif "annotations" in output:
+            self._transform_annotations(output, transforms, augmented.image.shape[:2])
+        return output
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         super()._transform_annotations(dataset_dict, transforms, image_shape)
@@ -138,11 +146,7 @@ class SliceMapper:
                 above 4096 px or 64 times the other; a crop asked for without a body box, or with
                 one that lies outside the image.
         """
-        file_name = dataset_dict["file_name"]
-        check_eight_bit(file_name)
-        with naming_file(file_name):
-            image = read_image(file_name, format="RGB")
-        return self.map_pixels(dataset_dict, image)
+        return self.map_pixels(dataset_dict, read_rgb(dataset_dict["file_name"]))
 
     def map_pixels(self, dataset_dict: dict[str, Any], pixels: np.ndarray) -> dict[str, Any]:
         """The same for a slice that is in memory.
@@ -163,8 +167,13 @@ class SliceMapper:
         output["height"], output["width"] = image.shape[:2]
         augmented = T.AugInput(image)
         self.augmentations(augmented)
-        output["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        output["image"] = _image_tensor(augmented.image)
         return output
+
+
+def _image_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) -> (3, H, W)."""
+    return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _checked_box(dataset_dict: dict[str, Any], height: int, width: int) -> list[int]:

@@ -26,13 +26,12 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
 from ctmasknet.config import is_classifier
-from ctmasknet.ct.pictures import naming_file
+from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.prepared import content_sha256
@@ -262,5 +261,5 @@ def _size(entry: Mapping[str, Any], crop: bool) -> tuple[int, int]:
     if crop and entry.get("body_box"):
         x0, y0, x1, y1 = entry["body_box"]
         return x1 - x0, y1 - y0
-    with naming_file(entry["file_name"]), Image.open(entry["file_name"]) as image:
-        return image.size
+    height, width = check_eight_bit(entry["file_name"])
+    return width, height

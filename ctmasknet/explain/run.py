@@ -24,13 +24,13 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from ctmasknet.config import is_classifier
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.pages import write_png
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
 from ctmasknet.files import atomic_write, writing
+from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shards import Shard, Shards

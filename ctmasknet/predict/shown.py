@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 
-from ctmasknet.ct.pictures import check_eight_bit, naming_file
+from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.registry import dataset_dicts
@@ -78,9 +77,7 @@ def read_picture(entry: Mapping[str, Any]) -> np.ndarray:
     Raises:
         CTMaskNetError: it is missing, unreadable or has more than 8 bits a pixel.
     """
-    check_eight_bit(entry["file_name"])
-    with naming_file(entry["file_name"]):
-        return read_image(entry["file_name"], format="RGB")
+    return read_rgb(entry["file_name"])
 
 
 def pick(count: int, limit: int | None, seed: int | None) -> list[int]:

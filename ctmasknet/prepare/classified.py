@@ -11,12 +11,11 @@ from pathlib import Path
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.find import find_files, natural_key
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import check_disjoint, check_split_name
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_csv_rows
-from ctmasknet.names import PatientRule
+from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.volumes import Volume, every_kth, find_volumes, volume_files
 
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ctmasknet.classes import IMAGE_CLASSES
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import SPLITS, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import PatientRule, parse_slice_name
+from ctmasknet.names import IMAGE_SUFFIXES, PatientRule, parse_slice_name
 
 _LINE_FORM = (
     "expected 'file class xmin ymin xmax ymax', such as 'NCP_96_1328_0032.png 2 9 94 512 405', "

@@ -22,7 +22,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.ct.pictures import check_sides
+from ctmasknet.ct.pictures import read_picture
 from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.label_masks import (
@@ -32,7 +32,6 @@ from ctmasknet.data.label_masks import (
     background_value,
     check_same_size,
     mask_type_classes,
-    read_image,
     read_mask,
     values_present,
 )
@@ -223,8 +222,7 @@ def _convert(pair: LesionPair | VolumePair, how: Conversion) -> list[ConvertedSl
 
 
 def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
-    image = read_image(pair.image)
-    check_sides(pair.image, image.shape)
+    image = read_picture(pair.image)
     mask = read_mask(pair.mask, how.labels)
     check_same_size(pair.image, image, pair.mask, mask)
     mask = how.orientation.upright(mask)

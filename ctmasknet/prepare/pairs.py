@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctmasknet.ct.find import kind_of, natural_key
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.data.label_masks import MASK_SUFFIXES, files_by_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import LESION_IMAGE_SUFFIXES, PatientRule
+from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
 from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
 
@@ -109,9 +108,7 @@ def find_pairs(
             not parse, a group for a slice that is not there, or no image at all.
     """
     one_folder = images.resolve() == masks.resolve()
-    image_suffixes = tuple(
-        s for s in LESION_IMAGE_SUFFIXES if not one_folder or s not in MASK_SUFFIXES
-    )
+    image_suffixes = tuple(s for s in IMAGE_SUFFIXES if not one_folder or s not in MASK_SUFFIXES)
     image_of = files_by_key(images, image_suffixes, rule)
     mask_of = files_by_key(masks, MASK_SUFFIXES, rule)
     if not image_of and not mask_of:

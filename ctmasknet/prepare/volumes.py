@@ -17,10 +17,11 @@ from pathlib import Path
 from PIL import Image
 
 from ctmasknet.ct.find import find_files, kind_of
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES, raise_problems
+from ctmasknet.ct.pictures import raise_problems
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTScan, UnsuitableFile, Window
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.workers import map_in_processes
 
 _EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ctmasknet.config import is_classifier
 from ctmasknet.ct.find import natural_key
-from ctmasknet.ct.pictures import IMAGE_SUFFIXES, naming_file
+from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.registry import dataset_dicts
@@ -33,6 +33,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
+from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import CONTACT_SHEET
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import read_picture
@@ -212,8 +213,7 @@ class SlicePictures:
                 pictures.append(encode(drawn, caption, f"CT slice {row.file}: {caption}"))
         for made in self._made:
             for caption, path in self._made_of(made, row.file):
-                with naming_file(path), Image.open(path) as image:
-                    pixels = np.asarray(image.convert("RGB"))
+                pixels = read_rgb(path, is_slice=False)
                 pictures.append(encode(pixels, caption, f"{caption} of {row.file}", PAGE_PX))
         return pictures
 

@@ -408,15 +408,14 @@ def test_links_are_followed_once(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["full", "missing"])
-@pytest.mark.parametrize("name", ["packed.nii.gz", "sagittal.nii", "deflated.dcm"])
-def test_a_full_disk_is_no_damage_of_the_file(tmp_path, monkeypatch, name, place):
+def test_a_full_disk_is_no_damage_of_the_file(tmp_path, monkeypatch, place):
     ct_samples.damage_seeds(tmp_path)
     if place == "full":
         monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
     else:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    with pytest.raises(CTMaskNetError, match=rf"{name}: cannot be unpacked in .* TMPDIR"):
-        only_scan(tmp_path / name).slices[0].hu()
+    with pytest.raises(CTMaskNetError, match=r"deflated\.dcm: cannot be unpacked in .* TMPDIR"):
+        only_scan(tmp_path / "deflated.dcm").slices[0].hu()
 
 
 def test_other_gzip_files_are_no_volumes(tmp_path):

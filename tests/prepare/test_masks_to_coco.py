@@ -11,11 +11,11 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ctmasknet.benchmarks.loading import usual_instances
+from ctmasknet.ct.pictures import read_picture
 from ctmasknet.data.label_masks import (
     Orientation,
     mask_type_classes,
     parse_labels,
-    read_image,
     read_mask,
     supported_mask_types,
 )
@@ -227,8 +227,8 @@ def test_unknown_mask_values_and_colours_are_refused(tmp_path):
 
 def test_sixteen_bit_image_is_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "i.png")
-    with pytest.raises(CTMaskNetError, match="not 8 bits"):
-        read_image(tmp_path / "i.png")
+    with pytest.raises(CTMaskNetError, match="more than 8 bits"):
+        read_picture(tmp_path / "i.png")
 
 
 def test_orientation_transposes_and_then_flips():
