@@ -37,7 +37,8 @@ READ_IN = {
         MODEL.FPN.IN_FEATURES MODEL.FPN.NORM MODEL.FPN.OUT_CHANNELS""",
     "ctmasknet.modeling.fast.inference": """MODEL.INFERENCE.DTYPE MODEL.INFERENCE.FUSED
         MODEL.INFERENCE.RECHECK_MARGIN""",
-    "ctmasknet.modeling.image_heads.s": "MODEL.IMAGE_HEAD.FC_DIM MODEL.IMAGE_HEAD.NAME",
+    "ctmasknet.modeling.image_heads.s": "MODEL.IMAGE_HEAD.FC_DIM",
+    "ctmasknet.modeling.image_heads.registry": "MODEL.IMAGE_HEAD.NAME",
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
