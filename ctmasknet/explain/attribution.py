@@ -1,7 +1,7 @@
 """Which ranked boxes moved a slice's logits: exact occlusion, or integrated gradients, of rows.
 
 Shapes: N rows of 5, n <= N boxes, C classes. Where there are fewer boxes than rows, rows repeat
-boxes (:func:`ctmasknet.modeling.roi_heads.stretched_places`); all rows of a box are hidden
+boxes (:func:`ctmasknet.modeling.roi_heads.padding_index`); all rows of a box are hidden
 together, because a box that is half hidden is not hidden.
 
 A box can be hidden in two ways, which ask different questions:
@@ -11,7 +11,7 @@ A box can be hidden in two ways, which ask different questions:
     are. This asks what the head made of these numbers in this place. Integrated gradients start
     from the same zero, so for a linear head the two agree to the last digit.
 ``removed``
-    The box is struck from the ranked list, the rest moves up and is stretched to N rows again, as
+    The box is struck from the ranked list, the rest moves up and is padded to N rows again, as
     if the detector had not found it. In a full list an N+1st box would now come last; the last one
     is repeated in its stead, for rows that far down are much alike. Boxes that the struck one
     suppressed do not come back. The head knows a box by its place, so moving all the others can
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.roi_heads import stretch_rows, stretched_places
+from ctmasknet.modeling.roi_heads import pad_rows, padding_index
 
 #: The sentence that goes with every picture and file of attributions.
 CAVEAT = "input to the decision, not cause"
@@ -179,7 +179,7 @@ def _places(rows: Tensor, count: int) -> Tensor:
         raise CTMaskNetError(
             f"{count} boxes do not fit {len(rows)} rows; give the rows and the boxes of one slice"
         )
-    return stretched_places(count, len(rows), rows.device)
+    return padding_index(count, len(rows), rows.device)
 
 
 def _ends(head: Head, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def _hide(rows: Tensor, places: Tensor, boxes: Tensor, hidden: str) -> Tensor:
         left = torch.cat([alone[:k], alone[k + 1 :]])
         if len(alone) == len(rows):
             left = torch.cat([left, left[-1:]])
-        hidden_rows.append(stretch_rows(left, len(rows)))
+        hidden_rows.append(pad_rows(left, len(rows)))
     return torch.stack(hidden_rows)
 
 

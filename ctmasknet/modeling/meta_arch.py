@@ -81,7 +81,7 @@ class CTMaskNet(GeneralizedRCNN):
             ``instances`` when ``return_instances`` is set, and ``ranked_instances`` when
             ``return_ranked_instances`` is: the n <= N boxes of the rows, best first
             (``pred_boxes`` px of ``height`` x ``width``, ``scores``, ``pred_classes``); row i is
-            box ``stretched_places(n, N)[i]``.
+            box ``padding_index(n, N)[i]``.
 
         Raises:
             CTMaskNetError: in training, an input has no label or one outside 0..C-1.

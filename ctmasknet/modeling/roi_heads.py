@@ -25,7 +25,7 @@ ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 CANONICAL_BOX_PX = 224 * (1 - 1e-6)
 
 
-def stretched_places(count: int, num: int, device: torch.device | None = None) -> Tensor:
+def padding_index(count: int, num: int, device: torch.device | None = None) -> Tensor:
     """Which of ``count`` boxes each of ``num`` rows repeats: row i is box ``floor(i * n / num)``.
 
     Returns:
@@ -36,10 +36,10 @@ def stretched_places(count: int, num: int, device: torch.device | None = None) -
     return torch.arange(num, device=device) * count // num
 
 
-def stretch_rows(rows: Tensor, num: int) -> Tensor:
+def pad_rows(rows: Tensor, num: int) -> Tensor:
     """Make ``num`` rows of n <= num by repeating rows evenly, order kept.
 
-    Which row goes where is told by :func:`stretched_places`, so the result depends on nothing but
+    Which row goes where is told by :func:`padding_index`, so the result depends on nothing but
     ``rows`` (the authors repeat rows at random places, reference). Without any row the result is
     zero: no box, no score.
 
@@ -52,7 +52,7 @@ def stretch_rows(rows: Tensor, num: int) -> Tensor:
     """
     if len(rows) == 0:
         return rows.new_zeros(num, rows.shape[1])
-    return rows[stretched_places(len(rows), num, rows.device)]
+    return rows[padding_index(len(rows), num, rows.device)]
 
 
 def select_ranked(
@@ -191,7 +191,7 @@ class RankedBoxROIHeads(StandardROIHeads):
         ):
             encoded = delta.unflatten(1, (-1, 4))[proposal, label]
             found = torch.cat([probability[proposal, label].unsqueeze(1), encoded], dim=1)
-            rows.append(stretch_rows(found, self.num_ranked_boxes))
+            rows.append(pad_rows(found, self.num_ranked_boxes))
         return torch.stack(rows)
 
     @torch.no_grad()
@@ -200,7 +200,7 @@ class RankedBoxROIHeads(StandardROIHeads):
     ) -> list[Instances]:
         """The boxes behind the rows of :meth:`rank`, decoded.
 
-        Row i of an image with n boxes is box ``stretched_places(n, N)[i]``.
+        Row i of an image with n boxes is box ``padding_index(n, N)[i]``.
 
         Args:
             predictions: from :meth:`predict`.

@@ -109,7 +109,7 @@ def _read(stream: BinaryIO) -> Any:
         raise _refusal(f"its {length} bytes are more than any checkpoint's")
     entries = None
     if head == b"PK":
-        source, entries = _copied_archive(stream, length)
+        source, entries = _copied_archive(stream)
     elif head[:1] == b"\x80":
         # In memory, because torch tries a file on the disk as a tar archive, and unpacks that.
         source = io.BytesIO(stream.read(length))
@@ -135,7 +135,7 @@ def _read(stream: BinaryIO) -> Any:
     return torch.load(source, "cpu", module, weights_only=False, mmap=False)
 
 
-def _copied_archive(stream: BinaryIO, file_bytes: int) -> tuple[io.BytesIO, dict[str, int]]:
+def _copied_archive(stream: BinaryIO) -> tuple[io.BytesIO, dict[str, int]]:
     """The pickle and the storages of a zip archive, their check sums compared, as an archive that
     torch's reader cannot take for another; and the storages' sizes in bytes by key."""
     copy, sizes = io.BytesIO(), {}
@@ -146,8 +146,6 @@ def _copied_archive(stream: BinaryIO, file_bytes: int) -> tuple[io.BytesIO, dict
             raise _foreign("it is some other zip file")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise _refusal("a zip with compressed entries, which torch never writes")
-        if sum(entry.file_size for entry in archive.infolist()) > file_bytes:
-            raise _refusal("its zip entries claim more bytes than the whole file has")
         if entries[f"{roots[0]}data.pkl"].file_size > MAX_PICKLE_BYTES:
             raise _refusal("its pickle is larger than any checkpoint's")
         for name, entry in entries.items():

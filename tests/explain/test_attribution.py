@@ -8,7 +8,7 @@ import torch
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain import attribute, attribution, integrate_gradients, occlude
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
-from ctmasknet.modeling.roi_heads import stretch_rows
+from ctmasknet.modeling.roi_heads import pad_rows
 
 
 def some_boxes(count, seed=0):
@@ -46,7 +46,7 @@ def image_head():
 @pytest.mark.parametrize("count", [6, 4, 1])
 def test_a_linear_head_gives_each_box_what_its_rows_add(method, count):
     head = LinearHead(6)
-    rows = stretch_rows(some_boxes(count), 6)
+    rows = pad_rows(some_boxes(count), 6)
     found = attribute(head, rows, count, method=method)
     by_row = torch.einsum("nf,nfc->nc", rows, head.weights)
     expected = torch.zeros(count, 3)
@@ -111,7 +111,7 @@ def test_a_slice_without_boxes_has_no_weights(image_head, method):
 
 
 def test_the_only_box_has_all_the_weight(image_head):
-    rows = stretch_rows(some_boxes(1), 12)
+    rows = pad_rows(some_boxes(1), 12)
     for hidden in ("zero", "removed"):
         found = occlude(image_head, rows, 1, hidden=hidden)
         torch.testing.assert_close(found.weights[0], found.logits - found.without_boxes)
@@ -121,7 +121,7 @@ def test_the_only_box_has_all_the_weight(image_head):
 def test_occlusion_is_captums_ablation_of_each_boxs_rows(image_head, count):
     from captum.attr import FeatureAblation
 
-    rows = stretch_rows(some_boxes(count), 12)
+    rows = pad_rows(some_boxes(count), 12)
     found = occlude(image_head, rows, count)
     mask = found.places[:, None].expand(12, 5)[None]
     for target in range(3):
@@ -133,15 +133,15 @@ def test_occlusion_is_captums_ablation_of_each_boxs_rows(image_head, count):
 
 def test_removal_is_a_new_run_without_the_box(image_head):
     boxes = some_boxes(5)
-    found = occlude(image_head, stretch_rows(boxes, 12), 5, hidden="removed")
+    found = occlude(image_head, pad_rows(boxes, 12), 5, hidden="removed")
     for k in range(5):
-        without = stretch_rows(torch.cat([boxes[:k], boxes[k + 1 :]]), 12)
+        without = pad_rows(torch.cat([boxes[:k], boxes[k + 1 :]]), 12)
         expected = found.logits - image_head(without[None])[0]
         torch.testing.assert_close(found.weights[k], expected)
 
 
 def test_integrated_gradients_add_up_on_the_image_head(image_head):
-    found = integrate_gradients(image_head, stretch_rows(some_boxes(7), 12), 7)
+    found = integrate_gradients(image_head, pad_rows(some_boxes(7), 12), 7)
     change = found.logits - found.without_boxes
     assert found.complete and change.abs().max() > 0.1
     torch.testing.assert_close(found.rest, change - found.weights.sum(0))
@@ -150,7 +150,7 @@ def test_integrated_gradients_add_up_on_the_image_head(image_head):
 
 
 def test_more_points_are_taken_until_they_add_up(image_head, monkeypatch):
-    rows = stretch_rows(some_boxes(7), 12)
+    rows = pad_rows(some_boxes(7), 12)
     monkeypatch.setattr(attribution, "_STEPS", 1)
     assert integrate_gradients(image_head, rows, 7).complete
     monkeypatch.setattr(attribution, "_MOST_STEPS", 1)

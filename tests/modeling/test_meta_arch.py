@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.roi_heads import stretched_places
+from ctmasknet.modeling.roi_heads import padding_index
 
 
 def test_evaluation_output_follows_the_contract(tiny_model, slices):
@@ -102,9 +102,7 @@ def test_boxes_behind_the_rows_are_in_px_of_the_file(tiny_model, slices):
     torch.testing.assert_close(
         ranked.pred_boxes.tensor[0], result["instances"].pred_boxes.tensor[0]
     )
-    assert torch.equal(
-        ranked.scores[stretched_places(len(ranked), 16)], result["ranked_boxes"][:, 0]
-    )
+    assert torch.equal(ranked.scores[padding_index(len(ranked), 16)], result["ranked_boxes"][:, 0])
 
 
 def test_mask_branch_goes_when_weights_have_none(tiny_cfg, tiny_model, slices):

@@ -3,36 +3,36 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ctmasknet.modeling.roi_heads import select_ranked, stretch_rows, stretched_places
+from ctmasknet.modeling.roi_heads import pad_rows, padding_index, select_ranked
 
 
 def rows(*scores):
     return torch.tensor([[score, 0.0, 0.0, 0.0, 0.0] for score in scores]).reshape(-1, 5)
 
 
-class TestStretchRows:
+class TestPadRows:
     def test_repeats_evenly_and_keeps_order(self):
-        stretched = stretch_rows(rows(0.9, 0.5, 0.1), 7)
-        assert stretched[:, 0].tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5, 0.5, 0.1, 0.1])
+        padded = pad_rows(rows(0.9, 0.5, 0.1), 7)
+        assert padded[:, 0].tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5, 0.5, 0.1, 0.1])
 
-    def test_places_tell_which_row_went_where(self):
-        places = stretched_places(3, 7)
-        assert places.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    def test_the_index_tells_which_row_went_where(self):
+        index = padding_index(3, 7)
+        assert index.tolist() == [0, 0, 0, 1, 1, 2, 2]
         three = rows(0.9, 0.5, 0.1)
-        assert torch.equal(stretch_rows(three, 7), three[places])
-        assert stretched_places(0, 2).tolist() == [-1, -1]
+        assert torch.equal(pad_rows(three, 7), three[index])
+        assert padding_index(0, 2).tolist() == [-1, -1]
 
     def test_full_list_is_unchanged(self):
-        assert torch.equal(stretch_rows(rows(0.9, 0.5), 2), rows(0.9, 0.5))
+        assert torch.equal(pad_rows(rows(0.9, 0.5), 2), rows(0.9, 0.5))
 
     def test_no_box_gives_zero_rows(self):
-        assert torch.equal(stretch_rows(rows(), 3), torch.zeros(3, 5))
+        assert torch.equal(pad_rows(rows(), 3), torch.zeros(3, 5))
 
     def test_ignores_the_random_state(self):
         torch.manual_seed(0)
-        first = stretch_rows(rows(0.9, 0.5, 0.1), 10)
+        first = pad_rows(rows(0.9, 0.5, 0.1), 10)
         torch.manual_seed(1)
-        assert torch.equal(first, stretch_rows(rows(0.9, 0.5, 0.1), 10))
+        assert torch.equal(first, pad_rows(rows(0.9, 0.5, 0.1), 10))
 
 
 class TestSelectRanked:
@@ -154,7 +154,7 @@ class TestRankedBoxROIHeads:
         expected = [50, 20, 64, 60, 0, 0, 20, 20]
         assert found.pred_boxes.tensor[:2].flatten().tolist() == pytest.approx(expected)
         assert found.pred_classes.tolist()[:2] == [1, 0]
-        assert torch.equal(found.scores[stretched_places(4, 16)], rows[:, 0])
+        assert torch.equal(found.scores[padding_index(4, 16)], rows[:, 0])
 
     def test_gradients_reach_scores_and_deltas(self, heads):
         logits = torch.zeros(1, 3, requires_grad=True)

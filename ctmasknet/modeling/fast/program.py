@@ -163,7 +163,7 @@ class ExportableClassifier(nn.Module):
         most = min(num, self._proposals * heads.num_classes)
         order = _best(torch.where(kept, scores.flatten(), -torch.inf), most)
         found = torch.cat([scores.reshape(-1, 1), deltas.view(-1, 4)], dim=1)[order]
-        # As stretch_rows does it.
+        # As pad_rows does it.
         count = kept.sum().clamp(max=num)
         rows = found[torch.arange(num, device=count.device) * count // num]
         return torch.where(count > 0, rows, 0)
