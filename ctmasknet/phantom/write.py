@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json, writing
-from ctmasknet.phantom.patient import DEFAULT, PhantomConfig, PhantomSlice, phantom_patient
+from ctmasknet.phantom.patient import SETTINGS, PhantomSlice, phantom_patient
 from ctmasknet.workers import map_in_processes
 
 #: Folders made below the output folder.
@@ -55,7 +55,6 @@ def write_phantom_lesions(
     side_px: int,
     workers: int | None = None,
     overwrite: bool = False,
-    config: PhantomConfig = DEFAULT,
 ) -> dict:
     """Write COVID patients with label masks as
     ``<out>/cncb_lesions_raw/{image/P/S.jpg,mask/P/S.png}``.
@@ -78,8 +77,8 @@ def write_phantom_lesions(
             f"{patients} lesion patients: numbers end at {_LAST_LESION_PATIENT}; ask for fewer"
         )
     tasks = [_Task("covid", 1 + i) for i in range(patients)]
-    recipe = _recipe("lesions", seed, side_px, slices, config, patients=patients)
-    work = partial(_write_lesion_patient, seed=seed, side_px=side_px, slices=slices, config=config)
+    recipe = _recipe("lesions", seed, side_px, slices, patients=patients)
+    work = partial(_write_lesion_patient, seed=seed, side_px=side_px, slices=slices)
 
     def summary(results: list[dict]) -> dict:
         return {
@@ -102,7 +101,6 @@ def write_phantom_slices(
     workers: int | None = None,
     overwrite: bool = False,
     with_masks: bool = False,
-    config: PhantomConfig = DEFAULT,
 ) -> dict:
     """Write patients of the three classes as ``<out>/covidx_ct_raw/images/*.png`` with a list file
     a split.
@@ -130,14 +128,13 @@ def write_phantom_slices(
     kinds = [(s, kind) for s, n in patients.items() for kind in IMAGE_CLASSES for _ in range(n)]
     tasks = [_Task(k, _LAST_LESION_PATIENT + 1 + i, s) for i, (s, k) in enumerate(kinds)]
     recipe = _recipe(
-        "slices", seed, side_px, slices, config, patients=dict(patients), with_masks=with_masks
+        "slices", seed, side_px, slices, patients=dict(patients), with_masks=with_masks
     )
     work = partial(
         _write_slice_patient,
         seed=seed,
         side_px=side_px,
         slices=slices,
-        config=config,
         with_masks=with_masks,
     )
 
@@ -175,14 +172,14 @@ def _at_least_one(**counts: int) -> None:
             raise CTMaskNetError(f"{name} = {count}: ask for at least 1")
 
 
-def _recipe(what: str, seed: int, side_px: int, slices: int, config: PhantomConfig, **more) -> dict:
+def _recipe(what: str, seed: int, side_px: int, slices: int, **more) -> dict:
     return {
         "phantom": what,
         "version": _VERSION,
         "seed": seed,
         "side_px": side_px,
         "slices": slices,
-        **asdict(config),
+        **SETTINGS,
         **more,
     }
 
@@ -197,7 +194,7 @@ def _count_labels(drawn: list[PhantomSlice]) -> list[int]:
 
 
 def _write_lesion_patient(
-    task: _Task, folder: Path, *, seed: int, side_px: int, slices: int, config: PhantomConfig
+    task: _Task, folder: Path, *, seed: int, side_px: int, slices: int
 ) -> dict:
     drawn = phantom_patient(
         task.kind,
@@ -206,7 +203,6 @@ def _write_lesion_patient(
         slices,
         patient=task.patient,
         infected_only=False,
-        config=config,
     )
     for one in drawn:
         name = f"{task.patient}/{one.number}"
@@ -223,11 +219,10 @@ def _write_slice_patient(
     seed: int,
     side_px: int,
     slices: int,
-    config: PhantomConfig,
     with_masks: bool,
 ) -> dict:
     label = IMAGE_CLASSES.index(task.kind)
-    drawn = phantom_patient(task.kind, seed, side_px, slices, patient=task.patient, config=config)
+    drawn = phantom_patient(task.kind, seed, side_px, slices, patient=task.patient)
     lines = []
     for one in drawn:
         # One scan a patient; its number differs from the patient's so that a mix-up shows.
