@@ -130,22 +130,14 @@ def write_phantom_slices(
     recipe = _recipe(
         "slices", seed, side_px, slices, patients=dict(patients), with_masks=with_masks
     )
-    work = partial(
-        _write_slice_patient,
-        seed=seed,
-        side_px=side_px,
-        slices=slices,
-        with_masks=with_masks,
-    )
+    how = {"seed": seed, "side_px": side_px, "slices": slices, "with_masks": with_masks}
+    work = partial(_write_slice_patient, **how)
 
     def summary(results: list[dict]) -> dict:
         return {
             "splits": {
-                split: {
-                    "patients": 3 * count,
-                    "slices": dict.fromkeys(IMAGE_CLASSES, count * slices),
-                }
-                for split, count in patients.items()
+                split: {"patients": 3 * n, "slices": dict.fromkeys(IMAGE_CLASSES, n * slices)}
+                for split, n in patients.items()
             },
             "label_px": _label_px(results),
         }
@@ -269,15 +261,21 @@ def _write_tree(
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         folder.chmod(0o755)
-        results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
+        if workers is None:
+            workers = len(os.sched_getaffinity(0))
+        _at_least_one(workers=workers)
+        draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
+        results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
         finish(folder, results)
         made = summary(results)
         files = sum(len(names) for _, _, names in os.walk(folder))
         write_json(
             folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
         )
-        if os.path.lexists(target):
-            _remove(target)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        elif os.path.lexists(target):
+            target.unlink()
         folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -295,18 +293,3 @@ def _stored(target: Path) -> dict | None:
         )
     except (OSError, ValueError, AttributeError, KeyError):
         return None
-
-
-def _remove(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink()
-
-
-def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
-    if workers is None:
-        workers = len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
-    return list(map_in_processes(work, tasks, workers, title=desc, unit="patient", chunksize=1))
