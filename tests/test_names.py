@@ -4,7 +4,13 @@ import pytest
 
 from ctmasknet.classes import IMAGE_CLASSES, LESION_COLORS, MASK_LABELS, MASK_TYPES
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import SliceName, parse_lesion_name, parse_slice_name
+from ctmasknet.names import (
+    PatientRule,
+    SliceName,
+    parse_lesion_name,
+    parse_published_name,
+    parse_slice_name,
+)
 
 
 def test_classes_stand_in_the_order_of_the_published_logits():
@@ -72,3 +78,76 @@ def test_other_lesion_names_are_refused_by_name(file):
     with pytest.raises(CTMaskNetError, match="not a lesion slice name") as caught:
         parse_lesion_name(file)
     assert str(caught.value).startswith(f"{file}:")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("a/NCP_341_1834_0022.png", SliceName("341", "1834", "0022", 2)),
+        ("a/110/104.jpg", SliceName("110", "110", "104")),
+        ("110_104.bmp", SliceName("110", "110", "104")),
+        ("slice_12.png", None),  # no patient called "slice"
+        ("clinic/12.png", None),
+        ("scan.png", None),
+    ],
+)
+def test_a_published_name_is_of_a_numbered_patient(file, expected):
+    assert parse_published_name(file) == expected
+
+
+class TestPatientRule:
+    @pytest.mark.parametrize(
+        ("rule", "file", "expected"),
+        [
+            (PatientRule(), "110/104.jpg", ("110", "110", "104")),
+            (PatientRule(published=parse_slice_name), "CP_2_3503_0000.png", ("2", "3503", "0000")),
+            (PatientRule(r"(?P<patient>p\d)"), "a/p1/x.png", ("p1", "p1", "x")),
+            (
+                PatientRule(r"(?P<patient>p\d)(_(?P<scan>\w))?/(?P<slice>\d)"),
+                "p1_s/7.png",
+                ("p1", "s", "7"),
+            ),
+            (PatientRule(r"(?P<patient>p\d)(_(?P<scan>\w))?/"), "p1/7.png", ("p1", "p1", "7")),
+            (PatientRule(each_file=True), "ct0/a.b.bmp", ("ct0/a.b", "ct0/a.b", "a.b")),
+            (PatientRule(groups={"a/1": "g"}), "a/1.jpg", ("g", "g", "1")),
+            (PatientRule(r"(?P<patient>\w)/", groups={"a/1": "g"}), "a/1.jpg", ("g", "g", "1")),
+            (PatientRule(r"(?P<patient>\w)/", groups={"a/1": "g"}), "a/2.jpg", ("a", "a", "2")),
+        ],
+    )
+    def test_patient_scan_and_slice_of_a_path(self, rule, file, expected):
+        name = rule.read(file)
+        assert (name.patient, name.scan, name.slice) == expected
+
+    @pytest.mark.parametrize(
+        ("rule", "file", "message"),
+        [
+            (PatientRule(), "x.png", "not a lesion slice name"),
+            (PatientRule(r"(?P<patient>q)"), "x.jpg", "finds no patient in this name"),
+            (PatientRule(r"x|(?P<patient>q)"), "x.jpg", "finds no patient in this name"),
+            (PatientRule(groups={"a": "g"}), "x.png", "the groups do not list it"),
+            (PatientRule(each_file=True, groups={"a": "x"}), "x.png", "rename that group"),
+        ],
+    )
+    def test_a_path_that_does_not_tell_is_named(self, rule, file, message):
+        with pytest.raises(CTMaskNetError, match=message) as caught:
+            rule.read(file)
+        assert str(caught.value).startswith(f"{file}:")
+
+    @pytest.mark.parametrize(
+        ("rule", "expected"),
+        [
+            (PatientRule(), ("P", "S")),
+            (PatientRule(each_file=True), ("c1/ct", "S")),
+            (PatientRule(r"(?P<patient>c\d)"), ("c1", "S")),
+            (PatientRule(r"(?P<patient>c\d)/(?P<scan>\w+)"), ("c1", "ct")),
+            (PatientRule(groups={"c1/ct": "g"}), ("g", "S")),
+            (PatientRule(groups={"c2/ct": "g"}), ("P", "S")),
+        ],
+    )
+    def test_arguments_go_before_what_a_volume_states(self, rule, expected):
+        name = rule.read_volume("c1/ct", "P", "S")
+        assert (name.patient, name.scan) == expected
+
+    def test_a_pattern_and_each_file_contradict(self):
+        with pytest.raises(CTMaskNetError, match="either a pattern or one patient a file"):
+            PatientRule("(?P<patient>.)", each_file=True)

@@ -153,11 +153,6 @@ def plan_pneumonia(anatomy: Anatomy, rng: np.random.Generator) -> list[PhantomLe
     return lesions
 
 
-def sides(lesions: list[PhantomLesion]) -> set[str]:
-    """The lungs that hold lesions, of ``right`` (x < 0) and ``left``."""
-    return {"right" if lesion.centre[0] < 0 else "left" for lesion in lesions}
-
-
 def _rise(level: Array) -> Array:
     """Smooth step from 0 at level 0 to 1 at level 1."""
     level = np.clip(level, 0, 1)

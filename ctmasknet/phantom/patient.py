@@ -31,28 +31,18 @@ from ctmasknet.phantom.lesions import (
 )
 from ctmasknet.phantom.scanner import Grid, Scan, acquire
 
-
-@dataclass(frozen=True)
-class PhantomConfig:
-    """What all synthetic patients share.
-
-    Attributes:
-        window_centre_hu, window_width_hu: the window whose ends become 0 and 255.
-        ggo_threshold: share of ground glass (0..1) from which a lung pixel is labelled GGO.
-        consolidation_threshold: share of consolidation from which it is labelled consolidation.
-        min_lesion_share: an infected slice has lesions on at least this share of the picture.
-        spacing_mm: distance of neighbouring slice numbers.
-    """
-
-    window_centre_hu: float = -600.0
-    window_width_hu: float = 1500.0
-    ggo_threshold: float = 0.35
-    consolidation_threshold: float = 0.5
-    min_lesion_share: float = 0.002
-    spacing_mm: float = 2.5
-
-
-DEFAULT = PhantomConfig()
+#: What all synthetic patients share, and their recipe states: the window whose ends become 0 and
+#: 255; the shares (0..1) of ground glass and of consolidation from which a lung pixel is labelled
+#: so; the share of the picture that has lesions in every infected slice; the distance of
+#: neighbouring slice numbers.
+SETTINGS = {
+    "window_centre_hu": -600.0,
+    "window_width_hu": 1500.0,
+    "ggo_threshold": 0.35,
+    "consolidation_threshold": 0.5,
+    "min_lesion_share": 0.002,
+    "spacing_mm": 2.5,
+}
 
 
 @dataclass(frozen=True)
@@ -102,21 +92,14 @@ class PhantomPatient:
         side_px: height and width of the slices.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        seed: int,
-        patient: int,
-        side_px: int,
-        config: PhantomConfig = DEFAULT,
-    ):
+    def __init__(self, kind: str, seed: int, patient: int, side_px: int):
         if kind not in IMAGE_CLASSES:
             raise CTMaskNetError(
                 f"kind {kind}: not a slice class; use one of {', '.join(IMAGE_CLASSES)}"
             )
         if side_px < 32:
             raise CTMaskNetError(f"side {side_px} px: too small for a chest; use at least 32")
-        self.kind, self.config, self.side_px = kind, config, side_px
+        self.kind, self.side_px = kind, side_px
         self._key = [seed, patient, IMAGE_CLASSES.index(kind)]
         rng = np.random.default_rng([*self._key, 0])
         self.anatomy = anatomy = Anatomy.sample(rng)
@@ -175,11 +158,11 @@ class PhantomPatient:
     def numbers(self) -> range:
         """Slice numbers that cut the lungs well, top to bottom."""
         top = 0.93 * self.anatomy.height_mm
-        return range(1, int((top - 0.09 * self.anatomy.height_mm) / self.config.spacing_mm) + 1)
+        return range(1, int((top - 0.09 * self.anatomy.height_mm) / SETTINGS["spacing_mm"]) + 1)
 
     def height(self, number: int) -> float:
         """Height of a slice over the lung base, mm."""
-        return 0.93 * self.anatomy.height_mm - number * self.config.spacing_mm
+        return 0.93 * self.anatomy.height_mm - number * SETTINGS["spacing_mm"]
 
     def _geometry(self, number: int) -> tuple[_Fields, LesionPicture]:
         """Where shapes and lesions are in a slice; kept until the slice is drawn."""
@@ -213,8 +196,8 @@ class PhantomPatient:
     def _label(self, lung: Array, picture: LesionPicture) -> Array:
         inside = lung > 0
         mask = inside.astype(np.uint8)
-        mask[inside & (picture.ggo >= self.config.ggo_threshold)] = 2
-        mask[inside & (picture.consolidation >= self.config.consolidation_threshold)] = 3
+        mask[inside & (picture.ggo >= SETTINGS["ggo_threshold"])] = 2
+        mask[inside & (picture.consolidation >= SETTINGS["consolidation_threshold"])] = 3
         return mask
 
     def labels(self, number: int) -> Array:
@@ -233,7 +216,7 @@ class PhantomPatient:
         _blend(hu, lung, self._lung(z, shapes.cavity, picture))
         self._large_airways(hu, z, lung, body)
         rng = np.random.default_rng([*self._key, 2, number])
-        window = self.config.window_centre_hu, self.config.window_width_hu
+        window = SETTINGS["window_centre_hu"], SETTINGS["window_width_hu"]
         image = acquire(hu, self._scan, self._grid, window, rng)
         box = cv2.boundingRect((body > 0).astype(np.uint8))
         body_box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
@@ -312,7 +295,6 @@ def phantom_patient(
     *,
     patient: int = 0,
     infected_only: bool = True,
-    config: PhantomConfig = DEFAULT,
 ) -> list[PhantomSlice]:
     """Slices of one synthetic patient, top to bottom.
 
@@ -331,7 +313,7 @@ def phantom_patient(
     """
     if slices < 1:
         raise CTMaskNetError(f"{slices} slices a patient: ask for at least 1")
-    made = PhantomPatient(kind, seed, patient, side_px, config)
+    made = PhantomPatient(kind, seed, patient, side_px)
     for attempt in range(50):
         made.plan_lesions(attempt)
         chosen = _choose(
@@ -354,7 +336,7 @@ def _choose(
     anywhere = 0 if infected_only else int(rng.binomial(slices, 0.3))
     strength = [max(le.strength_at(made.height(n)) for le in made.lesions) for n in numbers]
     infected = numbers[np.array(strength) > 0.3]
-    enough = made.config.min_lesion_share * made.side_px**2
+    enough = SETTINGS["min_lesion_share"] * made.side_px**2
     chosen: list[int] = []
     first = _spread(infected, min(slices - anywhere, len(infected)), rng)
     others = [n for n in rng.permutation(infected).tolist() if n not in first]

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import write_json, writing
-from ctmasknet.phantom.patient import DEFAULT, PhantomConfig, PhantomSlice, phantom_patient
+from ctmasknet.phantom.patient import SETTINGS, PhantomSlice, phantom_patient
 from ctmasknet.workers import map_in_processes
 
 #: Folders made below the output folder.
@@ -55,7 +55,6 @@ def write_phantom_lesions(
     side_px: int,
     workers: int | None = None,
     overwrite: bool = False,
-    config: PhantomConfig = DEFAULT,
 ) -> dict:
     """Write COVID patients with label masks as
     ``<out>/cncb_lesions_raw/{image/P/S.jpg,mask/P/S.png}``.
@@ -78,8 +77,8 @@ def write_phantom_lesions(
             f"{patients} lesion patients: numbers end at {_LAST_LESION_PATIENT}; ask for fewer"
         )
     tasks = [_Task("covid", 1 + i) for i in range(patients)]
-    recipe = _recipe("lesions", seed, side_px, slices, config, patients=patients)
-    work = partial(_write_lesion_patient, seed=seed, side_px=side_px, slices=slices, config=config)
+    recipe = _recipe("lesions", seed, side_px, slices, patients=patients)
+    work = partial(_write_lesion_patient, seed=seed, side_px=side_px, slices=slices)
 
     def summary(results: list[dict]) -> dict:
         return {
@@ -102,7 +101,6 @@ def write_phantom_slices(
     workers: int | None = None,
     overwrite: bool = False,
     with_masks: bool = False,
-    config: PhantomConfig = DEFAULT,
 ) -> dict:
     """Write patients of the three classes as ``<out>/covidx_ct_raw/images/*.png`` with a list file
     a split.
@@ -130,25 +128,16 @@ def write_phantom_slices(
     kinds = [(s, kind) for s, n in patients.items() for kind in IMAGE_CLASSES for _ in range(n)]
     tasks = [_Task(k, _LAST_LESION_PATIENT + 1 + i, s) for i, (s, k) in enumerate(kinds)]
     recipe = _recipe(
-        "slices", seed, side_px, slices, config, patients=dict(patients), with_masks=with_masks
+        "slices", seed, side_px, slices, patients=dict(patients), with_masks=with_masks
     )
-    work = partial(
-        _write_slice_patient,
-        seed=seed,
-        side_px=side_px,
-        slices=slices,
-        config=config,
-        with_masks=with_masks,
-    )
+    how = {"seed": seed, "side_px": side_px, "slices": slices, "with_masks": with_masks}
+    work = partial(_write_slice_patient, **how)
 
     def summary(results: list[dict]) -> dict:
         return {
             "splits": {
-                split: {
-                    "patients": 3 * count,
-                    "slices": dict.fromkeys(IMAGE_CLASSES, count * slices),
-                }
-                for split, count in patients.items()
+                split: {"patients": 3 * n, "slices": dict.fromkeys(IMAGE_CLASSES, n * slices)}
+                for split, n in patients.items()
             },
             "label_px": _label_px(results),
         }
@@ -175,14 +164,14 @@ def _at_least_one(**counts: int) -> None:
             raise CTMaskNetError(f"{name} = {count}: ask for at least 1")
 
 
-def _recipe(what: str, seed: int, side_px: int, slices: int, config: PhantomConfig, **more) -> dict:
+def _recipe(what: str, seed: int, side_px: int, slices: int, **more) -> dict:
     return {
         "phantom": what,
         "version": _VERSION,
         "seed": seed,
         "side_px": side_px,
         "slices": slices,
-        **asdict(config),
+        **SETTINGS,
         **more,
     }
 
@@ -197,7 +186,7 @@ def _count_labels(drawn: list[PhantomSlice]) -> list[int]:
 
 
 def _write_lesion_patient(
-    task: _Task, folder: Path, *, seed: int, side_px: int, slices: int, config: PhantomConfig
+    task: _Task, folder: Path, *, seed: int, side_px: int, slices: int
 ) -> dict:
     drawn = phantom_patient(
         task.kind,
@@ -206,7 +195,6 @@ def _write_lesion_patient(
         slices,
         patient=task.patient,
         infected_only=False,
-        config=config,
     )
     for one in drawn:
         name = f"{task.patient}/{one.number}"
@@ -223,11 +211,10 @@ def _write_slice_patient(
     seed: int,
     side_px: int,
     slices: int,
-    config: PhantomConfig,
     with_masks: bool,
 ) -> dict:
     label = IMAGE_CLASSES.index(task.kind)
-    drawn = phantom_patient(task.kind, seed, side_px, slices, patient=task.patient, config=config)
+    drawn = phantom_patient(task.kind, seed, side_px, slices, patient=task.patient)
     lines = []
     for one in drawn:
         # One scan a patient; its number differs from the patient's so that a mix-up shows.
@@ -274,15 +261,21 @@ def _write_tree(
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         folder.chmod(0o755)
-        results = _map(partial(work, folder=folder), tasks, workers, desc=target.name)
+        if workers is None:
+            workers = len(os.sched_getaffinity(0))
+        _at_least_one(workers=workers)
+        draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
+        results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
         finish(folder, results)
         made = summary(results)
         files = sum(len(names) for _, _, names in os.walk(folder))
         write_json(
             folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
         )
-        if os.path.lexists(target):
-            _remove(target)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        elif os.path.lexists(target):
+            target.unlink()
         folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -300,18 +293,3 @@ def _stored(target: Path) -> dict | None:
         )
     except (OSError, ValueError, AttributeError, KeyError):
         return None
-
-
-def _remove(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink()
-
-
-def _map(work: Callable, tasks: Sequence, workers: int | None, desc: str) -> list[dict]:
-    if workers is None:
-        workers = len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise CTMaskNetError(f"workers = {workers}: ask for at least 1")
-    return list(map_in_processes(work, tasks, workers, title=desc, unit="patient", chunksize=1))

@@ -75,6 +75,7 @@ def data_card(
     files = list(dict.fromkeys(d["file_name"] for entries in dicts.values() for d in entries))
     looks = {look.file: look for look in map_in_processes(_look_at, files, workers, title="look")}
     found = overlaps(names)
+    told = list(zip(found, overlap_lines(found), strict=True))
     return {
         "sets": {name: _describe(name, dicts[name], looks) for name in names},
         "problems": {
@@ -82,16 +83,8 @@ def data_card(
             "mixed_labels": _mixed_labels(dicts),
             "same_pixels": _same_pixels(looks.values()),
             "unlike_sizes": _unlike_sizes(dicts, looks),
-            "shared_patients": [
-                line
-                for overlap, line in zip(found, overlap_lines(found), strict=True)
-                if overlap.shared
-            ],
-            "not_compared": [
-                line
-                for overlap, line in zip(found, overlap_lines(found), strict=True)
-                if not overlap.comparable
-            ],
+            "shared_patients": [line for overlap, line in told if overlap.shared],
+            "not_compared": [line for overlap, line in told if not overlap.comparable],
             "near_duplicates": {
                 "distance": distance,
                 "pairs": [

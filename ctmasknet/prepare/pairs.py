@@ -22,6 +22,9 @@ from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
 from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
 
+#: What names of masks, and of nnU-Net's images, have behind the name of the case.
+_ENDINGS = re.compile(r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000)$", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class LesionPair:
@@ -202,11 +205,6 @@ def split_by_lists(
     return result
 
 
-def _pictures_in(folder: Path) -> Iterable[Path]:
-    """The pictures of a folder, not of its subfolders."""
-    return (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> list[Path | None]:
     """The mask picture of each slice of ``scan``; None where there is none.
 
@@ -225,7 +223,7 @@ def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> lis
             and the numbers may mean others.
     """
     by_stem: dict[str, Path] = {}
-    for path in sorted(_pictures_in(folder)):
+    for path in sorted(folder.iterdir()):
         if path.suffix.lower() in MASK_SUFFIXES:
             other = by_stem.setdefault(path.stem, path)
             if other != path:
@@ -262,10 +260,6 @@ def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> lis
             f"{len(scan.slices) - 1} others of its volume; restore the slice or remove the mask"
         )
     return masks
-
-
-#: What names of masks, and of nnU-Net's images, have behind the name of the case.
-_ENDINGS = re.compile(r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000)$", re.IGNORECASE)
 
 
 def find_volume_pairs(
@@ -398,7 +392,9 @@ def _stem(name: str) -> str:
 
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
     folder = masks / volume.key
-    return folder if folder.is_dir() and any(_pictures_in(folder)) else None
+    if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
+        return folder
+    return None
 
 
 def _without_mask(volume: Volume, masks: Path) -> str:

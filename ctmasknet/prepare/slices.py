@@ -77,7 +77,7 @@ def prepare_slices(
         sample: split -> number of slices a class to draw; an error when a class has fewer.
         per_class: largest number of slices a class in every split without a ``sample`` of its own.
         seed: of the split and the samples.
-        volume_list: CSV list (:func:`~ctmasknet.prepare.slice_volumes.read_volume_list`).
+        volume_list: CSV list (:func:`~ctmasknet.prepare.classified.read_volume_list`).
         classes: names of its classes, in the order of the labels.
         window: HU window, for volumes only.
         every: of a volume every so many slices is taken; for volumes only.

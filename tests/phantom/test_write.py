@@ -12,12 +12,16 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_lesion_name, parse_slice_name
 from ctmasknet.phantom import write as phantom
-from ctmasknet.phantom.lesions import sides
 from ctmasknet.phantom.patient import PhantomPatient, phantom_patient
 from ctmasknet.phantom.write import write_phantom_lesions, write_phantom_slices
 
 SIDE = 96
 PATIENTS = {"train": 2, "val": 1, "test": 1}
+
+
+def sides(lesions) -> set[str]:
+    """The lungs that hold lesions, of ``right`` (x < 0) and ``left``."""
+    return {"right" if lesion.centre[0] < 0 else "left" for lesion in lesions}
 
 
 def grey(hu: float) -> float:
