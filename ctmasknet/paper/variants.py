@@ -113,7 +113,7 @@ class Counts:
 def variants(configs: Path = CONFIGS) -> list[Variant]:
     """All configs that stand for a model, in the order of :data:`HEADINGS`, then by name.
 
-    ``configs/parts`` holds pieces of configs and is left out.
+    ``configs/parts`` holds parts of configs and is left out.
 
     Raises:
         CTMaskNetError: no config there, or a broken one.

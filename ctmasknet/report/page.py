@@ -17,10 +17,9 @@ import ctmasknet
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, writing
-from ctmasknet.report import sections as wording
 from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
-from ctmasknet.report.sections import measured, report_facts, run_facts, threshold_rows, unmeasured
+from ctmasknet.report.sections import page_values
 from ctmasknet.report.source import ReportSource, dataset_names, read_source
 from ctmasknet.report.tables import (
     PER_PATIENT,
@@ -104,14 +103,11 @@ def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
     values = {
         "title": f"Slice classifier: {source.dataset or source.folder.resolve().name}",
         "about": _about(source),
-        "phantoms": wording.shows_phantoms(source),
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": style,
-        "sections": _sections(source, table, shown),
+        "sections": _anchors(source, table, shown),
         "class_names": source.class_names,
-        "level_names": wording.LEVEL_NAMES,
-        "pooling": wording.pooling_text(source),
         "pooling_name": source.pooling_name,
         "evaluation": source.evaluation,
         "levels": levels,
@@ -122,19 +118,15 @@ def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "thresholds": thresholds["thresholds"],
         "threshold_levels": list(thresholds["levels"]),
         "first_threshold": thresholds["thresholds"].index(0.5),
-        "threshold_rows": threshold_rows(source),
         "table": table,
         "burden": burden_section(source),
         "predictions_name": source.predictions.name,
         "gallery": shown,
         "per_patient": PER_PATIENT,
         "seen": _first_pictures(shown, table),
-        "limits": wording.limits(source),
-        "facts": report_facts(source),
-        "runs": [run_facts(entry) for entry in source.entries],
         "record": json.dumps(source.record, indent=1, ensure_ascii=False) if source.record else "",
         "version": ctmasknet.__version__,
-        **(measured(source, levels, first_level) if source.evaluation else unmeasured(source)),
+        **page_values(source, levels, first_level),
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
@@ -193,7 +185,8 @@ def _first_pictures(groups: Sequence[Mapping[str, Any]], table: UnitsTable) -> d
     return first
 
 
-def _sections(source, table: UnitsTable, gallery) -> list[tuple[str, str]]:
+def _anchors(source: ReportSource, table: UnitsTable, gallery: Any) -> list[tuple[str, str]]:
+    """(anchor, title) of each section of the page."""
     found = [("summary", "At a glance")]
     if source.evaluation:
         found.append(("detail", "Confusions, curves, calibration"))

@@ -39,7 +39,7 @@ _POOLING_TEXTS = {
 _FIGURES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")
 #: Of a threshold: these have the same names in the page's script.
 _THRESHOLD_METRICS = ("sensitivity", "specificity", "precision", "npv")
-LEVEL_NAMES = {"slices": "Slices", "scans": "Scans", "patients": "Patients"}
+_LEVEL_NAMES = {"slices": "Slices", "scans": "Scans", "patients": "Patients"}
 
 
 class Cell(NamedTuple):
@@ -50,6 +50,28 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value} ({self.interval})" if self.interval else self.value
+
+
+def page_values(
+    source: ReportSource, levels: Mapping[str, Any], first_level: str
+) -> dict[str, Any]:
+    """What the page says of figures, their limits and their origin, by the template's names.
+
+    Args:
+        source: what is reported.
+        levels: those that the evaluation has; none without labels.
+        first_level: the one in large type.
+    """
+    shown = _measured(source, levels, first_level) if source.evaluation else _unmeasured(source)
+    return shown | {
+        "phantoms": _shows_phantoms(source),
+        "level_names": _LEVEL_NAMES,
+        "pooling": _pooling_text(source),
+        "threshold_rows": _threshold_rows(source),
+        "limits": limits(source),
+        "facts": _report_facts(source),
+        "runs": [_run_facts(entry) for entry in source.entries],
+    }
 
 
 def figure_text(metric: str, value: float | None) -> str:
@@ -92,14 +114,14 @@ def _metric_groups(
     return groups
 
 
-def pooling_text(source: ReportSource) -> str:
+def _pooling_text(source: ReportSource) -> str:
     """How slices become scans and patients, as a clause."""
     top_k = source.evaluation["settings"]["top_k"] if source.evaluation else "k"
     # A prediction folder writes "top_k_mean (k = 5)"
     return _POOLING_TEXTS[source.pooling_name.split(" ")[0]].format(top_k=top_k)
 
 
-def shows_phantoms(source: ReportSource) -> bool:
+def _shows_phantoms(source: ReportSource) -> bool:
     """Whether the record says that the reported slices were synthesised."""
     return any(
         item.get("name") == source.dataset and item.get("phantoms")
@@ -160,7 +182,7 @@ def limits(source: ReportSource) -> list[str]:
     return found
 
 
-def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) -> dict[str, Any]:
+def _measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) -> dict[str, Any]:
     """What only an evaluation has."""
     evaluation = source.evaluation
     settings = evaluation["settings"]
@@ -204,7 +226,7 @@ def measured(source: ReportSource, levels: Mapping[str, Any], first_level: str) 
     }
 
 
-def unmeasured(source: ReportSource) -> dict[str, Any]:
+def _unmeasured(source: ReportSource) -> dict[str, Any]:
     """What there is to show without labels."""
     units = {"slices": source.rows, **source.pooled}
     units = {level: found for level, found in units.items() if found}
@@ -220,13 +242,13 @@ def unmeasured(source: ReportSource) -> dict[str, Any]:
         for index, name in enumerate(source.class_names)
     ]
     return {
-        "tiles": [_tile(LEVEL_NAMES[level], str(len(units[level]))) for level in reversed(units)],
+        "tiles": [_tile(_LEVEL_NAMES[level], str(len(units[level]))) for level in reversed(units)],
         "calls": {"levels": list(units), "rows": rows},
         "operating_points": [],
     }
 
 
-def threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
+def _threshold_rows(source: ReportSource) -> list[tuple[str, str]]:
     """(name in the page's script, text) of each line of the threshold table."""
     if source.evaluation is None:
         return [("called", "Called"), ("not-called", "Not called")]
@@ -321,7 +343,7 @@ def _count_tile(counts: Mapping[str, int]) -> dict[str, str]:
     """Patients in large type, scans and slices below; the other way round without patients."""
     first, *rest = reversed(counts)
     note = ", ".join(f"{counts[level]} {level}" for level in rest)
-    return _tile(LEVEL_NAMES[first], str(counts[first]), note)
+    return _tile(_LEVEL_NAMES[first], str(counts[first]), note)
 
 
 def _metric_name(metric: str) -> str:
@@ -329,7 +351,7 @@ def _metric_name(metric: str) -> str:
     return _METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
 
 
-def report_facts(source: ReportSource) -> list[tuple[str, str]]:
+def _report_facts(source: ReportSource) -> list[tuple[str, str]]:
     """(name, text) lines about the predictions and what was made of them."""
     facts = [
         ("Predictions", str(source.predictions)),
@@ -351,7 +373,7 @@ def report_facts(source: ReportSource) -> list[tuple[str, str]]:
     return facts
 
 
-def run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
     """``name`` and ``facts`` ((name, text) lines) of one run in ``run.json``.
 
     A record of any shape is taken: what is not there is left out.

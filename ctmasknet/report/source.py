@@ -161,12 +161,12 @@ def _find_predictions(
     here = folder / _PREDICTIONS
     if here.is_file():
         # "." has no name of its own
-        place = folder.resolve()
-        if dataset not in (None, place.name):
+        own = folder.resolve()
+        if dataset not in (None, own.name):
             raise CTMaskNetError(
                 f"{here}: is the only predictions file here; leave `dataset` {dataset} out"
             )
-        return here, place.name if place.parent.name == "inference" else None
+        return here, own.name if own.parent.name == "inference" else None
     found = {path.parent.name: path for path in folder.glob(f"inference/*/{_PREDICTIONS}")}
     if not found:
         raise CTMaskNetError(
@@ -195,8 +195,8 @@ def _find_predictions(
 
 
 def _find(argument: str, given: str | os.PathLike | None, tool: str, *usual: Path) -> Path | None:
-    """The file that ``argument`` names, itself or its folder; not given, that of the usual places
-    where there is one."""
+    """The file that ``argument`` names, itself or its folder; not given, the first of the usual
+    files that there is."""
     if given is None:
         return next((path for path in usual if path.is_file()), None)
     path = Path(given)
@@ -375,8 +375,8 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def run_folders(folder: Path) -> list[Path]:
     """Where the run's own files may lie: the folder, and the ``OUTPUT_DIR`` that it is
     ``inference/<data set>`` of."""
-    place = folder.resolve().parent
-    return [folder, place.parent] if place.name == "inference" else [folder]
+    parent = folder.resolve().parent
+    return [folder, parent.parent] if parent.name == "inference" else [folder]
 
 
 def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -20,6 +20,7 @@ from ctmasknet.evaluation.burden import (
     slice_thickness_mm,
 )
 from ctmasknet.evaluation.burden_files import burden_text, measure_burden
+from tests.running import run_tool
 
 SHAPE = (10, 20)
 
@@ -364,3 +365,21 @@ def test_without_scans_slices_are_compared_and_each_is_a_patient_of_its_own():
     pairs = pair_burdens(burden([], slices=measured), burden([], slices=true))
     assert pairs.level == "slices" and len(pairs.pairs) == 2
     assert len(set(shares(pairs, "ggo")[2])) == 2
+
+
+def test_lesions_count_above_a_score_of_075_where_none_is_stated(tmp_path, repository):
+    image = {"id": 1, "file_name": "1", "height": 10, "width": 20}
+    document = {"images": [image], "categories": [{"id": 1, "name": "lesion"}]}
+    document["annotations"] = [
+        lesion(1, 1, (0, 0, 10, 10), 0.76),
+        lesion(1, 1, (10, 0, 20, 10), 0.75),
+    ]
+    path = tmp_path / "lesions.json"
+    path.write_text(json.dumps(document))
+    found = measure_burden(tmp_path / "library", lesions=path)
+    assert lung_shares(found) == [(50, 50)] and found["lesions"].endswith("score > 0.75")
+    words = ("--lesions", path, "--output", tmp_path / "tool")
+    assert run_tool(repository, "tools/lesion_burden.py", *words) == 0
+    for name in ("burden.json", "burden.csv"):
+        written, same = ((tmp_path / by / name).read_bytes() for by in ("tool", "library"))
+        assert written == same

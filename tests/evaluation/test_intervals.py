@@ -242,3 +242,16 @@ def test_a_calibration_error_within_the_noise_may_be_none():
     assert low == 0 and 0.5 <= high < 1
     # Less than noise alone would give: the figure itself is the upper end
     assert gap_interval(np.full(10, 0.01), noise, 0.025) == (0, pytest.approx(0.1))
+
+
+def test_an_interval_is_of_95_percent_and_1000_resamples_where_nothing_is_stated():
+    drawn = []
+
+    def mean(weights):
+        drawn.append(len(weights))
+        return {"mean": weights @ np.arange(500.0) / weights.sum(axis=1)}
+
+    found = bootstrap_intervals(mean, 500)
+    # All patients, 400 groups of them left out, the resamples
+    assert drawn == [1, 400, 1000]
+    assert found == bootstrap_intervals(mean, 500, n_boot=1000, seed=0, confidence=0.95)

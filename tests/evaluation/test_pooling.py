@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from scipy.special import logit
+from sklearn import model_selection
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -229,3 +230,21 @@ def test_rows_that_no_statistic_can_be_made_of():
     with pytest.raises(CTMaskNetError, match=r"1 files are both in .* \(a\.png\)"):
         check_apart([row("a.png", "", "", 0)], [row("a.png", "", "", 0)])
     check_apart([row("a.png", "", "", 0)], [row("b.png", "", "", 0)])
+
+
+def test_the_penalty_is_chosen_of_five_in_five_folds_and_is_cautious_where_it_cannot_be(
+    simulated_rows, monkeypatch
+):
+    grids = []
+    search = model_selection.GridSearchCV
+
+    def spy(model, grid, **options):
+        grids.append((grid, options["cv"].n_splits, options["scoring"]))
+        return search(model, grid, **options)
+
+    monkeypatch.setattr(model_selection, "GridSearchCV", spy)
+    fitted = fit_learned_pooling(simulated_rows(18, seed=1), CLASSES)
+    assert (fitted.top_k, fitted.fit["seed"], fitted.fit["folds"]) == (5, 0, 5)
+    candidates = {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}
+    assert grids == [(candidates, 5, "neg_log_loss")]
+    assert fit_learned_pooling(simulated_rows(3, seed=1), CLASSES).fit["inverse_penalty"] == 0.1

@@ -14,7 +14,11 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
-from ctmasknet.evaluation.report import classification_report, report_text
+from ctmasknet.evaluation.report import (
+    classification_report,
+    evaluate_predictions,
+    report_text,
+)
 from ctmasknet.evaluation.validation_fit import PoolingChoice, fit_on_validation
 from tests.running import run_tool
 
@@ -272,3 +276,18 @@ def test_tool_tells_what_is_wrong_and_writes_nothing(
     told = capsys.readouterr().err
     assert message in told and len(told.splitlines()) == 1
     assert not (files / "out").exists()
+
+
+def test_settings_that_are_not_stated(simulated_rows, files):
+    """They stand in every report: a change of one changes all figures without a word."""
+    rows = simulated_rows(18, seed=5, prefix="t")
+    alone = classification_report(rows, CLASSES)["settings"]
+    stated = {"pooling": "mean", "top_k": 5, "normal_class": "normal", "n_boot": 1000, "seed": 0}
+    assert alone.items() >= (stated | {"confidence": 0.95, "bins": 10}).items()
+    fit = fit_on_validation(simulated_rows(18, seed=6), CLASSES)
+    assert (fit.choice, fit.sensitivity, fit.seed) == (PoolingChoice("mean", 5, None), 0.95, 0)
+    written, fit = evaluate_predictions(
+        files / "test.csv", files / "out", validation=files / "val.csv"
+    )
+    fixed = {"n_boot": 1000, "confidence": 0.95, "stated_sensitivity": 0.95}
+    assert written["settings"].items() >= (stated | fixed).items()

@@ -177,3 +177,18 @@ def test_pictures_of_agreement_show_the_pairs(monkeypatch):
     assert drawn.get_xdata().tolist() == [1.5, 3, 5.5] and drawn.get_ydata().tolist() == [1, 2, -1]
     assert [line.get_ydata()[0] for line in across] == list(ends.values())
     assert zero.get_ydata()[0] == 0
+
+
+def test_500_dots_are_drawn_at_most(unlabelled_folder, tmp_path, monkeypatch):
+    for name, factor in (("b", 1.5), ("t", 1.0)):
+        document = write_burden(tmp_path / name, factor)
+        scan = document["scans"][0]
+        document["scans"] = [scan | {"patient": str(number)} for number in range(700)]
+        (tmp_path / name / "burden.json").write_text(json.dumps(document))
+    drawn = []
+    monkeypatch.setattr(
+        figures, "burden_scatter", lambda dots, key: drawn.append([len(x) for _, x, _, _ in dots])
+    )
+    both = {"burden": tmp_path / "b", "burden_truth": tmp_path / "t"}
+    write_report(unlabelled_folder, tmp_path / "r.html", gallery=0, **both)
+    assert drawn == [[500, 500]]

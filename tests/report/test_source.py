@@ -11,10 +11,10 @@ from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.evaluation.validation_fit import PoolingChoice
-from ctmasknet.report import write_report
+from ctmasknet.report import page, write_report
 from ctmasknet.report.sections import limits
 from ctmasknet.report.source import read_source
-from ctmasknet.report.tables import units_table
+from ctmasknet.report.tables import MAX_ROWS, PER_PATIENT, threshold_data, units_table
 from tests.running import run_tool
 
 
@@ -239,3 +239,16 @@ def test_the_date_is_that_of_the_predictions_shown(copied_run):
     html = write_report(copied_run, copied_run / "r.html", gallery=0).read_text()
     # The second run tested this set, the third another
     assert "patients, made 2026-05-02; classes" in html
+
+
+def test_limits_of_the_page(repository, unlabelled_folder, tmp_path, monkeypatch):
+    assert (MAX_ROWS, PER_PATIENT) == (2000, 2)
+    source = read_source(unlabelled_folder)
+    steps = threshold_data(source.rows, source.pooled, source.class_names, None)["thresholds"]
+    assert steps == [step / 1000 for step in range(1001)]
+    counts = []
+    monkeypatch.setattr(page, "_render", lambda source, pictures, count: counts.append(count) or "")
+    write_report(unlabelled_folder, tmp_path / "r.html")
+    words = (unlabelled_folder, "--output", tmp_path / "r.html")
+    assert run_tool(repository, "tools/report.py", *words) == 0
+    assert counts == [24, 24]
