@@ -311,7 +311,7 @@ def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
                 f"{name}: its slices were written through the window {center:g},{width:g} (center, "
                 f"width in HU) but INPUT.WINDOW_CENTER_HU is {our_center:g} and "
                 f"INPUT.WINDOW_WIDTH_HU {our_width:g}; prepare the set again with "
-                f"`window` {our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
+                f"`window`={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
                 f"INPUT.WINDOW_WIDTH_HU {width}"
             )
 
