@@ -83,11 +83,15 @@ def compose_page(
         for caption, picture in columns
     ]
     gap = np.full((captions + tallest, _MARGIN_PX, 3), _BACKGROUND, dtype=np.uint8)
-    row = np.hstack([gap, *(part for column in stacked for part in (column, gap))])
+    row = np.hstack([gap, *(each for column in stacked for each in (column, gap))])
     width = row.shape[1]
     lines = [[Chunk(title, bold=True)]] if title else []
-    parts = [_strip([*lines, *header], width), row, _strip([list(legend)] if legend else [], width)]
-    return np.vstack(parts)
+    strips = [
+        _strip([*lines, *header], width),
+        row,
+        _strip([list(legend)] if legend else [], width),
+    ]
+    return np.vstack(strips)
 
 
 def contact_sheet(
@@ -171,11 +175,11 @@ def _shortened(chunk: Chunk, room: float) -> str:
     """The text, without as much of its middle as makes it fit; the end of a file name says most."""
     text, font = chunk.text, _font(chunk.bold)
     room -= chunk.width() - font.getlength(text)
-    kept = len(text)
-    while kept > 2 and font.getlength(text) > room:
-        kept -= 1
-        head = kept // 3
-        text = f"{chunk.text[:head]}…{chunk.text[len(chunk.text) - (kept - head) :]}"
+    letters = len(text)
+    while letters > 2 and font.getlength(text) > room:
+        letters -= 1
+        head = letters // 3
+        text = f"{chunk.text[:head]}…{chunk.text[len(chunk.text) - (letters - head) :]}"
     return text
 
 

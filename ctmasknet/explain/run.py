@@ -38,7 +38,7 @@ from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shards import Shard, Shards
 from ctmasknet.predict.shown import (
     ShownSlices,
-    read_picture,
+    read_entry,
     same_classes,
     slice_call,
     slice_title,
@@ -59,14 +59,14 @@ def explain_slices(
     target: str | None = None,
     most: int = MOST_BOXES,
     pictures: bool = True,
-    read: Callable[[Mapping[str, Any]], np.ndarray] = read_picture,
+    read: Callable[[Mapping[str, Any]], np.ndarray] = read_entry,
 ) -> int:
     """Write ``attributions.jsonl`` and ``pictures/<number>_<name>.png``; called in every process.
 
     Args:
         predictor: a classifier's.
         entries: dataset dicts, the same in every process.
-        output: folder; ``attributions.jsonl`` takes its place there when all slices are done.
+        output: folder; ``attributions.jsonl`` appears there when all slices are done.
         method, hidden: see :func:`ctmasknet.explain.attribution.attribute`.
         target: the class whose logit is drawn; None for the predicted one. The file has all.
         most: boxes drawn at most.
@@ -282,7 +282,7 @@ def attribution_record(
     ranked = result["ranked_instances"]
     left, top = (item.get("crop_box") or (0, 0))[:2]
     boxes = ranked.pred_boxes.tensor.cpu().numpy() + np.array([left, top, left, top])
-    rows = np.bincount(found.places.cpu().numpy().clip(0), minlength=len(ranked))
+    rows = np.bincount(found.box_of_row.cpu().numpy().clip(0), minlength=len(ranked))
     image_id, label = item.get("image_id"), item.get("label")
     return {
         "file": image_id if isinstance(image_id, str) else str(item["file_name"]),

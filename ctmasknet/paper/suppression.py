@@ -18,7 +18,7 @@ from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError, check_seed
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.shown import read_picture
+from ctmasknet.predict.shown import read_entry
 
 
 def figure_2(args: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     predictor = CTPredictor(cfg, model=load_model(cfg))
     rows, told = [], []
     for entry in entries:
-        pixels = read_picture(entry)
+        pixels = read_entry(entry)
         item = predictor.mapped(entry, pixels)
         found = [detect(predictor, item, nms) for nms in args.nms]
         page, counts = compare(
