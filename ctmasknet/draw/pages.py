@@ -11,13 +11,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import atomic_write, write_json, writing
 
 _BACKGROUND = (24, 24, 28)
 _TEXT = (235, 235, 235)
@@ -127,15 +129,25 @@ def png_bytes(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def write_png(path: str | os.PathLike, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, whole or not at all.
+def write_picture(
+    path: str | os.PathLike, picture: np.ndarray | bytes, numbers: dict[str, Any] | None = None
+) -> None:
+    """Write a picture, and the numbers it shows as JSON beside it, each whole or not at all.
+
+    Args:
+        path: of the PNG file.
+        picture: (H, W, 3) uint8 RGB, or the file's content.
+        numbers: None writes no JSON.
 
     Raises:
-        CTMaskNetError: the file cannot be written.
+        CTMaskNetError: they cannot be written.
     """
-    content = png_bytes(picture)
-    with writing(path), atomic_write(path, "wb") as stream:
-        stream.write(content)
+    png = picture if isinstance(picture, bytes) else png_bytes(picture)
+    with writing(path):
+        with atomic_write(path, "wb") as stream:
+            stream.write(png)
+        if numbers is not None:
+            write_json(Path(path).with_suffix(".json"), numbers, 1)
 
 
 def _strip(lines: Sequence[Sequence[Chunk]], width: int, margin: int = _MARGIN_PX) -> np.ndarray:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ctmasknet.ct.pictures import IMAGE_SUFFIXES
 from ctmasknet.draw.canvas import as_rgb
-from ctmasknet.draw.pages import write_png
+from ctmasknet.draw.pages import write_picture
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import prediction_cfg
 from ctmasknet.errors import CTMaskNetError
@@ -109,7 +109,7 @@ def explain_slices(
                 call=slice_call(item, result, class_names),
                 most=most,
             )
-            write_png(output / record["picture"], page)
+            write_picture(output / record["picture"], page)
         return record
 
     size, rank, world = predictor.batch_size, comm.get_rank(), comm.get_world_size()

@@ -11,9 +11,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 
 from ctmasknet.data.registry import dataset_dicts, lesion_colors
-from ctmasknet.draw.lesion_statistics import png_path, write_picture
+from ctmasknet.draw.lesion_statistics import png_path
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
-from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet, png_bytes
+from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet, write_picture
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import load_model, read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError, check_seed
@@ -89,7 +89,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         },
         "slices": told,
     }
-    write_picture(output, png_bytes(contact_sheet(rows, columns=1)), numbers)
+    write_picture(output, contact_sheet(rows, columns=1), numbers)
     return numbers
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ctmasknet.data.registry import register_prepared
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import check_score_threshold, side_by_side
-from ctmasknet.draw.pages import contact_sheet, write_png
+from ctmasknet.draw.pages import contact_sheet, write_picture
 from ctmasknet.engine.checkpoint import is_classifier
 from ctmasknet.engine.setup import read_cfg, setup_cfg
 from ctmasknet.errors import CTMaskNetError
@@ -127,12 +127,12 @@ def draw_gallery(
             score_threshold=score_threshold,
         )
         path = Path(output) / f"{number:03d}_{_stem(entry['file_name'])}.png"
-        write_png(path, picture)
+        write_picture(path, picture)
         paths.append(path)
         if len(for_sheet) < _SHEET_PICTURES:
             for_sheet.append(picture)
     sheet = contact_sheet(for_sheet, _SHEET_COLUMNS, _SHEET_CELL_PX)
-    write_png(Path(output) / CONTACT_SHEET, sheet)
+    write_picture(Path(output) / CONTACT_SHEET, sheet)
     return paths
 
 
