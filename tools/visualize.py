@@ -1,10 +1,11 @@
-"""Draw lesions: ground truth beside prediction for a data set, or predictions for image files.
+"""Draw lesions: ground truth beside prediction for a data set, or predictions for files.
 
     python tools/visualize.py --config-file configs/seg.yaml --dataset cncb_lesions_both_val \
         --output output/overlays --limit 20
-    python tools/visualize.py --config-file configs/cls.yaml --input slices/ --output pictures
+    python tools/visualize.py --config-file configs/cls.yaml --input scans/ --output pictures
 
-Weights are the best checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are the best
+checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def parse(argv=None):
     )
     parser.add_argument("--config-file", default="", help="configs/seg.yaml, configs/cls.yaml, ...")
     parser.add_argument("--dataset", help="name of a prepared data set")
-    parser.add_argument("--input", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--input", nargs="+", help="files and folders")
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
     parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")

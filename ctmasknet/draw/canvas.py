@@ -82,9 +82,9 @@ class SliceCanvas(Visualizer):
             )
             artist = self.output.ax.texts[-1]
             extent = artist.get_window_extent(self.output.canvas.get_renderer())
-            place = self._free_place(box, extent.width + 4, extent.height + 4)
-            if place is not None:
-                artist.set_position((place[0] + 2, place[1] + 2))
+            corner = self._free_corner(box, extent.width + 4, extent.height + 4)
+            if corner is not None:
+                artist.set_position((corner[0] + 2, corner[1] + 2))
                 return text
             artist.remove()
         return None
@@ -93,10 +93,10 @@ class SliceCanvas(Visualizer):
         """(H * scale, W * scale, 3) uint8 RGB."""
         return np.ascontiguousarray(self.output.get_image())
 
-    def _free_place(
+    def _free_corner(
         self, box: Sequence[float], width: float, height: float
     ) -> tuple[float, float] | None:
-        """Upper left corner (px) of a place above, below, beside or in the box, for a label."""
+        """Upper left corner (px) of free room above, below, beside or in the box, for a label."""
         x0, y0, x1, y1 = box
         right, bottom = self.output.width - width, self.output.height - height
         for x, y in (
@@ -111,9 +111,9 @@ class SliceCanvas(Visualizer):
             (x0, y0),
         ):
             x, y = min(max(x, 0), right), min(max(y, 0), bottom)
-            place = (x, y, x + width, y + height)
-            if not any(_overlap(place, other) for other in self._taken):
-                self._taken.append(place)
+            room = (x, y, x + width, y + height)
+            if not any(_overlap(room, other) for other in self._taken):
+                self._taken.append(room)
                 return x, y
         return None
 

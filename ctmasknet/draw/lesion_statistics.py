@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ctmasknet.data.registry import lesion_colors
 from ctmasknet.data.statistics import lesion_statistics
+from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, write_json, writing
 
 _CLASS_TITLES = {"ggo": "Ground glass opacity", "consolidation": "Consolidation"}
 #: Bins of the area histogram.
@@ -92,23 +92,10 @@ def png_path(output: str | os.PathLike) -> Path:
 
 
 def write_figure(figure: Figure, path: Path, numbers: dict[str, Any] | None = None) -> None:
-    """Write a figure as PNG; see :func:`write_picture`."""
+    """Write a figure as PNG; see :func:`ctmasknet.draw.pages.write_picture`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_picture(path, buffer.getvalue(), numbers)
-
-
-def write_picture(path: Path, png: bytes, numbers: dict[str, Any] | None = None) -> None:
-    """Write a picture, and the numbers it shows as JSON beside it, each whole or not at all.
-
-    Raises:
-        CTMaskNetError: they cannot be written.
-    """
-    with writing(path):
-        with atomic_write(path, "wb") as stream:
-            stream.write(png)
-        if numbers is not None:
-            write_json(path.with_suffix(".json"), numbers, 1)
 
 
 def _draw_counts(axes, item: dict[str, Any], title: str, color, images: int) -> None:

@@ -20,7 +20,7 @@ from detectron2.utils.visualizer import GenericMask
 
 from ctmasknet.data.registry import lesion_colors
 from ctmasknet.draw.canvas import SliceCanvas, enlarged, legible_scale
-from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet
+from ctmasknet.draw.pages import Chunk, Panel, compose_page
 from ctmasknet.errors import CTMaskNetError
 
 #: Predictions or ground truth of Detectron2, or the ``annotations`` of a dataset dict.
@@ -138,15 +138,6 @@ def _check_size(shape: Sequence[int], height: int, width: int) -> None:
         )
 
 
-__all__ = [
-    "Lesion",
-    "SliceCall",
-    "contact_sheet",
-    "draw_lesions",
-    "legible_scale",
-    "lesions_of",
-    "side_by_side",
-]
 #: Of a class the given names do not reach.
 _NAMELESS = (240, 228, 66)
 _GOOD, _BAD, _FAINT = (120, 220, 120), (255, 110, 110), (120, 120, 130)

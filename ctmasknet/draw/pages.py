@@ -11,13 +11,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import atomic_write, write_json, writing
 
 _BACKGROUND = (24, 24, 28)
 _TEXT = (235, 235, 235)
@@ -83,11 +85,15 @@ def compose_page(
         for caption, picture in columns
     ]
     gap = np.full((captions + tallest, _MARGIN_PX, 3), _BACKGROUND, dtype=np.uint8)
-    row = np.hstack([gap, *(part for column in stacked for part in (column, gap))])
+    row = np.hstack([gap, *(each for column in stacked for each in (column, gap))])
     width = row.shape[1]
     lines = [[Chunk(title, bold=True)]] if title else []
-    parts = [_strip([*lines, *header], width), row, _strip([list(legend)] if legend else [], width)]
-    return np.vstack(parts)
+    strips = [
+        _strip([*lines, *header], width),
+        row,
+        _strip([list(legend)] if legend else [], width),
+    ]
+    return np.vstack(strips)
 
 
 def contact_sheet(
@@ -123,15 +129,25 @@ def png_bytes(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def write_png(path: str | os.PathLike, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, whole or not at all.
+def write_picture(
+    path: str | os.PathLike, picture: np.ndarray | bytes, numbers: dict[str, Any] | None = None
+) -> None:
+    """Write a picture, and the numbers it shows as JSON beside it, each whole or not at all.
+
+    Args:
+        path: of the PNG file.
+        picture: (H, W, 3) uint8 RGB, or the file's content.
+        numbers: None writes no JSON.
 
     Raises:
-        CTMaskNetError: the file cannot be written.
+        CTMaskNetError: they cannot be written.
     """
-    content = png_bytes(picture)
-    with writing(path), atomic_write(path, "wb") as stream:
-        stream.write(content)
+    png = picture if isinstance(picture, bytes) else png_bytes(picture)
+    with writing(path):
+        with atomic_write(path, "wb") as stream:
+            stream.write(png)
+        if numbers is not None:
+            write_json(Path(path).with_suffix(".json"), numbers, 1)
 
 
 def _strip(lines: Sequence[Sequence[Chunk]], width: int, margin: int = _MARGIN_PX) -> np.ndarray:
@@ -171,11 +187,11 @@ def _shortened(chunk: Chunk, room: float) -> str:
     """The text, without as much of its middle as makes it fit; the end of a file name says most."""
     text, font = chunk.text, _font(chunk.bold)
     room -= chunk.width() - font.getlength(text)
-    kept = len(text)
-    while kept > 2 and font.getlength(text) > room:
-        kept -= 1
-        head = kept // 3
-        text = f"{chunk.text[:head]}…{chunk.text[len(chunk.text) - (kept - head) :]}"
+    letters = len(text)
+    while letters > 2 and font.getlength(text) > room:
+        letters -= 1
+        head = letters // 3
+        text = f"{chunk.text[:head]}…{chunk.text[len(chunk.text) - (letters - head) :]}"
     return text
 
 

@@ -1,21 +1,6 @@
-"""Why this class: which ranked boxes moved a slice's logits, as numbers, pictures and files."""
+"""Why this class: which ranked boxes moved a slice's logits, as numbers, pictures and files. The
+door is :func:`attribute`."""
 
-from ctmasknet.explain.attribution import (
-    CAVEAT,
-    HIDDEN,
-    METHODS,
-    BoxAttribution,
-    attribute,
-    integrate_gradients,
-    occlude,
-)
+from ctmasknet.explain.attribution import attribute
 
-__all__ = [
-    "CAVEAT",
-    "HIDDEN",
-    "METHODS",
-    "BoxAttribution",
-    "attribute",
-    "integrate_gradients",
-    "occlude",
-]
+__all__ = ["attribute"]

@@ -54,7 +54,7 @@ class BoxAttribution:
         logits: (C,) of the slice.
         without_boxes: (C,) logits of a slice without any box (rows all zero).
         weights: (n, C); positive speaks for the class, negative against it.
-        places: (N,) box of each row, -1 where there is none.
+        box_of_row: (N,) index of each row's box, -1 where there is none.
         rest: (C,) ``logits - without_boxes - weights.sum(0)``: for occlusion what boxes do only
             together, for integrated gradients what the integration missed.
         complete: whether integrated gradients add up, to 1 % of the largest change of a logit;
@@ -65,7 +65,7 @@ class BoxAttribution:
     logits: Tensor
     without_boxes: Tensor
     weights: Tensor
-    places: Tensor
+    box_of_row: Tensor
     rest: Tensor
     complete: bool | None = None
 
@@ -120,14 +120,14 @@ def occlude(head: Head, rows: Tensor, count: int, *, hidden: str = "zero") -> Bo
     The n occluded slices are one batch through the head (in portions of 256). Weight [k, c] is the
     logit of class c less the logit without box k. Arguments as :func:`attribute`.
     """
-    places = _places(rows, count)
+    box_of_row = _box_of_row(rows, count)
     logits, without_boxes = _ends(head, rows)
     weights = logits.new_zeros(count, len(logits))
     for start in range(0, count, _AT_ONCE):
         boxes = torch.arange(start, min(start + _AT_ONCE, count), device=rows.device)
-        weights[boxes] = logits - head(_hide(rows, places, boxes, hidden))
+        weights[boxes] = logits - head(_hide(rows, box_of_row, boxes, hidden))
     rest = logits - without_boxes - weights.sum(0)
-    return BoxAttribution("occlusion", logits, without_boxes, weights, places, rest)
+    return BoxAttribution("occlusion", logits, without_boxes, weights, box_of_row, rest)
 
 
 def integrate_gradients(head: Head, rows: Tensor, count: int) -> BoxAttribution:
@@ -141,7 +141,7 @@ def integrate_gradients(head: Head, rows: Tensor, count: int) -> BoxAttribution:
         CTMaskNetError: captum is not installed.
     """
     gradients = _captum()(head)
-    places = _places(rows, count)
+    box_of_row = _box_of_row(rows, count)
     with torch.no_grad():
         logits, without_boxes = _ends(head, rows)
     change = logits - without_boxes
@@ -167,14 +167,14 @@ def integrate_gradients(head: Head, rows: Tensor, count: int) -> BoxAttribution:
         columns.append(column)
     weights = logits.new_zeros(count, len(logits))
     if count:
-        weights.index_add_(0, places, torch.stack(columns, dim=1))
+        weights.index_add_(0, box_of_row, torch.stack(columns, dim=1))
     rest = change - weights.sum(0)
     return BoxAttribution(
-        "integrated_gradients", logits, without_boxes, weights, places, rest, complete
+        "integrated_gradients", logits, without_boxes, weights, box_of_row, rest, complete
     )
 
 
-def _places(rows: Tensor, count: int) -> Tensor:
+def _box_of_row(rows: Tensor, count: int) -> Tensor:
     if count > len(rows):
         raise CTMaskNetError(
             f"{count} boxes do not fit {len(rows)} rows; give the rows and the boxes of one slice"
@@ -187,11 +187,13 @@ def _ends(head: Head, rows: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(head(torch.stack([rows, torch.zeros_like(rows)])))
 
 
-def _hide(rows: Tensor, places: Tensor, boxes: Tensor, hidden: str) -> Tensor:
+def _hide(rows: Tensor, box_of_row: Tensor, boxes: Tensor, hidden: str) -> Tensor:
     """(K, N, 5) rows, in each another one of the K ``boxes`` hidden."""
     if hidden == "zero":
-        return rows * (places != boxes[:, None])[..., None]
-    first = torch.searchsorted(places, torch.arange(int(places[-1]) + 1, device=rows.device))
+        return rows * (box_of_row != boxes[:, None])[..., None]
+    first = torch.searchsorted(
+        box_of_row, torch.arange(int(box_of_row[-1]) + 1, device=rows.device)
+    )
     alone = rows[first]
     hidden_rows = []
     for k in boxes.tolist():

@@ -56,13 +56,13 @@ def draw_box_weights(
         share = abs(weights[index]) / loudest
         color = _unit(FOR if weights[index] > 0 else AGAINST)
         x0, y0, x1, y1 = boxes[index] * canvas.enlargement
-        place = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0}
+        frame = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0}
         width = canvas.output.scale * (0.6 + 2.4 * share)
         dashes = "-" if weights[index] > 0 else (0, (4, 2))
-        canvas.output.ax.add_patch(Rectangle(**place, color=(*color, 0.15 * share), linewidth=0))
+        canvas.output.ax.add_patch(Rectangle(**frame, color=(*color, 0.15 * share), linewidth=0))
         canvas.output.ax.add_patch(
             Rectangle(
-                **place, fill=False, edgecolor=(*color, 0.9), linewidth=width, linestyle=dashes
+                **frame, fill=False, edgecolor=(*color, 0.9), linewidth=width, linestyle=dashes
             )
         )
     for index in chosen:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ctmasknet.config import is_classifier
 from ctmasknet.draw.canvas import as_rgb
-from ctmasknet.draw.pages import write_png
+from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
@@ -36,7 +36,7 @@ from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shards import Shard, Shards
 from ctmasknet.predict.shown import (
     ShownSlices,
-    read_picture,
+    read_entry,
     same_classes,
     slice_call,
     slice_title,
@@ -57,14 +57,14 @@ def explain_slices(
     target: str | None = None,
     most: int = MOST_BOXES,
     pictures: bool = True,
-    read: Callable[[Mapping[str, Any]], np.ndarray] = read_picture,
+    read: Callable[[Mapping[str, Any]], np.ndarray] = read_entry,
 ) -> int:
     """Write ``attributions.jsonl`` and ``pictures/<number>_<name>.png``; called in every process.
 
     Args:
         predictor: a classifier's.
         entries: dataset dicts, the same in every process.
-        output: folder; ``attributions.jsonl`` takes its place there when all slices are done.
+        output: folder; ``attributions.jsonl`` appears there when all slices are done.
         method, hidden: see :func:`ctmasknet.explain.attribution.attribute`.
         target: the class whose logit is drawn; None for the predicted one. The file has all.
         most: boxes drawn at most.
@@ -107,7 +107,7 @@ def explain_slices(
                 call=slice_call(item, result, class_names),
                 most=most,
             )
-            write_png(output / record["picture"], page)
+            write_picture(output / record["picture"], page)
         return record
 
     size, rank, world = predictor.batch_size, comm.get_rank(), comm.get_world_size()
@@ -272,7 +272,7 @@ def attribution_record(
     ranked = result["ranked_instances"]
     left, top = (item.get("crop_box") or (0, 0))[:2]
     boxes = ranked.pred_boxes.tensor.cpu().numpy() + np.array([left, top, left, top])
-    rows = np.bincount(found.places.cpu().numpy().clip(0), minlength=len(ranked))
+    rows = np.bincount(found.box_of_row.cpu().numpy().clip(0), minlength=len(ranked))
     image_id, label = item.get("image_id"), item.get("label")
     return {
         "file": image_id if isinstance(image_id, str) else str(item["file_name"]),

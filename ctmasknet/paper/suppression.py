@@ -12,13 +12,13 @@ from detectron2.structures import Instances
 
 from ctmasknet.config import is_classifier
 from ctmasknet.data.registry import dataset_dicts, lesion_colors
-from ctmasknet.draw.lesion_statistics import png_path, write_picture
+from ctmasknet.draw.lesion_statistics import png_path
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
-from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet, png_bytes
+from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet, write_picture
 from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
 from ctmasknet.errors import CTMaskNetError, check_seed
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.shown import read_picture
+from ctmasknet.predict.shown import read_entry
 
 
 def figure_2(args: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     predictor = CTPredictor(cfg, model=load_model(cfg))
     rows, told = [], []
     for entry in entries:
-        pixels = read_picture(entry)
+        pixels = read_entry(entry)
         item = predictor.mapped(entry, pixels)
         found = [detect(predictor, item, nms) for nms in args.nms]
         page, counts = compare(
@@ -89,7 +89,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         },
         "slices": told,
     }
-    write_picture(output, png_bytes(contact_sheet(rows, columns=1)), numbers)
+    write_picture(output, contact_sheet(rows, columns=1), numbers)
     return numbers
 
 

@@ -21,7 +21,7 @@ from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import check_output_apart, settings_of
 from ctmasknet.predict.outputs import Summary
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.run import DrawOptions, OpenShard, PredictionRun, refuse_masks_without_head
+from ctmasknet.predict.run import OpenShard, PredictionRun
 
 
 def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
@@ -73,7 +73,6 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         args.output,
         settings_of(cfg, inputs_sha256, options),
         units,
-        DrawOptions(masks, args.overlays, args.score_threshold),
         bad,
         rank=comm.get_rank(),
         world=comm.get_world_size(),
@@ -93,7 +92,11 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         lesions=lesions,
     )
     predictor.refuse_crop()
-    refuse_masks_without_head(predictor, masks)
+    if masks and not predictor.model.roi_heads.mask_on:
+        raise CTMaskNetError(
+            "`masks`: these weights have no mask head, so lesions are boxes alone; leave out "
+            "`masks`, or give the lesion detector's configuration and weights"
+        )
     with run:
         for (shard, scan), batches in predictor.batches(run.unfinished(), skip_bad=bad.skip):
             opened = OpenShard(run, predictor, shard, scan)
@@ -114,7 +117,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         }
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
     if summary is not None:
-        print(summary_text(summary, run.output, run.rate))
+        print(summary_text(summary, run.output, run.progress.rate))
         _check_share(summary, bad.max_share, run.output)
     return summary
 

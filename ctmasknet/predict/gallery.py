@@ -16,14 +16,14 @@ from tqdm import tqdm
 from ctmasknet.config import is_classifier
 from ctmasknet.data.registry import register_prepared
 from ctmasknet.draw.canvas import as_rgb
-from ctmasknet.draw.lesions import check_score_threshold, contact_sheet, side_by_side
-from ctmasknet.draw.pages import write_png
+from ctmasknet.draw.lesions import check_score_threshold, side_by_side
+from ctmasknet.draw.pages import contact_sheet, write_picture
 from ctmasknet.engine.setup import inference_cfg, read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import (
     ShownSlices,
-    read_picture,
+    read_entry,
     same_classes,
     slice_call,
     slice_title,
@@ -75,7 +75,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
         shown.entries,
         output,
         predictor=predictor,
-        read=(lambda entry: shown.pixels(entry, predictor.window)) if predictor else read_picture,
+        read=(lambda entry: shown.pixels(entry, predictor.window)) if predictor else read_entry,
         lesion_classes=lesion_classes,
         image_classes=image_classes,
         score_threshold=args.score_threshold,
@@ -90,7 +90,7 @@ def draw_gallery(
     lesion_classes: Sequence[str],
     image_classes: Sequence[str] = (),
     score_threshold: float = 0.75,
-    read: Callable[[Mapping[str, Any]], np.ndarray] = read_picture,
+    read: Callable[[Mapping[str, Any]], np.ndarray] = read_entry,
 ) -> list[Path]:
     """Draw each slice with its ground truth and what ``predictor`` finds, and a contact sheet.
 
@@ -128,12 +128,12 @@ def draw_gallery(
             score_threshold=score_threshold,
         )
         path = Path(output) / f"{number:03d}_{_stem(entry['file_name'])}.png"
-        write_png(path, picture)
+        write_picture(path, picture)
         paths.append(path)
         if len(for_sheet) < _SHEET_PICTURES:
             for_sheet.append(picture)
     sheet = contact_sheet(for_sheet, _SHEET_COLUMNS, _SHEET_CELL_PX)
-    write_png(Path(output) / CONTACT_SHEET, sheet)
+    write_picture(Path(output) / CONTACT_SHEET, sheet)
     return paths
 
 

@@ -180,10 +180,13 @@ def read_manifest(output: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-def mark_failed(output: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
-    """The run ends with an error; nothing is said where that cannot be written."""
-    with contextlib.suppress(OSError):
-        write_json(Path(output) / MANIFEST, {**manifest, "status": _FAILED}, 1)
+def mark_failed(output: str | os.PathLike) -> None:
+    """The run ends with an error, unless it is finished; nothing is said where that cannot be
+    written."""
+    with contextlib.suppress(CTMaskNetError, OSError):
+        manifest = read_manifest(output)
+        if not is_finished(manifest):
+            write_json(Path(output) / MANIFEST, {**manifest, "status": _FAILED}, 1)
 
 
 def finish(output: str | os.PathLike, manifest: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def mask_values(lesion_classes: Sequence[str]) -> dict[str, int]:
     """
     known = {name: LABEL_NAMES.index(name) for name in lesion_classes if name in LABEL_NAMES[2:]}
     others = [name for name in lesion_classes if name not in known]
-    return known | {name: len(LABEL_NAMES) + place for place, name in enumerate(others)}
+    return known | {name: len(LABEL_NAMES) + index for index, name in enumerate(others)}
 
 
 def label_slice(

@@ -7,7 +7,6 @@ slice and class.
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,26 +22,19 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.files import atomic_write, plain, writing
 from ctmasknet.predict.manifest import REMEDY
-from ctmasknet.predict.pooled import Pooler
+from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.results import numbers
 from ctmasknet.predict.shards import Shards
 
 
-def write_coco(
-    path: str | os.PathLike,
-    slices: Callable[[], Iterator[dict[str, Any]]],
-    lesion_classes: Sequence[str],
+def _write_coco(
+    path: Path, slices: Callable[[], Iterator[dict[str, Any]]], lesion_classes: Sequence[str]
 ) -> None:
-    """Write images, categories and annotations, ids from 1; written as it goes, for it may be
-    large.
+    """Images, categories and annotations, ids from 1; written as it goes, for it may be large.
 
     Annotations have ``score``, so they also are COCO results. ``bbox`` is (x, y, width, height) px,
-    ``segmentation`` an RLE; boxes without masks have none.
-
-    Args:
-        path: of the file, written whole.
-        slices: gives the lines of :func:`ctmasknet.predict.results.slice_record`; called twice.
-        lesion_classes: names of the classes.
+    ``segmentation`` an RLE; boxes without masks have none. ``slices`` gives the lines of
+    :func:`ctmasknet.predict.results.slice_record` and is called twice.
     """
     info = {"description": "lesions predicted by ctmasknet; research, not diagnosis"}
     categories = [{"id": number, "name": name} for number, name in enumerate(lesion_classes, 1)]
@@ -128,10 +120,7 @@ class Outputs:
         shards: of all processes; those not there yet are waited for.
         units: how many.
         output: the folder.
-        image_classes: C names; empty for a detector.
-        lesion_classes: names.
-        pooler: how slices become scans and patients; None for a detector.
-        lesions: whether lesions were asked for.
+        predictor: of the run.
         score_threshold: a slice has a lesion when one scores more.
     """
 
@@ -140,18 +129,13 @@ class Outputs:
         shards: Shards,
         units: int,
         output: Path,
-        *,
-        image_classes: Sequence[str],
-        lesion_classes: Sequence[str],
-        pooler: Pooler | None,
-        lesions: bool,
+        predictor: CTPredictor,
         score_threshold: float,
     ):
         self._shards, self._units, self._output = shards, units, output
-        self._image_classes = list(image_classes)
-        self._lesion_classes = list(lesion_classes)
-        self._pooler = pooler
-        self._lesions = lesions
+        self._image_classes = list(predictor.image_classes)
+        self._lesion_classes = list(predictor.lesion_classes)
+        self._pooler, self._lesions = predictor.pooler, predictor.lesions
         self._threshold = score_threshold
 
     def write(self, bad: BadSlices) -> Summary:
@@ -175,7 +159,7 @@ class Outputs:
                 )
             if self._lesions:
                 path = self._output / "lesions.json"
-                write_coco(path, self._slice_lines, self._lesion_classes)
+                _write_coco(path, self._slice_lines, self._lesion_classes)
         if summary.skipped:
             self._tell(bad)
         bad.totals["inputs"] = summary.slices + summary.skipped

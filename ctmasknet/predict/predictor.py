@@ -13,9 +13,9 @@ Slices that are in memory, such as a data set's, go through :meth:`CTPredictor.m
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
 from ctmasknet.predict.loading import Loaded, batches, load_groups
 from ctmasknet.predict.pooled import Pooler, build_pooler
-from ctmasknet.predict.results import PredictedScan, PredictedSlice, predicted_slice
+from ctmasknet.predict.results import PredictedScan, PredictedSlice, found_boxes
 
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
@@ -300,15 +300,31 @@ class CTPredictor:
         """What the model's output says of a slice.
 
         Raises:
-            CTMaskNetError: see :func:`ctmasknet.predict.results.predicted_slice`.
+            CTMaskNetError: logits that are no finite numbers.
         """
-        return predicted_slice(
-            source,
-            output,
-            classes=bool(self.image_classes),
-            lesions=self.lesions,
-            top_boxes=self.top_boxes,
-            calibrated=self.pooler and functools.partial(self.pooler.calibrated, "slices"),
+        lesions = found_boxes(output["instances"]) if self.lesions else None
+        has_masks = self.lesions and output["instances"].has("pred_masks")
+        if not self.image_classes:
+            best = tuple(replace(lesion, rle=None) for lesion in lesions[: self.top_boxes])
+            return PredictedSlice(
+                source, None, None, None, None, best, lesions=lesions, has_masks=has_masks
+            )
+        logits = output["logits"].cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise CTMaskNetError(
+                f"{source.name}: the model gives logits that are no finite numbers; its weights "
+                "have diverged in training, take an earlier checkpoint"
+            )
+        return PredictedSlice(
+            source=source,
+            pred_class=output["pred_class"],
+            logits=logits,
+            scores=output["scores"].cpu().numpy(),
+            ranked_boxes=output["ranked_boxes"].cpu().numpy(),
+            top_boxes=found_boxes(output["ranked_instances"], self.top_boxes),
+            lesions=lesions,
+            calibrated_scores=self.pooler and self.pooler.calibrated("slices", logits),
+            has_masks=has_masks,
         )
 
     def pooled(

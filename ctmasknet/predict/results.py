@@ -5,8 +5,8 @@ Shapes: C slice classes, N ranked rows, n lesions, (H, W) px of the upright slic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
-from ctmasknet.ct.read import CTScan, CTSlice
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.ct.scan import CTScan, CTSlice
 
 
 @dataclass(frozen=True)
@@ -111,54 +110,6 @@ class PredictedScan:
     pred_class: int | None
     calibrated_scores: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
-
-
-def predicted_slice(
-    source: CTSlice,
-    output: Mapping[str, Any],
-    *,
-    classes: bool,
-    lesions: bool,
-    top_boxes: int,
-    calibrated: Callable[[np.ndarray], np.ndarray | None] | None = None,
-) -> PredictedSlice:
-    """What a model's output says of a slice.
-
-    Args:
-        source: the slice.
-        output: of a ``CTMaskNet`` or a detector of Detectron2's.
-        classes: the model names a class.
-        lesions: take its ``instances``.
-        top_boxes: best boxes kept.
-        calibrated: (C,) logits to calibrated scores, or to None.
-
-    Raises:
-        CTMaskNetError: logits that are no finite numbers.
-    """
-    found = found_boxes(output["instances"]) if lesions else None
-    has_masks = lesions and output["instances"].has("pred_masks")
-    if not classes:
-        best = tuple(replace(lesion, rle=None) for lesion in found[:top_boxes])
-        return PredictedSlice(
-            source, None, None, None, None, best, lesions=found, has_masks=has_masks
-        )
-    logits = output["logits"].cpu().numpy()
-    if not np.isfinite(logits).all():
-        raise CTMaskNetError(
-            f"{source.name}: the model gives logits that are no finite numbers; its weights have "
-            "diverged in training, take an earlier checkpoint"
-        )
-    return PredictedSlice(
-        source=source,
-        pred_class=output["pred_class"],
-        logits=logits,
-        scores=output["scores"].cpu().numpy(),
-        ranked_boxes=output["ranked_boxes"].cpu().numpy(),
-        top_boxes=found_boxes(output["ranked_instances"], top_boxes),
-        lesions=found,
-        calibrated_scores=calibrated(logits) if calibrated else None,
-        has_masks=has_masks,
-    )
 
 
 def found_boxes(instances: Instances, limit: int | None = None) -> tuple[FoundBox, ...]:

@@ -10,8 +10,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +53,6 @@ _LOG_SECONDS = 30.0
 _UNITS_A_PROCESS = 8
 
 
-@dataclass(frozen=True)
-class DrawOptions:
-    """What is made of a scan beside its lines.
-
-    Attributes:
-        masks: kinds of :data:`MASKS`.
-        overlays: draw slices that have a lesion.
-        score_threshold: lesions in masks and overlays have to score more.
-    """
-
-    masks: tuple[str, ...] = ()
-    overlays: bool = False
-    score_threshold: float = 0.75
-
-
 def is_shared(unit: Unit, units: int, world: int) -> bool:
     """Whether a unit's shards are dealt out to all processes, and not the whole unit to one."""
     return world > 1 and (unit.weight > UNIT_FILES or units < _UNITS_A_PROCESS * world)
@@ -86,7 +71,6 @@ class PredictionRun:
         output: str | Path,
         settings: dict[str, Any],
         units: Sequence[Unit],
-        options: DrawOptions,
         bad: BadSlices,
         *,
         rank: int = 0,
@@ -96,19 +80,20 @@ class PredictionRun:
         Args:
             output: the folder.
             settings: all that is written depends on, see
-                :func:`ctmasknet.predict.manifest.settings_of`.
+                :func:`ctmasknet.predict.manifest.settings_of`; among its ``options`` are ``masks``
+                (kinds of :data:`MASKS`), ``overlays`` (draw slices that have a lesion) and
+                ``score_threshold`` (lesions in both have to score more).
             units: the inputs.
-            options: what is made beside the lines.
             bad: what is done about slices that cannot be read.
             rank, world: of this process, and number of processes.
         """
         self.output = Path(output)
-        self.options = options
+        self.options = settings.get("options", {})
+        self.progress = _Progress(len(units), rank, world)
         self._settings, self._units, self._bad = settings, units, bad
         self._rank, self._world = rank, world
         self._shards = Shards(self.output)
         self._manifest: dict[str, Any] | None = None
-        self._progress: _Progress | None = None
 
     def open(self, *, resume: bool, overwrite: bool) -> Summary | None:
         """See in the main process, before anything is computed, that the folder may be used.
@@ -146,21 +131,21 @@ class PredictionRun:
                     f"{self.output}: this process sees other inputs, weights or options than the "
                     "main one; every machine needs the same files under the same paths"
                 )
-        except BaseException:
+        except CTMaskNetError:
             self._fail()
             raise
-        self._progress = _Progress(len(self._units), self._rank, self._world)
+        self.progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        self._progress.close()
+        self.progress.close()
         if kind is not None:
             self._fail()
 
     def _fail(self) -> None:
         self._shards.mark_failed(self._rank)
-        if self._rank == 0 and not is_finished(self._manifest):
-            mark_failed(self.output, self._manifest)
+        if self._rank == 0:
+            mark_failed(self.output)
 
     def unfinished(self) -> Iterator[tuple[tuple[Shard, CTScan], Sequence[CTSlice]]]:
         """This process's shards that are not finished, each with its scan and its slices; headers
@@ -181,14 +166,15 @@ class PredictionRun:
                 if is_mine and not self._shards.has(shard):
                     scan = read.scans[shard.scan]
                     yield (shard, scan), scan.slices[shard.start : shard.stop]
-            self._progress.unit(number)
+            self.progress.unit(number)
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write_file(self, name: str, content: bytes) -> None:
         """Write a file of the folder, whole.
 
         Raises:
             CTMaskNetError: it cannot be written.
         """
+        path = self.output / name
         with writing(path, REMEDY), atomic_write(path, "wb") as stream:
             stream.write(content)
 
@@ -201,24 +187,10 @@ class PredictionRun:
         with writing(self.output, REMEDY):
             self._shards.write(shard, records)
 
-    def count_slice(self) -> None:
-        """Let a slice count for the progress that is shown."""
-        self._progress.slice()
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 of all that the outputs depend on."""
-        return hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def created(self) -> datetime.datetime:
-        """When the run began."""
-        return datetime.datetime.fromisoformat(self._manifest["started"])
-
-    @property
-    def rate(self) -> float:
-        """Slices a second, of this process."""
-        return self._progress.rate
+    def stamp(self) -> tuple[str, datetime.datetime]:
+        """SHA-256 of all that the outputs depend on, and when the run began."""
+        identity = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
+        return identity, datetime.datetime.fromisoformat(self._manifest["started"])
 
     def finish(
         self, predictor: CTPredictor, asked: dict[str, Any], environment: dict[str, Any]
@@ -239,28 +211,20 @@ class PredictionRun:
         """
         if self._rank > 0:
             return None
-        outputs = Outputs(
-            self._shards,
-            len(self._units),
-            self.output,
-            image_classes=predictor.image_classes,
-            lesion_classes=predictor.lesion_classes,
-            pooler=predictor.pooler,
-            lesions=predictor.lesions,
-            score_threshold=self.options.score_threshold,
-        )
+        threshold = self.options["score_threshold"]
+        outputs = Outputs(self._shards, len(self._units), self.output, predictor, threshold)
         summary = outputs.write(self._bad)
         entry = {
             "kind": "prediction",
             "status": "finished",
             "start": self._manifest["started"],
             "end": now(),
-            "seconds": round(self._progress.seconds, 1),
-            "slices_per_second": round(self.rate, 2),
+            "seconds": round(self.progress.seconds, 1),
+            "slices_per_second": round(self.progress.rate, 2),
             **asked,
             "settings": self._settings,
             "pooling": summary.pooling,
-            "mask_values": mask_values(predictor.lesion_classes) if self.options.masks else {},
+            "mask_values": mask_values(predictor.lesion_classes) if self.options["masks"] else {},
             "results": asdict(summary),
             **environment,
         }
@@ -286,7 +250,7 @@ class OpenShard:
         self._labels: list[np.ndarray] = []
 
     def add(self, found: PredictedSlice | BadSlice, pixels: np.ndarray | None) -> None:
-        """Take the next slice; its overlay is written at once, so that no pixels are kept.
+        """Take the next slice; its overlay is written at once, so that its px need not be held.
 
         Args:
             found: what is said of it.
@@ -295,21 +259,20 @@ class OpenShard:
         Raises:
             CTMaskNetError: the overlay cannot be written.
         """
-        self._run.count_slice()
+        self._run.progress.slice()
         index = self.shard.start + len(self._records)
-        threshold = self._options.score_threshold
-        lesions = () if isinstance(found, BadSlice) else found.lesions
-        if self._options.masks and self.scan.kind != "image":
+        threshold = self._options["score_threshold"]
+        is_bad = isinstance(found, BadSlice)
+        lesions = () if is_bad else found.lesions
+        if self._options["masks"] and self.scan.kind != "image":
             values = mask_values(self._classes)
             values = [values[name] for name in self._classes]
             shape = self.scan.slices[index].shape
             self._labels.append(label_slice(lesions, shape, values, threshold))
-        if isinstance(found, BadSlice):
-            self._records.append({"file": found.file, "bad": found.reason})
-            return
-        record = slice_record(found)
-        if self._options.overlays and any(one.score > threshold for one in lesions):
-            record["overlay"] = self._write_overlay(index, found, pixels)
+        record = {"file": found.file, "bad": found.reason} if is_bad else slice_record(found)
+        if self._options["overlays"] and any(one.score > threshold for one in lesions):
+            record["overlay"] = f"overlays/{self._stem}/{index + 1:04d}.png"
+            self._run.write_file(record["overlay"], png_bytes(self._overlay(found, pixels)))
         self._records.append(record)
 
     def write(self) -> None:
@@ -318,10 +281,8 @@ class OpenShard:
         Raises:
             CTMaskNetError: a file cannot be written.
         """
-        records = self._records
-        if self._options.masks:
-            records = [*records, self._write_volumes()]
-        self._run.write_shard(self.shard, records)
+        volumes = [self._write_volumes()] if self._options["masks"] else []
+        self._run.write_shard(self.shard, self._records + volumes)
 
     def _write_volumes(self) -> dict[str, Any]:
         """Write the label volumes; one that the source does not allow becomes a problem."""
@@ -329,45 +290,43 @@ class OpenShard:
         problems = []
         if not self._labels:
             return {"masks": masks, "problems": ["no label volume: pictures state no geometry"]}
-        make: dict[str, Callable[[], bytes]] = {
-            "nifti": lambda: nifti_bytes(self.scan, self._labels),
-            "dicom-seg": lambda: dicom_seg_bytes(
-                self.scan,
-                self._labels,
-                self._classes,
-                identity=self._run.identity,
-                created=self._run.created,
-                software=f"{ctmasknet.__version__} {self._run.identity[:12]}",
-            ),
-        }
-        for kind in self._options.masks:
+        for kind in self._options["masks"]:
             try:
-                content = make[kind]()
+                content = self._volume(kind)
             except CTMaskNetError as error:
                 problems.append(f"no {kind} volume: {error}")
                 logging.getLogger(__name__).warning("No %s volume: %s", kind, error)
                 continue
             masks[kind] = f"masks/{self._stem}{MASKS[kind]}"
-            self._run.write(self._run.output / masks[kind], content)
+            self._run.write_file(masks[kind], content)
         return {"masks": masks, "problems": problems}
 
-    def _write_overlay(self, index: int, found: PredictedSlice, pixels: np.ndarray) -> str:
-        """Draw a slice; returns the picture's path within the output folder."""
-        name = f"overlays/{self._stem}/{index + 1:04d}.png"
+    def _volume(self, kind: str) -> bytes:
+        if kind == "nifti":
+            return nifti_bytes(self.scan, self._labels)
+        identity, created = self._run.stamp()
+        return dicom_seg_bytes(
+            self.scan,
+            self._labels,
+            self._classes,
+            identity=identity,
+            created=created,
+            software=f"{ctmasknet.__version__} {identity[:12]}",
+        )
+
+    def _overlay(self, found: PredictedSlice, pixels: np.ndarray) -> np.ndarray:
         call = None
         if found.scores is not None:
             call = SliceCall(self._image_classes, found.pred_class, scores=found.scores.tolist())
-        picture = side_by_side(
+        return side_by_side(
             as_rgb(pixels),
             None,
             found.instances,
             class_names=self._classes,
             title=found.source.name,
             call=call,
-            score_threshold=self._options.score_threshold,
+            score_threshold=self._options["score_threshold"],
         )
-        self._run.write(self._run.output / name, png_bytes(picture))
-        return name
 
     @property
     def _stem(self) -> str:
@@ -382,12 +341,12 @@ class _Progress:
 
     def __init__(self, units: int, rank: int, world: int):
         self._units, self._who = units, f"process {rank + 1} of {world}: " if world > 1 else ""
-        self._count, self._reached = 0, 0
-        self._start = self._logged = time.monotonic()
-        self._end: float | None = None
-        self._bar = tqdm(
-            desc=f"{self._who}slices", unit="slice", disable=rank > 0 or not sys.stderr.isatty()
-        )
+        self._is_main, self._count, self._reached = rank == 0, 0, 0
+
+    def start(self) -> None:
+        self._start = self._logged = self._last = time.monotonic()
+        is_shown = self._is_main and sys.stderr.isatty()
+        self._bar = tqdm(desc=f"{self._who}slices", unit="slice", disable=not is_shown)
 
     @property
     def seconds(self) -> float:
@@ -396,32 +355,23 @@ class _Progress:
 
     @property
     def rate(self) -> float:
-        """Slices a second since the start, up to the last slice."""
-        return self._count / max((self._end or time.monotonic()) - self._start, 1e-9)
+        """Slices a second, from the start to the last of them."""
+        return self._count / max(self._last - self._start, 1e-9)
 
     def slice(self) -> None:
         self._count += 1
-        self._end = time.monotonic()
+        self._last = time.monotonic()
         self._bar.update()
-        if self._bar.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
-            self._logged = time.monotonic()
+        if self._bar.disable and self._last - self._logged >= _LOG_SECONDS:
+            self._logged = self._last
             logging.getLogger(__name__).info(
-                "%s%d slices, %.1f slices/s, input part %d of %d",
+                "%s%d slices, %.1f slices/s, input unit %d of %d",
                 *(self._who, self._count, self.rate, self._reached, self._units),
             )
 
     def unit(self, number: int) -> None:
         self._reached = number + 1
-        self._bar.set_postfix_str(f"input part {self._reached} of {self._units}")
+        self._bar.set_postfix_str(f"input unit {self._reached} of {self._units}")
 
     def close(self) -> None:
         self._bar.close()
-
-
-def refuse_masks_without_head(predictor: CTPredictor, masks: Sequence[str]) -> None:
-    """Raise :class:`CTMaskNetError` when label volumes are asked of a model that draws no masks."""
-    if masks and not predictor.model.roi_heads.mask_on:
-        raise CTMaskNetError(
-            "`masks`: these weights have no mask head, so lesions are boxes alone; leave out "
-            "`masks`, or give the lesion detector's configuration and weights"
-        )

@@ -68,10 +68,10 @@ class ShownSlices:
             CTMaskNetError: the file cannot be read.
         """
         source = self.sources.get(entry["file_name"])
-        return read_picture(entry) if source is None else source.pixels(window)
+        return read_entry(entry) if source is None else source.pixels(window)
 
 
-def read_picture(entry: Mapping[str, Any]) -> np.ndarray:
+def read_entry(entry: Mapping[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a dataset dict's picture ``file_name``.
 
     Raises:

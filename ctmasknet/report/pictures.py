@@ -36,7 +36,7 @@ from ctmasknet.explain.drawing import draw_box_weights, heaviest
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import CONTACT_SHEET
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.shown import read_picture
+from ctmasknet.predict.shown import read_entry
 from ctmasknet.report.source import json_lines, run_folders
 
 #: Number of a slice inside its file, as :class:`CTSlice` names it.
@@ -86,7 +86,7 @@ class SliceFiles:
         """
         entry = self._entries.get(file)
         if entry is not None and os.path.isfile(entry["file_name"]):
-            return FoundSlice(entry, read_picture(entry))
+            return FoundSlice(entry, read_entry(entry))
         name = _FRAME.sub("", file)
         for path in ([self._images / name] if self._images else []) + [Path(name)]:
             if not path.is_file():
@@ -94,7 +94,7 @@ class SliceFiles:
             # A page of a TIFF is named as a slice of a volume is
             if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
                 entry = {"file_name": str(path)}
-                return FoundSlice(entry, read_picture(entry))
+                return FoundSlice(entry, read_entry(entry))
             wanted = f"{path}{file[len(name) :]}"
             for one in self._volume(str(path)):
                 if one.name == wanted:
@@ -310,8 +310,8 @@ def evidence_painter(
     """
     opts = list(opts)
     named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
-    places = [] if named else run_folders(Path(run))
-    own = [place for place in places if (place / BEST_CHECKPOINT).is_file()]
+    folders = [] if named else run_folders(Path(run))
+    own = [folder for folder in folders if (folder / BEST_CHECKPOINT).is_file()]
     opts += ["OUTPUT_DIR", str(own[0])] if own else []
     # Classes are those of the weights: the data set need not be on this machine
     cfg, _ = inference_cfg(config_file, opts)

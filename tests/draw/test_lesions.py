@@ -6,15 +6,9 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from ctmasknet.draw.lesions import (
-    SliceCall,
-    contact_sheet,
-    draw_lesions,
-    legible_scale,
-    lesions_of,
-    side_by_side,
-)
-from ctmasknet.draw.pages import Chunk, Panel, compose_page
+from ctmasknet.draw.canvas import legible_scale
+from ctmasknet.draw.lesions import SliceCall, draw_lesions, lesions_of, side_by_side
+from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet
 from ctmasknet.errors import CTMaskNetError
 
 CLASSES = ("ggo", "consolidation")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.explain import attribute, attribution, integrate_gradients, occlude
+from ctmasknet.explain import attribution
+from ctmasknet.explain.attribution import attribute, integrate_gradients, occlude
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.roi_heads import pad_rows
 
@@ -74,7 +75,7 @@ def test_by_hand():
     assert found.weights.flatten().tolist() == pytest.approx([0.9, -0.9, 5, 0, 50, 0], abs=1e-4)
     # Two boxes over three rows: the first has two of them
     found = occlude(head, rows[[0, 0, 1]], 2)
-    assert found.places.tolist() == [0, 0, 1]
+    assert found.box_of_row.tolist() == [0, 0, 1]
     assert found.weights.flatten().tolist() == pytest.approx([9.9, -0.9, 50, 0], abs=1e-4)
     # Without the first box the second stands in all three rows, with 0.5 instead of 0.9
     found = occlude(head, rows[[0, 0, 1]], 2, hidden="removed")
@@ -105,7 +106,7 @@ def test_boxes_of_equal_numbers_are_not_taken_for_one():
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
 def test_a_slice_without_boxes_has_no_weights(image_head, method):
     found = attribute(image_head, torch.zeros(12, 5), 0, method=method)
-    assert found.weights.shape == (0, 3) and found.places.tolist() == [-1] * 12
+    assert found.weights.shape == (0, 3) and found.box_of_row.tolist() == [-1] * 12
     assert torch.equal(found.logits, found.without_boxes)
     assert found.rest.tolist() == [0, 0, 0]
 
@@ -123,12 +124,12 @@ def test_occlusion_is_captums_ablation_of_each_boxs_rows(image_head, count):
 
     rows = pad_rows(some_boxes(count), 12)
     found = occlude(image_head, rows, count)
-    mask = found.places[:, None].expand(12, 5)[None]
+    mask = found.box_of_row[:, None].expand(12, 5)[None]
     for target in range(3):
         ablated = FeatureAblation(image_head).attribute(
             rows[None], target=target, feature_mask=mask
         )[0, :, 0]
-        torch.testing.assert_close(found.weights[found.places, target], ablated)
+        torch.testing.assert_close(found.weights[found.box_of_row, target], ablated)
 
 
 def test_removal_is_a_new_run_without_the_box(image_head):

@@ -71,7 +71,7 @@ def attributed(count):
     rest = torch.tensor([0.125, 0.0])
     return BoxAttribution(
         *("occlusion", without + weights.sum(0) + rest, without, weights),
-        places=torch.arange(count),
+        box_of_row=torch.arange(count),
         rest=rest,
     )
 

@@ -13,7 +13,8 @@ from PIL import Image
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.explain import occlude, run
+from ctmasknet.explain import run
+from ctmasknet.explain.attribution import occlude
 from ctmasknet.explain.run import explain_from_command_line, explain_slices
 from ctmasknet.predict import CTPredictor
 from tests import ct_samples
@@ -139,6 +140,20 @@ def test_a_bad_slice_leaves_no_half_file(tiny_model, small_cfg, entries, tmp_pat
             CTPredictor(small_cfg, model=tiny_model), entries, tmp_path / "out", pictures=False
         )
     assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["attribute", "read_entry"])
+def test_an_error_while_computing_is_not_told_as_one_of_writing(
+    name, tiny_model, small_cfg, entries, tmp_path, monkeypatch
+):
+    def fails(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "attribute", fails)
+    read = fails if name == "read_entry" else run.read_entry
+    with pytest.raises(OSError, match="No space left"):
+        explain_slices(CTPredictor(small_cfg, model=tiny_model), entries, tmp_path, read=read)
+    assert os.listdir(tmp_path) == ["slices"]
 
 
 def test_a_dicom_series_and_a_volume_give_the_same(

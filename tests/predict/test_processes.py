@@ -11,7 +11,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import run as work
 from ctmasknet.predict import shards
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, list_units
-from ctmasknet.predict.run import DrawOptions, PredictionRun, is_shared
+from ctmasknet.predict.run import PredictionRun, is_shared
 from ctmasknet.predict.shards import Shards
 from tests.predict.dying import start_prediction
 from tests.predict.small_world import files_of, words
@@ -107,7 +107,7 @@ def test_every_shard_is_one_process_s(units_a_process, scans, tmp_path, monkeypa
     shares = []
     for rank in range(2):
         bad = BadSlices({})
-        with PredictionRun(tmp_path, {}, units, DrawOptions(), bad, rank=rank, world=2) as run:
+        with PredictionRun(tmp_path, {}, units, bad, rank=rank, world=2) as run:
             shares.append({(shard.unit, shard.scan) for (shard, _), _ in run.unfinished()})
     assert shares[0] & shares[1] == set() and all(shares)
     assert shares[0] | shares[1] == {(0, 0), (1, 0), (2, 0), (2, 1)}
