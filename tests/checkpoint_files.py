@@ -202,6 +202,8 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     add("reaches_beyond", "beyond", stream_file, beyond, {"0": one})
     one_tensor = state_body(tensor_instructions(1, 0, (1,), (1,)))
     add("storage_left_out", "do not match", stream_file, one_tensor)
+    view = b"(" + text("1") + number(0) + number(1) + b"ttQ"
+    add("view", "view", stream_file, one_tensor.replace(b"NtQ", view), {"0": one})
     negative = state_body(tensor_instructions(1, 0, (1,), (-1,)))
     add("negative_stride", "wrong numbers", stream_file, negative, {"0": one})
     twice = tensor_instructions(1, 0, (1,), (1,)), tensor_instructions(2, 0, (2,), (1,))
