@@ -63,7 +63,7 @@ def test_an_error_is_raised_here_after_what_came_before(workers):
 
 
 def test_a_process_that_dies_is_an_error_and_no_wait():
-    with pytest.raises(CTMaskNetError, match="--workers 2: a process died"):
+    with pytest.raises(CTMaskNetError, match="`workers` 2: a process died"):
         list(map_in_processes(die, range(4), 2, title="dying"))
 
 
