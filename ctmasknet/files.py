@@ -1,7 +1,4 @@
-"""Files that are either whole or absent.
-
-CSV files that users write: groups of slices, lists of volumes.
-"""
+"""Writing files that are either whole or absent, and reading the CSV files that users write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One function over many items, in this process or in several."""
+"""One function over many items, in this process or in several.
+
+Not joblib's: its worker processes outlive a parent that is killed (the loky backend's were still at
+work 25 s later), and its other backends cannot hand out results as they come.
+"""
 
 from __future__ import annotations
 

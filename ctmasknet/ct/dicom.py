@@ -176,8 +176,8 @@ def _ordered(grid: list[CTSlice]) -> CTScan:
     # A step that occurs, also where few slices are left.
     step = float(np.quantile(distinct, 0.5, method="lower")) if len(distinct) else 0.0
     kept, problems = [], []
-    for place in _same_positions(grid, max(_SAME_MM, _SAME_SHARE * step)):
-        one, *others = sorted(place, key=lambda one: (one.source.instance, natural_key(one.name)))
+    for group in _same_positions(grid, max(_SAME_MM, _SAME_SHARE * step)):
+        one, *others = sorted(group, key=lambda one: (one.source.instance, natural_key(one.name)))
         if kept and (missing := round((one.position_mm - kept[-1].position_mm) / step) - 1) > 0:
             problems.append(
                 f"missing: {missing} between z = {kept[-1].position_mm:g} and "
@@ -208,13 +208,13 @@ def _ordered(grid: list[CTSlice]) -> CTScan:
 
 def _same_positions(grid: list[CTSlice], same_mm: float) -> list[list[CTSlice]]:
     """Slices in the order of their positions, those of one position together."""
-    places: list[list[CTSlice]] = []
+    groups: list[list[CTSlice]] = []
     for one in grid:
-        if places and one.position_mm - places[-1][0].position_mm <= same_mm:
-            places[-1].append(one)
+        if groups and one.position_mm - groups[-1][0].position_mm <= same_mm:
+            groups[-1].append(one)
         else:
-            places.append([one])
-    return places
+            groups.append([one])
+    return groups
 
 
 def beside_mm(slices: Sequence[CTSlice]) -> float:

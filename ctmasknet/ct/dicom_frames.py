@@ -116,7 +116,7 @@ def _statements(header: Dataset, file: str) -> Iterator[tuple[dict, float]]:
 
 
 def _frame_offsets_mm(header: Dataset, count: int, file: str) -> list[float]:
-    """Multi-frame files from before functional groups: a vector gives the frames' places."""
+    """Multi-frame files from before functional groups: a vector gives the frames' positions."""
     offsets = header.get("GridFrameOffsetVector")
     if offsets is None and header.get("SliceLocationVector") is not None:
         # Locations have no fixed sign or zero. Where the first one is the stated z, they are z.

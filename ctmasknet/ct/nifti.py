@@ -1,7 +1,7 @@
 """NIfTI volumes as scans.
 
-NIfTI has no place to say that values are HU. They are taken as HU after slope and intercept, unless
-they cannot be: a slice of the chest holds air and lung. A volume without a slice of which
+NIfTI cannot say that values are HU. They are taken as HU after slope and intercept, unless they
+cannot be: a slice of the chest holds air and lung. A volume without a slice of which
 :data:`AIR_SHARE` lies below :data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
 another modality, or CT that has lost its offset.
 
@@ -302,8 +302,8 @@ def read_nifti_file(file: str, name: str) -> CTScan:
     scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
     source = NiftiSource(volume)
     slices = []
-    for place in range(count):
-        stored = count - 1 - place if turn.flips[2] else place
+    for index in range(count):
+        stored = count - 1 - index if turn.flips[2] else index
         slices.append(
             CTSlice(
                 file=file,
@@ -313,7 +313,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
                 scan=scan,
                 shape=(rows, columns),
                 spacing_mm=turn.spacing_mm,
-                position_mm=float(turn.affine[2, 2] * place + turn.affine[2, 3]),
+                position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]),
                 source=source,
             )
         )

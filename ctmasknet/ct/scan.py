@@ -1,10 +1,9 @@
-"""What every CT file becomes: scans of axial slices that stand upright and are read one at a time.
+"""What every CT file becomes: scans of axial slices that stand upright and are read one at a time;
+and the one window through which Hounsfield units become 8-bit grey levels.
 
 "Upright" is how the public slices lie: front up, spine down, the patient's right on the image's
 left. In patient coordinates columns run to the patient's left, rows to the back, slices to the
 head.
-
-The one window through which Hounsfield units become 8-bit grey levels.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def parse_window(text: str) -> Window:
         center, width = map(float, text.split(","))
     except ValueError:
         raise CTMaskNetError(
-            f"--window {text}: expected CENTER,WIDTH in HU, such as --window=-600,1500"
+            f"`window` {text}: expected CENTER,WIDTH in HU, such as -600,1500"
         ) from None
     return Window(center, width)
 
@@ -112,7 +111,7 @@ class CTSlice:
 
     Attributes:
         file: path of the file that holds it.
-        frame: place inside the file, from 0, in stored order; None when the file is the slice.
+        frame: index inside the file, from 0, in stored order; None when the file is the slice.
         name: unique within one :func:`ctmasknet.ct.read.read_scans` call: the file as given,
             with ``#0012`` appended when it has frames.
         patient: "" when the source states none.

@@ -34,6 +34,8 @@ _WORDS = HASH_BITS // 64
 #: Largest number of unlike bits called near-identical (``datasets/README.md`` says what it finds).
 DEFAULT_DISTANCE = 28
 #: Rows and columns of hashes held against each other at once: their counts stay in a core's cache.
+#: On one core, scikit-learn's ball tree and SciPy's distances take some 25 times as long, a
+#: product of float32 matrices 1.6 times (and 1 KB a hash).
 _ROWS, _COLUMNS = 64, 4096
 #: More pairs than anybody can look at; they would also fill the memory.
 _MOST_PAIRS = 5_000_000
@@ -190,7 +192,7 @@ def near_duplicates_of_sets(
     names = list(dict.fromkeys(names))
     if len(names) < 2 and not within:
         raise CTMaskNetError(
-            f"data sets {', '.join(names)}: name at least two, or look --within one"
+            f"data sets {', '.join(names)}: name at least two, or look `within` one"
         )
     return find_near_duplicates(
         {name: pictures_of(dataset_dicts(name)) for name in names}, distance, workers, within

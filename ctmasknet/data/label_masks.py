@@ -1,4 +1,4 @@
-"""Label masks and their images as pixels: what values mean, reading, checking, turning."""
+"""Label masks: what their values mean; reading, checking and turning them; which file is whose."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def background_value(labels: Mapping[int, str]) -> int:
     if not values:
         raise CTMaskNetError(
             "labels: no mask value is labelled background, which all that is not in a segment is; "
-            "add one to --labels, such as 0:background"
+            "add one to `labels`, such as 0:background"
         )
     return min(values)
 
@@ -169,7 +169,7 @@ def check_known_values(
         known = ",".join(f"{value}:{name}" for value, name in sorted(labels.items()))
         raise CTMaskNetError(
             f"{path}: mask value {shown} is outside the labels {known}; mend the mask or change "
-            "--labels"
+            "`labels`"
         )
     return values
 
@@ -206,8 +206,8 @@ def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> 
             key = rule.key(file)
         except CTMaskNetError as error:
             raise CTMaskNetError(
-                f"{folder}: {error}; for other names give --patient-pattern, --groups or "
-                "--patients each-file"
+                f"{folder}: {error}; for other names give `patient_pattern`, `groups` or "
+                "`patients` each-file"
             ) from None
         if key in found:
             raise CTMaskNetError(

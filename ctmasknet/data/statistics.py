@@ -1,3 +1,5 @@
+"""How many lesions the images of a data set have, and how large they are (paper Figure 1)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
