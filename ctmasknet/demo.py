@@ -25,7 +25,7 @@ _MARK = "summary.json"
 LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
 SLICE_VAL_SET = "covidx_ct_val"
-REPORT = "report.html"
+_REPORT = "report.html"
 
 
 def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[str]]]:
@@ -116,7 +116,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
                 *("--seed", str(seed)),
             ],
             [
-                *("tools/report.py", str(cls), "--output", str(output / REPORT)),
+                *("tools/report.py", str(cls), "--output", str(output / _REPORT)),
                 *("--gallery", "12", "--config-file", "configs/demo/cls.yaml"),
             ],
         ],
@@ -241,7 +241,7 @@ def _tables(summary: dict[str, Any], output: Path) -> str:
             "",
             f"pictures: {output / 'overlays'}, {output / 'paper'}",
             f"figures:  {output / _MARK}",
-            f"report:   {output / REPORT}",
+            f"report:   {output / _REPORT}",
         ]
     )
 

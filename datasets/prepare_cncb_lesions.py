@@ -16,14 +16,13 @@ from pathlib import Path
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.scan import Window, parse_window
+from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
 from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.prepare.arguments import (
-    add_bad_arguments,
-    add_numbering_arguments,
     bad_slices_from,
     parse_assignments,
     parse_segments,
@@ -83,7 +82,19 @@ def parser() -> argparse.ArgumentParser:
         default="name",
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
     )
-    add_numbering_arguments(p, "that of the CNCB lesion set for its names, else none")
+    p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
+    )
+    p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of the CNCB lesion set for its names, else "
+        "none)",
+    )
     p.add_argument(
         "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
     )
@@ -116,7 +127,21 @@ def parser() -> argparse.ArgumentParser:
         help="share of a volume's slices without a lesion that is kept, evenly spread; "
         "default: %(default)s",
     )
-    add_bad_arguments(p)
+    p.add_argument(
+        "--bad",
+        choices=BAD_SLICE_MODES,
+        default="error",
+        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
+        f"it out and list it in {REPORT} beside the set; default: %(default)s",
+    )
+    p.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
+        "share of the files was bad; default: %(default)s",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the split by shares")
     p.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
     return p

@@ -7,12 +7,11 @@ import os
 import sys
 
 from ctmasknet.ct.scan import Window, parse_window
+from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
 from ctmasknet.prepare.arguments import (
-    add_bad_arguments,
-    add_numbering_arguments,
     bad_slices_from,
     parse_assignments,
     parse_class_folders,
@@ -57,7 +56,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="REGEX",
         help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
     )
-    add_numbering_arguments(p, "that of COVIDx-CT for its names, else none")
+    p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
+    )
+    p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of COVIDx-CT for its names, else none)",
+    )
     p.add_argument(
         "--sample",
         action="append",
@@ -98,7 +108,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
-    add_bad_arguments(p)
+    p.add_argument(
+        "--bad",
+        choices=BAD_SLICE_MODES,
+        default="error",
+        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
+        f"it out and list it in {REPORT} beside the set; default: %(default)s",
+    )
+    p.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
+        "share of the files was bad; default: %(default)s",
+    )
     p.add_argument(
         "--verify",
         action="store_true",

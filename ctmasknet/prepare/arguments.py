@@ -1,32 +1,13 @@
-"""What the preparation tools' command lines have in common, and how their values are read."""
+"""Values of the preparation tools' command lines, read."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT, BadSlices
+from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.data.label_masks import LABEL_NAMES
 from ctmasknet.errors import CTMaskNetError
-
-
-def add_bad_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``bad`` and ``max_bad_share``."""
-    parser.add_argument(
-        "--bad",
-        choices=BAD_SLICE_MODES,
-        default="error",
-        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
-        f"it out and list it in {REPORT} beside the set; default: %(default)s",
-    )
-    parser.add_argument(
-        "--max-bad-share",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
-        "share of the files was bad; default: %(default)s",
-    )
 
 
 def bad_slices_from(args: argparse.Namespace) -> BadSlices:
@@ -37,23 +18,6 @@ def bad_slices_from(args: argparse.Namespace) -> BadSlices:
         max_share=args.max_bad_share,
         keys=("`bad`", "`max_bad_share`"),
         unit="files",
-    )
-
-
-def add_numbering_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``split_like`` and ``patient_ids``; ``default`` says in words which numbering is taken
-    without the latter."""
-    parser.add_argument(
-        "--split-like",
-        metavar="NAME",
-        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
-        "stay in the split that it has them in",
-    )
-    parser.add_argument(
-        "--patient-ids",
-        metavar="NAME",
-        help="name of the numbering that the patients are of: ids are compared with those of "
-        f"another set under the same name (default: {default})",
     )
 
 

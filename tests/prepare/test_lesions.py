@@ -2,9 +2,7 @@
 
 import csv
 import errno
-import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,61 +14,12 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.masks_to_coco import Conversion, convert_slices
-from ctmasknet.prepare.pairs import find_pairs, split_by_lists
+from ctmasknet.prepare.pairs import find_pairs
+from tests.prepare.small_sets import grouped, lesion_mask, read, tree, write_slice
 
 MASK_TYPES = ("both", "ggo", "merge")
-
-
-def lesion_mask(index: int) -> np.ndarray:
-    """(40, 48): by index modulo 3 without lesion, with GGO, with GGO and C that touch."""
-    mask = np.zeros((40, 48), np.uint8)
-    mask[2:38, 2:46] = 1
-    if index % 3:
-        mask[5:20, 5:20] = 2
-    if index % 3 == 2:
-        mask[5:20, 20:40] = 3
-    return mask
-
-
-def write_slice(images: Path, masks: Path, stem: str, mask: np.ndarray, suffix: str = ".jpg"):
-    image = (np.arange(mask.size).reshape(mask.shape) % 251).astype(np.uint8)
-    for folder, file, array in ((images, stem + suffix, image), (masks, stem + ".png", mask)):
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
-
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    """Ten patients of three slices each, in the authors' flat names."""
-    folder = tmp_path / "source"
-    for patient in range(10):
-        for s in range(3):
-            write_slice(folder / "image", folder / "mask", f"{patient}_{s}", lesion_mask(s))
-    return folder
-
-
-@pytest.fixture
-def prepare(repository, tmp_path):
-    """Runs the tool below a root in the test's folder; returns its exit code."""
-    main = runpy.run_path(str(repository / "datasets" / "prepare_cncb_lesions.py"))["main"]
-
-    def run(*arguments) -> int:
-        fixed = ["--output-root", str(tmp_path / "root"), "--workers", "1"]
-        return main([*fixed, *map(str, arguments)])
-
-    return run
-
-
-def read(tmp_path: Path, file: str, name: str = "cncb_lesions") -> dict:
-    return json.loads((tmp_path / "root" / name / "annotations" / file).read_text())
-
-
-def tree(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def test_seeded_split_in_all_mask_types(source, prepare, tmp_path, capsys):
@@ -324,44 +273,6 @@ def test_leftovers_of_other_settings_are_removed(source, prepare, tmp_path):
     assert {"both_train.json", "ggo_train.json"} <= set(tree(folder))
 
 
-def write_lists(tmp_path, train, val) -> list[str]:
-    arguments = []
-    for split, lines in (("train", train), ("val", val)):
-        path = tmp_path / f"{split}.txt"
-        path.write_text("\n".join(lines) + "\n")
-        arguments += ["--list", f"{split}={path}"]
-    return arguments
-
-
-def test_lists_decide_the_split(source, prepare, tmp_path, capsys):
-    lists = write_lists(tmp_path, ["3_1.jpg", "3_0.jpg", "9_2.jpg"], ["0_2.jpg"])
-    assert prepare("--source", source, *lists) == 0
-    names = [i["file_name"] for i in read(tmp_path, "both_train.json")["images"]]
-    assert names == ["3_0.jpg", "3_1.jpg", "9_2.jpg"]
-    assert read(tmp_path, "summary_both.json")["unlisted_images"] == 26
-    assert "26 images are on no list" in capsys.readouterr().out
-    assert read(tmp_path, "both_val.json")["info"]["seed"] is None
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "message"),
-    [
-        (["3_1.jpg"], ["3_0.jpg"], "patient 3 is in two splits, train and val"),
-        (["3_1.jpg", "77_1.jpg"], ["0_0.jpg"], "train.txt:2: 77_1.jpg names no image"),
-        (["3_1.jpg", "slice nine"], ["0_0.jpg"], "train.txt:2: slice nine: not a lesion slice"),
-        (["3_1.jpg 7"], ["0_0.jpg"], "train.txt:1: 3_1.jpg 7: not the name"),
-        (["3_1.jpg", "3_1.jpg"], ["0_0.jpg"], "train.txt:2: 3_1.jpg is already on line 1"),
-        (["3_1.jpg", "3_1.png"], ["0_0.jpg"], "train.txt:2: the slice 3_1.png was already"),
-        (["3_1.jpg"], [], "val.txt: the list is empty"),
-    ],
-)
-def test_bad_lists(source, prepare, tmp_path, capsys, train, val, message):
-    assert prepare("--source", source, *write_lists(tmp_path, train, val)) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "root" / "cncb_lesions").exists()
-
-
 def truncate(path: Path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -469,83 +380,6 @@ def test_bad_arguments(source, prepare, tmp_path, capsys, arguments, message):
     assert prepare("--source", source, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "root").exists()
-
-
-def grouped(tmp_path, text: str) -> str:
-    (tmp_path / "groups.csv").write_text(text)
-    return str(tmp_path / "groups.csv")
-
-
-def test_patients_of_sets_with_other_names(prepare, tmp_path):
-    for stem in ("scanA-1", "scanA-2", "scanB-1"):
-        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
-
-    def patients(*arguments):
-        assert prepare("--source", tmp_path / "s", "--split", "val:1", *arguments) == 0
-        return [i["patient"] for i in read(tmp_path, "both_val.json")["images"]]
-
-    assert patients("--patient-pattern", r"scan(?P<patient>.)-") == ["A", "A", "B"]
-    each = ("--patients", "each-file")
-    assert patients(*each) == ["scanA-1", "scanA-2", "scanB-1"]
-    some = grouped(tmp_path, "stem,patient\nscanA-1,x\nscanA-2.jpg,x\n")
-    assert patients(*each, "--groups", some) == ["x", "x", "scanB-1"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("stem,patient\na,x\n", "b.jpg: the groups do not list it"),
-        ("stem,patient\na,x\nb,x\nc,x\n", "groups: c is no image"),
-        ("stem,patient\na,x\na,y\n", "groups.csv:3: a is listed twice"),
-        ("stem,patient\n", "groups.csv: lists no slice"),
-        ("stem,patient\na\n", "groups.csv:2: needs both"),
-        ("name,patient\na,x\n", "columns stem,patient"),
-    ],
-)
-def test_bad_groups(prepare, tmp_path, capsys, text, message):
-    for stem in "ab":
-        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
-    assert prepare("--source", tmp_path / "s", "--groups", grouped(tmp_path, text)) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_group_named_like_another_slice_is_refused(prepare, tmp_path, capsys):
-    for stem in "abc":
-        write_slice(tmp_path / "s" / "image", tmp_path / "s" / "mask", stem, lesion_mask(1))
-    groups = grouped(tmp_path, "stem,patient\na,c\nb,c\n")
-    arguments = ("--patients", "each-file", "--groups", groups)
-    assert prepare("--source", tmp_path / "s", *arguments) == 2
-    assert "rename that group" in capsys.readouterr().err
-
-
-def test_published_lists_fit_both_layouts(shared, tmp_path):
-    """The authors' lists against empty files of the names they hold."""
-    lists = {
-        "train": shared / "data/splits/author_seg_train.txt",
-        "val": shared / "data/splits/author_seg_test.txt",
-    }
-    names = [n for path in lists.values() for n in path.read_text().split()]
-    rule = PatientRule()
-    for folder, files in (
-        ("flat", names),
-        ("tree", [name.replace("_", "/") for name in names]),
-    ):
-        for name in files:
-            for kind, file in (("image", name), ("mask", name.replace(".jpg", ".png"))):
-                path = tmp_path / folder / kind / file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-        pairs = find_pairs(tmp_path / folder / "image", tmp_path / folder / "mask", rule)
-        assert len(pairs) == 750 and len({p.patient for p in pairs}) == 150
-        splits = split_by_lists(pairs, lists, rule.key)
-        patient_of = {p.key: p.patient for p in pairs}
-        assert {s: (len(k), len({patient_of[i] for i in k})) for s, k in splits.items()} == {
-            "train": (650, 130),
-            "val": (100, 20),
-        }
-    overlap = dict(lists, test=lists["val"])
-    with pytest.raises(CTMaskNetError, match="was already named at"):
-        split_by_lists(pairs, overlap, rule.key)
 
 
 def test_real_masks_of_the_infnet_set(shared, prepare, tmp_path):

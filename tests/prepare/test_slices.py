@@ -11,14 +11,14 @@ from ctmasknet.ct.pictures import window_table
 from ctmasknet.data.prepared import SliceRecord
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
-from ctmasknet.prepare.classified import read_class_folders
 from ctmasknet.prepare.lists import (
     find_standard_lists,
     read_slice_list,
     read_slice_lists,
     resolve_images,
 )
-from ctmasknet.prepare.slices import count_slices, prepare_slices, sample_per_class, split_records
+from ctmasknet.prepare.slices import count_slices, prepare_slices, sample_per_class
+from tests.prepare.small_sets import write_image
 
 CLASS_TOKEN = {"Normal": 0, "CP": 1, "NCP": 2}
 
@@ -26,11 +26,6 @@ CLASS_TOKEN = {"Normal": 0, "CP": 1, "NCP": 2}
 def write_list(path, *lines):
     path.write_text("".join(f"{line}\n" for line in lines))
     return path
-
-
-def write_image(path, level=100, side=8):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((side, side), level, dtype=np.uint8)).save(path)
 
 
 def slices_of(root, name="covidx_ct", split="train"):
@@ -273,71 +268,6 @@ class TestSample:
         with pytest.raises(CTMaskNetError, match="train: class a has 10 slices, 11 were asked for"):
             self.sample(0, count=11)
         assert len(self.sample(0, count=11, allow_fewer=True)) == 30
-
-
-class TestClassFolders:
-    @pytest.fixture
-    def folders(self, tmp_path):
-        for folder, count in (("ct0", 6), ("ct1", 4), ("ct2", 2)):
-            for k in range(count):
-                write_image(tmp_path / folder / f"study_{folder[-1]}{k:03d}.jpg", level=90)
-        (tmp_path / "ct0" / "notes.csv").write_text("")
-        return tmp_path
-
-    CLASSES = {"normal": ["ct0"], "covid": ["ct1", "ct2"]}  # noqa: RUF012 (never changed)
-
-    def test_each_file_is_its_own_patient_unless_a_pattern_says_otherwise(self, folders):
-        records = read_class_folders(folders, self.CLASSES).records
-        assert [record.label for record in records] == [0] * 6 + [1] * 6
-        assert records[6] == SliceRecord(
-            "ct1/study_1000.jpg", 1, "ct1/study_1000", "ct1/study_1000", "study_1000"
-        )
-        pattern = r"study_(?P<patient>\d\d)(?P<slice>\d+)"
-        found = read_class_folders(folders, self.CLASSES, pattern)
-        patients = {(r.patient, r.slice) for r in found.records}
-        assert ("10", "03") in patients and len({p for p, _ in patients}) == 3
-
-    def test_split_keeps_patients_whole_and_classes_balanced(self, folders):
-        records = read_class_folders(folders, self.CLASSES).records
-        splits = split_records(records, {"train": 0.5, "val": 0.5}, seed=3)
-        assert sorted(splits["train"] + splits["val"]) == sorted(records)
-        for split in splits.values():
-            assert np.bincount([record.label for record in split]).tolist() == [3, 3]
-        twice = [r._replace(file=r.file + s) for r in records for s in "ab"]  # 2 slices a patient
-        splits = split_records(twice, {"train": 0.5, "val": 0.5}, seed=3)
-        patients = [{record.patient for record in split} for split in splits.values()]
-        assert not patients[0] & patients[1]
-
-    @pytest.mark.parametrize(
-        ("classes", "message"),
-        [
-            ({"normal": ["ct0"], "covid": ["ct9"]}, "ct9: no such class folder"),
-            ({"normal": ["ct0"], "covid": ["ct0"]}, "is in class normal and again in covid"),
-            ({"normal": ["ct0"]}, "at least two classes"),
-            ({"a,b": ["ct0"], "c": ["ct1"]}, "class name 'a,b'"),
-            ({"normal": ["ct0"], "covid": ["empty"]}, "empty: holds no picture"),
-            ({"normal": ["ct0"], "covid": ["empty/../ct0"]}, "is in class normal and again"),
-            ({"normal": ["ct0"], "covid": [".."]}, r"\.\.: lies outside the folder of the images"),
-        ],
-    )
-    def test_bad_folders(self, folders, classes, message):
-        (folders / "empty").mkdir()
-        with pytest.raises(CTMaskNetError, match=message):
-            read_class_folders(folders, classes)
-
-    def test_linked_folders_count_and_hidden_ones_do_not(self, folders):
-        (folders / "ct2" / "more").symlink_to(folders / "ct0")
-        (folders / "ct2" / "again").symlink_to(folders / "ct2")
-        write_image(folders / "ct1" / ".thumbnails" / "study_1000.jpg")
-        (folders / "ct1" / "UPPER.PNG").write_bytes(b"")
-        found = read_class_folders(folders, {"normal": ["ct1"], "covid": ["ct2"]})
-        files = [record.file for record in found.records]
-        assert len(files) == 5 + 2 + 6
-        assert "ct1/UPPER.PNG" in files and "ct2/more/study_0000.jpg" in files
-
-    def test_file_the_pattern_does_not_match_is_named(self, folders):
-        with pytest.raises(CTMaskNetError, match=r"ct0/study_0000\.jpg: the patient pattern"):
-            read_class_folders(folders, self.CLASSES, "(?P<patient>x)")
 
 
 class TestCommand:
