@@ -4,13 +4,13 @@ scans and patients with intervals (:func:`.report.evaluate_predictions`), lesion
 The evaluators here are the door for training; ``predictions.csv`` is what all else starts from.
 """
 
-from ctmasknet.evaluation.confusion import (
+from ctmasknet.evaluation.lesions import LesionEvaluator, lesion_free_metrics
+from ctmasknet.evaluation.metrics import (
     bce_loss,
     classification_metrics,
     confusion_matrix,
     confusion_table,
 )
-from ctmasknet.evaluation.lesions import LesionEvaluator, lesion_free_metrics
 from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, PerImageAPEvaluator, per_image_ap
 from ctmasknet.evaluation.pooling import PooledPrediction, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import (

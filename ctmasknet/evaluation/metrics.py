@@ -1,4 +1,5 @@
-"""Every metric of a level for many resamples of patients at once, curves, and calibration.
+"""Confusion matrix and what the paper makes of it (section 4); every metric of a level for many
+resamples of patients at once; curves, and calibration.
 
 A share or a mean is a ratio of sums, and a sum over units is a sum over patients: so each patient's
 sums are made once, and a resample costs a product with its weights. Only areas under curves have
@@ -9,22 +10,24 @@ each sigmoid score states the probability of its own class against the rest. Two
 class' own (its score against how often the class is true) and the top-label error (Guo et al. 2017:
 the score of the predicted class against how often it is right).
 
-Shapes: n units, C classes, P patients, B resamples; weights are (B, P). M bins of equal width, bin
+Shapes: n units (slices, scans or patients), C classes, P patients, B resamples; weights are (B, P).
+A confusion matrix is (C, C), rows the truth, columns the prediction. M bins of equal width, bin
 m being (m/M, (m+1)/M] (the first holds 0).
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from tabulate import tabulate
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.confusion import bce_loss, bce_losses
 from ctmasknet.evaluation.pooling import Units
 
 #: M.
@@ -35,6 +38,99 @@ _TEMPERATURES = (0.05, 20.0)
 _MAX_POINTS = 200
 # Weights looked at together, for the sake of memory.
 _CHUNK = 2_000_000
+
+
+def confusion_matrix(labels: Sequence[int], preds: Sequence[int], num_classes: int) -> np.ndarray:
+    """Count slices by true and predicted class.
+
+    Args:
+        labels: (n,) true class indices.
+        preds: (n,) predicted class indices.
+        num_classes: C.
+
+    Returns:
+        (C, C) int64, entry ``[t, p]`` the number of slices of class t that were called p.
+
+    Raises:
+        CTMaskNetError: an index outside 0..C-1, or lists of different length.
+    """
+    pairs = [np.asarray(values, dtype=np.int64).reshape(-1) for values in (labels, preds)]
+    if len(pairs[0]) != len(pairs[1]):
+        raise CTMaskNetError(
+            f"confusion matrix: {len(pairs[0])} labels but {len(pairs[1])} predictions; "
+            "give one of each for every slice"
+        )
+    for name, values in zip(("label", "prediction"), pairs, strict=True):
+        if values.size and (values.min() < 0 or values.max() >= num_classes):
+            raise CTMaskNetError(
+                f"confusion matrix: {name}s {values.min()}..{values.max()} are not all within "
+                f"0..{num_classes - 1}; the data and the model must have the same classes"
+            )
+    counts = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def classification_metrics(
+    confusion: np.ndarray, class_names: Sequence[str]
+) -> OrderedDict[str, float]:
+    """Accuracy, and sensitivity and precision of every class (paper section 4), in percent.
+
+    A share of nothing (no slice of that class, none predicted as it, no slice at all) is NaN.
+
+    Args:
+        confusion: (C, C) counts, rows the truth.
+        class_names: C names.
+
+    Returns:
+        ``accuracy``, then ``sensitivity-<class>`` and ``precision-<class>`` in class order.
+    """
+    confusion = np.asarray(confusion)
+    hits = np.diag(confusion)
+    metrics = OrderedDict(accuracy=_percent_of(hits.sum(), confusion.sum()))
+    for index, name in enumerate(class_names):
+        metrics[f"sensitivity-{name}"] = _percent_of(hits[index], confusion[index].sum())
+        metrics[f"precision-{name}"] = _percent_of(hits[index], confusion[:, index].sum())
+    return metrics
+
+
+def bce_losses(logits: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Binary cross-entropy with logits against the one-hot label (reference), in nats.
+
+    Args:
+        logits: (n, C).
+        labels: (n,) class indices.
+
+    Returns:
+        (n,) float64, of each slice the mean over classes.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    truth = np.asarray(labels)[:, None] == np.arange(logits.shape[-1])
+    # log(1 + e^x) - x y
+    return (np.logaddexp(0, logits) - logits * truth).mean(axis=1)
+
+
+def bce_loss(logits: np.ndarray, labels: Sequence[int]) -> float:
+    """The mean of :func:`bce_losses` over slices, NaN for n = 0."""
+    return float(bce_losses(logits, labels).mean()) if len(logits) else math.nan
+
+
+def confusion_table(confusion: np.ndarray, class_names: Sequence[str]) -> str:
+    """The matrix as text, with sensitivity (precision) a class as in the paper's Table 2."""
+    metrics = classification_metrics(confusion, class_names)
+    rows = [
+        [
+            name,
+            *(int(count) for count in confusion[index]),
+            f"{metrics[f'sensitivity-{name}']:.2f} ({metrics[f'precision-{name}']:.2f})",
+        ]
+        for index, name in enumerate(class_names)
+    ]
+    headers = ["truth \\ predicted", *class_names, "sensitivity (precision) %"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", numalign="right", stralign="right")
+
+
+def _percent_of(part: int, whole: int) -> float:
+    return 100.0 * float(part) / float(whole) if whole else math.nan
 
 
 def level_metrics(

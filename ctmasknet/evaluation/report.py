@@ -15,13 +15,13 @@ from typing import Any
 from tabulate import tabulate
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.confusion import confusion_matrix
 from ctmasknet.evaluation.intervals import bootstrap_intervals
 from ctmasknet.evaluation.metrics import (
     BINS,
     calibration_gaps,
     calibration_metrics,
     calibration_pairs,
+    confusion_matrix,
     curve_points,
     level_metrics,
     patients_behind,

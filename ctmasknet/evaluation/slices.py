@@ -18,7 +18,7 @@ from detectron2.utils import comm
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.confusion import (
+from ctmasknet.evaluation.metrics import (
     bce_loss,
     classification_metrics,
     confusion_matrix,
