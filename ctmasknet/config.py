@@ -296,4 +296,34 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         lambda cfg: cfg.SOLVER.OPTIMIZER != "SGD",
         "it is SGD's (SOLVER.OPTIMIZER)",
     ),
+    (
+        ("SOLVER.BASE_LR_END",),
+        lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR",
+        "it is WarmupCosineLR's (SOLVER.LR_SCHEDULER_NAME)",
+    ),
+    (
+        ("SOLVER.NUM_DECAYS",),
+        lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupStepWithFixedGammaLR",
+        "it is WarmupStepWithFixedGammaLR's (SOLVER.LR_SCHEDULER_NAME)",
+    ),
+    (
+        ("SOLVER.CLIP_GRADIENTS.",),
+        lambda cfg: not cfg.SOLVER.CLIP_GRADIENTS.ENABLED,
+        "no gradient is clipped (SOLVER.CLIP_GRADIENTS.ENABLED)",
+    ),
+    (
+        ("SOLVER.AMP.DTYPE",),
+        lambda cfg: not cfg.SOLVER.AMP.ENABLED,
+        "training is in float32 (SOLVER.AMP.ENABLED)",
+    ),
+    (
+        ("DATALOADER.REPEAT_",),
+        lambda cfg: cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler",
+        "it is RepeatFactorTrainingSampler's (DATALOADER.SAMPLER_TRAIN)",
+    ),
+    (
+        ("MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS"),
+        lambda cfg: not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
+        "no stage is deformable (MODEL.RESNETS.DEFORM_ON_PER_STAGE)",
+    ),
 )

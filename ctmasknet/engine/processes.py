@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 
-#: mallopt's numbers for them.
+#: mallopt's numbers of the thresholds to set.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: Blocks above it, such as a whole volume, still go back, bytes.
 _KEPT_BYTES = 256 * 2**20

@@ -148,7 +148,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
 
 
 def _new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    """What is known when a run begins.
+    """What is known when a run begins; ``args`` as in :func:`recorded`.
 
     Returns:
         ``kind`` ("training" or "evaluation"), ``status``, ``start``, ``config_file``, ``overrides``

@@ -40,15 +40,7 @@ _OPTIMIZERS = {
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """``SOLVER.OPTIMIZER`` over the trainable weights of ``model``.
-
-    Raises:
-        CTMaskNetError: an unknown optimiser.
-    """
-    if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
-        raise CTMaskNetError(
-            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of {', '.join(_OPTIMIZERS)}"
-        )
+    """``SOLVER.OPTIMIZER`` over the trainable weights of ``model``."""
     parameters = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
