@@ -25,7 +25,7 @@ from ctmasknet.predict.shards import Shards
 MANIFEST = "prediction.json"
 _FORMAT = "ctmasknet prediction 1"
 #: Everything a prediction writes beside its manifest.
-OUTPUTS = (
+WRITTEN = (
     *("predictions.csv", "predictions.jsonl", "lesions.json", "bad_slices.json", "run.json"),
     *("masks", "overlays"),
 )
@@ -151,7 +151,7 @@ def begin(
             write_json(output / MANIFEST, found, 1)
         if found["status"] == _CLEARING:
             shards.remove()
-            for name in OUTPUTS:
+            for name in WRITTEN:
                 path = output / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         found = {**found, "status": _RUNNING}

@@ -10,7 +10,7 @@ import pytest
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units, read_unit
-from ctmasknet.predict.manifest import OUTPUTS, begin, check_output, finish
+from ctmasknet.predict.manifest import WRITTEN, begin, check_output, finish
 from ctmasknet.predict.shards import Shards
 from tests.predict.dying import KILLED, POINTS, start_prediction
 from tests.predict.small_world import files_of, words, write_pictures
@@ -83,7 +83,7 @@ def test_a_kill_while_an_earlier_run_is_removed_leaves_nothing_of_it(tmp_path, m
     output = tmp_path / "out"
     begin(output, SETTINGS, None)
     old = [output / ".parts" / "0000" / "0000000-00000-0000000.jsonl"]
-    old += [output / name / "old" if "." not in name else output / name for name in OUTPUTS]
+    old += [output / name / "old" if "." not in name else output / name for name in WRITTEN]
     for path in old:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
