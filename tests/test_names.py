@@ -104,7 +104,7 @@ class TestPatientRule:
             (PatientRule(r"(?P<patient>p\d)"), "a/p1/x.png", ("p1", "p1", "x")),
             (
                 PatientRule(r"(?P<patient>p\d)(_(?P<scan>\w))?/(?P<slice>\d)"),
-                "p1_s/7.png",
+                "p1_s/7_x.png",
                 ("p1", "s", "7"),
             ),
             (PatientRule(r"(?P<patient>p\d)(_(?P<scan>\w))?/"), "p1/7.png", ("p1", "p1", "7")),
