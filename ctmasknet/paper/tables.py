@@ -109,7 +109,7 @@ def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Tab
         "disagreements": Table(
             "Where the paper disagrees with itself or with its code",
             ["what", "in the paper", "elsewhere"],
-            [list(row) for row in published.DISAGREEMENTS],
+            published.DISAGREEMENTS,
         ),
     }
 
@@ -149,10 +149,10 @@ def _sizes(runs: Sequence[Run], by_name: Mapping[str, Variant]) -> Table:
     rows = []
     for size in published.SIZES:
         printed = [size.parameters, size.trainable, size.training, size.validation, size.test]
-        rows.append([size.model, size.source, *printed, size.ratio])
+        rows.append([size.model, "paper, Table 1", *printed, size.ratio])
         if size.variant is not None:
             numbers = count(by_name[size.variant].cfg)
-            models = [f"{numbers.parameters:,}", f"{numbers.trainable:,}"]
+            models = [f"{numbers[key]:,}" for key in ("parameters", "trainable")]
             found = _data_sizes(runs, size.variant)
             unfit = 2 if size.test == "-" else 0
             for data in found or [[NOT_RUN] * (4 - unfit) + ["-"] * unfit]:
@@ -180,11 +180,10 @@ def _data_sizes(runs: Sequence[Run], name: str) -> list[list[str]]:
             rows.append([*learned, "-", "-"])
             continue
         train = sum(item["images"] for item in sets["train"])
-        # None stands for a training that was not evaluated
-        for item in [item for item in run.measured if item.evaluation] or [None]:
-            if item is None:
-                rows.append([*learned, NOT_RUN, NOT_RUN])
-                continue
+        evaluated = [item for item in run.measured if item.evaluation]
+        if not evaluated:
+            rows.append([*learned, NOT_RUN, NOT_RUN])
+        for item in evaluated:
             tests = [d for d in item.evaluation["datasets"]["test"] if d["name"] == item.dataset]
             ratio = f"{sum(d['images'] for d in tests) / train:.3g}"
             rows.append([*learned, _slices(tests), ratio])
@@ -201,7 +200,7 @@ def _slices(recorded: Sequence[Mapping[str, Any]]) -> str:
 
 def _classifiers(
     title: str,
-    found: Iterable[tuple[published.SliceResult, Sequence[tuple[Run, Measured]]]],
+    found: Iterable[tuple[published.SliceResult, Iterable[tuple[Run, Measured]]]],
 ) -> Table:
     """Published sensitivity (precision) and accuracy, each above those of this project's runs."""
     rows = []
@@ -211,28 +210,38 @@ def _classifiers(
             + (f" ({_percent(result.precision[name])})" if name in result.precision else "")
             for name in _CLASSES
         ]
-        figures = [*cells, _percent(result.accuracy)]
-        rows.append([result.model, _source(result), *figures, result.measured_on, "-"])
-        rows += _classifier_rows(result.model, own) or [[result.model, OURS, *[NOT_RUN] * 6]]
+        printed = [*cells, _percent(result.accuracy), result.measured_on, "-"]
+        rows += _beside(result, printed, map(_classifier_cells, own))
     return Table(title, _CLASSIFIER_COLUMNS, rows)
 
 
-def _classifier_rows(model: str, found: Sequence[tuple[Run, Measured]]) -> list[list[str]]:
-    rows = []
-    for run, item in found:
-        slices = item.figures["slices"]
-        cells = [_sensitivity(slices, name, with_precision=True) for name in _CLASSES]
-        mode = f"{run.trained_on(item)}; {run.structure.trainable}"
-        rows.append([model, OURS, *cells, _percent(slices["accuracy"]), item.on(), mode])
-    return rows
+def _beside(
+    result: published.SliceResult | published.LesionResult,
+    printed: list[str],
+    own: Iterable[list[str]],
+) -> list[list[str]]:
+    """A published row, and below it those of this project, or one that says there are none."""
+    below = list(own) or [[NOT_RUN] * len(printed)]
+    rows = [[result.model, f"published ({result.source})", *printed]]
+    return rows + [[result.model, OURS, *row] for row in below]
+
+
+def _classifier_cells(found: tuple[Run, Measured]) -> list[str]:
+    run, item = found
+    slices = item.figures["slices"]
+    cells = [_sensitivity(slices, name, with_precision=True) for name in _CLASSES]
+    mode = f"{run.trained_on(item)}; {run.structure.trainable}"
+    return [*cells, _percent(slices["accuracy"]), item.on(), mode]
 
 
 def _other_classifiers(runs: Sequence[Run], placed: Container[str | None]) -> Table:
     """Figures of classifiers that stand for no published model (lightweight, demo, own configs)."""
-    rows = []
-    for run in runs:
-        if run.structure.task == "classification" and _name(run) not in placed:
-            rows += _classifier_rows(_name(run), [(run, item) for item in run.measured])
+    rows = [
+        [_name(run), OURS, *_classifier_cells((run, item))]
+        for run in runs
+        if run.structure.task == "classification" and _name(run) not in placed
+        for item in run.measured
+    ]
     return Table(
         "Other classifiers of this project: sensitivity (precision) and overall accuracy, %",
         _CLASSIFIER_COLUMNS,
@@ -246,15 +255,13 @@ def _comparison(runs: Sequence[Run]) -> Table:
     for result in published.COMPARED_RESULTS:
         figures = (result.sensitivity["covid"], result.accuracy, result.prevalence)
         printed = [_percent(value) for value in figures]
-        rows.append([result.model, _source(result), *printed, result.measured_on])
-        if result.variant is None:
-            continue
-        own = []
+        found = []
         for _, item in of_variant(runs, result.variant):
             slices = item.figures["slices"]
             figures = [_sensitivity(slices, "covid"), _percent(slices["accuracy"])]
-            own.append([result.model, OURS, *figures, _percent(_prevalence(item)), item.on()])
-        rows += own or [[result.model, OURS, *[NOT_RUN] * 4]]
+            found.append([*figures, _percent(_prevalence(item)), item.on()])
+        beside = _beside(result, [*printed, result.measured_on], found)
+        rows += beside if result.variant else beside[:1]
     return Table(
         "Table 3: comparison with other models, %",
         ["model", "source", "COVID sensitivity", "overall", "COVID prevalence", "measured on"],
@@ -267,13 +274,12 @@ def _detectors(runs: Sequence[Run]) -> Table:
     rows = []
     for result in published.LESION_RESULTS:
         printed = [_percent(value) for value in (result.ap50, result.ap75, result.ap)]
-        rows.append([result.model, _source(result), *printed, result.measured_on, "-"])
-        own = []
+        found = []
         for run, item in of_variant(runs, result.variant):
             ap = item.figures.get("per_image", {})
             figures = [_percent(ap[key]) if ap else "no masks" for key in ("AP50", "AP75", "AP")]
-            own.append([result.model, OURS, *figures, item.on(), run.trained_on(item)])
-        rows += own or [[result.model, OURS, *[NOT_RUN] * 5]]
+            found.append([*figures, item.on(), run.trained_on(item)])
+        rows += _beside(result, [*printed, result.measured_on, "-"], found)
     return Table(
         "Lesion detectors: the authors' per-image mask AP, %",
         ["model", "source", "AP50", "AP75", "AP", "measured on", "trained on"],
@@ -309,10 +315,6 @@ def _name(run: Run) -> str:
     return run.variant.name if run.variant else f"own model ({run.folder.name})"
 
 
-def _source(result: published.SliceResult | published.LesionResult) -> str:
-    return f"published ({result.source})"
-
-
 def _percent(value: float | None) -> str:
     """A figure in percent; None (a share of nothing) is "undefined"."""
     return "undefined" if value is None else f"{value:.2f}"
@@ -326,7 +328,7 @@ def _sensitivity(slices, name: str, with_precision: bool = False) -> str:
 
 
 def _prevalence(measured: Measured) -> float | None:
-    """Share of COVID slices in a test set, _percent; None where it is not known."""
+    """Share of COVID slices in a test set, percent; None where it is not known."""
     counts = measured.counts or {}
     if "covid" not in counts.get("class_names", ()) or not counts["n"]:
         return None
@@ -442,12 +444,11 @@ def zoo_tables(known: Sequence[Variant], runs: Sequence[Run], command: str) -> l
     tables = []
     for heading in HEADINGS:
         rows = []
-        for variant in known:
-            if variant.heading == heading:
-                names = (f"`{variant.name}`", f"[{variant.config}](../../{variant.config})")
-                own = [run for run in runs if run.variant and run.variant.name == variant.name]
-                plain = [*names, f"`{command.format(variant.config)}`", *[NOT_RUN] * 4]
-                rows += [row for run in own for row in _run_rows(names, run)] or [plain]
+        for variant in (item for item in known if item.heading == heading):
+            names = (f"`{variant.name}`", f"[{variant.config}](../../{variant.config})")
+            own = [run for run in runs if run.variant and run.variant.name == variant.name]
+            plain = [*names, f"`{command.format(variant.config)}`", *[NOT_RUN] * 4]
+            rows += [row for run in own for row in _run_rows(names, run)] or [plain]
         if rows:
             tables.append(Table(heading, _ZOO_COLUMNS, rows))
     rows = [row for run in runs if not run.variant for row in _run_rows(("own config", "-"), run)]
@@ -483,10 +484,9 @@ def _result(measured: Measured) -> str:
         found = {n: measured.figures[k]["AP50"] for n, k in parts.items() if k in measured.figures}
         return ", ".join(f"{name} {_percent(value)}" for name, value in found.items())
     slices = measured.figures["slices"]
-    kinds = {key.partition("-")[::2]: value for key, value in slices.items()}
     classes = ", ".join(
-        f"{name} {_percent(value)}"
-        for (kind, name), value in kinds.items()
-        if kind == "sensitivity"
+        f"{key.removeprefix('sensitivity-')} {_percent(value)}"
+        for key, value in slices.items()
+        if key.startswith("sensitivity-")
     )
     return f"accuracy {_percent(slices['accuracy'])}; sensitivity {classes}"

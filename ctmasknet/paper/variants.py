@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,17 +98,6 @@ class Variant:
         return PUBLISHED_CLS if self.structure.task == "classification" else PUBLISHED_SEG
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Numbers of a model: parameters, those of its mask head, those trained, and the whole state
-    dict (running statistics included)."""
-
-    parameters: int
-    mask_head: int
-    trainable: int
-    state_dict: int
-
-
 def variants(configs: Path = CONFIGS) -> list[Variant]:
     """All configs that stand for a model, in the order of :data:`HEADINGS`, then by name.
 
@@ -137,20 +125,22 @@ def variants(configs: Path = CONFIGS) -> list[Variant]:
     )
 
 
-def count(cfg: CfgNode) -> Counts:
-    """Build the model of ``cfg`` without memory for its numbers, and count them."""
+def count(cfg: CfgNode) -> dict[str, int]:
+    """Build the model of ``cfg`` without memory for its numbers, and count them: ``parameters``,
+    those of its ``mask_head``, those ``trainable``, and the whole ``state_dict`` (running
+    statistics included)."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_model(cfg)
     named = list(model.named_parameters())
-    return Counts(
-        parameters=sum(item.numel() for _, item in named),
-        mask_head=sum(item.numel() for name, item in named if name.startswith(_MASK_HEAD)),
-        trainable=sum(item.numel() for _, item in named if item.requires_grad),
-        state_dict=sum(item.numel() for item in model.state_dict().values()),
-    )
+    return {
+        "parameters": sum(item.numel() for _, item in named),
+        "mask_head": sum(item.numel() for name, item in named if name.startswith(_MASK_HEAD)),
+        "trainable": sum(item.numel() for _, item in named if item.requires_grad),
+        "state_dict": sum(item.numel() for item in model.state_dict().values()),
+    }
 
 
 @functools.lru_cache
@@ -181,7 +171,6 @@ def model_rows(found: list[Variant]) -> list[dict[str, Any]]:
     for variant in found:
         structure = variant.structure
         classifier = structure.task == "classification"
-        numbers = count(variant.cfg)
         theirs = (None, None)
         if variant.heading in (PUBLISHED_SEG, PUBLISHED_CLS):
             # Their classifiers have no mask head, ours keep it for overlays
@@ -197,7 +186,7 @@ def model_rows(found: list[Variant]) -> list[dict[str, Any]]:
                 "num_boxes": structure.num_boxes,
                 "image_fc_dim": structure.image_fc_dim,
                 "training_mode": structure.trainable,
-                **dataclasses.asdict(numbers),
+                **count(variant.cfg),
                 "authors_parameters": theirs[0],
                 "authors_state_dict": theirs[1],
             }

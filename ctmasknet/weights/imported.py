@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +53,12 @@ class ImportedVariant:
     @property
     def config(self) -> str:
         """The config that builds this variant, relative to the repository."""
-        if self.variant is None:
-            name = "seg" if self.depth == 50 else f"seg_r{self.depth}_t0_merge"
-            return f"configs/{name}.yaml"
-        name = "cls" if self.variant.is_classifier else "seg"
-        if self.depth == 50:
-            name += "" if self.mask_type == "both" else f"_r50_{self.mask_type}"
-        else:
-            name += f"_r{self.depth}_t{self.variant.truncation}_merge"
+        name = "cls" if self.variant and self.variant.is_classifier else "seg"
+        if self.depth < 50:
+            truncation = self.variant.truncation if self.variant else 0
+            name += f"_r{self.depth}_t{truncation}_merge"
+        elif self.mask_type not in ("both", None):
+            name += f"_r50_{self.mask_type}"
         return f"configs/{name}.yaml"
 
     @property
@@ -173,7 +171,8 @@ def import_checkpoint(
     Raises:
         CTMaskNetError: a tensor is missing, of a wrong shape, or not of the variant.
     """
-    state = _short_names(state)
+    # FPN names of today's torchvision in the older, short form
+    state = {_FPN_BLOCK.sub(r"\1.\2", name): tensor for name, tensor in state.items()}
     found, slots = _checked(state, mask_type)
     converted = {}
     for name, slot in slots.items():
@@ -230,22 +229,13 @@ def import_file(
         lines = []
     else:
         checkpoint["ctmasknet"] = found.spec
-    _save(checkpoint, os.fspath(output))
+    with writing(output), atomic_write(output, "wb") as stream:
+        torch.save(checkpoint, stream)
     told = [f"{key}: {shown(content[key])}" for key in ("model_name", "epoch") if key in content]
     size = sum(tensor.numel() for tensor in converted.values())
     needed = [f"overrides: {shlex.join(found.overrides)}"] if found.overrides else []
     tensors = f"tensors: {len(converted)}, {size:,} values"
     return found, [f"found: {found}", *told, *lines, tensors, *needed]
-
-
-def _save(checkpoint: dict[str, Any], output: str) -> None:
-    with writing(output), atomic_write(output, "wb") as stream:
-        torch.save(checkpoint, stream)
-
-
-def _short_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """FPN names of today's torchvision in the older, short form."""
-    return {_FPN_BLOCK.sub(r"\1.\2", name): tensor for name, tensor in state.items()}
 
 
 def _checked(
@@ -258,7 +248,7 @@ def _checked(
         slots = resnet_layout(found.depth)
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
     else:
-        slots = authors_layout(found.variant, len(IMAGE_CLASSES))
+        slots = authors_layout(found.variant)
     for name, slot in slots.items():
         if name in shapes and shapes[name] != slot.shape:
             raise CTMaskNetError(
@@ -270,18 +260,12 @@ def _checked(
                 f"tensor {name} of shape {slot.shape} is missing for {found}; "
                 "the file is incomplete or of another model"
             )
-    _refuse_unexpected(shapes.keys() - slots.keys(), shapes, found)
-    return found, slots
-
-
-def _refuse_unexpected(
-    names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], found: ImportedVariant
-) -> None:
-    for name in sorted(names):
+    for name in sorted(shapes.keys() - slots.keys()):
         raise CTMaskNetError(
             f"tensor {shown(name)} of shape {shapes[name]} has no place in {found}; "
             "the file is of another model"
         )
+    return found, slots
 
 
 def _anchor_lines(anchors: Any) -> list[str]:

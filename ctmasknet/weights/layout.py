@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
+
+from ctmasknet.classes import IMAGE_CLASSES
 
 #: Sizes (px) and ratios (height / width) of the published anchors, the same at every level.
 ANCHOR_SIZES = (2, 4, 8, 16, 32)
@@ -77,94 +80,69 @@ class Slot:
     convert: Callable[[Tensor], Tensor] | None = None
 
 
-def authors_layout(variant: AuthorsVariant, image_classes: int = 3) -> dict[str, Slot]:
+def authors_layout(variant: AuthorsVariant) -> dict[str, Slot]:
     """Every tensor of ``variant`` by the authors' name, FPN blocks as ``.{i}.weight``."""
     slots = {
         f"backbone.body.{name}": slot
         for name, slot in resnet_layout(variant.depth, 4 - variant.truncation).items()
     }
+    add, fpn = partial(_weighted, slots), _FPN_CHANNELS
     expansion = 4 if variant.depth >= 50 else 1
     for index, level in enumerate(variant.fpn_levels):
-        stage_channels = 64 * 2 ** (level - 2) * expansion
-        _weighted(
-            slots,
-            f"backbone.fpn.inner_blocks.{index}",
-            f"backbone.fpn_lateral{level}",
-            (_FPN_CHANNELS, stage_channels, 1, 1),
-        )
-        _weighted(
-            slots,
-            f"backbone.fpn.layer_blocks.{index}",
-            f"backbone.fpn_output{level}",
-            (_FPN_CHANNELS, _FPN_CHANNELS, 3, 3),
-        )
+        lateral = (fpn, 64 * 2 ** (level - 2) * expansion, 1, 1)
+        add(f"backbone.fpn.inner_blocks.{index}", f"backbone.fpn_lateral{level}", lateral)
+        add(f"backbone.fpn.layer_blocks.{index}", f"backbone.fpn_output{level}", (fpn, fpn, 3, 3))
 
     rpn = "proposal_generator.rpn_head"
-    square = (_FPN_CHANNELS, _FPN_CHANNELS, 3, 3)
-    _weighted(slots, "rpn.head.conv", f"{rpn}.conv", square)
-    _weighted(
-        slots,
-        "rpn.head.cls_logits",
-        f"{rpn}.objectness_logits",
-        (_NUM_ANCHORS, _FPN_CHANNELS, 1, 1),
-        sizes_outermost,
-    )
-    _weighted(
-        slots,
-        "rpn.head.bbox_pred",
-        f"{rpn}.anchor_deltas",
-        (4 * _NUM_ANCHORS, _FPN_CHANNELS, 1, 1),
-        sizes_outermost,
-    )
+    scores, deltas = (_NUM_ANCHORS, fpn, 1, 1), (4 * _NUM_ANCHORS, fpn, 1, 1)
+    add("rpn.head.conv", f"{rpn}.conv", (fpn, fpn, 3, 3))
+    add("rpn.head.cls_logits", f"{rpn}.objectness_logits", scores, sizes_outermost)
+    add("rpn.head.bbox_pred", f"{rpn}.anchor_deltas", deltas, sizes_outermost)
 
-    box = "roi_heads.box_predictor"
-    classes = variant.lesion_classes + 1
-    pooled = _FPN_CHANNELS * _POOLED * _POOLED
-    _weighted(slots, "roi_heads.box_head.fc6", "roi_heads.box_head.fc1", (_BOX_FC_DIM, pooled))
-    _weighted(slots, "roi_heads.box_head.fc7", "roi_heads.box_head.fc2", (_BOX_FC_DIM,) * 2)
-    _weighted(
-        slots, f"{box}.cls_score", f"{box}.cls_score", (classes, _BOX_FC_DIM), background_last
-    )
-    _weighted(
-        slots,
-        f"{box}.bbox_pred",
-        f"{box}.bbox_pred",
-        (4 * classes, _BOX_FC_DIM),
-        without_background_boxes,
-    )
+    head, box = "roi_heads.box_head", "roi_heads.box_predictor"
+    classes, width = variant.lesion_classes + 1, _BOX_FC_DIM
+    add(f"{head}.fc6", f"{head}.fc1", (width, fpn * _POOLED * _POOLED))
+    add(f"{head}.fc7", f"{head}.fc2", (width, width))
+    add(f"{box}.cls_score", f"{box}.cls_score", (classes, width), background_last)
+    add(f"{box}.bbox_pred", f"{box}.bbox_pred", (4 * classes, width), without_background_boxes)
     if variant.has_masks:
-        _add_masks(slots, variant)
+        head, mask = "roi_heads.mask_head", "roi_heads.mask_predictor"
+        convolutions, width = (1, 128) if variant.lightweight else (4, 256)
+        for number in range(1, convolutions + 1):
+            name = f"{head}.mask_fcn{number}"
+            add(name, name, (width, fpn if number == 1 else width, 3, 3))
+        add(f"{mask}.conv5_mask", f"{head}.deconv", (width, width, 2, 2))
+        logits = (classes, width, 1, 1)
+        add(f"{mask}.mask_fcn_logits", f"{head}.predictor", logits, without_background)
     if variant.is_classifier:
         width = variant.image_fc_dim
-        _weighted(slots, "s2new.fc_scores", "image_head.fc1", (width, 5 * variant.num_boxes))
-        _weighted(slots, "s2new.fc_scores_2", "image_head.fc2", (width, width))
-        _weighted(slots, "s2new.fc_scores_img", "image_head.logits", (image_classes, width))
+        add("s2new.fc_scores", "image_head.fc1", (width, 5 * variant.num_boxes))
+        add("s2new.fc_scores_2", "image_head.fc2", (width, width))
+        add("s2new.fc_scores_img", "image_head.logits", (len(IMAGE_CLASSES), width))
     return slots
 
 
 def resnet_layout(depth: int, num_stages: int = 4) -> dict[str, Slot]:
     """Every tensor of torchvision's ResNet by its name there, without ``fc``."""
     slots: dict[str, Slot] = {}
-    stem = "backbone.bottom_up.stem.conv1"
-    _convolution(slots, ("conv1", "bn1"), stem, (64, 3, 7, 7))
+    add, body = partial(_convolution, slots), "backbone.bottom_up"
+    add("conv1", "bn1", f"{body}.stem.conv1", (64, 3, 7, 7))
     channels = 64
     for stage in range(1, num_stages + 1):
         width = 64 * 2 ** (stage - 1)
+        out = 4 * width if depth >= 50 else width
         for block in range(_BLOCKS[depth][stage - 1]):
-            source = f"layer{stage}.{block}"
-            target = f"backbone.bottom_up.res{stage + 1}.{block}"
+            source, target = f"layer{stage}.{block}", f"{body}.res{stage + 1}.{block}"
             if depth >= 50:
-                out = 4 * width
                 shapes = [(width, channels, 1, 1), (width, width, 3, 3), (out, width, 1, 1)]
             else:
-                out = width
                 shapes = [(width, channels, 3, 3), (width, width, 3, 3)]
             for number, shape in enumerate(shapes, start=1):
                 names = (f"{source}.conv{number}", f"{source}.bn{number}")
-                _convolution(slots, names, f"{target}.conv{number}", shape)
+                add(*names, f"{target}.conv{number}", shape)
             if block == 0 and (channels != out or stage > 1):
                 names = (f"{source}.downsample.0", f"{source}.downsample.1")
-                _convolution(slots, names, f"{target}.shortcut", (out, channels, 1, 1))
+                add(*names, f"{target}.shortcut", (out, channels, 1, 1))
             channels = out
     return slots
 
@@ -190,24 +168,6 @@ def without_background_boxes(tensor: Tensor) -> Tensor:
     return tensor[4:]
 
 
-def _add_masks(slots: dict[str, Slot], variant: AuthorsVariant) -> None:
-    convolutions, width = (1, 128) if variant.lightweight else (4, 256)
-    channels = _FPN_CHANNELS
-    for number in range(1, convolutions + 1):
-        name = f"roi_heads.mask_head.mask_fcn{number}"
-        _weighted(slots, name, name, (width, channels, 3, 3))
-        channels = width
-    source, target = "roi_heads.mask_predictor", "roi_heads.mask_head"
-    _weighted(slots, f"{source}.conv5_mask", f"{target}.deconv", (width, width, 2, 2))
-    _weighted(
-        slots,
-        f"{source}.mask_fcn_logits",
-        f"{target}.predictor",
-        (variant.lesion_classes + 1, width, 1, 1),
-        without_background,
-    )
-
-
 def _weighted(
     slots: dict[str, Slot],
     source: str,
@@ -221,11 +181,10 @@ def _weighted(
 
 
 def _convolution(
-    slots: dict[str, Slot], names: tuple[str, str], target: str, shape: tuple[int, ...]
+    slots: dict[str, Slot], source: str, norm: str, target: str, shape: tuple[int, ...]
 ) -> None:
     """A convolution without bias and the batch normalisation behind it."""
-    convolution, norm = names
-    slots[f"{convolution}.weight"] = Slot(shape, f"{target}.weight")
+    slots[f"{source}.weight"] = Slot(shape, f"{target}.weight")
     for part in ("weight", "bias", "running_mean", "running_var"):
         slots[f"{norm}.{part}"] = Slot(shape[:1], f"{target}.norm.{part}")
     slots[f"{norm}.num_batches_tracked"] = Slot((), f"{target}.norm.num_batches_tracked")
