@@ -12,9 +12,14 @@ from dataclasses import dataclass
 
 from ctmasknet.ct.dicom_bytes import looks_like_dicom
 from ctmasknet.ct.nifti import is_nifti_header
+from ctmasknet.ct.pictures import is_picture_header
 from ctmasknet.ct.scan import UnsuitableFile, decoding
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES
+
+_HEAD_BYTES = 540
+#: Names that promise a CT file: with other content they are damaged, not merely something else.
+_CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
 
 def natural_key(name: str) -> list:
@@ -22,19 +27,6 @@ def natural_key(name: str) -> list:
     # Digits sit at odd indices, so that a number is never compared with text.
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
-
-
-_PICTURES = (
-    b"\x89PNG\r\n\x1a\n",
-    b"\xff\xd8\xff",
-    b"II*\x00",
-    b"MM\x00*",
-    b"II+\x00",
-    b"MM\x00+",
-)
-_HEAD_BYTES = 540
-#: Names that promise a CT file: with other content they are damaged, not merely something else.
-_CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -149,7 +141,7 @@ def kind_of(file: str) -> str:
         raise CTMaskNetError(f"{file}: empty file; restore it or leave it out")
     if head[128:132] == b"DICM":  # first: the 128 bytes before it may be a TIFF header
         return "dicom"
-    if head.startswith(_PICTURES) or (head.startswith(b"BM") and head[15:18] == b"\0\0\0"):
+    if is_picture_header(head):
         return "image"
     if head.startswith(b"\x1f\x8b"):
         with decoding(file), gzip.open(file) as stream:

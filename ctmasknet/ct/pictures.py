@@ -34,6 +34,11 @@ from ctmasknet.workers import map_in_processes
 MAX_RATIO = 64
 #: Pillow knows more; some of them start programs.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+#: How files of the first three begin.
+_HEADS = (
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"),
+    *(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+)
 _GREY_MODES = ("1", "L", "LA", "La")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 #: Pillow's modes with more than 8 bits a channel; a conversion would clip them at 255.
@@ -68,6 +73,11 @@ class Page(NamedTuple):
     height: int
     width: int
     deep: bool
+
+
+def is_picture_header(head: bytes) -> bool:
+    """Whether the first 18 bytes or more of a file begin as a picture that is read does."""
+    return head.startswith(_HEADS) or (head.startswith(b"BM") and head[15:18] == b"\0\0\0")
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
