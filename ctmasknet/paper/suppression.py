@@ -21,7 +21,7 @@ from ctmasknet.data.registry import dataset_dicts, lesion_colors
 from ctmasknet.draw.lesion_statistics import png_path, write_picture
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
 from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet
-from ctmasknet.engine.setup import inference_cfg, load_model
+from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
 from ctmasknet.errors import CTMaskNetError, check_seed
 
 
@@ -50,14 +50,14 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         values = getattr(args, name) if name == "nms" else [getattr(args, name)]
         if not all(0 <= value <= 1 for value in values):
             raise CTMaskNetError(f"--{name.replace('_', '-')}: {values} is not within 0..1")
-    entries = choose(args.dataset, args.image_id, args.index, args.seed)
-    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
-    cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
-    if is_classifier(cfg):
+    if is_classifier(read_cfg(args.config_file, args.opts)):
         raise CTMaskNetError(
             f"{args.config_file}: is a classifier; Figure 2 shows a detector, such as "
             "configs/seg.yaml"
         )
+    entries = choose(args.dataset, args.image_id, args.index, args.seed)
+    test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
+    cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
     model = load_model(cfg)
     mapper = LesionMapper(cfg, is_train=False)
     rows, told = [], []

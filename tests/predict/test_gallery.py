@@ -211,7 +211,7 @@ def test_the_drawn_set_names_the_classes_of_the_model(
 
     monkeypatch.setattr(gallery, "build_predictor", stand_in)
     weights = tmp_path / "weights.pth"
-    weights.write_bytes(b"")
+    torch.save({"model": {}}, weights)
     args = arguments(
         tmp_path / "out",
         config_file=str(repository / "configs" / f"{config}.yaml"),
@@ -231,7 +231,7 @@ def test_the_drawn_set_names_the_classes_of_the_model(
 
 def test_a_classifier_of_other_lesions_is_one_clear_error(prepared, tmp_path, repository):
     weights = tmp_path / "weights.pth"
-    weights.write_bytes(b"")
+    torch.save({"model": {}}, weights)
     args = arguments(
         tmp_path / "out",
         config_file=str(repository / "configs" / "cls.yaml"),
