@@ -179,7 +179,8 @@ def check_keys(cfg: CfgNode) -> None:
             raise CTMaskNetError(f"{key} is {value!r}; choose one of those registered: {known}")
         if value < _LEAST[key] if key in _LEAST else False:
             raise CTMaskNetError(f"{key} is {value}; give {_LEAST[key]} or more")
-        reason = _without_effect(key, cfg) if value != default.get(key, value) else None
+        changed = key in default and _tuples(value) != _tuples(default[key])
+        reason = _without_effect(key, cfg) if changed else None
         if reason:
             raise CTMaskNetError(
                 f"{key} is {value!r}, which has no effect: {reason}; leave it at {default[key]!r}"
@@ -195,6 +196,11 @@ def check_keys(cfg: CfgNode) -> None:
             "MODEL.BACKBONE.NAME is 'build_resnet_backbone', which has no feature pyramid for the "
             "RPN to look at; set it to build_resnet_fpn_without_p6_backbone"
         )
+
+
+def _tuples(value: object) -> object:
+    """A sequence as tuples all through, for a file that was dumped has lists in their place."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _without_effect(key: str, cfg: CfgNode) -> str | None:

@@ -1,5 +1,6 @@
 """Every key of a configuration: it works, or it is refused; and what the paper's configs set."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -180,6 +181,14 @@ def test_keys_that_depend_on_others(repository, config, overrides, message):
     else:
         with pytest.raises(CTMaskNetError, match=message):
             read_cfg(path, overrides)
+
+
+@pytest.mark.parametrize("config", ["seg", "cls", "seg_light", "cls_light"])
+def test_a_configuration_that_a_run_has_dumped_is_taken(repository, tmp_path, config):
+    cfg = read_cfg(repository / "configs" / f"{config}.yaml")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = read_cfg(tmp_path / "config.yaml")
+    assert json.dumps(dict(leaves(again))) == json.dumps(dict(leaves(cfg)))
 
 
 def test_a_whole_number_is_taken_where_a_float_is_meant(repository, tmp_path):
