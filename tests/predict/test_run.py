@@ -33,7 +33,7 @@ def test_a_slice_passes_at_most_five_frames_on_its_way_to_the_model(
         hook.remove()
     assert len(stacks) == 15, "a batch of each slice"
     print(*(f"{one.filename}:{one.lineno} {one.name}" for one in stacks[0]), sep="\n")
-    assert 0 < min(map(len, stacks)) and max(map(len, stacks)) <= 5
+    assert min(map(len, stacks)) > 0 and max(map(len, stacks)) <= 5
 
 
 @pytest.mark.parametrize("what", ["the model", "the pixels"])
