@@ -14,6 +14,7 @@ from scipy.special import expit
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data import registry as datasets
 from ctmasknet.evaluation import SlicePrediction
+from tests.helpers.running import run_tool
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real lists, real slices and golden vectors; absent in a plain clone.
@@ -129,3 +130,28 @@ def _simulated_rows(
 def simulated_rows():
     """``simulated_rows(patients, seed, classes=3, prefix="", shift=2.0)``: predictions."""
     return _simulated_rows
+
+
+@pytest.fixture(scope="session")
+def prepared(repository, tmp_path_factory):
+    """Root of prepared phantom sets: lesions of all mask types and slices, 96 px."""
+    root = tmp_path_factory.mktemp("phantoms")
+    raw, sets = root / "raw", root / "sets"
+    steps = [
+        [
+            *("datasets/prepare_phantom.py", "--output", raw, "--seed", 3, "--side", 96),
+            *("--lesion-patients", 6, "--lesion-slices", 4, "--slices", 2, "--workers", 1),
+            *("--train-patients", 3, "--val-patients", 2, "--test-patients", 2),
+        ],
+        [
+            *("datasets/prepare_cncb_lesions.py", "--source", raw / "cncb_lesions_raw"),
+            *("--output-root", sets, "--min-area-px", 6, "--workers", 1),
+        ],
+        [
+            *("datasets/prepare_covidx_ct.py", "--source", raw / "covidx_ct_raw"),
+            *("--output-root", sets, "--workers", 1),
+        ],
+    ]
+    for tool, *words in steps:
+        assert run_tool(repository, tool, *words) == 0
+    return sets

@@ -13,7 +13,7 @@ from ctmasknet.modeling.fast.inference import to_inference
 from ctmasknet.modeling.masks import PublishedBitMasks, PublishedROIMasks
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout, sizes_outermost
 from ctmasknet.weights.pickle import read_weights_file
-from tests.golden_state import build, golden_model, imported_model, read_image
+from tests.helpers.golden_state import build, golden_model, imported_model, read_image
 
 #: Scores closer than this tie: their order depends on rounding, also from one CPU to the next.
 TIE = 1e-6

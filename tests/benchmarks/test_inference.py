@@ -6,7 +6,7 @@ import torch
 from ctmasknet.benchmarks import inference as classifier_inference
 from ctmasknet.benchmarks.peers import TorchvisionDetector
 from ctmasknet.benchmarks.table import text_of
-from tests.running import needs_bfloat16
+from tests.helpers.running import needs_bfloat16
 
 
 @pytest.fixture

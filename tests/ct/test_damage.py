@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from tests import ct_damage, ct_samples
+from tests.helpers import ct_damage, ct_samples
 
 
 def test_damaged_files_are_read_rightly_or_refused_in_one_line(tmp_path):

@@ -10,8 +10,8 @@ from ctmasknet.ct.dicom_bytes import codestream_size
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import OUTSIDE_HU, Window
 from ctmasknet.errors import CTMaskNetError
-from tests import ct_samples
-from tests.ct_samples import dicom, save
+from tests.helpers import ct_samples
+from tests.helpers.ct_samples import dicom, save
 
 HU = ct_samples.volume()
 

@@ -11,8 +11,8 @@ from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import OUTSIDE_HU
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.loading import ahead
-from tests import ct_samples
-from tests.ct_samples import AFFINE, ORIENTATIONS, nifti
+from tests.helpers import ct_samples
+from tests.helpers.ct_samples import AFFINE, ORIENTATIONS, nifti
 
 HU = ct_samples.volume()
 NIBABEL_DATA = os.path.join(os.path.dirname(nib.__file__), "tests", "data")

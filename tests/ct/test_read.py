@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
-from tests import ct_samples
+from tests.helpers import ct_samples
 
 HU = ct_samples.volume()
 GREY = Window().to_uint8(HU)

@@ -18,7 +18,7 @@ from ctmasknet.data.duplicates import (
 )
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.phantom.patient import phantom_patient
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 

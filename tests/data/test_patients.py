@@ -20,7 +20,7 @@ from ctmasknet.data.splits import read_list
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.pairs import LesionPair, split_by_lists
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 
 @pytest.fixture(autouse=True)

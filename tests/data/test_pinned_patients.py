@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import ct_samples
-from tests.running import run_tool
+from tests.helpers import ct_samples
+from tests.helpers.running import run_tool
 
 SIDE = 8
 GREY = 90

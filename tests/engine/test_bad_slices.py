@@ -13,10 +13,10 @@ import torch
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.engine.train_data import TRAINING, build_train_loader
 from ctmasknet.errors import CTMaskNetError
-from tests.engine.killing import KILLED, train
 from tests.engine.test_resume import same, without_timings
-from tests.engine.test_train_net import TINY
-from tests.running import run_tool
+from tests.helpers.killing import KILLED, train
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 DICTS = [{"file_name": f"{number}.png"} for number in range(10)]
 

@@ -13,8 +13,8 @@ from ctmasknet.data.registry import register_prepared
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.errors import CTMaskNetError
-from tests.engine.test_train_net import TINY
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 
 from ctmasknet.engine.processes import keep_freed_memory, launch
 from ctmasknet.errors import CTMaskNetError
-from tests.engine.test_train_net import TINY
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 TOOL = "tools/train_net.py"
 

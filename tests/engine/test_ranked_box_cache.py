@@ -12,8 +12,8 @@ from PIL import Image
 from ctmasknet.config import check_keys
 from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
 from ctmasknet.errors import CTMaskNetError
-from tests.engine.test_train_net import TINY
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 
 @pytest.fixture

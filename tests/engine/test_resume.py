@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ctmasknet.engine.metrics import is_timing
-from tests.engine.killing import KILLED, POINTS, train
-from tests.engine.test_train_net import TINY
+from tests.helpers.killing import KILLED, POINTS, train
+from tests.test_train_net import TINY
 
 #: Iterations, and periods that do not fall together.
 SCHEDULE = [

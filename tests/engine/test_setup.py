@@ -9,7 +9,7 @@ from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.export import load_exported
 from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg, resolve_epochs
 from ctmasknet.errors import CTMaskNetError
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 
 @pytest.mark.parametrize(

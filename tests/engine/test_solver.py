@@ -15,7 +15,7 @@ from ctmasknet.engine.solver import (
     build_step_trainer,
 )
 from ctmasknet.errors import CTMaskNetError
-from tests.running import needs_bfloat16
+from tests.helpers.running import needs_bfloat16
 
 
 def groups_of(optimizer, model) -> dict[str, dict]:

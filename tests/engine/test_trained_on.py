@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.trained_on import check_trained_on, merged, training_record
 from ctmasknet.errors import CTMaskNetError
-from tests.engine.test_train_net import TINY
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from ctmasknet.engine.metrics import draw_curves, read_metrics
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
-from tests.engine.test_train_net import TINY
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 
 class Saved(list):

@@ -20,7 +20,7 @@ from ctmasknet.evaluation.burden import (
     slice_thickness_mm,
 )
 from ctmasknet.evaluation.burden_files import burden_text, measure_burden
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 SHAPE = (10, 20)
 

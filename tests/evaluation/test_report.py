@@ -20,7 +20,7 @@ from ctmasknet.evaluation.report import (
     report_text,
 )
 from ctmasknet.evaluation.validation_fit import PoolingChoice, fit_on_validation
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 CLASSES = ["normal", "pneumonia", "covid"]
 TOOL = "tools/evaluate_predictions.py"

@@ -16,7 +16,7 @@ from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.run import explain_slices
 from ctmasknet.predict import CTPredictor
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 TOOL = "tools/explain.py"
 

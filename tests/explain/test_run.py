@@ -17,7 +17,7 @@ from ctmasknet.explain import run
 from ctmasknet.explain.attribution import occlude
 from ctmasknet.explain.run import explain_from_command_line, explain_slices
 from ctmasknet.predict import CTPredictor
-from tests import ct_samples
+from tests.helpers import ct_samples
 
 CLASSES = ["normal", "pneumonia", "covid"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ctmasknet.engine.setup import read_cfg
-from tests.predict.small_world import SMALL, save_model, write_scans
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.helpers.small_world import SMALL, save_model, write_scans
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ctmasknet.engine.record import read_record
-from tests.predict.small_world import files_of, words
+from tests.helpers.small_world import files_of, words
 
 
 def refused(tool, message, *command):

@@ -11,8 +11,8 @@ import pytest
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import inputs as units
 from ctmasknet.predict.inputs import list_units, read_unit
-from tests.predict.small_world import hu_volume, words, write_pictures, write_series
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.helpers.small_world import hu_volume, words, write_pictures, write_series
 
 
 @pytest.fixture

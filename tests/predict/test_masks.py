@@ -17,7 +17,7 @@ from ctmasknet.predict.dicom_seg import dicom_seg_bytes
 from ctmasknet.predict.masks import label_slice, mask_values, nifti_bytes
 from ctmasknet.predict.results import FoundBox
 from ctmasknet.prepare.mask_volumes import read_mask_volume
-from tests import ct_samples
+from tests.helpers import ct_samples
 
 CLASSES = ["normal", "pneumonia", "covid"]
 

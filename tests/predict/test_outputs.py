@@ -19,8 +19,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import pool_slices, read_predictions_csv
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.predict import CTPredictor
-from tests.predict.small_world import files_of, hu_volume, words, write_scans, write_series
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.helpers.small_world import files_of, hu_volume, words, write_scans, write_series
 
 CLASSES = ["normal", "pneumonia", "covid"]
 LESIONS = ["ggo", "consolidation"]

@@ -13,8 +13,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from tests.predict.small_world import SIDE, hu_volume, words, write_pictures, write_series
-from tests.running import run_tool
+from tests.helpers.running import run_tool
+from tests.helpers.small_world import SIDE, hu_volume, words, write_pictures, write_series
 
 
 def read_rows(path) -> dict[str, tuple[str, str]]:

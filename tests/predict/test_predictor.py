@@ -19,7 +19,7 @@ from ctmasknet.predict import CTPredictor
 from ctmasknet.predict import inputs as reading
 from ctmasknet.predict.loading import Loaded, ahead, batches
 from ctmasknet.predict.pooled import build_pooler
-from tests.predict.small_world import hu_volume, write_pictures, write_series
+from tests.helpers.small_world import hu_volume, write_pictures, write_series
 
 CLASSES = ("normal", "pneumonia", "covid")
 

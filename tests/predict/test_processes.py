@@ -13,8 +13,8 @@ from ctmasknet.predict import shards
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, list_units
 from ctmasknet.predict.run import PredictionRun, is_shared
 from ctmasknet.predict.shards import Shards
-from tests.predict.dying import start_prediction
-from tests.predict.small_world import files_of, words
+from tests.helpers.dying import start_prediction
+from tests.helpers.small_world import files_of, words
 
 
 def free_port():

@@ -12,8 +12,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units, read_unit
 from ctmasknet.predict.manifest import WRITTEN, begin, check_output, finish
 from ctmasknet.predict.shards import Shards
-from tests.predict.dying import KILLED, POINTS, start_prediction
-from tests.predict.small_world import files_of, words, write_pictures
+from tests.helpers.dying import KILLED, POINTS, start_prediction
+from tests.helpers.small_world import files_of, words, write_pictures
 
 FLAGS = ["--masks", "nifti", "dicom-seg", "--score-threshold", 0.6, "--batch-size", 2]
 

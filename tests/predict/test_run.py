@@ -10,7 +10,7 @@ import torch
 import ctmasknet
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.predict import CTPredictor
-from tests.predict.small_world import files_of, words, write_pictures
+from tests.helpers.small_world import files_of, words, write_pictures
 
 
 def test_a_slice_passes_at_most_five_frames_on_its_way_to_the_model(

@@ -13,7 +13,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.phantom.patient import phantom_patient
 from ctmasknet.phantom.write import write_phantom_lesions
 from ctmasknet.prepare.card import card_text, data_card
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from ctmasknet.data.prepared import SliceRecord
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.classified import read_class_folders
 from ctmasknet.prepare.slices import split_records
-from tests import ct_samples
+from tests.helpers import ct_samples
+from tests.helpers.running import run_tool
 from tests.prepare.small_sets import write_image
-from tests.running import run_tool
 
 HU = ct_samples.volume(4)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ctmasknet.ct.scan import Window
-from tests import ct_samples, seg_samples
-from tests.running import run_tool
+from tests.helpers import ct_samples, seg_samples
+from tests.helpers.running import run_tool
 
 HU = ct_samples.volume(5)
 NAMES = {1: "Lung", 2: "Ground glass opacity", 3: "Consolidation"}

@@ -21,8 +21,8 @@ from ctmasknet.data.label_masks import (
 )
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, mask_instances
-from tests import ct_samples
-from tests.running import run_tool
+from tests.helpers import ct_samples
+from tests.helpers.running import run_tool
 
 BOTH = mask_type_classes("both")
 GGO, CONSOLIDATION = 2, 3

@@ -16,7 +16,7 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.report import write_report
-from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 _FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),

@@ -14,7 +14,7 @@ from ctmasknet.evaluation.metrics import threshold_metrics
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices, pooled_units, slice_units
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.report import write_report
-from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
 Wait = pytest.importorskip("selenium.webdriver.support.ui", reason="no selenium").WebDriverWait

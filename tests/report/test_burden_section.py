@@ -11,7 +11,7 @@ from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.report import figures, write_report
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

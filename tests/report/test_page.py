@@ -15,8 +15,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.report import write_report
 from ctmasknet.report.sections import figure_text
-from tests.report.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
-from tests.running import run_tool
+from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from tests.helpers.running import run_tool
 
 TOOL = "tools/report.py"
 

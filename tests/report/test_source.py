@@ -15,7 +15,7 @@ from ctmasknet.report import page, write_report
 from ctmasknet.report.sections import limits
 from ctmasknet.report.source import read_source
 from ctmasknet.report.tables import MAX_ROWS, PER_PATIENT, threshold_data, units_table
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 
 @pytest.fixture

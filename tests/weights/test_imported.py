@@ -21,14 +21,14 @@ from ctmasknet.weights.layout import (
     without_background,
     without_background_boxes,
 )
-from tests.checkpoint_files import (
+from tests.helpers.checkpoint_files import (
     pickled_anchors,
     save_stream,
     stream_file,
     tensor_instructions,
     text,
 )
-from tests.golden_state import build
+from tests.helpers.golden_state import build
 
 VARIANTS = [
     *(AuthorsVariant(50, 0, lesions, True, False) for lesions in (1, 2)),

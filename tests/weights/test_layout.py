@@ -10,7 +10,7 @@ import torch
 from ctmasknet.modeling.trainable import set_trainable
 from ctmasknet.weights.imported import import_checkpoint
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout
-from tests.golden_state import build
+from tests.helpers.golden_state import build
 
 BACKGROUND_BOX = 4 * (128 + 1)
 BACKGROUND_MASK = 256 + 1

@@ -20,7 +20,7 @@ from ctmasknet.weights.pickle import (
     AnchorData,
     read_weights_file,
 )
-from tests.checkpoint_files import (
+from tests.helpers.checkpoint_files import (
     archive_file,
     hostile_files,
     pickled_anchors,

@@ -11,7 +11,7 @@ from ctmasknet.modeling.fast import inference
 from ctmasknet.modeling.fast import layers as fused_layers
 from ctmasknet.modeling.fast.inference import inference_model, rechecked, to_inference
 from ctmasknet.modeling.fast.layers import FusedConv2d, has_bfloat16
-from tests.running import needs_bfloat16
+from tests.helpers.running import needs_bfloat16
 
 
 @pytest.fixture(params=[18, 50])

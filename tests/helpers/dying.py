@@ -10,7 +10,7 @@ import signal
 import torch
 
 from ctmasknet.predict.predictor import CTPredictor
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 KILLED = -signal.SIGKILL
 #: Before a file gets its name (it is half-written until then), after that, and in a batch.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ctmasknet.engine.setup import read_cfg
 from ctmasknet.weights.imported import ImportedVariant, import_checkpoint
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def golden_shapes(shared: Path) -> dict[str, dict[str, list[int]]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctmasknet.engine.setup import training_cfg
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 TINY = [
     *("MODEL.DEVICE", "cpu", "SEED", "7", "DATALOADER.NUM_WORKERS", "0"),

@@ -13,7 +13,7 @@ import torch
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer
 from ctmasknet.engine.metrics import JSONLinesWriter
 from ctmasknet.engine.trainer import Trainer
-from tests.running import run_tool
+from tests.helpers.running import run_tool
 
 POINTS = ("step", "checkpoint", "tag", "evaluation", "metrics")
 KILLED = -signal.SIGKILL

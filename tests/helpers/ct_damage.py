@@ -2,7 +2,7 @@
 
 The longer run, about 60 files a second:
 
-    python tests/ct_damage.py --files 5000 --seed 3
+    python -m tests.helpers.ct_damage --files 5000 --seed 3
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from tests.ct_samples import damage_seeds
+from tests.helpers.ct_samples import damage_seeds
 
 #: Of the CPU, whatever else it does.
 SECONDS_A_FILE = 5.0
