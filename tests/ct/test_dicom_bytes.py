@@ -1,0 +1,60 @@
+import numpy as np
+import pydicom
+import pytest
+
+from ctmasknet.ct.dicom_bytes import codestream_size
+from ctmasknet.ct.read import read_scans
+from ctmasknet.errors import CTMaskNetError
+from tests.helpers import ct_samples
+from tests.helpers.ct_samples import dicom, save
+
+HU = ct_samples.volume()
+
+
+def read_one(data, folder):
+    (scan,) = read_scans([save(data, folder / "a.dcm")])
+    (one,) = scan.slices
+    return one
+
+
+def test_a_stream_of_another_size_is_not_decoded(tmp_path):
+    data = ct_samples.lossless_jpeg_dicom(HU[0])
+    data.Rows = 39
+    with pytest.raises(CTMaskNetError, match=r"compressed as 40 x 48 .* says 39 x 48"):
+        read_one(data, tmp_path).hu()
+
+
+def test_bytes_that_fill_up_before_a_marker_are_passed_over(tmp_path):
+    stream = ct_samples.jpeg_dicom(HU[0])
+    plain = read_one(stream, tmp_path).hu()
+    encoded = next(pydicom.encaps.generate_frames(stream.PixelData, number_of_frames=1))
+    frame = encoded.index(b"\xff\xc0")
+    filled = encoded[:frame] + b"\xff" * 100_000 + encoded[frame:]
+    assert codestream_size(filled) == codestream_size(encoded) == (*HU[0].shape, 1)
+    stream.PixelData = pydicom.encaps.encapsulate([filled])
+    np.testing.assert_array_equal(read_one(stream, tmp_path).hu(), plain)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_a_truncated_stream_is_refused_from_its_header(tmp_path, share):
+    path = save(ct_samples.lossless_jpeg_dicom(HU[0]), tmp_path / "a.dcm")
+    whole = path.read_bytes()
+    begin = whole.index(b"\xff\xd8")
+    path.write_bytes(whole[: begin + int(share * (len(whole) - begin))])
+    with pytest.raises(CTMaskNetError, match="truncated, holds 0 whole fragments for 1"):
+        read_scans([path])
+
+
+def test_runs_beyond_the_end_of_a_segment_do_not_end_the_process(tmp_path):
+    data = dicom(HU[0])
+    data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    whole = bytearray(save(data, tmp_path / "a.dcm").read_bytes())
+    first_run = whole.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # after the segments' header
+    whole[first_run] = 129  # the next byte 128 times
+    (tmp_path / "a.dcm").write_bytes(whole)
+    assert read_one(pydicom.dcmread(tmp_path / "a.dcm"), tmp_path).hu().shape == HU[0].shape
+    whole[first_run] = 127  # more bytes than the segment has
+    (tmp_path / "a.dcm").write_bytes(whole)
+    (scan,) = read_scans([tmp_path / "a.dcm"])
+    with pytest.raises(CTMaskNetError, match=r"a\.dcm: damaged or unreadable"):
+        scan.slices[0].hu()
