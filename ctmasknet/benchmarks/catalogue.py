@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ctmasknet.benchmarks.growth import draw_growth, growth
-from ctmasknet.benchmarks.inference import agreement, exported, inference
-from ctmasknet.benchmarks.loading import (
-    coco_evaluation,
-    loading,
-    mask_conversion,
-    mask_conversion_processes,
-    registration,
-)
-from ctmasknet.benchmarks.parts import PART_KINDS, parts
-from ctmasknet.benchmarks.training import (
-    KINDS,
-    heads_bn,
-    heads_cache,
-    mask_targets,
-    training_step,
-)
+from ctmasknet.benchmarks import growth, inference, loading, parts, training
 from ctmasknet.engine.processes import keep_freed_memory
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
@@ -43,7 +27,7 @@ class Benchmark:
 
     help: str
     run: Callable[..., dict[str, Any]]
-    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, ...]]
     draw: Callable[[Mapping[str, Any], str], None] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
@@ -66,7 +50,7 @@ class Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {
     "inference": Benchmark(
         "the classifier against stock Detectron2, torchvision and the machine's limit",
-        inference,
+        inference.inference,
         {
             "config_file": _CLASSIFIER,
             "side": (512, "of the noise slices, px"),
@@ -75,7 +59,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "agreement": Benchmark(
         "classes and logits of the inference copy against the model's on a test set",
-        agreement,
+        inference.agreement,
         {
             "config_file": ("configs/demo/cls.yaml", "of a classifier"),
             "weights": ("output/demo/cls/model_best.pth", "its checkpoint"),
@@ -83,32 +67,32 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "exported": Benchmark(
         "exported programs against the classifier they came from",
-        exported,
+        inference.exported,
         {"config_file": _CLASSIFIER, "side": (512, "of the noise slice, px")},
     ),
     "heads-cache": Benchmark(
         "training of heads on cached rows against images",
-        heads_cache,
+        training.heads_cache,
         {"config_file": _CLASSIFIER, "slices": (8, "noise slices to draw from")},
     ),
     "heads-bn": Benchmark(
         "training of heads_bn against a gradient for every weight",
-        heads_bn,
+        training.heads_bn,
         {"config_file": _CLASSIFIER, "batch": (2, "slices a step")},
     ),
     "coco-evaluation": Benchmark(
         "COCO evaluation by faster-coco-eval against pycocotools",
-        coco_evaluation,
+        loading.coco_evaluation,
         {"slices": (650, "slices"), "detections": (100, "detections of each slice")},
     ),
     "mask-conversion": Benchmark(
         "masks to COCO annotations against scikit-image and pycocotools",
-        mask_conversion,
+        loading.mask_conversion,
         {"patients": (8, "phantom patients")},
     ),
     "mask-conversion-processes": Benchmark(
         "image and mask files to COCO annotations in several processes",
-        mask_conversion_processes,
+        loading.mask_conversion_processes,
         {
             "patients": (8, "phantom patients"),
             "rounds": (10, "times that their slices are converted"),
@@ -117,7 +101,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "loading": Benchmark(
         "PNG files to the model's input against Detectron2's mapper",
-        loading,
+        loading.loading,
         {
             "kind": ("lesions", "with boxes and masks, or slices alone", ("lesions", "slices")),
             "slices": (20, "of a phantom patient"),
@@ -125,7 +109,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "registration": Benchmark(
         "a large set registered and checked for leaks, against parsing its files",
-        registration,
+        loading.registration,
         {
             "slices": (100_000, "slices in three splits"),
             "workers": (1, "threads that compare hashes"),
@@ -133,31 +117,31 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "mask-targets": Benchmark(
         "what the mask head learns, against Detectron2",
-        mask_targets,
+        training.mask_targets,
         {"proposals": (192, "that match a lesion"), "lesions": (4, "in the slice")},
     ),
     "training-step": Benchmark(
         "a training step against stock Detectron2",
-        training_step,
+        training.training_step,
         {
-            "kind": ("segmentation", "of step", tuple(KINDS)),
+            "kind": ("segmentation", "of step", tuple(training.KINDS)),
             "batch": (2, "slices a step"),
             "side": (512, "of the slices, px"),
         },
     ),
     "parts": Benchmark(
         "what each speed-up pays: the whole against the same without it",
-        parts,
+        parts.parts,
         {
-            "kind": ("inference", "of the copy, or of a training step", PART_KINDS),
+            "kind": ("inference", "of the copy, or of a training step", parts.PART_KINDS),
             "batch": (1, "slices a call or step"),
             "side": (512, "of the slices, px"),
         },
     ),
     "growth": Benchmark(
         "speed and memory of a classifier against batch, N, image side, slices, processes",
-        growth,
+        growth.growth,
         {"config_file": _CLASSIFIER, "images": (4, "slices of one measurement, at least")},
-        draw_growth,
+        growth.draw_growth,
     ),
 }

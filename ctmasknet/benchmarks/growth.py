@@ -38,6 +38,8 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 _BASE = {"batch": 1, "N": 256, "image side": 512, "slices a volume": 0, "processes": 1}
 _PX_OF_VOLUME = 512
+#: What is drawn, with its label.
+_CURVES = (("images_per_hour", "images an hour"), ("peak_memory_mb", "peak memory (MB)"))
 
 
 def growth(*, config_file: str, images: int, repeats: int, seed: int) -> dict[str, Any]:
@@ -46,8 +48,6 @@ def growth(*, config_file: str, images: int, repeats: int, seed: int) -> dict[st
     Args:
         config_file: of a classifier; weights are random.
         images: slices of one measurement, at least; a whole number of batches.
-        repeats: measurements of a point.
-        seed: of weights and slices.
     """
     timings, memory, axes = {}, {}, {}
     measured: dict[str, dict[str, Any]] = {}
@@ -59,16 +59,10 @@ def growth(*, config_file: str, images: int, repeats: int, seed: int) -> dict[st
             key = json.dumps(point)
             if key not in measured:
                 measured[key] = _measure(point, config_file, images, repeats, seed)
-            way = f"{axis} {value}"
-            timings[way] = spread(measured[key]["seconds"])
-            memory[way] = measured[key]["peak_memory_mb"]
-            axes[axis].append(
-                {
-                    "value": value,
-                    "images_per_hour": 3600 / timings[way]["median_s"],
-                    "peak_memory_mb": memory[way],
-                }
-            )
+            way, found = f"{axis} {value}", measured[key]
+            timings[way], memory[way] = spread(found["seconds"]), found["peak_memory_mb"]
+            speed = {"images_per_hour": 3600 / timings[way]["median_s"]}
+            axes[axis].append({"value": value, **speed, "peak_memory_mb": memory[way]})
     return comparison(
         "classifier, growth",
         timings,
@@ -90,12 +84,7 @@ def draw_growth(result: Mapping[str, Any], path: str | os.PathLike) -> None:
     plots = figure.subplots(2, len(axes), sharex="col")
     for column, (axis, points) in zip(plots.T, axes.items(), strict=True):
         values = [point["value"] for point in points]
-        for plot, key, label in zip(
-            column,
-            ("images_per_hour", "peak_memory_mb"),
-            ("images an hour", "peak memory (MB)"),
-            strict=True,
-        ):
+        for plot, (key, label) in zip(column, _CURVES, strict=True):
             plot.plot(values, [point[key] for point in points], "o-", color="tab:blue")
             plot.set_ylim(0, 1.1 * max(point[key] for point in points))
             plot.grid(alpha=0.3)
@@ -106,13 +95,12 @@ def draw_growth(result: Mapping[str, Any], path: str | os.PathLike) -> None:
     figure.savefig(path)
 
 
-def _measure(
-    point: Mapping[str, int], config_file: str, images: int, repeats: int, seed: int
-) -> dict[str, Any]:
-    """Seconds an image, and MB over all processes, which run at once and share the threads."""
+def _measure(point: Mapping[str, int], *how: Any) -> dict[str, Any]:
+    """Seconds an image, and MB over all processes, which run at once and share the threads;
+    arguments as :func:`_measure_here`, which each of them calls."""
     count = point["processes"]
     threads = max(1, torch.get_num_threads() // count)
-    words = [json.dumps(point), config_file, str(images), str(repeats), str(seed)]
+    words = [json.dumps(point), *map(str, how)]
     started = [
         subprocess.Popen(
             [sys.executable, "-m", __name__, *words],

@@ -63,15 +63,12 @@ def peak_memory_of(module: str, *words: Any, processes: int = 3) -> float:
         processes: that are run, one after the other.
     """
     command = [sys.executable, "-m", module, *map(str, words)]
-    found = [
-        json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
-                -1
-            ]
-        )
-        for _ in range(processes)
-    ]
-    return statistics.median(found)
+
+    def peak() -> float:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return statistics.median(peak() for _ in range(processes))
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:
@@ -114,19 +111,17 @@ def comparison(
         more: further entries of the file.
 
     Returns:
-        the above, and ``ratios``: way -> ``ratio``, the median of the reference over its own, and
-        ``q1`` and ``q3``, the quartiles of the ratios of neighbouring measurements.
+        the above; ``ratios``: way -> ``ratio``, the median of the reference over its own, and
+        ``q1`` and ``q3``, the quartiles of the ratios of neighbouring measurements; and
+        ``circumstances``, what a figure depends on: hardware, threads, load when measured,
+        versions.
     """
     base = timings[reference]
     ratios = {}
     for name, found in timings.items():
         pairs = [a / b for a, b in zip(base["seconds"], found["seconds"], strict=True)]
-        q1, q3 = np.percentile(pairs, (25, 75))
-        ratios[name] = {
-            "ratio": base["median_s"] / found["median_s"],
-            "q1": float(q1),
-            "q3": float(q3),
-        }
+        q1, q3 = np.percentile(pairs, (25, 75)).tolist()
+        ratios[name] = {"ratio": base["median_s"] / found["median_s"], "q1": q1, "q3": q3}
     return {
         "what": what,
         "per": per,
@@ -137,18 +132,13 @@ def comparison(
         "peak_memory_mb": dict(peak_memory_mb or {}),
         "notes": list(notes),
         **more,
-        "circumstances": circumstances(device),
-    }
-
-
-def circumstances(device: str) -> dict[str, Any]:
-    """What a figure depends on: hardware, threads, load when measured, versions."""
-    return {
-        "hardware": hardware(device),
-        "threads": torch.get_num_threads(),
-        "load_1_min": os.getloadavg()[0],
-        "torch": str(torch.__version__),
-        "git_commit": git_commit(),
+        "circumstances": {
+            "hardware": hardware(device),
+            "threads": torch.get_num_threads(),
+            "load_1_min": os.getloadavg()[0],
+            "torch": str(torch.__version__),
+            "git_commit": git_commit(),
+        },
     }
 
 

@@ -53,16 +53,11 @@ def inference(
         config_file: of a classifier with ResNet-50.
         side: of the slices, px.
         batch: slices a call; stock Detectron2 takes them one by one.
-        repeats: calls of each that are timed.
-        seed: of weights and noise.
     """
     point = (config_file, side, batch, seed)
     cfg, slices, model = _classifier(*point)
     device = cfg.MODEL.DEVICE
-    ways: dict[str, CTMaskNet] = {
-        "ctmasknet, model as trained": model,
-        _COPY: to_inference(model),
-    }
+    ways = {"ctmasknet, model as trained": model, _COPY: to_inference(model)}
     dtypes = [torch.float32]
     if has_bfloat16(device):
         dtypes.append(torch.bfloat16)
@@ -84,24 +79,19 @@ def inference(
     work = 2 * batch * multiply_adds(model, slices[0]["image"])
     stock, plain = _stock(cfg, model)(slices), model(slices)
     copied = [result["logits"] for result in ways[_COPY](slices)]
-    figures = {
-        "multiply-adds a slice, 10^9": work / 2 / batch / 1e9,
-        **{
-            f"{name}, GFLOP/s": rate / 1e9
-            for found in rates.values()
-            for name, rate in found.items()
-        },
-        "inference copy: share of the float32 limit": work
-        / times[_COPY]["median_s"]
-        / limits[torch.float32],
+    figures = {"multiply-adds a slice, 10^9": work / 2 / batch / 1e9}
+    for found in rates.values():
+        figures |= {f"{name}, GFLOP/s": rate / 1e9 for name, rate in found.items()}
+    share = work / times[_COPY]["median_s"] / limits[torch.float32]
+    figures |= {
+        "inference copy: share of the float32 limit": share,
         "largest logit difference, model and stock": _largest(plain, stock),
         "largest logit difference, inference copy and model (random weights: rows of like score "
         "swap)": _largest(plain, copied),
     }
     if _HALF in ways:
-        figures["inference copy in bfloat16: share of the bfloat16 limit"] = (
-            work / times[_HALF]["median_s"] / limits[torch.bfloat16]
-        )
+        share = work / times[_HALF]["median_s"] / limits[torch.bfloat16]
+        figures["inference copy in bfloat16: share of the bfloat16 limit"] = share
     return comparison(
         f"classifier inference, ResNet-50, {batch} x {side} px",
         times,
@@ -188,11 +178,8 @@ def calibrated_classifier(cfg: CfgNode, seed: int, slices: list[dict[str, Any]])
     torch.manual_seed(seed)
     model = build_model(cfg)
     # Scores that differ as a trained detector's do.
-    for layer in (
-        model.proposal_generator.rpn_head.objectness_logits,
-        model.roi_heads.box_predictor.cls_score,
-    ):
-        nn.init.normal_(layer.weight, std=0.1)
+    nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.1)
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.1)
     calibrate_norms(model.backbone, model.preprocess_image(slices[:1]).tensor)
     return model.eval()
 
@@ -213,9 +200,8 @@ def _gemms(dtype: torch.dtype, device: str) -> dict[str, Callable[[], Tensor]]:
         # torch takes MKL for float32, which is slow on other makers' processors.
         packed = torch.ops.mkldnn._reorder_linear_weight(right, _GEMM_SIDE)
         one_dnn = torch.ops.mkldnn._linear_pointwise
-        found[f"oneDNN's matrix product in {kind}"] = lambda: one_dnn(
-            left, packed, None, "none", [], ""
-        )
+        rest = (packed, None, "none", [], "")
+        found[f"oneDNN's matrix product in {kind}"] = lambda: one_dnn(left, *rest)
     return found
 
 
@@ -229,9 +215,8 @@ def _call(way, device: str, *arguments):
 
 
 def _largest(ours: list[dict[str, Any]], logits: list[Tensor]) -> float:
-    return max(
-        float((one["logits"] - other).abs().max()) for one, other in zip(ours, logits, strict=True)
-    )
+    pairs = zip(ours, logits, strict=True)
+    return max(float((one["logits"] - other).abs().max()) for one, other in pairs)
 
 
 _MODEL, _ITS_COPY, _ITS_HALF = "model as trained", "inference copy", "inference copy in bfloat16"
@@ -253,12 +238,7 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     """
     cfg, _ = inference_cfg(config_file, weights=weights, test_sets=True)
     model = load_model(cfg)
-    peer = StockClassifier(cfg).to(cfg.MODEL.DEVICE).eval()
-    forms = {
-        _STOCK: peer.take_weights(model).requires_grad_(False),
-        _MODEL: model,
-        _ITS_COPY: to_inference(model),
-    }
+    forms = {_STOCK: _stock(cfg, model), _MODEL: model, _ITS_COPY: to_inference(model)}
     if has_bfloat16(cfg.MODEL.DEVICE):
         forms[_ITS_HALF] = to_inference(model, torch.bfloat16)
         margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
@@ -305,18 +285,13 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
     Args:
         config_file: of a classifier.
         side: of the noise slice, px.
-        repeats: calls of each that are timed.
-        seed: of weights and noise.
     """
     cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     slices = noise_slices(1, side, seed)
     model = calibrated_classifier(cfg, seed, slices)
     copied = to_inference(model)
     image = slices[0]["image"][None]
-    ways: dict[str, Any] = {
-        _MODEL: lambda: model(slices),
-        _ITS_COPY: lambda: copied(slices),
-    }
+    ways: dict[str, Any] = {_MODEL: lambda: model(slices), _ITS_COPY: lambda: copied(slices)}
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, suffix in (("torch.export program", ".pt2"), ("ONNX Runtime", ".onnx")):

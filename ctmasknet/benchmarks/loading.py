@@ -36,6 +36,7 @@ from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import LesionEvaluator
 from ctmasknet.files import write_json
+from ctmasknet.names import parse_slice_name
 from ctmasknet.phantom.patient import phantom_patient
 from ctmasknet.phantom.write import LESION_TREE, write_phantom_lesions
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion, convert_slices, mask_instances
@@ -52,8 +53,6 @@ def loading(*, kind: str, slices: int, repeats: int, seed: int) -> dict[str, Any
     Args:
         kind: ``lesions``, with boxes and masks, or ``slices``.
         slices: of the patient, 512 px.
-        repeats: times all of them are mapped.
-        seed: of the phantom.
     """
     lesions = kind == "lesions"
     cfg = read_cfg("configs/seg.yaml" if lesions else "configs/cls.yaml", ["MODEL.WEIGHTS", ""])
@@ -65,9 +64,8 @@ def loading(*, kind: str, slices: int, repeats: int, seed: int) -> dict[str, Any
             "ctmasknet's mapper": LesionMapper(cfg, True) if lesions else SliceMapper(cfg, False),
             "decoding alone": lambda one: read_grey(one["file_name"]),
         }
-        timings = interleaved(
-            {name: _each(mapper, dicts) for name, mapper in mappers.items()}, repeats
-        )
+        ways = {name: _each(mapper, dicts) for name, mapper in mappers.items()}
+        timings = interleaved(ways, repeats)
     return comparison(
         f"PNG files of {slices} slices of {_SIDE} px{' with lesions' if lesions else ''} to the "
         "model's input, one process",
@@ -122,18 +120,14 @@ def coco_evaluation(*, slices: int, detections: int, repeats: int, seed: int) ->
     Args:
         slices: slices of 512 px.
         detections: of each slice.
-        repeats: times each is measured.
-        seed: of the ellipses.
     """
     chance = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         truth, predictions = synthetic_lesions(chance, slices, detections)
         path = Path(folder) / "truth.json"
         path.write_text(json.dumps(truth), encoding="utf-8")
-        MetadataCatalog.get(_COCO_NAME).set(
-            json_file=str(path),
-            thing_classes=["ggo", "consolidation"],
-        )
+        classes = ["ggo", "consolidation"]
+        MetadataCatalog.get(_COCO_NAME).set(json_file=str(path), thing_classes=classes)
         try:
             figures: dict[str, Any] = {}
             ways = {
@@ -156,30 +150,30 @@ def coco_evaluation(*, slices: int, detections: int, repeats: int, seed: int) ->
 
 
 def synthetic_lesions(
-    chance: np.random.Generator, slices: int, detections: int, lesions: int = 6, side: int = 512
+    chance: np.random.Generator, slices: int, detections: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A COCO document and detections on it as Detectron2's evaluator keeps them.
+    """A COCO document of images of 512 px and detections on it as Detectron2's evaluator keeps
+    them.
 
     Args:
         chance: draws the lesions.
-        slices: images; every seventh has no lesion.
+        slices: images; every seventh has no lesion, the others six of two classes.
         detections: of each image; the first find a lesion each, the rest are anywhere.
-        lesions: of each other image, of two classes.
-        side: of the images, px.
 
     Returns:
         the document, and for each image ``image_id`` and ``instances``.
     """
     images, annotations, predictions = [], [], []
+    limits = (0, 0, 3, 3), (_SIDE, _SIDE, _SIDE / 7, _SIDE / 7)
     for image_id in range(1, slices + 1):
-        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": side})
-        images[-1]["width"] = side
-        ellipses = chance.uniform((0, 0, 3, 3), (side, side, side / 7, side / 7), (lesions, 4))
-        ellipses = ellipses[: 0 if image_id % 7 == 0 else lesions]
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": _SIDE})
+        images[-1]["width"] = _SIDE
+        ellipses = chance.uniform(*limits, (6, 4))
+        ellipses = ellipses[: 0 if image_id % 7 == 0 else 6]
         for number, ellipse in enumerate(ellipses):
-            found = _annotation(image_id, 1 + number % 2, ellipse, side)
+            found = _annotation(image_id, 1 + number % 2, ellipse)
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **found})
-        others = chance.uniform((0, 0, 3, 3), (side, side, side / 7, side / 7), (detections, 4))
+        others = chance.uniform(*limits, (detections, 4))
         near = ellipses[: len(others)] * chance.normal(1, 0.05, ellipses[: len(others)].shape)
         others[: len(near)] = near
         classes = np.where(chance.random(len(others)) < 0.9, np.arange(len(others)) % 2, 0)
@@ -187,7 +181,7 @@ def synthetic_lesions(
         scores = chance.beta(1, 3, len(others)).round(2)
         scores[: len(near)] = chance.beta(3, 1, len(near)).round(2)
         instances = [
-            {**_annotation(image_id, 1 + int(number), ellipse, side), "score": float(score)}
+            {**_annotation(image_id, 1 + int(number), ellipse), "score": float(score)}
             for number, ellipse, score in zip(classes, others, scores, strict=True)
         ]
         predictions.append({"image_id": image_id, "instances": instances})
@@ -196,12 +190,12 @@ def synthetic_lesions(
     return truth, predictions
 
 
-def _annotation(image_id: int, category_id: int, ellipse: np.ndarray, side: int) -> dict[str, Any]:
+def _annotation(image_id: int, category_id: int, ellipse: np.ndarray) -> dict[str, Any]:
     """The ellipse (x, y, half width, half height; px) within the image."""
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    x = (ellipse[0] + ellipse[2] * np.cos(angle)).clip(0, side)
-    y = (ellipse[1] + ellipse[3] * np.sin(angle)).clip(0, side)
-    code = rle.frPyObjects([np.stack([x, y], 1).ravel().tolist()], side, side)[0]
+    x = (ellipse[0] + ellipse[2] * np.cos(angle)).clip(0, _SIDE)
+    y = (ellipse[1] + ellipse[3] * np.sin(angle)).clip(0, _SIDE)
+    code = rle.frPyObjects([np.stack([x, y], 1).ravel().tolist()], _SIDE, _SIDE)[0]
     return {
         "image_id": image_id,
         "category_id": category_id,
@@ -225,16 +219,11 @@ def _evaluation(fast: str, predictions: list[dict[str, Any]], figures: dict[str,
     return evaluate
 
 
-_SLICES_A_PATIENT = 5
-
-
 def mask_conversion(*, patients: int, repeats: int, seed: int) -> dict[str, Any]:
     """Instances of phantom masks of 512 px, read already, against scikit-image and pycocotools.
 
     Args:
         patients: of five slices each.
-        repeats: times each is measured.
-        seed: of the phantom.
 
     Raises:
         CTMaskNetError: scikit-image is missing.
@@ -273,8 +262,6 @@ def mask_conversion_processes(
         patients: of five slices each.
         rounds: times that all of them are converted in one measurement.
         most: processes, at most.
-        repeats: times each is measured.
-        seed: of the phantom.
     """
     how = Conversion()
     with _phantom(patients, seed) as pairs:
@@ -327,9 +314,7 @@ def usual_instances(
 def _phantom(patients: int, seed: int):
     """Image and mask files of phantom slices, as long as the block lasts."""
     with tempfile.TemporaryDirectory() as folder:
-        write_phantom_lesions(
-            folder, seed=seed, patients=patients, slices=_SLICES_A_PATIENT, side_px=512
-        )
+        write_phantom_lesions(folder, seed=seed, patients=patients, slices=5, side_px=_SIDE)
         root = Path(folder) / LESION_TREE
         yield [
             LesionPair(
@@ -357,8 +342,6 @@ def registration(slices: int, repeats: int, seed: int, workers: int = 1) -> dict
 
     Args:
         slices: number in all.
-        repeats: times each is measured.
-        seed: of the hashes.
         workers: threads that compare hashes.
     """
     names = [f"{_NAME}_{split}" for split in SPLITS]
@@ -387,22 +370,18 @@ def registration(slices: int, repeats: int, seed: int, workers: int = 1) -> dict
             for name in names:
                 unregister(name)
     chance = np.random.default_rng(seed)
-    hashes = [
-        chance.integers(0, 2**64, (round(share * slices), 4), np.uint64)
-        for share in _SHARES.values()
-    ]
+    counts = [round(share * slices) for share in _SHARES.values()]
+    hashes = [chance.integers(0, 2**64, (count, 4), np.uint64) for count in counts]
     begin = time.perf_counter()
     for first, second in itertools.combinations(hashes, 2):
         close_pairs(first, second, DEFAULT_DISTANCE, workers)
+    seconds = time.perf_counter() - begin
     return comparison(
         f"{slices:,} slices registered and their patients checked",
         steps,
         "json.load",
         "cpu",
-        figures={
-            f"seconds to compare the splits' hashes in {workers} thread(s)": time.perf_counter()
-            - begin,
-        },
+        figures={f"seconds to compare the splits' hashes in {workers} thread(s)": seconds},
     )
 
 
@@ -415,18 +394,10 @@ def _write_set(root: Path, slices: int) -> list[Path]:
         records = []
         for _ in range(round(_SHARES[split] * slices)):
             patient, index = divmod(number, _SLICES_PER_PATIENT)
-            label = patient % 3
-            file = f"{('Normal', 'CP', 'NCP')[label]}_{patient}_{patient + 3000}_{index:04d}.png"
-            records.append(
-                {
-                    "file": file,
-                    "label": label,
-                    "patient": str(patient),
-                    "scan": str(patient + 3000),
-                    "slice": f"{index:04d}",
-                    "body_box": [9, 94, 512, 405],
-                }
-            )
+            name = ("Normal", "CP", "NCP")[patient % 3]
+            file = f"{name}_{patient}_{patient + 3000}_{index:04d}.png"
+            record = {"file": file, **vars(parse_slice_name(file)), "body_box": [9, 94, 512, 405]}
+            records.append(record)
             number += 1
         number += -number % _SLICES_PER_PATIENT  # the next split begins with a new patient
         Image.new("L", (8, 8)).save(images / records[0]["file"])

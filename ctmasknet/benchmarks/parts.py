@@ -31,8 +31,6 @@ def parts(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[
         kind: one of :data:`PART_KINDS`: inference by the copy, or a training step.
         batch: slices a call or a step.
         side: of the slices, px.
-        repeats: calls of each that are timed.
-        seed: of weights and slices.
     """
     calls = (_inference_calls if kind in _INFERENCE else _training_calls)(kind, batch, side, seed)
     with Apart(_whole, kind, batch, side, seed) as plain:

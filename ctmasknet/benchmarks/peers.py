@@ -61,10 +61,7 @@ class StockClassifier(nn.Module):
 
     def take_weights(self, model: CTMaskNet) -> StockClassifier:
         """Use the weights of a classifier; without rounded anchors, its logits become this one's.
-
-        Returns:
-            this one.
-        """
+        Returns itself."""
         self.detector.load_state_dict(model.state_dict(), strict=False)
         mine = [layer for layer in self.image_head if isinstance(layer, nn.Linear)]
         head = model.image_head

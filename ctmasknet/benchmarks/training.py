@@ -59,8 +59,6 @@ def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) 
         kind: a key of :data:`KINDS`.
         batch: slices a step.
         side: of the slices, px.
-        repeats: steps of each way that are timed.
-        seed: of weights and slices.
     """
     point = (kind, batch, side, seed)
     with Apart(_step_of, _STOCK, *point) as stock:
@@ -75,24 +73,21 @@ def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) 
     )
 
 
-def _step_of(way: str, kind: str, batch: int, side: int, seed: int) -> Callable[[], None]:
-    make = step_trainer if way == _OURS else _stock_trainer
-    return stepper(make(kind, batch, side, seed))
+def _step_of(way: str, *point: Any) -> Callable[[], None]:
+    return stepper(step_trainer(*point, stock=way == _STOCK))
 
 
-def step_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
-    """What takes a step of ours: model, optimiser and precision as :class:`Trainer` has them."""
+def step_trainer(
+    kind: str, batch: int, side: int, seed: int, *, stock: bool = False
+) -> SimpleTrainer:
+    """What takes a step of ours: model, optimiser and precision as :class:`Trainer` has them; or
+    one of stock Detectron2."""
     cfg = kind_cfg(kind)
     batches = itertools.repeat(_inputs(cfg, batch, side, seed))
     torch.manual_seed(seed)
-    model = build_model(cfg)
-    return build_step_trainer(cfg, model, batches, Trainer.build_optimizer(cfg, model))
-
-
-def _stock_trainer(kind: str, batch: int, side: int, seed: int) -> SimpleTrainer:
-    cfg = kind_cfg(kind)
-    batches = itertools.repeat(_inputs(cfg, batch, side, seed))
-    torch.manual_seed(seed)
+    if not stock:
+        model = build_model(cfg)
+        return build_step_trainer(cfg, model, batches, Trainer.build_optimizer(cfg, model))
     model = build_model(stock_cfg(cfg)) if kind == "segmentation" else StockClassifier(cfg)
     return SimpleTrainer(model.to(cfg.MODEL.DEVICE), batches, _plain_adam(cfg, model))
 
@@ -153,8 +148,6 @@ def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> di
     Args:
         config_file: of a classifier.
         slices: noise slices that the steps draw from.
-        repeats: steps of each kind that are timed.
-        seed: of weights and noise.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg = _cfg(config_file, "heads", "OUTPUT_DIR", folder)
@@ -166,21 +159,14 @@ def heads_cache(*, config_file: str, slices: int, repeats: int, seed: int) -> di
         on_rows = RowMapper(rows)
         plain = "cached rows, Adam operation by operation"
         mappers = {"images": SliceMapper(cfg, True), _ROWS: on_rows, plain: on_rows}
-        ways = {
-            name: _loader_step(
-                cfg,
-                model,
-                iter(build_train_loader(cfg, mapper, dicts, seed)),
-                fused=name != plain,
-            )
-            for name, mapper in mappers.items()
-        }
+        ways = {}
+        for name, mapper in mappers.items():
+            batches = iter(build_train_loader(cfg, mapper, dicts, seed))
+            ways[name] = _loader_step(cfg, model, batches, fused=name != plain)
         steps = interleaved(ways, repeats)
-    per_epoch = _SLICES / cfg.SOLVER.IMS_PER_BATCH
-    seconds = {
-        "images": _EPOCHS * per_epoch * steps["images"]["median_s"],
-        _ROWS: _EPOCHS * per_epoch * steps[_ROWS]["median_s"] + build * _SLICES,
-    }
+    count = _EPOCHS * _SLICES / cfg.SOLVER.IMS_PER_BATCH
+    seconds = {name: count * steps[name]["median_s"] for name in ("images", _ROWS)}
+    seconds[_ROWS] += build * _SLICES
     return comparison(
         f"training step of heads, {cfg.SOLVER.IMS_PER_BATCH} slices of 512 px",
         steps,
@@ -204,43 +190,30 @@ def heads_bn(*, config_file: str, batch: int, repeats: int, seed: int) -> dict[s
     Args:
         config_file: of a classifier.
         batch: slices a step.
-        repeats: steps of each kind that are timed.
-        seed: of weights and noise.
     """
-    ways = {
-        name: _heads_bn_step(config_file, batch, seed, naive)
-        for name, naive in (("naive", True), ("heads_bn", False))
-    }
+    point = (config_file, batch, seed)
+    ways = {name: _heads_bn_step(name, *point) for name in ("naive", "heads_bn")}
     steps = interleaved(ways, repeats)
     return comparison(
         f"training step of heads_bn, {batch} slices of 512 px",
         steps,
         "naive",
         _cfg(config_file, "heads_bn").MODEL.DEVICE,
-        peak_memory_mb={
-            name: peak_memory_of(__name__, "heads-bn", name, config_file, batch, seed)
-            for name in ways
-        },
+        peak_memory_mb={name: peak_memory_of(__name__, "heads-bn", name, *point) for name in ways},
         config_file=config_file,
     )
 
 
-def _heads_bn_step(config_file: str, batch: int, seed: int, naive: bool):
+def _heads_bn_step(way: str, config_file: str, batch: int, seed: int) -> Callable[[], None]:
     cfg = _cfg(config_file, "heads_bn")
     model = _model(cfg, seed)
     optimizer = Trainer.build_optimizer(cfg, model)  # over what heads_bn updates, in both
-    if naive:
+    if way == "naive":
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         model._detector_learns = True
-    chance = np.random.default_rng(seed)
-    inputs = [
-        {
-            "image": torch.from_numpy(chance.integers(0, 256, (3, 512, 512), dtype=np.uint8)),
-            "label": number % 3,
-        }
-        for number in range(batch)
-    ]
+    noise = np.random.default_rng(seed).integers(0, 256, (batch, 3, 512, 512), dtype=np.uint8)
+    inputs = [{"image": torch.from_numpy(one), "label": n % 3} for n, one in enumerate(noise)]
 
     def step() -> None:
         model.zero_grad()
@@ -292,8 +265,6 @@ def mask_targets(*, proposals: int, lesions: int, repeats: int, seed: int) -> di
     Args:
         proposals: that match a lesion; 192 at most in the published training.
         lesions: in the slice.
-        repeats: times each is measured.
-        seed: of lesions and proposals.
     """
     ways = _target_ways(proposals, lesions, seed)
     timings = interleaved(ways, repeats)
@@ -334,7 +305,7 @@ def _main(benchmark: str, way: str, *point: str) -> None:
     elif benchmark == "heads-bn":
         keep_freed_memory()
         config_file, *numbers = point
-        step = _heads_bn_step(config_file, *map(int, numbers), way == "naive")
+        step = _heads_bn_step(way, config_file, *map(int, numbers))
         step()
         step()
         device = _cfg(config_file, "heads_bn").MODEL.DEVICE

@@ -16,7 +16,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.published import LISTS
 from ctmasknet.paper.variants import Structure, Variant, structure_of
 
-_RESULTS, _INFERENCE, _CONFIG = "results.json", "inference", "config.yaml"
+_INFERENCE, _CONFIG = "inference", "config.yaml"
 #: Figures that tables show, by task and kind; the first kind of a task is always there.
 _SHOWN = {
     "classification": {"slices": ("accuracy",)},
@@ -145,17 +145,16 @@ def _read_run(folder: Path, known: Sequence[Variant]) -> Run:
             "leave the folder out or run the evaluation again"
         ) from error
     entries = read_record(folder)
-    trainings = [entry for entry in entries if entry["kind"] == "training"]
+    training = next((item for item in reversed(entries) if item["kind"] == "training"), None)
     measured = tuple(
         _measured(file, structure.task, entries)
-        for file in sorted(folder.glob(f"{_INFERENCE}/*/{_RESULTS}"))
+        for file in sorted(folder.glob(f"{_INFERENCE}/*/results.json"))
     )
     stated = next((entry["config_file"] for entry in reversed(entries)), None)
     variant = _match(folder, cfg, structure, stated, known)
     if entries:
         # The others were made on validation data while training ran, not with the best weights
         measured = tuple(item for item in measured if item.evaluation)
-    training = trainings[-1] if trainings else None
     return Run(folder, structure, variant, training, measured, str(cfg.get("OUTPUT_DIR", "")))
 
 
@@ -203,19 +202,14 @@ def _measured(path: Path, task: str, entries: Sequence[Mapping[str, Any]]) -> Me
     figures = _read_json(path)
     _check_figures(path, figures, task)
     counts = path.with_name("slices_metrics.json")
-    evaluations = [
+    finished = [
         entry
         for entry in entries
-        if entry["kind"] == "evaluation"
-        and entry["status"] == "finished"
+        if (entry["kind"], entry["status"]) == ("evaluation", "finished")
         and dataset in (item["name"] for item in entry["datasets"]["test"])
     ]
-    return Measured(
-        dataset,
-        figures,
-        _read_json(counts) if counts.is_file() else None,
-        evaluations[-1] if evaluations else None,
-    )
+    counted = _read_json(counts) if counts.is_file() else None
+    return Measured(dataset, figures, counted, finished[-1] if finished else None)
 
 
 def _check_figures(path: Path, figures: Any, task: str) -> None:

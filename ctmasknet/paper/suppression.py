@@ -61,16 +61,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         pixels = read_entry(entry)
         item = predictor.mapped(entry, pixels)
         found = [detect(predictor, item, nms) for nms in args.nms]
-        page, counts = compare(
-            pixels,
-            found,
-            entry["annotations"],
-            class_names=list(cfg.MODEL.LESION_CLASSES),
-            nms=args.nms,
-            score_threshold=args.score_threshold,
-            mask_threshold=args.mask_threshold,
-            title=f"{args.dataset}: image {entry['image_id']}",
-        )
+        page, counts = _row(args, pixels, found, entry, list(cfg.MODEL.LESION_CLASSES))
         rows.append(page)
         told.append(
             {
@@ -162,46 +153,39 @@ def detect(predictor: CTPredictor, item: dict[str, Any], nms_iou: float) -> Inst
         head.test_nms_thresh = before
 
 
-def compare(
+def _row(
+    args: argparse.Namespace,
     image_rgb: np.ndarray,
     found: Sequence[Instances],
-    ground_truth: Sequence[dict[str, Any]],
-    *,
+    entry: dict[str, Any],
     class_names: Sequence[str],
-    nms: Sequence[float],
-    score_threshold: float,
-    mask_threshold: float,
-    title: str,
 ) -> tuple[np.ndarray, list[int]]:
     """One row of the figure: a panel for each threshold, then ground truth.
 
     Args:
+        args: see :func:`figure_2`.
         image_rgb: (H, W, 3) uint8.
         found: detections at each of the thresholds ``nms``.
-        ground_truth: annotations.
+        entry: the slice, with its annotations.
         class_names: of the lesions.
-        nms, score_threshold, mask_threshold: what is told; the last two are applied here.
-        title: first line.
 
     Returns:
         (H', W', 3) uint8 RGB, and the number of detections drawn at each threshold.
     """
     size = image_rgb.shape[:2]
-    limits = {"score_threshold": score_threshold, "mask_threshold": mask_threshold}
-    panels, counts = [], []
-    for letter, iou, instances in zip("abcdefgh", nms, found, strict=False):
-        lesions = lesions_of(instances, *size, **limits)
-        counts.append(len(lesions))
+    limits = {"score_threshold": args.score_threshold, "mask_threshold": args.mask_threshold}
+    drawn = [lesions_of(instances, *size, **limits) for instances in found]
+    counts = [len(lesions) for lesions in drawn]
+    told = [f"RoI NMS {iou:g}: {n} predictions" for iou, n in zip(args.nms, counts, strict=True)]
+    drawn.append(lesions_of(entry["annotations"], *size))
+    told.append(f"ground truth: {len(drawn[-1])} lesions")
+    panels = []
+    for letter, text, lesions in zip("abcdefgh", told, drawn, strict=False):
         # Scores over many overlapping boxes would hide the slice
         picture = draw_lesions(image_rgb, lesions, class_names, labels=False)
-        panels.append(Panel(f"({letter}) RoI NMS {iou:g}: {len(lesions)} predictions", picture))
-    truth = lesions_of(ground_truth, *size)
-    picture = draw_lesions(image_rgb, truth, class_names, labels=False)
-    letter = chr(ord("a") + len(panels))
-    panels.append(Panel(f"({letter}) ground truth: {len(truth)} lesions", picture))
-    legend = [
-        Chunk(name, swatch=color)
-        for name, color in zip(class_names, lesion_colors(class_names), strict=True)
-    ]
-    legend.append(Chunk(f"score > {score_threshold:g}, mask probability > {mask_threshold:g}"))
-    return compose_page(panels, title=title, legend=legend), counts
+        panels.append(Panel(f"({letter}) {text}", picture))
+    colors = zip(class_names, lesion_colors(class_names), strict=True)
+    legend = [Chunk(name, swatch=color) for name, color in colors]
+    limit = f"score > {args.score_threshold:g}, mask probability > {args.mask_threshold:g}"
+    title = f"{args.dataset}: image {entry['image_id']}"
+    return compose_page(panels, title=title, legend=[*legend, Chunk(limit)]), counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,16 +151,10 @@ def authors_counts(structure: Structure, with_masks: bool) -> tuple[int, int]:
     That layout has rows for a background class that Detectron2's has not: 516 in the box predictor,
     and 257 (lightweight: 129) in the mask predictor.
     """
-    layout = authors_layout(
-        AuthorsVariant(
-            structure.depth,
-            structure.truncation,
-            len(structure.lesion_classes),
-            with_masks,
-            structure.task == "classification",
-        )
-    )
-    sizes = {name: torch.Size(slot.shape).numel() for name, slot in layout.items()}
+    classes, classifier = len(structure.lesion_classes), structure.task == "classification"
+    network = (structure.depth, structure.truncation)
+    layout = authors_layout(AuthorsVariant(*network, classes, with_masks, classifier))
+    sizes = {name: math.prod(slot.shape) for name, slot in layout.items()}
     learned = sum(size for name, size in sizes.items() if not name.endswith(_STATISTICS))
     return learned, sum(sizes.values())
 

@@ -129,17 +129,15 @@ class Anatomy:
 
         s, depth = self.heart_scale, self.half_depth_mm
         beat = _cap(t, 0.24, 0.34)
-        heart = ellipse(
-            x, y, 20 * s, -0.27 * depth, 63 * s * beat, 47 * s * beat, angle=self.heart_angle
-        )
+        axes = (63 * s * beat, 47 * s * beat, self.heart_angle)
+        heart = ellipse(x, y, 20 * s, -0.27 * depth, *axes)
         # Aortic root, pulmonary trunk and superior cava above the heart; the arch; the descending
         # aorta.
         trunk = np.clip((t - 0.30) / 0.12, 0, 1) * np.clip((0.80 - t) / 0.08, 0, 1)
         great = ellipse(x, y, -6.0, -0.24 * depth, 36 * trunk, 27 * trunk, angle=0.25)
         arch = _cap(t, 0.70, 0.05)
-        great = np.maximum(
-            great, ellipse(x, y, 9.0, 0.02 * depth, 40 * arch, 15 * arch, angle=1.05)
-        )
+        arch = ellipse(x, y, 9.0, 0.02 * depth, 40 * arch, 15 * arch, angle=1.05)
+        great = np.maximum(great, arch)
         below_arch = np.clip((0.73 - t) / 0.03, 0, 1) * self.aorta_mm
         aorta = ellipse(x, y, 25.0, 0.42 * depth, below_arch, below_arch)
         heart = smooth_union(smooth_union(heart, great, 10.0), aorta, 4.0)
@@ -185,9 +183,8 @@ class Anatomy:
         """Distance from the oblique fissure in y, mm: positive in the lower lobes, behind it."""
         level = (z / self.height_mm - 0.25) * 1.7 - 0.35
         # It runs forward towards the side and bends a little.
-        bend = 0.28 * (np.abs(x) - 70) + 3 * np.sin(
-            np.float32(0.07) * x + np.float32(self.rib_phase)
-        )
+        wave = np.sin(np.float32(0.07) * x + np.float32(self.rib_phase))
+        bend = 0.28 * (np.abs(x) - 70) + 3 * wave
         return y + bend - (level * self.half_depth_mm + self.fissure_shift_mm)
 
     def lobe(self, x: Array, y: Array, z) -> Array:
@@ -208,17 +205,15 @@ class Anatomy:
         spine = 0.64 * self.half_depth_mm
         process = 0.5 + 0.5 * np.cos(z * 0.25 + self.rib_phase)
         bone = np.maximum(bone, ellipse(x, y, 0.0, spine, 18.0, 14.5))
-        ring = 3.2 - np.abs(ellipse(x, y, 0.0, spine + 22, 11.5, 11.0))
-        bone = np.maximum(bone, ring)
+        bone = np.maximum(bone, 3.2 - np.abs(ellipse(x, y, 0.0, spine + 22, 11.5, 11.0)))
         bone = np.maximum(bone, ellipse(x, y, 0.0, spine + 42, 3.6, 14.0 * process + 3))
         if process > 0.3:
             wing = ellipse(np.abs(x), y, 24.0, spine + 24, 15.0 * process, 4.5, angle=0.5)
             bone = np.maximum(bone, wing)
         if z > 0.45 * self.height_mm:
             reach = min((z / self.height_mm - 0.45) / 0.2, 1.0)
-            blade = ellipse(
-                np.abs(x), y, a * 0.80 + 12, 0.62 * b + 18, 34 * reach, 3.6, angle=-0.75
-            )
+            middle = (a * 0.80 + 12, 0.62 * b + 18)
+            blade = ellipse(np.abs(x), y, *middle, 34 * reach, 3.6, angle=-0.75)
             bone = np.maximum(bone, blade)
         return bone
 
@@ -264,9 +259,7 @@ class Tubes:
 
     @classmethod
     def join(cls, parts: list[Tubes]) -> Tubes:
-        return cls(
-            *(np.concatenate([getattr(p, n) for p in parts]) for n in ("start", "end", "radius"))
-        )
+        return cls(*map(np.concatenate, zip(*(vars(p).values() for p in parts), strict=True)))
 
     def wider_than(self, radius_mm: float) -> Tubes:
         keep = self.radius > radius_mm
@@ -344,11 +337,9 @@ def vessels(anatomy: Anatomy, rng: np.random.Generator) -> Tubes:
     for sign in (-1, 1):
         side = points[np.sign(points[:, 0]) == sign]
         third = len(side) // 3
-        roots = (np.array([sign * 34, 4, 0.52 * h]), np.array([sign * 30, 12, 0.43 * h]))
-        for root, targets, leaf in zip(
-            roots, (side[third:], side[:third]), (0.62, 0.62), strict=True
-        ):
-            trees.append(grow_tree(root.astype(np.float32), targets, rng, leaf, 0.36))
+        roots = np.array([[sign * 34, 4, 0.52 * h], [sign * 30, 12, 0.43 * h]], np.float32)
+        for root, targets in zip(roots, (side[third:], side[:third]), strict=True):
+            trees.append(grow_tree(root, targets, rng, 0.62, 0.36))
     return Tubes.join(trees)
 
 

@@ -72,10 +72,8 @@ def plan_covid(anatomy: Anatomy, rng: np.random.Generator) -> list[PhantomLesion
     """Several subpleural lesions, mostly ground glass, in 85 % of patients on both sides."""
     severity = rng.beta(1.5, 1.9)
     bilateral = rng.random() < 0.85
-    if bilateral:
-        count = 5 + rng.poisson(1 + 9 * severity)
-    else:
-        count = 1 + rng.poisson(0.6 + 3 * severity)
+    fewest, mean = (5, 1 + 9 * severity) if bilateral else (1, 0.6 + 3 * severity)
+    count = fewest + rng.poisson(mean)
     first = rng.choice((-1, 1))
     points = sample_lung_points(anatomy, rng, 1200, 1.5)
     depth = anatomy.shapes(*points.T).cavity

@@ -1,11 +1,7 @@
-"""A synthetic chest-CT patient as slices: anatomy and lesions as HU, through the scanner.
-
-Seed, patient number and kind decide everything.
-"""
+"""A synthetic chest-CT patient as slices: anatomy and lesions as HU, through the scanner."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -16,19 +12,14 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.phantom.anatomy import (
     Anatomy,
     Array,
+    Shapes,
     SmoothNoise,
     Tubes,
     airways,
     draw_tubes,
     vessels,
 )
-from ctmasknet.phantom.lesions import (
-    LesionPicture,
-    PhantomLesion,
-    paint_lesions,
-    plan_covid,
-    plan_pneumonia,
-)
+from ctmasknet.phantom.lesions import LesionPicture, paint_lesions, plan_covid, plan_pneumonia
 from ctmasknet.phantom.scanner import Grid, Scan, acquire
 
 #: What all synthetic patients share, and their recipe states: the window whose ends become 0 and
@@ -66,14 +57,10 @@ class PhantomSlice:
 
 
 @dataclass(frozen=True)
-class _Fields:
+class _Fields(Shapes):
     """Shapes of one slice, (H, W) float32, mm and positive inside."""
 
     body: Array
-    cavity: Array
-    heart: Array
-    liver: Array
-    lung: Array
     bones: Array
 
 
@@ -88,7 +75,7 @@ class PhantomPatient:
     Args:
         kind: a name of :data:`IMAGE_CLASSES`.
         seed: of the whole data set.
-        patient: number of the patient; seed, number and kind decide everything.
+        patient: number of the patient.
         side_px: height and width of the slices.
     """
 
@@ -115,15 +102,13 @@ class PhantomPatient:
         self._broad = SmoothNoise(rng, 30.0, extent, height)
         self._middle = SmoothNoise(rng, 11.0, extent, height)
         self._fine = SmoothNoise(rng, 4.5, extent, height)
-        plans: dict[str, Callable[[Anatomy, np.random.Generator], list[PhantomLesion]]]
-        plans = {"normal": lambda *_: [], "pneumonia": plan_pneumonia, "covid": plan_covid}
-        self._plan = plans[kind]
         self.plan_lesions(attempt=0)
 
     def plan_lesions(self, attempt: int) -> None:
         """Give the patient lesions; each attempt is another set in the same chest."""
         rng = np.random.default_rng([*self._key, 1, attempt])
-        self.lesions = self._plan(self.anatomy, rng)
+        plan = {"pneumonia": plan_pneumonia, "covid": plan_covid}.get(self.kind)
+        self.lesions = plan(self.anatomy, rng) if plan else []
         self._drawn: dict[int, tuple] = {}
 
     def _distractors(self, rng: np.random.Generator) -> Tubes:
@@ -131,20 +116,16 @@ class PhantomPatient:
         a, starts, ends, radii = self.anatomy, [], [], []
         many = self.kind == "normal"
         for _ in range(rng.poisson(2.5 if many else 1.0)):
-            point = rng.uniform((-1, -1, 0.1), (1, 1, 0.9)) * (
-                a.half_width_mm,
-                a.half_depth_mm,
-                a.height_mm,
-            )
+            point = rng.uniform((-1, -1, 0.1), (1, 1, 0.9))
+            point *= (a.half_width_mm, a.half_depth_mm, a.height_mm)
             starts.append(point)
             ends.append(point + (0, 0, 0.5))
             radii.append(rng.uniform(1.5, 3.6))
         for _ in range(rng.poisson(1.5 if many else 0.8)):
             # A thin sheet at the back of the base, seen as a line in several slices.
             angle, length = rng.uniform(-0.6, 0.6), rng.uniform(12, 32)
-            middle = np.array(
-                [rng.choice((-1, 1)) * rng.uniform(45, 100), rng.uniform(20, 70), 0.0]
-            )
+            side = rng.choice((-1, 1))
+            middle = np.array([side * rng.uniform(45, 100), rng.uniform(20, 70), 0.0])
             along = np.array([np.cos(angle), np.sin(angle), 0.0]) * length / 2
             base = rng.uniform(0.1, 0.3) * a.height_mm
             for level in np.arange(0, rng.uniform(4, 14), 1.5):
@@ -176,15 +157,12 @@ class PhantomPatient:
         coarse = self.anatomy.shapes(x, y, np.float32(z))
         bones = self.anatomy.bones(x, y, z, coarse.cavity, grid.azimuth)
         body = self.anatomy.body(*grid.coarse, z)
-        shapes = _Fields(
-            *map(self._full, (body, coarse.cavity, coarse.heart, coarse.liver, coarse.lung, bones))
-        )
+        shapes = _Fields(*map(self._full, (*vars(coarse).values(), body, bones)))
         noise = 0.75 * self._full(broad) + 0.6 * self._middle.at(z, self.side_px)
         if self.lesions:
             noise += 0.25 * self._fine.at(z, self.side_px)
-        picture = paint_lesions(
-            self.lesions, self.anatomy, self._grid.x, self._grid.y, z, shapes.cavity, noise
-        )
+        place = (self.anatomy, grid.x, grid.y, z)
+        picture = paint_lesions(self.lesions, *place, shapes.cavity, noise)
         self._drawn[number] = shapes, picture
         return self._drawn[number]
 
@@ -210,15 +188,14 @@ class PhantomPatient:
         z = self.height(number)
         shapes, picture = self._geometry(number)
         del self._drawn[number]
-        body = shapes.body
         hu = self._chest(z, shapes)
         lung = self._edge(shapes.lung)
         _blend(hu, lung, self._lung(z, shapes.cavity, picture))
-        self._large_airways(hu, z, lung, body)
+        self._large_airways(hu, z, lung, shapes.body)
         rng = np.random.default_rng([*self._key, 2, number])
         window = SETTINGS["window_centre_hu"], SETTINGS["window_width_hu"]
         image = acquire(hu, self._scan, self._grid, window, rng)
-        box = cv2.boundingRect((body > 0).astype(np.uint8))
+        box = cv2.boundingRect((shapes.body > 0).astype(np.uint8))
         body_box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
         return PhantomSlice(image, self._label(shapes.lung, picture), body_box, z, number)
 
@@ -233,25 +210,23 @@ class PhantomPatient:
 
     def _chest(self, z: float, shapes: _Fields) -> Array:
         """HU (H, W) of air, table, chest wall and the middle, with no lungs yet."""
-        a, s, body, y = self.anatomy, self._scan, shapes.body, self._grid.y
+        a, s, body, x, y = self.anatomy, self._scan, shapes.body, self._grid.x, self._grid.y
         hu = np.full(y.shape, -1000, np.float32)
         back = a.half_depth_mm * 1.05 + a.wall_front_mm + 9 + s.table_mm
-        sag = self._grid.y - back + self._grid.x * self._grid.x * np.float32(1 / 1400)
+        sag = y - back + x * x * np.float32(1 / 1400)
         _blend(hu, np.clip(1.2 - np.abs(np.abs(sag - 9) - 9) / self._grid.pitch_mm, 0, 1), -350)
         _blend(hu, self._edge(body), -20)
         _blend(hu, self._edge(body - 2.2), -104)
         behind = np.clip(y * np.float32(1 / a.half_depth_mm), 0, 1)
         wall = 11 + a.muscle_mm * (0.6 + 1.6 * behind * behind)
-        muscle = np.minimum(shapes.cavity + wall, body - 4)
-        _blend(hu, self._edge(muscle), 48)
+        _blend(hu, self._edge(np.minimum(shapes.cavity + wall, body - 4)), 48)
         # Fat between the muscle layers and around the vessels of the mediastinum.
         streak = self._fine.at(z, self.side_px) * np.float32(14)
-        layer = 1.1 - np.abs(shapes.cavity + 13.5)
-        _blend(hu, self._edge(layer), -70)
+        _blend(hu, self._edge(1.1 - np.abs(shapes.cavity + 13.5)), -70)
         _blend(hu, self._edge(shapes.cavity), -60 + streak)
         _blend(hu, self._edge(np.maximum(shapes.heart, shapes.liver)), 44)
         _blend(hu, self._edge(shapes.bones), 150 + 260 * np.clip(1 - shapes.bones / 3, 0, 1))
-        _blend(hu, self._edge(a.spinal_canal(self._grid.x, y)), 25)
+        _blend(hu, self._edge(a.spinal_canal(x, y)), 25)
         return hu + 0.35 * streak
 
     def _lung(self, z: float, depth: Array, picture: LesionPicture) -> Array:
@@ -316,9 +291,8 @@ def phantom_patient(
     made = PhantomPatient(kind, seed, patient, side_px)
     for attempt in range(50):
         made.plan_lesions(attempt)
-        chosen = _choose(
-            made, slices, infected_only, np.random.default_rng([*made._key, 3, attempt])
-        )
+        rng = np.random.default_rng([*made._key, 3, attempt])
+        chosen = _choose(made, slices, infected_only, rng)
         if len(chosen) == slices:
             return [made.slice(number) for number in chosen]
     raise CTMaskNetError(

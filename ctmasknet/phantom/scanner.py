@@ -75,10 +75,8 @@ class Grid:
         n = side_px
         self.pitch_mm = scan.field_mm / n
         line = ((np.arange(n, dtype=np.float32) + 0.5) / n - 0.5) * np.float32(scan.field_mm)
-        x, y = (
-            line[None] - np.float32(scan.shift_mm[0]),
-            line[:, None] - np.float32(scan.shift_mm[1]),
-        )
+        across, down = np.float32(scan.shift_mm)
+        x, y = line[None] - across, line[:, None] - down
         c, s = np.float32(np.cos(scan.turn)), np.float32(np.sin(scan.turn))
         self.x, self.y = c * x + s * y, c * y - s * x
         self.coarse_px = max(n // 2, min(n, 128))

@@ -7,14 +7,15 @@ or absent.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,15 +36,6 @@ _VERSION = 1
 #: Patient numbers of the lesion set are 1 .. this, those of the slices lie above.
 _LAST_LESION_PATIENT = 10_000
 _CLASS_NAMES = ("Normal", "CP", "NCP")
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One patient to draw; ``split`` is empty for the lesion set."""
-
-    kind: str
-    patient: int
-    split: str = ""
 
 
 def write_phantom_lesions(
@@ -76,11 +68,12 @@ def write_phantom_lesions(
         raise CTMaskNetError(
             f"{patients} lesion patients: numbers end at {_LAST_LESION_PATIENT}; ask for fewer"
         )
-    tasks = [_Task("covid", 1 + i) for i in range(patients)]
-    recipe = _recipe("lesions", seed, side_px, slices, patients=patients)
-    work = partial(_write_lesion_patient, seed=seed, side_px=side_px, slices=slices)
+    tasks = [("covid", 1 + i) for i in range(patients)]
+    how = {"seed": seed, "side_px": side_px, "slices": slices}
+    recipe = _recipe("lesions", how, patients=patients)
+    work = partial(_write_lesion_patient, **how)
 
-    def summary(results: list[dict]) -> dict:
+    def finish(folder: Path, results: list[dict]) -> dict:
         return {
             "patients": patients,
             "slices": patients * slices,
@@ -88,7 +81,7 @@ def write_phantom_lesions(
             "label_px": _label_px(results),
         }
 
-    return _write_tree(Path(out) / LESION_TREE, recipe, tasks, work, summary, workers, overwrite)
+    return _write_tree(Path(out) / LESION_TREE, recipe, tasks, work, finish, workers, overwrite)
 
 
 def write_phantom_slices(
@@ -113,8 +106,7 @@ def write_phantom_slices(
         patients: patients **a class** of each split, such as ``{"train": 60, "val": 12, "test":
             24}``.
         slices: of each patient.
-        workers: processes; None takes all cores. The result does not depend on it.
-        overwrite: replace a folder that holds something else.
+        workers, overwrite: as for :func:`write_phantom_lesions`.
         with_masks: keep the exact label masks too, as ``masks/*.png`` of the same names.
 
     Returns:
@@ -125,15 +117,18 @@ def write_phantom_slices(
         CTMaskNetError: impossible counts, or the folder exists and holds something else.
     """
     _at_least_one(slices=slices, **{f"{split} patients": n for split, n in patients.items()})
-    kinds = [(s, kind) for s, n in patients.items() for kind in IMAGE_CLASSES for _ in range(n)]
-    tasks = [_Task(k, _LAST_LESION_PATIENT + 1 + i, s) for i, (s, k) in enumerate(kinds)]
-    recipe = _recipe(
-        "slices", seed, side_px, slices, patients=dict(patients), with_masks=with_masks
-    )
-    how = {"seed": seed, "side_px": side_px, "slices": slices, "with_masks": with_masks}
-    work = partial(_write_slice_patient, **how)
+    kinds = [kind for n in patients.values() for kind in IMAGE_CLASSES for _ in range(n)]
+    tasks = list(zip(kinds, itertools.count(_LAST_LESION_PATIENT + 1)))
+    how = {"seed": seed, "side_px": side_px, "slices": slices}
+    recipe = _recipe("slices", how, patients=dict(patients), with_masks=with_masks)
+    work = partial(_write_slice_patient, **how, with_masks=with_masks)
 
-    def summary(results: list[dict]) -> dict:
+    def finish(folder: Path, results: list[dict]) -> dict:
+        left = iter(results)
+        for split, n in patients.items():
+            own = itertools.islice(left, n * len(IMAGE_CLASSES))
+            text = "".join(f"{line}\n" for result in own for line in result["lines"])
+            (folder / f"{split}_COVIDx_CT.txt").write_text(text, encoding="utf-8")
         return {
             "splits": {
                 split: {"patients": 3 * n, "slices": dict.fromkeys(IMAGE_CLASSES, n * slices)}
@@ -142,20 +137,7 @@ def write_phantom_slices(
             "label_px": _label_px(results),
         }
 
-    def lists(folder: Path, results: list[dict]) -> None:
-        for split in patients:
-            lines = [
-                line
-                for task, result in zip(tasks, results, strict=True)
-                if task.split == split
-                for line in result["lines"]
-            ]
-            text = "".join(f"{line}\n" for line in lines)
-            (folder / f"{split}_COVIDx_CT.txt").write_text(text, encoding="utf-8")
-
-    return _write_tree(
-        Path(out) / SLICE_TREE, recipe, tasks, work, summary, workers, overwrite, finish=lists
-    )
+    return _write_tree(Path(out) / SLICE_TREE, recipe, tasks, work, finish, workers, overwrite)
 
 
 def _at_least_one(**counts: int) -> None:
@@ -164,16 +146,8 @@ def _at_least_one(**counts: int) -> None:
             raise CTMaskNetError(f"{name} = {count}: ask for at least 1")
 
 
-def _recipe(what: str, seed: int, side_px: int, slices: int, **more) -> dict:
-    return {
-        "phantom": what,
-        "version": _VERSION,
-        "seed": seed,
-        "side_px": side_px,
-        "slices": slices,
-        **SETTINGS,
-        **more,
-    }
+def _recipe(what: str, how: Mapping[str, int], **more: Any) -> dict:
+    return {"phantom": what, "version": _VERSION, **how, **SETTINGS, **more}
 
 
 def _label_px(results: list[dict]) -> dict[str, int]:
@@ -185,19 +159,12 @@ def _count_labels(drawn: list[PhantomSlice]) -> list[int]:
     return sum(np.bincount(one.mask.ravel(), minlength=4) for one in drawn).tolist()
 
 
-def _write_lesion_patient(
-    task: _Task, folder: Path, *, seed: int, side_px: int, slices: int
-) -> dict:
-    drawn = phantom_patient(
-        task.kind,
-        seed,
-        side_px,
-        slices,
-        patient=task.patient,
-        infected_only=False,
-    )
+def _write_lesion_patient(task: tuple[str, int], folder: Path, **how: int) -> dict:
+    """Draw the patient of ``task`` (kind, number); ``how``: see :func:`phantom_patient`."""
+    kind, patient = task
+    drawn = phantom_patient(kind, patient=patient, infected_only=False, **how)
     for one in drawn:
-        name = f"{task.patient}/{one.number}"
+        name = f"{patient}/{one.number}"
         _save_picture(folder / f"image/{name}.jpg", one.image, cv2.IMWRITE_JPEG_QUALITY, 95)
         _save_picture(folder / f"mask/{name}.png", one.mask)
     without = sum(int(one.mask.max() < 2) for one in drawn)
@@ -205,21 +172,16 @@ def _write_lesion_patient(
 
 
 def _write_slice_patient(
-    task: _Task,
-    folder: Path,
-    *,
-    seed: int,
-    side_px: int,
-    slices: int,
-    with_masks: bool,
+    task: tuple[str, int], folder: Path, *, with_masks: bool, **how: int
 ) -> dict:
-    label = IMAGE_CLASSES.index(task.kind)
-    drawn = phantom_patient(task.kind, seed, side_px, slices, patient=task.patient)
+    """As :func:`_write_lesion_patient`."""
+    kind, patient = task
+    label = IMAGE_CLASSES.index(kind)
+    drawn = phantom_patient(kind, patient=patient, **how)
     lines = []
     for one in drawn:
         # One scan a patient; its number differs from the patient's so that a mix-up shows.
-        scan = task.patient + 20_000
-        name = f"{_CLASS_NAMES[label]}_{task.patient}_{scan}_{one.number:04d}.png"
+        name = f"{_CLASS_NAMES[label]}_{patient}_{patient + 20_000}_{one.number:04d}.png"
         _save_picture(folder / "images" / name, one.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
         if with_masks:
             _save_picture(folder / "masks" / name, one.mask)
@@ -241,12 +203,14 @@ def _write_tree(
     recipe: dict,
     tasks: Sequence,
     work: Callable[..., dict],
-    summary: Callable[[list[dict]], dict],
+    finish: Callable[[Path, list[dict]], dict],
     workers: int | None,
     overwrite: bool,
-    finish: Callable[[Path, list[dict]], None] = lambda folder, results: None,
 ) -> dict:
-    """Draw all patients into a sibling of ``target``; put it in place when all is there."""
+    """Draw all patients into a sibling of ``target``; put it in place when all is there.
+
+    ``finish`` gets the folder and what ``work`` returned for every task; it returns the summary.
+    """
     if os.path.lexists(target):
         done = _stored(target)
         if done is not None and done["recipe"] == recipe:
@@ -266,8 +230,7 @@ def _write_tree(
         _at_least_one(workers=workers)
         draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
         results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
-        finish(folder, results)
-        made = summary(results)
+        made = finish(folder, results)
         files = sum(len(names) for _, _, names in os.walk(folder))
         write_json(
             folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
@@ -288,8 +251,7 @@ def _stored(target: Path) -> dict | None:
     try:
         stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
         files = sum(len(names) for _, _, names in os.walk(target)) - 1
-        return (
-            stored if {"recipe", "summary"} <= stored.keys() and stored["files"] == files else None
-        )
+        whole = {"recipe", "summary"} <= stored.keys() and stored["files"] == files
+        return stored if whole else None
     except (OSError, ValueError, AttributeError, KeyError):
         return None
