@@ -3,7 +3,9 @@ of Detectron2's it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -169,17 +171,19 @@ def check_keys(cfg: CfgNode) -> None:
     """
     usual = get_cfg()
     add_ctmasknet_config(usual)
-    default = dict(leaves(usual))
-    for key, value in leaves(cfg):
+    default, values = dict(leaves(usual)), dict(leaves(cfg))
+    least = _CHECKS["least"]
+    for key, value in values.items():
         if key in CHOICES and value not in CHOICES[key]:
             known = ", ".join(word or '""' for word in CHOICES[key])
             raise CTMaskNetError(f"{key} is {value!r}; choose one of {known}")
         if key in _REGISTRIES and value not in _REGISTRIES[key]:
             known = ", ".join(sorted(name for name, _ in _REGISTRIES[key]))
             raise CTMaskNetError(f"{key} is {value!r}; choose one of those registered: {known}")
-        if value < _LEAST[key] if key in _LEAST else False:
-            raise CTMaskNetError(f"{key} is {value}; give {_LEAST[key]} or more")
-        reason = _without_effect(key, cfg) if value != default.get(key, value) else None
+        if key in least and value < least[key]:
+            raise CTMaskNetError(f"{key} is {value}; give {least[key]} or more")
+        changed = key in default and _tuples(value) != _tuples(default[key])
+        reason = _without_effect(key, values) if changed else None
         if reason:
             raise CTMaskNetError(
                 f"{key} is {value!r}, which has no effect: {reason}; leave it at {default[key]!r}"
@@ -197,38 +201,35 @@ def check_keys(cfg: CfgNode) -> None:
         )
 
 
-def _without_effect(key: str, cfg: CfgNode) -> str | None:
-    for start, reason in _WITHOUT_EFFECT.items():
+def _tuples(value: object) -> object:
+    """A sequence as tuples all through, for a file that was dumped has lists in their place."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _without_effect(key: str, values: Mapping[str, object]) -> str | None:
+    for start, reason in _CHECKS["without_effect"].items():
         if key.startswith(start):
             return reason
-    for starts, condition, reason in _WITHOUT_EFFECT_WHERE:
-        if key.startswith(starts) and condition(cfg):
-            return reason
+    for rule in _CHECKS["without_effect_where"]:
+        other, stated = rule.get("needs") or rule["useless_with"]
+        found = values[other]
+        holds = (any(found) if isinstance(found, list | tuple) else found) == stated
+        if key.startswith(tuple(rule["keys"])) and holds != ("needs" in rule):
+            return rule["reason"]
     return None
 
 
+#: ``choices``: enumerations and their words; ``least``: the least value of a number;
+#: ``without_effect``: beginnings of Detectron2's keys that nothing reads here, with the reason and
+#: what to use instead; ``without_effect_where``: the same, where the key that it needs has another
+#: value, or the one that it is useless with has this.
+_CHECKS = json.loads(Path(__file__).with_name("config_checks.json").read_text(encoding="utf-8"))
 #: Enumerations and their words.
 CHOICES: dict[str, Sequence[str]] = {
-    "DATASETS.SHARED_PATIENTS": ("refuse", "warn"),
-    "DATALOADER.BAD_SLICES": ("error", "skip"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
-    "INPUT.RANDOM_FLIP": ("none", "horizontal"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet"),
-    "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads",),
+    **_CHECKS["choices"],
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
-    "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
-    "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
-    "SOLVER.OPTIMIZER": ("ADAM", "SGD"),
-    "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
-    "SOLVER.LR_SCHEDULER_NAME": (
-        *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
-    ),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
-    "TEST.COCO_FAST": ("auto", "always", "never"),
 }
 #: Parts of a model that are chosen by their registered name.
 _REGISTRIES = {
@@ -240,90 +241,3 @@ _REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.IMAGE_HEAD.NAME": IMAGE_HEAD_REGISTRY,
 }
-#: The least value of a number.
-_LEAST = {
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.CHECKPOINT_PERIOD": 0,
-    "SOLVER.IMS_PER_BATCH": 1,
-    "SOLVER.LOG_PERIOD": 1,
-    "SOLVER.MAX_ITER": 1,
-    "TEST.EVAL_PERIOD": 0,
-    "TEST.IMS_PER_BATCH": 1,
-}
-_NO_PART = "neither the detector nor the classifier has such a part"
-#: Beginnings of Detectron2's keys that nothing reads here, with the reason and what to use instead.
-_WITHOUT_EFFECT = {
-    "VERSION": "configurations are of this version",
-    "MODEL.LOAD_PROPOSALS": "proposals come from the RPN",
-    "DATASETS.PROPOSAL_FILES_": "proposals come from the RPN",
-    "DATASETS.PRECOMPUTED_PROPOSAL_": "proposals come from the RPN (MODEL.RPN.POST_NMS_TOPK_*)",
-    "MODEL.KEYPOINT_ON": "lesions have boxes and masks (MODEL.MASK_ON) but no keypoints",
-    "MODEL.ROI_KEYPOINT_HEAD.": _NO_PART,
-    "TEST.KEYPOINT_OKS_SIGMAS": "lesions have no keypoints",
-    "MODEL.SEM_SEG_HEAD.": _NO_PART,
-    "MODEL.PANOPTIC_FPN.": _NO_PART,
-    "MODEL.RETINANET.": f"{_NO_PART} (see MODEL.RPN and MODEL.ROI_HEADS)",
-    "MODEL.ROI_BOX_CASCADE_HEAD.": f"{_NO_PART} (see MODEL.ROI_BOX_HEAD)",
-    "MODEL.ANCHOR_GENERATOR.ANGLES": "boxes are upright",
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": "data sets state no frequencies of classes",
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_": "data sets state no frequencies of classes",
-    "INPUT.FORMAT": "models read RGB, the order of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD",
-    "INPUT.MASK_FORMAT": "ground truth is read from label masks",
-    "INPUT.CROP.": "random crops are not made (INPUT.CROP_TO_BODY crops slices to the body)",
-    "TEST.AUG.": "a slice is tested once, as it is (INPUT.RANDOM_FLIP augments in training)",
-    "TEST.PRECISE_BN.": "batch normalisation tests with the statistics of training",
-    "TEST.EXPECTED_RESULTS": "results are not compared (they are in results.json)",
-    "SOLVER.REFERENCE_WORLD_SIZE": (
-        "SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR are those of all processes together"
-    ),
-    "GLOBAL.HACK": "nothing reads it",
-}
-#: The same under a condition.
-_WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
-    (("VIS_PERIOD",), is_classifier, "only a detector's training draws pictures"),
-    (
-        ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",),
-        is_classifier,
-        "the image head reads every class's own box outputs",
-    ),
-    (
-        ("INPUT.CROP_TO_BODY", "MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
-        lambda cfg: not is_classifier(cfg),
-        "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
-    ),
-    (
-        ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
-        lambda cfg: cfg.SOLVER.OPTIMIZER != "SGD",
-        "it is SGD's (SOLVER.OPTIMIZER)",
-    ),
-    (
-        ("SOLVER.BASE_LR_END",),
-        lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR",
-        "it is WarmupCosineLR's (SOLVER.LR_SCHEDULER_NAME)",
-    ),
-    (
-        ("SOLVER.NUM_DECAYS",),
-        lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupStepWithFixedGammaLR",
-        "it is WarmupStepWithFixedGammaLR's (SOLVER.LR_SCHEDULER_NAME)",
-    ),
-    (
-        ("SOLVER.CLIP_GRADIENTS.",),
-        lambda cfg: not cfg.SOLVER.CLIP_GRADIENTS.ENABLED,
-        "no gradient is clipped (SOLVER.CLIP_GRADIENTS.ENABLED)",
-    ),
-    (
-        ("SOLVER.AMP.DTYPE",),
-        lambda cfg: not cfg.SOLVER.AMP.ENABLED,
-        "training is in float32 (SOLVER.AMP.ENABLED)",
-    ),
-    (
-        ("DATALOADER.REPEAT_",),
-        lambda cfg: cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler",
-        "it is RepeatFactorTrainingSampler's (DATALOADER.SAMPLER_TRAIN)",
-    ),
-    (
-        ("MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS"),
-        lambda cfg: not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
-        "no stage is deformable (MODEL.RESNETS.DEFORM_ON_PER_STAGE)",
-    ),
-)

@@ -24,102 +24,26 @@ _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
 LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
-SLICE_VAL_SET = "covidx_ct_val"
-_REPORT = "report.html"
 
 
 def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[str]]]:
-    """The demo's command lines, in order, by stage.
+    """The demo's command lines (``demo.json``), in order, by stage.
+
+    The report comes after the tables, which show every set that was evaluated. It needs the
+    validation set anew: what training left of that is of its last evaluation, not of the best
+    weights.
 
     Args:
         output: folder of the demo; raw phantoms, prepared sets, runs and pictures go below it.
         phantom_seed: seed of the phantom patients.
         seed: seed of the patient split, of the training and of the choice of pictures.
     """
-    raw, prepared = output / "raw", output / "datasets"
-    seg, cls, control = (output / name for name in ("seg", "cls", "control"))
-
-    def train_net(config: str, folder: Path, *more: str) -> list[str]:
-        command = ["tools/train_net.py", "--config-file", f"configs/demo/{config}.yaml"]
-        flags = [word for word in more if word.startswith("--")]
-        overrides = [word for word in more if not word.startswith("--")]
-        return [*command, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides]
-
-    def predictions(dataset: str) -> str:
-        return str(cls / "inference" / dataset / "predictions.csv")
-
-    detector = ["MODEL.WEIGHTS", str(seg / "model_best.pth")]
-    pictures = ["--limit", "18", "--seed", str(seed)]
+    values = {"phantom_seed": phantom_seed, "seed": seed, "output": output}
+    values |= {name: output / name for name in ("raw", "datasets", "seg", "cls", "control")}
+    lines = json.loads(Path(__file__).with_name("demo.json").read_text(encoding="utf-8"))
     return {
-        "phantoms": [
-            [
-                *("datasets/prepare_phantom.py", "--output", str(raw)),
-                *("--seed", str(phantom_seed), "--side", "256"),
-                *("--lesion-patients", "120", "--lesion-slices", "3", "--slices", "3"),
-                *("--train-patients", "240", "--val-patients", "16", "--test-patients", "40"),
-            ]
-        ],
-        "conversion": [
-            [
-                *("datasets/prepare_cncb_lesions.py", "--source", str(raw / "cncb_lesions_raw")),
-                *("--output-root", str(prepared), "--min-area-px", "25", "--seed", str(seed)),
-                *("--split", "train:0.75,val:0.1,test:0.15"),
-            ],
-            [
-                *("datasets/prepare_covidx_ct.py", "--source", str(raw / "covidx_ct_raw")),
-                *("--output-root", str(prepared)),
-            ],
-        ],
-        "detector": [train_net("seg", seg)],
-        "detector evaluation": [train_net("seg", seg, "--eval-only")],
-        "classifier": [train_net("cls", cls, *detector)],
-        "classifier evaluation": [train_net("cls", cls, "--eval-only")],
-        "control": [
-            train_net("control", control),
-            train_net("control", control, "--eval-only"),
-        ],
-        "overlays": [
-            [
-                *("tools/visualize.py", "--config-file", "configs/demo/seg.yaml"),
-                *("--dataset", LESION_TEST_SET, "--output", str(output / "overlays" / "lesions")),
-                *(*pictures, "OUTPUT_DIR", str(seg)),
-            ],
-            [
-                *("tools/visualize.py", "--config-file", "configs/demo/cls.yaml"),
-                *("--dataset", SLICE_TEST_SET, "--output", str(output / "overlays" / "slices")),
-                *(*pictures, "OUTPUT_DIR", str(cls)),
-            ],
-        ],
-        "tables and figures": [
-            [
-                *("tools/paper_tables.py", "--results", str(seg), str(cls)),
-                *("--output", str(output / "paper")),
-            ],
-            [
-                *("tools/paper_figures.py", "figure1", "--dataset", "cncb_lesions_both_train"),
-                *("--output", str(output / "paper" / "figure1.png")),
-            ],
-            [
-                *("tools/paper_figures.py", "figure2", "--dataset", LESION_TEST_SET),
-                *("--config-file", "configs/demo/seg.yaml", "--seed", str(seed)),
-                *("--output", str(output / "paper" / "figure2.png")),
-                *("--opts", "OUTPUT_DIR", str(seg)),
-            ],
-        ],
-        # After the tables, which show every set that was evaluated. What training left of the
-        # validation set is of its last evaluation, not of the best weights.
-        "report": [
-            train_net("cls", cls, "--eval-only", "DATASETS.TEST", f"({SLICE_VAL_SET!r},)"),
-            [
-                *("tools/evaluate_predictions.py", "--predictions", predictions(SLICE_TEST_SET)),
-                *("--validation", predictions(SLICE_VAL_SET), "--output", str(cls / "report")),
-                *("--seed", str(seed)),
-            ],
-            [
-                *("tools/report.py", str(cls), "--output", str(output / _REPORT)),
-                *("--gallery", "12", "--config-file", "configs/demo/cls.yaml"),
-            ],
-        ],
+        stage: [[word.format(**values) for word in line.split()] for line in commands]
+        for stage, commands in lines.items()
     }
 
 
@@ -241,7 +165,7 @@ def _tables(summary: dict[str, Any], output: Path) -> str:
             "",
             f"pictures: {output / 'overlays'}, {output / 'paper'}",
             f"figures:  {output / _MARK}",
-            f"report:   {output / _REPORT}",
+            f"report:   {output / 'report.html'}",
         ]
     )
 
