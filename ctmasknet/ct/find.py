@@ -7,7 +7,7 @@ import gzip
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ctmasknet.ct.dicom_bytes import looks_like_dicom
@@ -24,14 +24,7 @@ def natural_key(name: str) -> list:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-_PICTURES = (
-    b"\x89PNG\r\n\x1a\n",
-    b"\xff\xd8\xff",
-    b"II*\x00",
-    b"MM\x00*",
-    b"II+\x00",
-    b"MM\x00+",
-)
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _HEAD_BYTES = 540
 #: Names that promise a CT file: with other content they are damaged, not merely something else.
 _CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
@@ -52,9 +45,7 @@ class FoundFile:
     alone: bool
 
 
-def find_files(
-    inputs: Sequence[str | os.PathLike], *, on_repeat: Callable[[str], None] | None = None
-) -> Iterator[FoundFile]:
+def find_files(inputs: Sequence[str | os.PathLike]) -> Iterator[FoundFile]:
     """The files of inputs: the one meaning of "which files were given".
 
     Inputs come in the order given. A folder's own files come in natural order
@@ -66,8 +57,6 @@ def find_files(
 
     Args:
         inputs: files and folders. None is opened, folders are listed when their turn comes.
-        on_repeat: called with the path of each folder that a link leads to once more, and whose
-            files are therefore not returned again.
     """
     for given, item in enumerate(inputs):
         item = os.fspath(item)
@@ -86,8 +75,6 @@ def find_files(
             else:
                 identity = status.st_dev, status.st_ino
                 if identity in visited:
-                    if on_repeat is not None:
-                        on_repeat(folder)
                     continue
                 visited.add(identity)
             yield from (FoundFile(path, given, False) for path in files)

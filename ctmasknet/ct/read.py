@@ -194,9 +194,8 @@ def _distinct(scans: list[CTScan]) -> list[CTScan]:
         while (scan.patient, name) in names:
             name, number = f"{scan.scan}#{number}", number + 1
         names.add((scan.patient, name))
-        found.append(scan if name == scan.scan else _renamed(scan, name))
+        if name != scan.scan:
+            slices = tuple(replace(one, scan=name) for one in scan.slices)
+            scan = replace(scan, scan=name, slices=slices)
+        found.append(scan)
     return found
-
-
-def _renamed(scan: CTScan, name: str) -> CTScan:
-    return replace(scan, scan=name, slices=tuple(replace(one, scan=name) for one in scan.slices))
