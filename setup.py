@@ -9,7 +9,7 @@ setup(
     description="COVID-CT-Mask-Net as a Detectron2 extension",
     license="Apache-2.0",
     packages=find_packages(include=["ctmasknet", "ctmasknet.*"]),
-    package_data={"ctmasknet": ["*.json"], "ctmasknet.report": ["assets/*"]},
+    package_data={"": ["*.json"], "ctmasknet.report": ["assets/*"]},
     python_requires=">=3.10",
     install_requires=[
         "ImageHash",

@@ -4,7 +4,7 @@ of Detectron2's it refuses."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -171,19 +171,18 @@ def check_keys(cfg: CfgNode) -> None:
     """
     usual = get_cfg()
     add_ctmasknet_config(usual)
-    default, values = dict(leaves(usual)), dict(leaves(cfg))
-    least = _CHECKS["least"]
-    for key, value in values.items():
+    default = dict(leaves(usual))
+    for key, value in leaves(cfg):
         if key in CHOICES and value not in CHOICES[key]:
             known = ", ".join(word or '""' for word in CHOICES[key])
             raise CTMaskNetError(f"{key} is {value!r}; choose one of {known}")
         if key in _REGISTRIES and value not in _REGISTRIES[key]:
             known = ", ".join(sorted(name for name, _ in _REGISTRIES[key]))
             raise CTMaskNetError(f"{key} is {value!r}; choose one of those registered: {known}")
-        if key in least and value < least[key]:
-            raise CTMaskNetError(f"{key} is {value}; give {least[key]} or more")
+        if value < _LEAST[key] if key in _LEAST else False:
+            raise CTMaskNetError(f"{key} is {value}; give {_LEAST[key]} or more")
         changed = key in default and _tuples(value) != _tuples(default[key])
-        reason = _without_effect(key, values) if changed else None
+        reason = _without_effect(key, cfg) if changed else None
         if reason:
             raise CTMaskNetError(
                 f"{key} is {value!r}, which has no effect: {reason}; leave it at {default[key]!r}"
@@ -206,10 +205,11 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _without_effect(key: str, values: Mapping[str, object]) -> str | None:
+def _without_effect(key: str, cfg: CfgNode) -> str | None:
     for start, reason in _CHECKS["without_effect"].items():
         if key.startswith(start):
             return reason
+    values = dict(leaves(cfg))
     for rule in _CHECKS["without_effect_where"]:
         other, stated = rule.get("needs") or rule["useless_with"]
         found = values[other]
@@ -219,10 +219,9 @@ def _without_effect(key: str, values: Mapping[str, object]) -> str | None:
     return None
 
 
-#: ``choices``: enumerations and their words; ``least``: the least value of a number;
-#: ``without_effect``: beginnings of Detectron2's keys that nothing reads here, with the reason and
-#: what to use instead; ``without_effect_where``: the same, where the key that it needs has another
-#: value, or the one that it is useless with has this.
+#: ``choices`` and ``least``: see below; ``without_effect``: beginnings of Detectron2's keys that
+#: nothing reads here, with the reason and what to use instead; ``without_effect_where``: the same,
+#: where the key that it needs has another value, or the one that it is useless with has this.
 _CHECKS = json.loads(Path(__file__).with_name("config_checks.json").read_text(encoding="utf-8"))
 #: Enumerations and their words.
 CHOICES: dict[str, Sequence[str]] = {
@@ -231,6 +230,8 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
     "MODEL.TRAINABLE": TRAINABLE_MODES,
 }
+#: The least value of a number.
+_LEAST: dict[str, int] = _CHECKS["least"]
 #: Parts of a model that are chosen by their registered name.
 _REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,

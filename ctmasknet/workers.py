@@ -56,8 +56,18 @@ def map_in_processes(
     if title:
         bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
     if workers <= 1 or len(items) < 2:
-        yield from bar(map(function, items))
-        return
+        return iter(bar(map(function, items)))
+    return _in_processes(function, items, workers, bar, chunksize, start_method)
+
+
+def _in_processes(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int,
+    bar: Callable[[Iterable[Any]], Iterable[Any]],
+    chunksize: int | None,
+    start_method: str | None,
+) -> Iterator[Any]:
     chunk = chunksize or max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
     # A fork copies OpenCV's idea of its threads but not the threads, and waits for them for ever.
     threads = cv2.getNumThreads()
