@@ -24,7 +24,14 @@ def natural_key(name: str) -> list:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_PICTURES = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"II*\x00",
+    b"MM\x00*",
+    b"II+\x00",
+    b"MM\x00+",
+)
 _HEAD_BYTES = 540
 #: Names that promise a CT file: with other content they are damaged, not merely something else.
 _CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")

@@ -288,23 +288,22 @@ def read_nifti_file(file: str, name: str) -> CTScan:
     turn = volume.turn
     columns, rows, count = turn.shape
     scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
-    slices = []
-    for index in range(count):
-        stored = count - 1 - index if turn.flips[2] else index
-        slices.append(
-            CTSlice(
-                file=file,
-                frame=stored,
-                name=f"{name}#{stored:04d}",
-                patient="",
-                scan=scan,
-                shape=(rows, columns),
-                spacing_mm=turn.spacing_mm,
-                position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]),
-                source=volume,
-            )
+    stored = range(count)[::-1] if turn.flips[2] else range(count)
+    slices = tuple(
+        CTSlice(
+            file=file,
+            frame=frame,
+            name=f"{name}#{frame:04d}",
+            patient="",
+            scan=scan,
+            shape=(rows, columns),
+            spacing_mm=turn.spacing_mm,
+            position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]),
+            source=volume,
         )
-    return CTScan("", scan, "nifti", tuple(slices), turn.affine, volume.problems)
+        for index, frame in enumerate(stored)
+    )
+    return CTScan("", scan, "nifti", slices, turn.affine, volume.problems)
 
 
 def _check_hu(volume: NiftiVolume) -> None:

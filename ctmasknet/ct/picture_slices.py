@@ -145,13 +145,7 @@ def picture_scans(slices: list[CTSlice]) -> list[CTScan]:
         paged = "" if one.frame is None else one.file
         groups.setdefault((one.patient, one.scan, paged), []).append(one)
     return [
-        CTScan(
-            patient=patient,
-            scan=scan,
-            kind="image",
-            slices=tuple(sorted(group, key=lambda one: natural_key(one.name))),
-            affine=None,
-        )
+        CTScan(patient, scan, "image", tuple(sorted(group, key=lambda one: natural_key(one.name))))
         for (patient, scan, _), group in groups.items()
     ]
 

@@ -173,7 +173,7 @@ class CTScan:
     scan: str
     kind: str
     slices: tuple[CTSlice, ...]
-    affine: np.ndarray | None = field(compare=False)
+    affine: np.ndarray | None = field(default=None, compare=False)
     problems: tuple[str, ...] = ()
 
     def with_problems(self, more: Sequence[str]) -> CTScan:
