@@ -12,14 +12,6 @@ IMAGE_CLASSES = ("normal", "pneumonia", "covid")
 #: Values of a CNCB label mask (paper section 2.1). Lung is part of the background for the detector.
 MASK_LABELS = {0: "background", 1: "lung", 2: "ggo", 3: "consolidation"}
 #: Lesion classes, in category order, that each mask type yields.
-MASK_TYPES = {
-    "both": ("ggo", "consolidation"),
-    "ggo": ("ggo",),
-    "merge": ("lesion",),
-}
+MASK_TYPES = {"both": ("ggo", "consolidation"), "ggo": ("ggo",), "merge": ("lesion",)}
 #: RGB colours of the lesion classes in every picture the project draws.
-LESION_COLORS = {
-    "ggo": (64, 176, 255),
-    "consolidation": (255, 128, 32),
-    "lesion": (96, 208, 96),
-}
+LESION_COLORS = {"ggo": (64, 176, 255), "consolidation": (255, 128, 32), "lesion": (96, 208, 96)}

@@ -201,7 +201,7 @@ def _ordered(grid: list[CTSlice]) -> CTScan:
         scan=kept[0].scan,
         kind="dicom",
         slices=tuple(kept),
-        affine=_affine(kept) if even and shift_mm <= _BESIDE_MM else None,
+        affine=grid_affine(kept, len(kept) - 1) if even and shift_mm <= _BESIDE_MM else None,
         problems=tuple(problems),
     )
 
@@ -227,11 +227,13 @@ def beside_mm(slices: Sequence[CTSlice]) -> float:
     return float(np.linalg.norm(corners - corners[0] - share[:, None] * line, axis=1).max())
 
 
-def _affine(slices: list[CTSlice]) -> np.ndarray | None:
+def grid_affine(slices: Sequence[CTSlice], steps: int) -> np.ndarray | None:
+    """(4, 4) upright (column, row, slice) index -> RAS mm of an even grid in which the last slice
+    lies ``steps`` from the first; None where the files state no spacing."""
     if slices[0].spacing_mm is None:
         return None
     first, last = (one.source.turn.affine for one in (slices[0], slices[-1]))
     affine = first.copy()
-    if len(slices) > 1:
-        affine[:3, 2] = (last[:3, 3] - first[:3, 3]) / (len(slices) - 1)
+    if steps:
+        affine[:3, 2] = (last[:3, 3] - first[:3, 3]) / steps
     return affine

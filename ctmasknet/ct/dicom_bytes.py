@@ -20,19 +20,12 @@ from typing import BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-)
 
 from ctmasknet.ct.scan import (
     CHUNK_BYTES,
@@ -49,36 +42,14 @@ _FILLING = re.compile(rb"\xff+")
 _META_BYTES = 2**16
 #: What is read of a header; everything else is passed over.
 _KEYWORDS = (
-    "SpecificCharacterSet",
-    "ImageType",
-    "SOPClassUID",
-    "Modality",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "InstanceNumber",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "GantryDetectorTilt",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "SliceLocationVector",
-    "GridFrameOffsetVector",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
+    *("SpecificCharacterSet", "ImageType", "SOPClassUID", "Modality", "InstanceNumber"),
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "GantryDetectorTilt"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "SliceLocationVector"),
+    *("NumberOfFrames", "GridFrameOffsetVector", "Rows", "Columns", "PixelSpacing"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -119,10 +90,7 @@ def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
             stream, stop_before_pixels=True, force=True, specific_tags=[*_KEYWORDS, *_OFFSETS]
         )
         header.file_meta.TransferSyntaxUID = _transfer_syntax(header)
-        begin = stream.tell()
-        stream.seek(0, io.SEEK_END)
-        end = stream.tell()
-        stream.seek(begin)
+        begin, end = stream.tell(), len(stream)
         order = "little" if header.file_meta.TransferSyntaxUID.is_little_endian else "big"
         tag = [int.from_bytes(stream.read(2), order) for _ in range(2)]
         modality = header.get("Modality") or "no modality"
@@ -167,11 +135,11 @@ def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:
             header says.
     """
     with decoding(file), _opened(file) as stream:
-        if UID(transfer_syntax).is_encapsulated:
+        if uid.UID(transfer_syntax).is_encapsulated:
             _check_codestream(file, stream, frame)
             stream.seek(0)
         # pylibjpeg's RLE decoder panics on damaged runs, past every except; pydicom's raises.
-        plugin = "pydicom" if transfer_syntax == RLELossless else ""
+        plugin = "pydicom" if transfer_syntax == uid.RLELossless else ""
         return pixel_array(
             stream,
             index=frame,
@@ -182,7 +150,7 @@ def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
+def _opened(file: str) -> Iterator[mmap.mmap]:
     """The file, or the data set that a deflated file inflates to, as a stream whose reads end with
     it."""
     with contextlib.ExitStack() as stack:
@@ -219,25 +187,25 @@ def _inflate(file: str, source: BinaryIO, target: BinaryIO) -> None:
 
 def _deflated_begin(file: str, mapped: mmap.mmap) -> int | None:
     """Where a deflated data set begins; None for any other file."""
-    uid = DeflatedExplicitVRLittleEndian.encode()
-    if mapped.find(uid, 0, _META_BYTES) < 0:
+    deflated = uid.DeflatedExplicitVRLittleEndian
+    if mapped.find(deflated.encode(), 0, _META_BYTES) < 0:
         return None
     meta = pydicom.filereader.read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+    if meta.get("TransferSyntaxUID") != deflated:
         return None
     if "FileMetaInformationGroupLength" not in meta:
         raise CTMaskNetError(f"{file}: deflated, and states no length of its file meta group")
     return 144 + meta.FileMetaInformationGroupLength
 
 
-def _transfer_syntax(header: pydicom.FileDataset) -> UID:
+def _transfer_syntax(header: pydicom.FileDataset) -> uid.UID:
     stated = header.file_meta.get("TransferSyntaxUID")
     if stated:
-        return UID(stated)
+        return uid.UID(stated)
     implicit, little = header.original_encoding
     if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
 
 
 def _is_cut(file: str) -> bool:
@@ -253,9 +221,8 @@ def _is_cut(file: str) -> bool:
 
         # With a tag to look for, all other values are passed over, however large.
         read_partial(stream, stop_when=note, force=True, specific_tags=[Tag("SOPClassUID")])
-        stream.seek(0, io.SEEK_END)
         # A sequence of undefined length was read to its end, or its reader would have raised.
-        return last[1] != _UNDEFINED_LENGTH and sum(last) != stream.tell()
+        return last[1] != _UNDEFINED_LENGTH and sum(last) != len(stream)
 
 
 def _count_fragments(stream: BinaryIO, end: int) -> int:

@@ -7,7 +7,7 @@ import gzip
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ctmasknet.ct.dicom_bytes import looks_like_dicom
@@ -44,9 +44,7 @@ class FoundFile:
     alone: bool
 
 
-def find_files(
-    inputs: Sequence[str | os.PathLike], *, on_repeat: Callable[[str], None] | None = None
-) -> Iterator[FoundFile]:
+def find_files(inputs: Sequence[str | os.PathLike]) -> Iterator[FoundFile]:
     """The files of inputs: the one meaning of "which files were given".
 
     Inputs come in the order given. A folder's own files come in natural order
@@ -58,8 +56,6 @@ def find_files(
 
     Args:
         inputs: files and folders. None is opened, folders are listed when their turn comes.
-        on_repeat: called with the path of each folder that a link leads to once more, and whose
-            files are therefore not returned again.
     """
     for given, item in enumerate(inputs):
         item = os.fspath(item)
@@ -78,8 +74,6 @@ def find_files(
             else:
                 identity = status.st_dev, status.st_ino
                 if identity in visited:
-                    if on_repeat is not None:
-                        on_repeat(folder)
                     continue
                 visited.add(identity)
             yield from (FoundFile(path, given, False) for path in files)

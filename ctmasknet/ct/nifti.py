@@ -60,7 +60,7 @@ def is_nifti_header(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class NiftiVolume:
-    """One volume of a NIfTI file, read slice by slice.
+    """One volume of a NIfTI file, read slice by slice; the source of its :class:`CTSlice` s.
 
     Attributes:
         file: path.
@@ -104,6 +104,12 @@ class NiftiVolume:
             plane = _read_stored(self, self.shape[:2], index)
         with decoding(self.file):
             return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
+
+    def read_picture(self, frame: int | None) -> None:
+        return None
+
+    def read_hu(self, frame: int | None) -> np.ndarray:
+        return mark_outside(self.values(frame).astype(np.float32))
 
 
 #: Two, so that threads which read ahead from one volume into the next keep both.
@@ -205,10 +211,22 @@ def read_volume(file: str, max_expansion: float = MAX_EXPANSION) -> NiftiVolume:
         raise CTMaskNetError(
             f"{file}: its voxels begin at byte {offset}, within its header; the file is damaged"
         )
-    _check_length(file, stat.st_size, offset, needed, compressed, max_expansion)
+    if offset > _MAX_OFFSET:
+        raise CTMaskNetError(f"{file}: its voxels begin at byte {offset}; the file is damaged")
+    size = stat.st_size
+    if not compressed and size < offset + needed:
+        raise CTMaskNetError(
+            f"{file}: truncated, holds {max(0, size - offset)} of {needed} bytes of voxels; "
+            "restore the file"
+        )
+    if compressed and needed > max_expanded_bytes(size, max_expansion):
+        raise CTMaskNetError(
+            f"{file}: claims to expand {needed / size:.0f}-fold to {needed >> 20} MiB, as no CT "
+            "does; the file is damaged"
+        )
     return NiftiVolume(
         file=file,
-        stamp=(stat.st_size, stat.st_mtime_ns),
+        stamp=(size, stat.st_mtime_ns),
         compressed=compressed,
         shape=shape,
         dtype=dtype.str,
@@ -253,36 +271,6 @@ def _affine(header: Nifti1Header, file: str) -> tuple[np.ndarray, tuple[str, ...
     )
 
 
-def _check_length(
-    file: str, size: int, offset: int, needed: int, compressed: bool, max_expansion: float
-) -> None:
-    if offset > _MAX_OFFSET:
-        raise CTMaskNetError(f"{file}: its voxels begin at byte {offset}; the file is damaged")
-    if not compressed and size < offset + needed:
-        raise CTMaskNetError(
-            f"{file}: truncated, holds {max(0, size - offset)} of {needed} bytes of voxels; "
-            "restore the file"
-        )
-    if compressed and needed > max_expanded_bytes(size, max_expansion):
-        raise CTMaskNetError(
-            f"{file}: claims to expand {needed / size:.0f}-fold to {needed >> 20} MiB, as no CT "
-            "does; the file is damaged"
-        )
-
-
-@dataclass(frozen=True)
-class NiftiSource:
-    """Reads one slice of one volume."""
-
-    volume: NiftiVolume
-
-    def read_picture(self, frame: int | None) -> None:
-        return None
-
-    def read_hu(self, frame: int | None) -> np.ndarray:
-        return mark_outside(self.volume.values(frame).astype(np.float32))
-
-
 def read_nifti_file(file: str, name: str) -> CTScan:
     """One volume as a scan.
 
@@ -300,24 +288,22 @@ def read_nifti_file(file: str, name: str) -> CTScan:
     turn = volume.turn
     columns, rows, count = turn.shape
     scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
-    source = NiftiSource(volume)
-    slices = []
-    for index in range(count):
-        stored = count - 1 - index if turn.flips[2] else index
-        slices.append(
-            CTSlice(
-                file=file,
-                frame=stored,
-                name=f"{name}#{stored:04d}",
-                patient="",
-                scan=scan,
-                shape=(rows, columns),
-                spacing_mm=turn.spacing_mm,
-                position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]),
-                source=source,
-            )
+    stored = range(count)[::-1] if turn.flips[2] else range(count)
+    slices = tuple(
+        CTSlice(
+            file=file,
+            frame=frame,
+            name=f"{name}#{frame:04d}",
+            patient="",
+            scan=scan,
+            shape=(rows, columns),
+            spacing_mm=turn.spacing_mm,
+            position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]),
+            source=volume,
         )
-    return CTScan("", scan, "nifti", tuple(slices), turn.affine, volume.problems)
+        for index, frame in enumerate(stored)
+    )
+    return CTScan("", scan, "nifti", slices, turn.affine, volume.problems)
 
 
 def _check_hu(volume: NiftiVolume) -> None:

@@ -111,7 +111,8 @@ def read_picture_file(
         raise UnsuitableFile(
             f"{file}: marks all its pages as thumbnails or transparency masks; give full slices"
         )
-    patient, scan = patient_and_scan(file)
+    published = parse_published_name(file)
+    several = len(pages) > 1
     slices = []
     for page in pages:
         check_claimed_size(file, (page.height, page.width))
@@ -120,13 +121,13 @@ def read_picture_file(
                 f"{file}: has more than 8 bits a channel and states no HU; state its rescale slope "
                 "and intercept, or give an 8-bit copy or the DICOM or NIfTI file it came from"
             )
-        several = len(pages) > 1
+        scan = published.scan if published else os.path.dirname(file) or "."
         slices.append(
             CTSlice(
                 file=file,
                 frame=page.number if several else None,
                 name=f"{name}#{page.number:04d}" if several else name,
-                patient=patient,
+                patient=published.patient if published else "",
                 scan=Path(name).stem if several else scan,
                 shape=(page.height, page.width),
                 spacing_mm=None,
@@ -144,22 +145,9 @@ def picture_scans(slices: list[CTSlice]) -> list[CTScan]:
         paged = "" if one.frame is None else one.file
         groups.setdefault((one.patient, one.scan, paged), []).append(one)
     return [
-        CTScan(
-            patient=patient,
-            scan=scan,
-            kind="image",
-            slices=tuple(sorted(group, key=lambda one: natural_key(one.name))),
-            affine=None,
-        )
+        CTScan(patient, scan, "image", tuple(sorted(group, key=lambda one: natural_key(one.name))))
         for (patient, scan, _), group in groups.items()
     ]
-
-
-def patient_and_scan(file: str) -> tuple[str, str]:
-    """From a COVIDx-CT or lesion slice's name; else no patient, and the folder as scan."""
-    if name := parse_published_name(file):
-        return name.patient, name.scan
-    return "", os.path.dirname(file) or "."
 
 
 def _one_channel(pixels: np.ndarray) -> np.ndarray:

@@ -392,7 +392,7 @@ def write_in_grey_window(
     for folder in {Path(target).parent for target in copies.values()}:
         folder.mkdir(parents=True, exist_ok=True)
     problems = map_in_processes(
-        functools.partial(_copy_in_window, table=table),
+        functools.partial(_problem_of, read=functools.partial(_copy_in_window, table=table)),
         list(copies.items()),
         workers,
         title="grey window",
@@ -422,19 +422,15 @@ def raise_problems(problems: list[str], total: int) -> None:
         raise CTMaskNetError(f"{problems[0]}{more}")
 
 
-def _problem_of(path: str, read: Callable[[str], Any]) -> str | None:
+def _problem_of(item: Any, read: Callable[[Any], Any]) -> str | None:
     try:
-        read(path)
+        read(item)
     except CTMaskNetError as error:
         return str(error)
     return None
 
 
-def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> str | None:
+def _copy_in_window(source_and_target: tuple[str, str], table: list[int]) -> None:
     source, target = source_and_target
-    try:
-        grey = read_grey(source)
-    except CTMaskNetError as error:
-        return str(error)
-    Image.fromarray(np.asarray(table, dtype=np.uint8)[grey]).save(target, format="PNG")
-    return None
+    levels = np.asarray(table, dtype=np.uint8)
+    Image.fromarray(levels[read_grey(source)]).save(target, format="PNG")

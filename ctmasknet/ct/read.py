@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -78,30 +78,23 @@ def read_scans(
     return scans
 
 
+@dataclass
 class _Reading:
     """One call's state: slices by kind, what was left out, and which inputs gave something."""
 
-    def __init__(
-        self,
-        on_bad: Report | None,
-        rescale: tuple[float, float] | None,
-        verify: bool,
-        *,
-        found_in_folder: bool,
-    ) -> None:
-        self.on_bad = on_bad
-        self.found_in_folder = found_in_folder
-        self.rescale = rescale
-        self.verify = verify
-        self.pictures: list[CTSlice] = []
-        self.dicom: list[CTSlice] = []
-        self.volumes: list[CTScan] = []
-        self.seen: set[str] = set()
-        self.found: dict[str, tuple[int, int]] = {}  # file -> (input, order)
-        self.left_out: list[tuple[FoundFile, str]] = []
-        self.unsuitable: dict[str, str] = {}  # real path -> why
-        self.used: set[int] = set()
-        self.reported: set[int] = set()
+    on_bad: Report | None
+    rescale: tuple[float, float] | None
+    verify: bool
+    found_in_folder: bool
+    pictures: list[CTSlice] = field(default_factory=list)
+    dicom: list[CTSlice] = field(default_factory=list)
+    volumes: list[CTScan] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    found: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> (input, order)
+    left_out: list[tuple[FoundFile, str]] = field(default_factory=list)
+    unsuitable: dict[str, str] = field(default_factory=dict)  # real path -> why
+    used: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)
 
     def read(self, found: FoundFile) -> None:
         file = found.path
@@ -194,9 +187,8 @@ def _distinct(scans: list[CTScan]) -> list[CTScan]:
         while (scan.patient, name) in names:
             name, number = f"{scan.scan}#{number}", number + 1
         names.add((scan.patient, name))
-        found.append(scan if name == scan.scan else _renamed(scan, name))
+        if name != scan.scan:
+            slices = tuple(replace(one, scan=name) for one in scan.slices)
+            scan = replace(scan, scan=name, slices=slices)
+        found.append(scan)
     return found
-
-
-def _renamed(scan: CTScan, name: str) -> CTScan:
-    return replace(scan, scan=name, slices=tuple(replace(one, scan=name) for one in scan.slices))

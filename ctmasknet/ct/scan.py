@@ -173,7 +173,7 @@ class CTScan:
     scan: str
     kind: str
     slices: tuple[CTSlice, ...]
-    affine: np.ndarray | None = field(compare=False)
+    affine: np.ndarray | None = field(default=None, compare=False)
     problems: tuple[str, ...] = ()
 
     def with_problems(self, more: Sequence[str]) -> CTScan:
@@ -214,10 +214,7 @@ def check_claimed_size(file: str, shape: Sequence[int]) -> None:
         raise CTMaskNetError(
             f"{file}: its header claims {size} px; the longest side read is {MAX_SIDE_PX} px"
         )
-    voxels = 1
-    for side in shape:
-        voxels *= int(side)
-    if voxels > MAX_VOXELS:
+    if math.prod(map(int, shape)) > MAX_VOXELS:
         raise CTMaskNetError(
             f"{file}: its header claims {size} voxels, more than the {MAX_VOXELS} that are read"
         )

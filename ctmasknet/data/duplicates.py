@@ -178,10 +178,7 @@ def find_near_duplicates(
 
 
 def near_duplicates_of_sets(
-    names: Sequence[str],
-    distance: int = DEFAULT_DISTANCE,
-    workers: int = 1,
-    within: bool = False,
+    names: Sequence[str], distance: int = DEFAULT_DISTANCE, workers: int = 1, within: bool = False
 ) -> list[NearDuplicate]:
     """:func:`find_near_duplicates` for registered data sets.
 

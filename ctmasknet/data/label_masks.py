@@ -147,22 +147,24 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
                 "a palette"
             )
         values = colours[..., 0]
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
-        raise CTMaskNetError(
-            f"{path}: holds values that are no whole numbers; a label mask is expected"
-        )
-    values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
     return check_known_values(path, values, labels)
 
 
 def check_known_values(
     path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str]
 ) -> np.ndarray:
-    """``values`` (H, W) of the mask ``path``, if ``labels`` names every one of them.
+    """``values`` (H, W) of the mask ``path`` as uint8 if they have 8 bits, else int32, if
+    ``labels`` names every one of them.
 
     Raises:
-        CTMaskNetError: it does not; the message has values and labels.
+        CTMaskNetError: it does not, the message has values and labels; or some are no whole
+            numbers.
     """
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        raise CTMaskNetError(
+            f"{path}: holds values that are no whole numbers; a label mask is expected"
+        )
+    values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
     unknown = sorted(set(values_present(values)) - set(labels))
     if unknown:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
@@ -182,12 +184,15 @@ def values_present(mask: np.ndarray) -> list[int]:
     return np.unique(mask).tolist()
 
 
-def check_same_size(image_path: Path, image: np.ndarray, mask_path: Path, mask: np.ndarray) -> None:
-    """Raise :class:`CTMaskNetError` unless image (H, W[, 3]) and mask (H, W) have one size."""
-    if image.shape[:2] != mask.shape[:2]:
-        (h, w), (mask_h, mask_w) = image.shape[:2], mask.shape[:2]
+def check_same_size(
+    path: str | os.PathLike, shape: tuple[int, ...], mask_path: Path, mask: np.ndarray, what: str
+) -> None:
+    """Raise :class:`CTMaskNetError` unless the image or slice (``what``) ``path`` of ``shape``
+    (H, W[, 3]) and its mask (H, W) have one size."""
+    if shape[:2] != mask.shape[:2]:
+        (h, w), (mask_h, mask_w) = shape[:2], mask.shape[:2]
         raise CTMaskNetError(
-            f"{image_path}: the image is {w} x {h} px (width x height) and its mask {mask_path} is "
+            f"{path}: the {what} is {w} x {h} px (width x height) and its mask {mask_path} is "
             f"{mask_w} x {mask_h} px; they must be equal"
         )
 

@@ -114,11 +114,7 @@ class SliceMapper:
 
     @configurable
     def __init__(
-        self,
-        is_train: bool,
-        *,
-        augmentations: list[T.Augmentation],
-        crop_to_body: bool = False,
+        self, is_train: bool, *, augmentations: list[T.Augmentation], crop_to_body: bool = False
     ):
         """
         Args:

@@ -194,10 +194,7 @@ def load_slices(json_file: str, root: str) -> list[dict[str, Any]]:
         {
             "file_name": os.path.join(root, item["file"]),
             "image_id": item["file"],
-            "label": item["label"],
-            "patient": item["patient"],
-            "scan": item["scan"],
-            "slice": item["slice"],
+            **{key: item[key] for key in ("label", "patient", "scan", "slice")},
             "body_box": list(item["body_box"]) if item.get("body_box") else None,
         }
         for item in read_slices(json_file)["slices"]

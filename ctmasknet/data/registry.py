@@ -6,6 +6,7 @@ A prepared set is ``<root>/<name>/annotations/<mask type>_<split>.json`` (lesion
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -54,23 +55,19 @@ def register_cncb_lesions(
     root = prepared_json.image_root(json_file, document, image_root)
     categories = sorted(document["categories"], key=lambda c: c["id"])
     names = [category["name"] for category in categories]
-    _register(
-        name,
-        json_file,
-        image_root,
-        lambda: prepared_json.load_lesions(name, json_file, root),
-        {
-            "evaluator_type": "ct_lesions",
-            "image_root": root,
-            "json_file": json_file,
-            "mask_type": document["info"].get("mask_type", ""),
-            "patient_ids": document["info"].get("patient_ids"),
-            "thing_classes": names,
-            "thing_colors": lesion_colors(names),
-            "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
-            "window_hu": document["info"].get("window_hu"),
-        },
-    )
+    metadata = {
+        "evaluator_type": "ct_lesions",
+        "image_root": root,
+        "json_file": json_file,
+        "mask_type": document["info"].get("mask_type", ""),
+        "patient_ids": document["info"].get("patient_ids"),
+        "thing_classes": names,
+        "thing_colors": lesion_colors(names),
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        "window_hu": document["info"].get("window_hu"),
+    }
+    load = functools.partial(prepared_json.load_lesions, name, json_file, root)
+    _register(name, json_file, image_root, load, metadata)
 
 
 def register_covidx_ct(
@@ -86,20 +83,16 @@ def register_covidx_ct(
     json_file = os.path.abspath(json_file)
     document = prepared_json.read_slices(json_file)
     root = prepared_json.image_root(json_file, document, image_root)
-    _register(
-        name,
-        json_file,
-        image_root,
-        lambda: prepared_json.load_slices(json_file, root),
-        {
-            "evaluator_type": "ct_slices",
-            "image_classes": list(document["classes"]),
-            "image_root": root,
-            "patient_ids": document["info"].get("patient_ids"),
-            "slices_json": json_file,
-            "window_hu": document["info"].get("window_hu"),
-        },
-    )
+    metadata = {
+        "evaluator_type": "ct_slices",
+        "image_classes": list(document["classes"]),
+        "image_root": root,
+        "patient_ids": document["info"].get("patient_ids"),
+        "slices_json": json_file,
+        "window_hu": document["info"].get("window_hu"),
+    }
+    load = functools.partial(prepared_json.load_slices, json_file, root)
+    _register(name, json_file, image_root, load, metadata)
 
 
 def register_prepared(root: str | os.PathLike | None = None) -> list[str]:
@@ -266,8 +259,8 @@ def _refuse_leaks(found: Mapping[str, Path]) -> None:
 def _make_unusable(name: str, path: Path, error: CTMaskNetError) -> None:
     """Register a set without metadata whose use raises ``error``."""
     logger.warning("data set %s cannot be used: %s", name, error)
-    _register(name, os.path.abspath(path), None, lambda: _raise(error), {})
 
+    def refuse() -> list[dict[str, Any]]:
+        raise CTMaskNetError(str(error))
 
-def _raise(error: CTMaskNetError) -> list[dict[str, Any]]:
-    raise CTMaskNetError(str(error))
+    _register(name, os.path.abspath(path), None, refuse, {})

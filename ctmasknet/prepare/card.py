@@ -228,16 +228,13 @@ def _same_pixels(looks) -> list[list[str]]:
 def _unlike_sizes(
     dicts: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, _Look]
 ) -> list[str]:
-    problems = []
-    for name, entries in dicts.items():
-        for d in entries:
-            size = looks[d["file_name"]].size
-            if size and "height" in d and size != (d["height"], d["width"]):
-                stated = f"{d['height']}x{d['width']}"
-                problems.append(
-                    f"{d['file_name']}: {size[0]}x{size[1]} px, but {name} says {stated}"
-                )
-    return problems
+    return [
+        f"{d['file_name']}: {size[0]}x{size[1]} px, but {name} says {d['height']}x{d['width']}"
+        for name, entries in dicts.items()
+        for d in entries
+        if (size := looks[d["file_name"]].size) and "height" in d
+        if size != (d["height"], d["width"])
+    ]
 
 
 def _near_duplicates(

@@ -183,23 +183,19 @@ def prepare_lesions(
 
 def lesion_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """The summaries of :func:`prepare_lesions` as a table for the terminal."""
+    found = {name for mask_type in summaries for name in MASK_TYPES[mask_type]}
+    names = [name for name in ("ggo", "consolidation", "lesion") if name in found]
     rows = [
-        {
-            "mask type": mask_type,
-            "split": split,
-            "images": row["images"],
-            "patients": row["patients"],
-            **row["instances"],
-            "images without": row["images_without_instances"],
-        }
+        [
+            *(mask_type, split, row["images"], row["patients"]),
+            *(row["instances"].get(name, "-") for name in names),
+            row["images_without_instances"],
+        ]
         for mask_type, summary in summaries.items()
         for split, row in summary["splits"].items()
     ]
-    names = [
-        name for name in ("ggo", "consolidation", "lesion") if any(name in row for row in rows)
-    ]
-    order = ["mask type", "split", "images", "patients", *names, "images without"]
-    return tabulate([[row.get(name, "-") for name in order] for row in rows], headers=order)
+    heads = ["mask type", "split", "images", "patients", *names, "images without"]
+    return tabulate(rows, headers=heads)
 
 
 def _find(

@@ -9,8 +9,9 @@ Lists and folders may differ in how they write the class (``NCP_341_1834_0022.pn
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ctmasknet.classes import IMAGE_CLASSES
@@ -190,7 +191,12 @@ class _Folder:
         if name in self.names:
             return name
         if self._by_slice is None:
-            self._by_slice = _index_by_slice(self.names)
+            self._by_slice = {}
+            for other in sorted(self.names):
+                # Other files may lie in the folder
+                if other.lower().endswith(IMAGE_SUFFIXES):
+                    with contextlib.suppress(CTMaskNetError):
+                        self._by_slice.setdefault(parse_slice_name(other), []).append(other)
         try:
             fitting = self._by_slice.get(parse_slice_name(name), [])
         except CTMaskNetError:  # a name of another set: only the exact one will do
@@ -201,18 +207,6 @@ class _Folder:
                 "keep one of them"
             )
         return fitting[0] if fitting else None
-
-
-def _index_by_slice(names: Iterable[str]) -> dict[tuple, list[str]]:
-    index: dict[tuple, list[str]] = {}
-    for name in sorted(names):
-        if not name.lower().endswith(IMAGE_SUFFIXES):
-            continue
-        try:
-            index.setdefault(parse_slice_name(name), []).append(name)
-        except CTMaskNetError:  # other files may lie in the folder
-            continue
-    return index
 
 
 def _identity(record: SliceRecord, patient_pattern: str | None) -> tuple:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pydicom
 
-from ctmasknet.ct.dicom import beside_mm
+from ctmasknet.ct.dicom import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
 from ctmasknet.ct.nifti import read_volume
 from ctmasknet.ct.orientation import Upright, upright
@@ -107,12 +107,7 @@ def _read_nifti(file: str, labels: Mapping[int, str]) -> MaskVolume:
     volume = read_volume(file, _MAX_EXPANSION)
 
     def values(stored: int) -> np.ndarray:
-        found = volume.values(stored)
-        if not (found == np.rint(found)).all():
-            raise CTMaskNetError(
-                f"{volume.file}: holds values that are no whole numbers; a label mask is expected"
-            )
-        check_known_values(volume.file, found.astype(np.int32), labels)
+        found = check_known_values(volume.file, volume.values(stored), labels)
         return found.astype(np.min_scalar_type(max(labels)))
 
     return MaskVolume(volume.file, volume.turn, values, False)
@@ -133,7 +128,11 @@ def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str])
         seg = highdicom.seg.segread(file)
         size = int(seg.Rows), int(seg.Columns), int(seg.NumberOfFrames)
         numbers = list(seg.segment_numbers)
-        names = {number: _names_of(seg.get_segment_description(number)) for number in numbers}
+        described = {number: seg.get_segment_description(number) for number in numbers}
+        names = {
+            number: (str(one.segment_label), str(one.segmented_property_type.meaning))
+            for number, one in described.items()
+        }
         grid = seg.get_volume_geometry()
     check_claimed_size(file, size)
     if grid is None:
@@ -157,10 +156,6 @@ def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str])
     return MaskVolume(
         file, turn, lambda stored: turn.plane(np.take(painted, stored, axis=turn.axes[2])), True
     )
-
-
-def _names_of(description) -> tuple[str, str]:
-    return str(description.segment_label), str(description.segmented_property_type.meaning)
 
 
 def _value_of(
@@ -265,11 +260,8 @@ def _grid(scan: CTScan, mask: str) -> tuple[np.ndarray, list[int]]:
             f"{scan.slices[0].file}: its slices make no even grid to hold the mask {mask} "
             f"against ({problems}); restore the series"
         )
-    first, last = (one.source.turn.affine for one in (scan.slices[0], scan.slices[-1]))
     whole = [round(number) for number in numbers.tolist()]
-    affine = first.copy()
-    affine[:3, 2] = (last[:3, 3] - first[:3, 3]) / whole[-1]
-    return affine, whole
+    return grid_affine(scan.slices, whole[-1]), whole
 
 
 def _start_and_step(affine: np.ndarray, mask: MaskVolume) -> tuple[int, int]:

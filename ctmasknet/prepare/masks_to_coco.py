@@ -46,9 +46,7 @@ MIN_AREA_PX = 100
 
 
 def mask_instances(
-    mask: np.ndarray,
-    classes: Sequence[tuple[str, Sequence[int]]],
-    min_area_px: int = MIN_AREA_PX,
+    mask: np.ndarray, classes: Sequence[tuple[str, Sequence[int]]], min_area_px: int = MIN_AREA_PX
 ) -> list[dict[str, Any]]:
     """Connected components (8-connectivity) of each class of a label mask.
 
@@ -153,7 +151,6 @@ def convert_slices(
     pairs: Sequence[LesionPair | VolumePair],
     how: Conversion,
     workers: int = 1,
-    start_method: str | None = None,
     progress: bool = False,
 ) -> Iterator[ConvertedSlice | BadSlice]:
     """Read images and masks, check them against each other, and find the lesions of every mask
@@ -162,7 +159,7 @@ def convert_slices(
     Args:
         pairs: all of pictures or all of volumes.
         how: the conversion.
-        workers, start_method: see :func:`~ctmasknet.workers.map_in_processes`.
+        workers: see :func:`~ctmasknet.workers.map_in_processes`.
         progress: show a progress bar.
 
     Raises:
@@ -176,7 +173,6 @@ def convert_slices(
         workers,
         # A volume at a time: a compressed one is unpacked by the process that reads its slices.
         chunksize=1 if of_volumes else None,
-        start_method=start_method,
     )
     what = ("volumes", "volume") if of_volumes else ("masks", "slice")
     bar = tqdm(found, total=len(pairs), desc=what[0], unit=what[1], disable=not progress)
@@ -224,7 +220,7 @@ def _convert(pair: LesionPair | VolumePair, how: Conversion) -> list[ConvertedSl
 def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
     image = read_picture(pair.image)
     mask = read_mask(pair.mask, how.labels)
-    check_same_size(pair.image, image, pair.mask, mask)
+    check_same_size(pair.image, image.shape, pair.mask, mask, "image")
     mask = how.orientation.upright(mask)
     file = pair.file
     if how.copies is not None:
@@ -292,11 +288,7 @@ def _picture_plane(
             f"{one.file}: no mask of slice {index} in {folder}; expected {index:04d}.png{own}"
         )
     mask = read_mask(picture, how.labels)
-    if mask.shape != one.shape:
-        raise CTMaskNetError(
-            f"{one.file}: the slice is {one.shape[1]} x {one.shape[0]} px (width x height) and its "
-            f"mask {picture} is {mask.shape[1]} x {mask.shape[0]} px; they must be equal"
-        )
+    check_same_size(one.file, one.shape, picture, mask, "slice")
     return mask
 
 

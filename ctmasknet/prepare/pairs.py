@@ -93,10 +93,7 @@ def source_folders(
 
 
 def find_pairs(
-    images: Path,
-    masks: Path,
-    rule: PatientRule,
-    on_bad: Callable[[str, str], None] | None = None,
+    images: Path, masks: Path, rule: PatientRule, on_bad: Callable[[str, str], None] | None = None
 ) -> list[LesionPair]:
     """Pair the images under ``images`` with the masks under ``masks``, sorted by slice.
 
@@ -263,10 +260,7 @@ def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> lis
 
 
 def find_volume_pairs(
-    images: Path,
-    masks: Path,
-    rule: PatientRule,
-    on_bad: Callable[[str, str], None] | None = None,
+    images: Path, masks: Path, rule: PatientRule, on_bad: Callable[[str, str], None] | None = None
 ) -> list[VolumePair]:
     """Pair the volumes under ``images`` with the masks under ``masks``, in natural order.
 

@@ -81,18 +81,13 @@ def prepare_slices(
         classes: names of its classes, in the order of the labels.
         window: HU window, for volumes only.
         every: of a volume every so many slices is taken; for volumes only.
-        bad: what to do with slices and volumes that cannot be used; default: the first one is an
-            error. Where they are skipped, every image is decoded, and ``bad_slices.json`` beside
-            the set lists them.
-        patient_ids: name of the numbering of the patients; see
-            :func:`ctmasknet.data.patients.numbering_of` for what is taken otherwise.
-        split_like: folder of another prepared set of the same numbering; patients stay in the split
-            that it has them in. With ``shares`` only.
+        patient_ids, split_like, workers, bad: as for
+            :func:`ctmasknet.prepare.lesions.prepare_lesions`. Where bad slices are skipped, every
+            image is decoded.
         grey_window: (low, high) 8-bit grey levels of pictures: contrast-stretched PNG copies go to
             ``root/name/image`` (:func:`~ctmasknet.ct.pictures.write_in_grey_window`), and the json
             names these.
         verify: decode every image first (copying does so anyway); otherwise headers are read.
-        workers: number of processes.
 
     Returns:
         the summary, as in ``root/name/slices_summary.json``.
@@ -159,21 +154,16 @@ def prepare_slices(
         )
     by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
-    return _write(
-        home,
-        splits,
-        classes,
-        images,
-        description=description,
-        seed=seed,
-        patient_ids=numbering_of(images, patient_ids, COVIDX_CT if by_name else None),
-        grey_window=grey_window,
-        verify=verify,
-        workers=workers,
-        volumes=volumes,
-        window=window or Window(),
-        bad=bad,
-    )
+    window = window or Window()
+    info = {
+        "description": description,
+        "image_root": os.fspath(images),
+        "patient_ids": numbering_of(images, patient_ids, COVIDX_CT if by_name else None),
+        "seed": seed,
+        "grey_window": list(grey_window) if grey_window else None,
+        "window_hu": [window.center_hu, window.width_hu] if volumes else None,
+    }
+    return _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
 
 
 def split_records(
@@ -182,15 +172,8 @@ def split_records(
     seed: int,
     placed: Mapping[str, str] | None = None,
 ) -> dict[str, list[SliceRecord]]:
-    """Split by whole patients, with every class in the same shares.
-
-    Args:
-        records: the slices.
-        shares: split -> share of the patients, in 0..1, as
-            :func:`~ctmasknet.data.splits.split_patients` takes.
-        seed: of the random order of the patients.
-        placed: split of some patients, who stay there.
-    """
+    """Split by whole patients, with every class in the same shares; arguments as of
+    :func:`~ctmasknet.data.splits.split_patients`."""
     split = split_patients(
         {item: record.patient for item, record in enumerate(records)},
         shares,
@@ -270,23 +253,21 @@ def slice_table(summary: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
 def _write(
     target: Path,
     splits: Splits,
-    classes: Sequence[str],
-    image_root: str | os.PathLike,
-    *,
-    description: str,
-    seed: int,
-    patient_ids: str | None,
-    grey_window: tuple[int, int] | None,
-    verify: bool,
-    workers: int,
+    classes: list[str],
+    info: Mapping[str, Any],
     volumes: Mapping[str, tuple[Volume, int]],
     window: Window,
     bad: BadSlices,
+    verify: bool,
+    workers: int,
 ) -> dict[str, Any]:
-    """Check or copy the images, and write the set; ``volumes``: where the slices are not pictures,
-    of each record's file, which is to be written, the volume and the slice's index."""
+    """Check or copy the images, and write the set; ``info``: as it is written, but for the folder
+    of the images, which is the one given; ``volumes``: where the slices are not pictures, of each
+    record's file, which is to be written, the volume and the slice's index."""
     _check_not_empty(target.name, splits)
-    image_root = Path(os.path.abspath(image_root))  # links stay: the set may move with them
+    grey_window = info["grey_window"]
+    # Links stay: the set may move with them
+    image_root = Path(os.path.abspath(info["image_root"]))
     files = [record.file for records in splits.values() for record in records]
     if volumes and grey_window is not None:
         raise CTMaskNetError("`grey_window`: is for 8-bit pictures; volumes have `window`")
@@ -322,18 +303,11 @@ def _write(
                     sound.add(file)
         new.report_bad(sound)
         _check_not_empty(target.name, kept)
-        info = {
-            "description": description,
-            "image_root": new.image_root,
-            "patient_ids": patient_ids,
-            "seed": seed,
-            "grey_window": list(grey_window) if grey_window else None,
-            "window_hu": [window.center_hu, window.width_hu] if volumes else None,
-        }
-        summary = {"info": info, "classes": list(classes), "splits": count_slices(kept, classes)}
+        info = {**info, "image_root": new.image_root}
+        summary = {"info": info, "classes": classes, "splits": count_slices(kept, classes)}
         for split, records in kept.items():
             slices = [record._asdict() for record in records]
-            document = {"info": info, "classes": list(classes), "slices": slices}
+            document = {"info": info, "classes": classes, "slices": slices}
             new.write(f"slices/{split}.json", document)
         new.write("slices_summary.json", summary, indent=1)
         # Of an earlier run: its patients may be in another split now

@@ -99,18 +99,16 @@ def find_volumes(
             )
     keys = [_key(scan, root) for scan in scans]
     count = Counter(keys)
-    keys = [
-        f"{key}/{_plain(scan.scan)}" if count[key] > 1 else key
-        for key, scan in zip(keys, scans, strict=True)
-    ]
-    first: dict[str, CTScan] = {}
+    volumes: dict[str, Volume] = {}
     for key, scan in zip(keys, scans, strict=True):
-        if first.setdefault(key, scan) is not scan:
+        key = f"{key}/{_plain(scan.scan)}" if count[key] > 1 else key
+        if key in volumes:
             raise CTMaskNetError(
-                f"{scan.slices[0].file} and {first[key].slices[0].file}: the copies of both would "
-                f"be called {key}; rename one of them"
+                f"{scan.slices[0].file} and {volumes[key].scan.slices[0].file}: the copies of both "
+                f"would be called {key}; rename one of them"
             )
-    return [Volume(key, scan) for key, scan in zip(keys, scans, strict=True)]
+        volumes[key] = Volume(key, scan)
+    return list(volumes.values())
 
 
 def write_copies(
@@ -136,16 +134,13 @@ def write_copies(
     Raises:
         CTMaskNetError: a slice cannot be read.
     """
-    indices: dict[str, list[int]] = {}
-    volume_of: dict[str, Volume] = {}
+    tasks: dict[str, tuple[Volume, list[int]]] = {}
     for volume, index in copies.values():
-        indices.setdefault(volume.key, []).append(index)
-        volume_of[volume.key] = volume
+        tasks.setdefault(volume.key, (volume, []))[1].append(index)
     write = functools.partial(_write_volume, folder=folder, window=window)
-    tasks = [(volume_of[key], found) for key, found in indices.items()]
     problems: dict[str, str] = {}
     for found in map_in_processes(
-        write, tasks, workers, title="volumes", unit="volume", chunksize=1
+        write, list(tasks.values()), workers, title="volumes", unit="volume", chunksize=1
     ):
         problems |= found
     if not skip_bad:

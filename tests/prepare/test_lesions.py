@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -15,8 +16,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from ctmasknet.names import PatientRule
+from ctmasknet.prepare import masks_to_coco
 from ctmasknet.prepare.masks_to_coco import Conversion, convert_slices
 from ctmasknet.prepare.pairs import find_pairs
+from ctmasknet.workers import map_in_processes
 from tests.prepare.small_sets import grouped, lesion_mask, read, tree, write_slice
 
 MASK_TYPES = ("both", "ggo", "merge")
@@ -135,9 +138,12 @@ def test_several_processes_write_the_same_bytes(source, prepare, tmp_path):
     assert all((one / f).read_bytes() == (two / f).read_bytes() for f in tree(one))
 
 
-def test_spawned_processes_give_the_same(source):
+def test_spawned_processes_give_the_same(source, monkeypatch):
     pairs = find_pairs(source / "image", source / "mask", PatientRule())[:6]
-    spawned = list(convert_slices(pairs, Conversion(), workers=2, start_method="spawn"))
+    spawning = functools.partial(map_in_processes, start_method="spawn")
+    monkeypatch.setattr(masks_to_coco, "map_in_processes", spawning)
+    spawned = list(convert_slices(pairs, Conversion(), workers=2))
+    monkeypatch.undo()
     assert spawned == list(convert_slices(pairs, Conversion()))
 
 
