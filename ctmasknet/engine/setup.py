@@ -329,7 +329,7 @@ def _require_weights(cfg: CfgNode, config_file: str | os.PathLike, training: boo
     elif path.stem.startswith("resnet"):
         fix = (
             f"make it from torchvision's {path.stem} file with `python tools/import_weights.py "
-            f'FILE --output {path}`, start from random weights with MODEL.WEIGHTS "", or '
+            f'FILE `output` {path}`, start from random weights with MODEL.WEIGHTS "", or '
         )
     else:
         fix = ""
