@@ -80,13 +80,9 @@ def _draw_classes(axes, sets: Mapping[str, Any]) -> None:
     classes = list(dict.fromkeys(name for one in sets.values() for name in one["classes"]))
     width = 0.8 / len(sets)
     for index, (name, one) in enumerate(sets.items()):
-        bars = axes.bar(
-            np.arange(len(classes)) + (index - (len(sets) - 1) / 2) * width,
-            [one["classes"].get(label, 0) for label in classes],
-            width,
-            label=name,
-        )
-        axes.bar_label(bars, fontsize=7)
+        places = np.arange(len(classes)) + (index - (len(sets) - 1) / 2) * width
+        heights = [one["classes"].get(label, 0) for label in classes]
+        axes.bar_label(axes.bar(places, heights, width, label=name), fontsize=7)
     axes.set_xticks(range(len(classes)), classes, rotation=20 if len(classes) > 3 else 0)
     axes.set_title("slices or lesions of each class", fontsize=10)
     axes.legend(fontsize=7)
@@ -94,8 +90,7 @@ def _draw_classes(axes, sets: Mapping[str, Any]) -> None:
 
 def _draw_slices_a_patient(axes, names: Sequence[str]) -> None:
     counts = []
-    for name in names:
-        dicts = dataset_dicts(name)
+    for dicts in map(dataset_dicts, names):
         # None where slices name no patient, as in the card
         named = all("patient" in d for d in dicts)
         counts.append(list(Counter(str(d["patient"]) for d in dicts).values()) if named else [])

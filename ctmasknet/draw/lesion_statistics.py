@@ -60,11 +60,9 @@ def draw_lesion_statistics(grid: np.ndarray, numbers: dict[str, Any]) -> None:
         numbers: changed in place, see :func:`figure_1`.
     """
     names = list(numbers["classes"])
-    most = max(max(item["per_image"]) for item in numbers["classes"].values())
-    largest = max(
-        (max(item["area_percent"], default=0.0) for item in numbers["classes"].values()),
-        default=0.0,
-    )
+    items = numbers["classes"].values()
+    most = max(max(item["per_image"]) for item in items)
+    largest = max(max(item["area_percent"], default=0.0) for item in items)
     edges = np.linspace(0.0, _rounded_up(largest), _AREA_BINS + 1)
     for column, (name, color) in enumerate(zip(names, lesion_colors(names), strict=True)):
         item = numbers["classes"][name]
@@ -99,8 +97,7 @@ def write_figure(figure: Figure, path: Path, numbers: dict[str, Any] | None = No
 
 
 def _draw_counts(axes, item: dict[str, Any], title: str, color, images: int) -> None:
-    bars = item["count_bars"]
-    shown = bars
+    shown = bars = item["count_bars"]
     labels = None
     if len(bars) > _COUNT_BARS + 5:
         shown = [*bars[:_COUNT_BARS], sum(bars[_COUNT_BARS:])]
@@ -118,14 +115,8 @@ def _draw_counts(axes, item: dict[str, Any], title: str, color, images: int) -> 
 def _draw_areas(axes, item: dict[str, Any], color) -> None:
     bars = item["area_bars"]
     edges = np.asarray(bars["edges"])
-    axes.bar(
-        *(edges[:-1], bars["counts"]),
-        width=np.diff(edges),
-        align="edge",
-        color=color,
-        edgecolor="black",
-        linewidth=0.4,
-    )
+    look = {"color": color, "edgecolor": "black", "linewidth": 0.4}
+    axes.bar(edges[:-1], bars["counts"], width=np.diff(edges), align="edge", **look)
     axes.set_xlabel("area of an instance, % of the image")
     axes.set_xlim(0, edges[-1])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

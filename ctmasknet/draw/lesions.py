@@ -147,15 +147,13 @@ _GOOD, _BAD, _FAINT = (120, 220, 120), (255, 110, 110), (120, 120, 130)
 class SliceCall:
     """The class of a slice as known and as a classifier has it.
 
-    ``predicted`` and ``truth`` index ``class_names``; ``scores`` (C,) are shown as they are, under
-    the name ``score_name``.
+    ``predicted`` and ``truth`` index ``class_names``; ``scores`` (C,) are shown as they are.
     """
 
     class_names: Sequence[str]
     predicted: int | None = None
     truth: int | None = None
     scores: Sequence[float] | None = None
-    score_name: str = "sigmoid scores"
 
 
 def draw_lesions(
@@ -188,15 +186,9 @@ def draw_lesions(
     """
     height, width = image_rgb.shape[:2]
     if not (isinstance(found, Sequence) and all(isinstance(item, Lesion) for item in found)):
-        found = lesions_of(
-            found,
-            height,
-            width,
-            score_threshold=score_threshold,
-            mask_threshold=mask_threshold,
-        )
-    scale = scale or legible_scale(height, width)
-    canvas = _LesionCanvas(image_rgb, scale)
+        thresholds = {"score_threshold": score_threshold, "mask_threshold": mask_threshold}
+        found = lesions_of(found, height, width, **thresholds)
+    canvas = _LesionCanvas(image_rgb, scale or legible_scale(height, width))
     canvas.draw(found, class_names, colors or lesion_colors(class_names), labels)
     return canvas.picture()
 
@@ -210,8 +202,6 @@ def side_by_side(
     title: str = "",
     call: SliceCall | None = None,
     score_threshold: float = 0.75,
-    mask_threshold: float = 0.5,
-    scale: int | None = None,
 ) -> np.ndarray:
     """Ground truth on the left, prediction on the right, under the file name and the slice's class.
 
@@ -224,35 +214,31 @@ def side_by_side(
         class_names: name of each lesion class.
         title: usually the file name; shortened in the middle when it is too long.
         call: the slice's class, true and predicted, and its scores.
-        score_threshold, mask_threshold, scale: see :func:`draw_lesions`.
+        score_threshold: predictions have to score more.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
     height, width = image_rgb.shape[:2]
-    scale = scale or legible_scale(height, width)
-    options = {"scale": scale, "score_threshold": score_threshold, "mask_threshold": mask_threshold}
-    bare = Panel("slice", enlarged(image_rgb, scale))
     panels = []
     if ground_truth is not None:
         # The legend's colours name the class; without a score a label would only hide the slice
-        picture = draw_lesions(image_rgb, ground_truth, class_names, labels=False, **options)
+        picture = draw_lesions(image_rgb, ground_truth, class_names, labels=False)
         panels.append(Panel(f"ground truth: {_count(len(ground_truth))}", picture))
     if prediction is not None:
         shown = lesions_of(prediction, height, width, score_threshold=score_threshold)
-        picture = draw_lesions(image_rgb, prediction, class_names, **options)
+        picture = draw_lesions(image_rgb, shown, class_names)
         count = f"{len(shown)} of {_count(len(prediction))}"
         # Short, for captions of narrow slices lose their middle
         panels.append(Panel(f"prediction: {count}, score > {score_threshold:g}", picture))
     if len(panels) < 2:
-        panels.insert(0, bare)
+        panels.insert(0, Panel("slice", enlarged(image_rgb, legible_scale(height, width))))
     legend = [
         Chunk(name, swatch=color)
         for name, color in zip(class_names, lesion_colors(class_names), strict=True)
     ]
     if prediction is not None and has_masks(prediction):
-        legend.append(Chunk("|", color=_FAINT))
-        legend.append(Chunk(f"mask: probability > {mask_threshold:g}"))
+        legend += [Chunk("|", color=_FAINT), Chunk("mask: probability > 0.5")]
     return compose_page(panels, title=title, header=call_chunks(call), legend=legend)
 
 
@@ -278,15 +264,10 @@ class _LesionCanvas(SliceCanvas):
             if lesion.mask is not None
         }
         # One layer a class: overlapping predictions must not add up to an opaque patch
-        for index in sorted({lesion.class_index for lesion in lesions}):
-            layers = [
-                masks[id(lesion)]
-                for lesion in lesions
-                if lesion.class_index == index and id(lesion) in masks
-            ]
-            if layers:
-                union = np.maximum.reduce(layers).astype(np.float32)
-                self.draw_soft_mask(union, color_of(index), alpha=0.3)
+        for index in sorted({one.class_index for one in lesions if one.mask is not None}):
+            its = [one for one in lesions if one.class_index == index and one.mask is not None]
+            union = np.maximum.reduce([masks[id(one)] for one in its]).astype(np.float32)
+            self.draw_soft_mask(union, color_of(index), alpha=0.3)
         for lesion in lesions:
             color = color_of(lesion.class_index)
             if id(lesion) in masks:
@@ -322,10 +303,10 @@ def call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
         if classes:
             classes.append(Chunk("|", color=_FAINT))
         right = call.truth is None or call.truth == call.predicted
-        classes.append(Chunk("predicted class:"))
-        classes.append(Chunk(names[call.predicted], bold=True, color=_GOOD if right else _BAD))
+        named = Chunk(names[call.predicted], bold=True, color=_GOOD if right else _BAD)
+        classes += [Chunk("predicted class:"), named]
     if call.scores is not None:
-        scores.append(Chunk(f"{call.score_name}:"))
+        scores.append(Chunk("sigmoid scores:"))
         for index, (name, score) in enumerate(zip(names, call.scores, strict=True)):
             scores.append(Chunk(f"{name} {float(score):.2f}", bold=index == call.predicted))
     return [line for line in (classes, scores) if line]

@@ -88,12 +88,8 @@ def compose_page(
     row = np.hstack([gap, *(each for column in stacked for each in (column, gap))])
     width = row.shape[1]
     lines = [[Chunk(title, bold=True)]] if title else []
-    strips = [
-        _strip([*lines, *header], width),
-        row,
-        _strip([list(legend)] if legend else [], width),
-    ]
-    return np.vstack(strips)
+    above, below = [*lines, *header], [legend] if legend else []
+    return np.vstack([_strip(above, width), row, _strip(below, width)])
 
 
 def contact_sheet(

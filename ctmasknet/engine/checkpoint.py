@@ -35,9 +35,7 @@ BEST = "model_best"
 #: File that names the checkpoint to resume from.
 _LAST = "last_checkpoint"
 #: What torch raises at a damaged file.
-READ_ERRORS = (
-    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError),
-)
+READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError)
 #: Which configuration key holds what a specification's entry states.
 SPEC_KEYS = {
     "lesion_classes": "MODEL.LESION_CLASSES",
@@ -99,9 +97,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
-        raise UnreadableCheckpoint(
-            f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(f"{path}: holds no checkpoint; give a .pth written by training")
     return content
@@ -229,9 +225,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 'MODEL.WEIGHTS ""'
             ) from error
         except READ_ERRORS as error:
-            raise UnreadableCheckpoint(
-                f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
-            ) from error
+            raise _unreadable(path, error) from error
         finally:
             self._parsed_url_during_load = None
 
@@ -259,10 +253,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")
         ]
         missing = [name for name in incompatible.missing_keys if name in set(weights)]
-        if self.complete:
-            partial = missing
-        else:
-            partial = [name for name in missing if not _part_is_missing(name, missing, weights)]
+        found = {_part_of(name) for name in set(weights) - set(missing)}
+        partial = [name for name in missing if self.complete or _part_of(name) in found]
         if partial or len(missing) == len(weights):
             raise CTMaskNetError(
                 f"{self._path}: another architecture: {len(missing)} of the model's "
@@ -271,6 +263,12 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 "trained with"
             )
         return incompatible
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(
+        f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -288,45 +286,32 @@ _PARTS = (
 )
 
 
-def _part_is_missing(name: str, missing: list[str], weights: list[str]) -> bool:
-    """Whether the part of the model that ``name`` belongs to is missing as a whole."""
-    absent = set(missing)
-    return all(weight in absent for weight in weights if _part_of(weight) == _part_of(name))
-
-
 def _part_of(name: str) -> str:
     return next((part for part in _PARTS if name.startswith(part)), "")
 
 
 class PeriodicCheckpoint(HookBase):
-    """Writes ``model_<iteration>`` every ``period`` iterations, and ``model_final`` after the last.
+    """Writes ``model_<iteration>`` every ``SOLVER.CHECKPOINT_PERIOD`` iterations (0: never), and
+    ``model_final`` after the last.
 
     Other than Detectron2's it runs in every process, because a checkpoint holds all of their random
-    states. It belongs behind everything whose state a checkpoint has to hold.
+    states, which are collected first. It belongs behind everything whose state a checkpoint has to
+    hold.
     """
 
-    def __init__(
-        self, checkpointer: CTMaskNetCheckpointer, period: int, random_states: RandomStates
-    ):
-        """
-        Args:
-            checkpointer: writes in the main process.
-            period: iterations from one checkpoint to the next; 0: only after the last.
-            random_states: asked to collect them first.
-        """
-        self._checkpointer = checkpointer
-        self._period = period
+    def __init__(self, random_states: RandomStates):
         self._random_states = random_states
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         final = done == self.trainer.max_iter or self.trainer.is_stopping
-        if not final and (self._period <= 0 or done % self._period):
+        period = self.trainer.cfg.SOLVER.CHECKPOINT_PERIOD
+        if not final and (period <= 0 or done % period):
             return
         self.trainer.share_buffers()
         self._random_states.collect()
         name = "model_final" if final else f"model_{self.trainer.iter:07d}"
-        self._checkpointer.save(name, iteration=self.trainer.iter)
+        self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
 
 
 def store_calibration(path: str | os.PathLike, calibration: Mapping[str, Any]) -> None:
@@ -362,8 +347,8 @@ def stored_calibration(path: str | os.PathLike) -> dict[str, Any] | None:
     return _spec(path, read_checkpoint(path)).get(CALIBRATION)
 
 
-def _spec(path: str | os.PathLike, checkpoint: Any) -> dict[str, Any]:
-    spec = checkpoint.get(SPEC) if isinstance(checkpoint, dict) else None
+def _spec(path: str | os.PathLike, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    spec = checkpoint.get(SPEC)
     if not isinstance(spec, dict) or spec.get("task") != "classification":
         raise CTMaskNetError(
             f"{path}: no classifier's checkpoint written by ctmasknet; give model_best.pth of the "

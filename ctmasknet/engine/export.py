@@ -66,7 +66,9 @@ def export_classifier(
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
     spec = json.dumps(spec_of(cfg))
     write = _onnx if path.suffix == ".onnx" else _program
-    content = write(model, image, spec)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = write(model, image, spec)
     logits, _ = load_exported(content, path.suffix)(image)
     difference = float((logits[0].detach() - model([{"image": image[0]}])[0]["logits"]).abs().max())
     with atomic_write(path, "wb") as stream:
@@ -100,34 +102,21 @@ def load_exported(
     )
 
 
-@torch.no_grad()
 def _program(model: CTMaskNet, image: Tensor, spec: str) -> bytes:
     exportable = ExportableClassifier(model, *image.shape[2:]).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(exportable, (image,), strict=False)
+    program = torch.export.export(exportable, (image,), strict=False)
     stream = io.BytesIO()
     torch.export.save(program, stream, extra_files={SPEC_NAME: spec})
     return stream.getvalue()
 
 
-@torch.no_grad()
 def _onnx(model: CTMaskNet, image: Tensor, spec: str) -> bytes:
     onnx = _package("onnx")
     exportable = ExportableClassifier(model, *image.shape[2:], standard_operators=True).eval()
     stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # The exporter by tracing: torchvision's operators have standard forms in it.
-        torch.onnx.export(
-            exportable,
-            (image,),
-            stream,
-            dynamo=False,
-            opset_version=_OPSET,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-        )
+    # The exporter by tracing: torchvision's operators have standard forms in it.
+    names = {"input_names": [INPUT], "output_names": list(OUTPUTS)}
+    torch.onnx.export(exportable, (image,), stream, dynamo=False, opset_version=_OPSET, **names)
     made = onnx.load_from_string(stream.getvalue())
     onnx.helper.set_model_props(made, {SPEC_NAME: spec})
     onnx.checker.check_model(made)

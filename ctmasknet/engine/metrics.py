@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
-from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter, get_event_storage
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -61,9 +61,8 @@ class JSONLinesWriter(EventWriter):
 
     def write(self) -> None:
         lines: dict[int, dict[str, float | None]] = defaultdict(dict)
-        for name, (value, iteration) in (
-            get_event_storage().latest_with_smoothing_hint(_WINDOW).items()
-        ):
+        latest = get_event_storage().latest_with_smoothing_hint(_WINDOW)
+        for name, (value, iteration) in latest.items():
             if iteration > self._last_write and self._choose(name):
                 # JSON has no NaN: an undefined figure becomes null.
                 lines[iteration][name] = value if math.isfinite(value) else None
@@ -77,13 +76,12 @@ class JSONLinesWriter(EventWriter):
 
     def state_dict(self) -> dict[str, int]:
         """How far the file has been written: last iteration, and bytes."""
-        size = self._path.stat().st_size if self._path.is_file() else 0
-        return {"last_write": self._last_write, "bytes": size}
+        return {"last_write": self._last_write, "bytes": self._size()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Cut off what was written after ``state`` was taken; the training will write it again."""
         self._last_write = state["last_write"]
-        size = self._path.stat().st_size if self._path.is_file() else 0
+        size = self._size()
         if size < state["bytes"]:
             logging.getLogger(__name__).warning(
                 "%s is shorter than when the checkpoint was written; its earlier lines are missing",
@@ -96,23 +94,21 @@ class JSONLinesWriter(EventWriter):
         """Remove what an earlier training wrote."""
         self._path.unlink(missing_ok=True)
 
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.is_file() else 0
+
 
 class MetricWriters(hooks.PeriodicWriter):
     """Writes every ``period`` iterations, and carries the scalars seen so far through a resume.
 
-    Writers that depend on the first iteration are built when training starts.
+    The trainer's other writers, which depend on the first iteration, are built when training
+    starts.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        build_others: Callable[[], list[EventWriter]],
-        period: int,
-    ):
+    def __init__(self, folder: str | os.PathLike, period: int):
         """
         Args:
             folder: of ``metrics.json`` and ``timings.json``.
-            build_others: further writers (terminal, TensorBoard), called when training starts.
             period: iterations from one writing to the next.
         """
         self._files = {
@@ -120,44 +116,37 @@ class MetricWriters(hooks.PeriodicWriter):
             _TIMINGS: JSONLinesWriter(Path(folder) / _TIMINGS, is_timing),
         }
         super().__init__(list(self._files.values()), period)
-        self._build_others = build_others
         self._resumed: dict[str, Any] | None = None
 
     def before_train(self) -> None:
-        self._writers = [*self._build_others(), *self._files.values()]
+        self._writers = [*self.trainer.build_writers(), *self._files.values()]
         if self._resumed is None:
             for writer in self._files.values():
                 writer.start_anew()
             return
-        _restore_scalars(self.trainer.storage, self._resumed["scalars"])
+        for name, entry in self._resumed["scalars"].items():
+            for value, iteration in entry["values"]:
+                self.trainer.storage.put_scalar(
+                    name, value, smoothing_hint=entry["smooth"], cur_iter=iteration
+                )
         for name, writer in self._files.items():
             writer.load_state_dict(self._resumed["files"][name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "scalars": _scalars(self.trainer.storage),
-            "files": {name: writer.state_dict() for name, writer in self._files.items()},
+        """The latest scalars, of each as many values as smoothing looks at; and of the files."""
+        storage = self.trainer.storage
+        scalars = {
+            name: {
+                "smooth": storage.smoothing_hints()[name],
+                "values": [list(pair) for pair in history.values()[-_WINDOW:]],
+            }
+            for name, history in storage.histories().items()
         }
+        files = {name: writer.state_dict() for name, writer in self._files.items()}
+        return {"scalars": scalars, "files": files}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = state
-
-
-def _scalars(storage: EventStorage) -> dict[str, Any]:
-    """The latest scalars, and of each as many earlier values as smoothing looks at."""
-    return {
-        name: {
-            "smooth": storage.smoothing_hints()[name],
-            "values": [list(pair) for pair in history.values()[-_WINDOW:]],
-        }
-        for name, history in storage.histories().items()
-    }
-
-
-def _restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
-    for name, entry in scalars.items():
-        for value, iteration in entry["values"]:
-            storage.put_scalar(name, value, smoothing_hint=entry["smooth"], cur_iter=iteration)
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, _Curve]:
@@ -209,12 +198,10 @@ def draw_curves(
     parts = [name for name in curves if name.startswith("loss_")]
     for name in parts if len(parts) > 1 else []:
         losses.plot(*curves[name], linewidth=0.8, alpha=0.6, label=f"training {name}")
-    for name, label, style in (
-        ("total_loss", "training, all", {"color": "black"}),
-        ("validation/total_loss", "validation, all", {"color": "crimson", "marker": "o"}),
-    ):
-        if name in curves:
-            losses.plot(*curves[name], label=label, **style)
+    if "total_loss" in curves:
+        losses.plot(*curves["total_loss"], label="training, all", color="black")
+    if (name := "validation/total_loss") in curves:
+        losses.plot(*curves[name], label="validation, all", color="crimson", marker="o")
     losses.set(ylabel="loss", ylim=(0, None))
     for name, curve in curves.items():
         if name in _SHOWN or name.startswith(_SENSITIVITY):
@@ -236,16 +223,11 @@ def draw_curves(
 class LearningCurves(HookBase):
     """Draws the curves of a training that has ended, ``learning_curves.png`` in its folder."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self._folder = Path(folder)
-
     def after_step(self) -> None:
         if self.trainer.iter + 1 == self.trainer.max_iter or self.trainer.is_stopping:
-            best: dict[str, Any] = self.trainer.best
+            folder, best = Path(self.trainer.cfg.OUTPUT_DIR), self.trainer.best["best_iteration"]
             try:
-                draw_curves(
-                    self._folder / _METRICS, self._folder / _PICTURE, best.get("best_iteration")
-                )
+                draw_curves(folder / _METRICS, folder / _PICTURE, best)
             except CTMaskNetError as error:
                 # A finished training is worth more than its picture.
                 logging.getLogger(__name__).warning("No learning curves: %s", error)
@@ -264,27 +246,19 @@ def peak_memory_mb(device: str) -> float:
 
 
 class PeakMemory(HookBase):
-    """Puts the peak so far among the scalars, and into the log at the end."""
-
-    def __init__(self, device: str, period: int):
-        """
-        Args:
-            device: ``MODEL.DEVICE``.
-            period: iterations from one line of metrics to the next.
-        """
-        self._device = device
-        self._period = period
+    """Puts the peak so far among the scalars where they are written, and into the log at the
+    end."""
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self._period == 0 or done == self.trainer.max_iter:
-            self.trainer.storage.put_scalar(
-                "max_memory_mb", peak_memory_mb(self._device), smoothing_hint=False
-            )
+        cfg, done = self.trainer.cfg, self.trainer.iter + 1
+        if done % cfg.SOLVER.LOG_PERIOD == 0 or done == self.trainer.max_iter:
+            peak = peak_memory_mb(cfg.MODEL.DEVICE)
+            self.trainer.storage.put_scalar("max_memory_mb", peak, smoothing_hint=False)
 
     def after_train(self) -> None:
+        device = self.trainer.cfg.MODEL.DEVICE
         logging.getLogger(__name__).info(
             "Peak memory: %.0f MB (%s)",
-            peak_memory_mb(self._device),
-            "allocated on the GPU" if self._device.startswith("cuda") else "of the process",
+            peak_memory_mb(device),
+            "allocated on the GPU" if device.startswith("cuda") else "of the process",
         )

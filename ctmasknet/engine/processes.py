@@ -28,7 +28,6 @@ from ctmasknet.errors import CTMaskNetError
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: Blocks above it, such as a whole volume, still go back, bytes.
 _KEPT_BYTES = 256 * 2**20
-_TIMEOUT = datetime.timedelta(minutes=30)
 #: What torchrun tells each process.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -43,9 +42,8 @@ def keep_freed_memory() -> bool:
     Returns:
         whether that was done; not where another C library is in use.
     """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
-    if platform.libc_ver()[0] != "glibc":
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if tuned or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES) and mallopt(_TRIM_THRESHOLD, -1))
@@ -92,7 +90,9 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             raise CTMaskNetError(
                 "`dist_url` auto: machines have to agree on it; give tcp://HOST:PORT of the first"
             )
-        url = f"tcp://127.0.0.1:{_free_port()}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     problems = mp.get_context("spawn").SimpleQueue()
     try:
         mp.start_processes(
@@ -147,20 +147,9 @@ def _join(
         torch.cuda.set_device(local)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // per_machine))
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=url,
-        rank=rank,
-        world_size=world,
-        timeout=_TIMEOUT,
-    )
+    backend, timeout = "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=30)
+    dist.init_process_group(backend, url, timeout, world_size=world, rank=rank)
     comm.create_local_process_group(per_machine)
     comm.synchronize()
     run(args)
     dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +46,25 @@ _FORMAT = 1
 _LOGGER = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class RowMapper:
     """A slice's dataset dict -> input of the classifier with ``ranked_rows`` (N, 5) in place of the
-    image."""
+    image. In ``rows_of`` they stand by ``file_name``; a slice without rows is a bad one."""
 
-    def __init__(self, rows_of: Mapping[str, Tensor]):
-        """
-        Args:
-            rows_of: ``file_name`` -> rows (N, 5); a slice without rows is a bad one.
-        """
-        self._rows_of = rows_of
+    rows_of: Mapping[str, Tensor]
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         file_name = dataset_dict["file_name"]
-        if file_name not in self._rows_of:
+        if file_name not in self.rows_of:
             raise CTMaskNetError(f"{file_name}: has no ranked boxes, for it could not be read")
-        return {**dataset_dict, "ranked_rows": self._rows_of[file_name]}
+        return {**dataset_dict, "ranked_rows": self.rows_of[file_name]}
 
 
 def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None:
     """Why rows may not be cached for this training; None when they may.
 
-    Args:
-        cfg: the configuration.
-        dicts: slices whose sides are compared: unlike ones are padded to the largest of their
-            batch, so that rows depend on the batch.
+    The sides of slices (``dicts``) are compared: unlike ones are padded to the largest of their
+    batch, so that rows depend on the batch.
     """
     if not is_classifier(cfg):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
@@ -143,10 +138,9 @@ def cached_rows(
     path = folder / f"{cache_key(cfg, model, dicts)}.pt"
     shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES))
     rows = _read(path, shape)
-    if rows is not None and not _note_unreadable(cfg, rows, dicts, name, bad):
-        rows = None
+    usable = rows is not None and _note_unreadable(cfg, rows, dicts, name, bad)
     # One process may see the file before another; all have to go the same way.
-    hit = all(comm.all_gather(rows is not None))
+    hit = all(comm.all_gather(usable))
     start = time.perf_counter()
     if not hit:
         rows = _compute(cfg, model, dicts, name, bad)
@@ -209,13 +203,9 @@ def _compute(
     training = model.training
     form = inference_model(cfg, model.eval())
     mine: dict[str, Tensor] = {}
-    bar = tqdm(
-        total=len(loader.dataset),
-        desc=f"ranked boxes of {name}",
-        unit="slice",
-        disable=None if comm.is_main_process() else True,
-    )
-    with bar:
+    hidden = None if comm.is_main_process() else True  # None: but on a terminal
+    desc = f"ranked boxes of {name}"
+    with tqdm(total=len(loader.dataset), desc=desc, unit="slice", disable=hidden) as bar:
         for batch in bad.readable(loader, name):
             for item, output in zip(batch, form(batch), strict=True):
                 mine[item["file_name"]] = output["ranked_boxes"].cpu()

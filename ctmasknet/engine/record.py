@@ -126,7 +126,8 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
         yield found
         return
     path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
-    metrics = _MetricsLog(Path(cfg.OUTPUT_DIR) / "metrics.json")
+    metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
+    untouched = _stamp(metrics)
     before = path.read_text(encoding="utf-8") if path.is_file() else None
     entry = _new_entry(cfg, args)
     entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
@@ -136,13 +137,13 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
         yield found
     except BaseException as error:
         entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        iterations = metrics.iterations() if entry["kind"] == "training" else None
+        iterations = _iterations(metrics, untouched) if entry["kind"] == "training" else None
         if iterations is None:
             _restore(path, before)
             raise
         write_record(path.parent, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
-    done = metrics.iterations() or cfg.SOLVER.MAX_ITER
+    done = _iterations(metrics, untouched) or cfg.SOLVER.MAX_ITER
     ended = _ended({**entry, **plain(found)}, start, "finished", done)
     write_record(path.parent, [*entries[:-1], ended])
 
@@ -282,28 +283,20 @@ def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) ->
     return {**entry, "status": status, "end": now(), "seconds": seconds, **done}
 
 
-class _MetricsLog:
-    """``metrics.json``, which a training may begin anew or cut back when it resumes."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._before = self._stamp()
-
-    def iterations(self) -> int | None:
-        """Iterations done by the last line; None when nothing was written since."""
-        if self._stamp() == self._before:
-            return None
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+def _iterations(metrics: Path, untouched: tuple[int, int] | None) -> int | None:
+    """Iterations done by the last line of ``metrics.json``, which a training may begin anew or cut
+    back when it resumes; None when it is as it was."""
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        if _stamp(metrics) != untouched:
+            lines = metrics.read_text(encoding="utf-8").splitlines()
             return int(json.loads(lines[-1])["iteration"]) + 1
-        except (OSError, ValueError, KeyError, IndexError):
-            return None
+    return None
 
-    def _stamp(self) -> tuple[int, int] | None:
-        with contextlib.suppress(OSError):
-            status = self._path.stat()
-            return status.st_size, status.st_mtime_ns
-        return None
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size, path.stat().st_mtime_ns
+    return None
 
 
 def now() -> str:

@@ -231,20 +231,13 @@ def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ())
             cfg[section][in_iterations.split(".")[1]] = iterations
             _LOGGER.info(
                 "%s: %d epochs of %d slices in batches of %d: %s %d",
-                in_epochs,
-                epochs,
-                num_slices,
-                batch,
-                in_iterations,
-                iterations,
+                *(in_epochs, epochs, num_slices, batch, in_iterations, iterations),
             )
     if not cfg.SOLVER.MAX_EPOCHS:
+        iterations = cfg.SOLVER.MAX_ITER
         _LOGGER.info(
             "SOLVER.MAX_ITER %d in batches of %d: %.2f epochs of %d slices",
-            cfg.SOLVER.MAX_ITER,
-            batch,
-            cfg.SOLVER.MAX_ITER * batch / num_slices,
-            num_slices,
+            *(iterations, batch, iterations * batch / num_slices, num_slices),
         )
 
 
@@ -260,14 +253,10 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
         CTMaskNetError: the file is unreadable, was made for another configuration, or was trained
             on a patient of ``held_out``.
     """
-    model = build_model(cfg)
-    check = functools.partial(
-        check_trained_on, names=held_out, on_shared=cfg.DATASETS.SHARED_PATIENTS
-    )
-    checkpointer = CTMaskNetCheckpointer(
-        model, spec=spec_of(cfg), check_trained_on=check, complete=True
-    )
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    model, shared = build_model(cfg), cfg.DATASETS.SHARED_PATIENTS
+    check = functools.partial(check_trained_on, names=held_out, on_shared=shared)
+    options = {"spec": spec_of(cfg), "check_trained_on": check, "complete": True}
+    CTMaskNetCheckpointer(model, **options).load(cfg.MODEL.WEIGHTS)
     return model.eval()
 
 
@@ -302,11 +291,11 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
 
 def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
     """Slices of volumes have to be written through the window of the configuration."""
-    wanted = [float(cfg.INPUT.WINDOW_CENTER_HU), float(cfg.INPUT.WINDOW_WIDTH_HU)]
+    our_center, our_width = float(cfg.INPUT.WINDOW_CENTER_HU), float(cfg.INPUT.WINDOW_WIDTH_HU)
     for name in names:
-        found = MetadataCatalog.get(name).get("window_hu")
-        if found is not None and list(map(float, found)) != wanted:
-            (center, width), (our_center, our_width) = map(float, found), wanted
+        found = MetadataCatalog.get(name).get("window_hu") or (our_center, our_width)
+        center, width = map(float, found)
+        if (center, width) != (our_center, our_width):
             raise CTMaskNetError(
                 f"{name}: its slices were written through the window {center:g},{width:g} (center, "
                 f"width in HU) but INPUT.WINDOW_CENTER_HU is {our_center:g} and "

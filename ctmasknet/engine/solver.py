@@ -150,15 +150,12 @@ def keep_predictions_float32(model: nn.Module) -> None:
     losses of half-precision inputs; that of a float32 input stays float32.
     """
     for name, module in model.named_modules():
-        if name.split(".")[-1] in _LAST_LAYERS:
+        if name.split(".")[-1] in _LAST:
             module.forward = _in_float32(module.forward)
 
 
 #: The layers whose outputs are decoded, ranked or lost: RPN, box head, mask head, image head.
-_LAST_LAYERS = (
-    *("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor"),
-    *("logits",),
-)
+_LAST = ("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor", "logits")
 
 
 def _in_float32(forward):

@@ -49,19 +49,18 @@ def evaluate(
     cfg: CfgNode,
     model: nn.Module,
     build_loader: Callable[[str], Iterable],
-    evaluator_of: Callable[[str], DatasetEvaluator] | None = None,
+    evaluator_of: Callable[[str], DatasetEvaluator],
 ) -> OrderedDict[str, Any]:
     """Evaluate on every data set of ``DATASETS.TEST``; every process has to call this.
 
-    The model is used as ``MODEL.INFERENCE`` says.
-
-    ``results.json`` beside each data set's predictions holds the figures.
+    The model is used as ``MODEL.INFERENCE`` says. ``results.json`` beside each data set's
+    predictions holds the figures.
 
     Args:
         cfg: the configuration.
         model: not wrapped for several processes, which may have unequal shares here.
         build_loader: data set -> its loader.
-        evaluator_of: data set -> its evaluator; default :func:`build_evaluator`.
+        evaluator_of: data set -> its evaluator.
 
     Returns:
         on the main process what the evaluators say, by data set if there are several; on others
@@ -70,8 +69,7 @@ def evaluate(
     model = inference_model(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        evaluator = evaluator_of(name) if evaluator_of else build_evaluator(cfg, name)
-        found = inference_on_dataset(model, build_loader(name), evaluator)
+        found = inference_on_dataset(model, build_loader(name), evaluator_of(name))
         if not comm.is_main_process():
             continue
         results[name] = found

@@ -11,6 +11,7 @@ together what one would see. What its processes know of bad slices is put togeth
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -38,12 +39,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class TrainingBatches(Sampler):
-    """Endless batches of (position, index) for this process.
-
-    Attributes:
-        start: the first batch to hand out; those before it are counted through without reading
-            images. Set it before iterating.
-    """
+    """Endless batches of (position, index) for this process."""
 
     def __init__(
         self,
@@ -66,12 +62,11 @@ class TrainingBatches(Sampler):
         self.groups = groups
         self.rank = rank
         self.world_size = world_size
+        #: The first batch to hand out, set before iterating; no image of earlier ones is read.
         self.start = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for number, batch in enumerate(self._batches()):
-            if number >= self.start:
-                yield batch
+        yield from itertools.islice(self._batches(), self.start, None)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         filling: dict[int, list[tuple[int, int]]] = {}
@@ -312,34 +307,28 @@ def _finish(bad: BadSlices, report: Path) -> None:
 
 
 class GatherBadSlices(HookBase):
-    """Gives every process what the others met, and keeps it in the checkpoint.
+    """Gives every process what the others met, whenever metrics or a checkpoint are written, and
+    keeps it in the checkpoint.
 
     Belongs before the hook that writes checkpoints.
     """
 
-    def __init__(self, bad: BadSlices, periods: Sequence[int]):
-        """
-        Args:
-            bad: of this process.
-            periods: iterations after which it is due: every multiple of one of these.
-        """
-        self.bad = bad
-        self._periods = [period for period in periods if period > 0]
-        #: Whether more slices than allowed are known to be bad, the same in every process.
-        self.too_many = False
+    #: Whether more slices than allowed are known to be bad, the same in every process.
+    too_many = False
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        due = done == self.trainer.max_iter or any(done % period == 0 for period in self._periods)
-        if self.bad.skip and due:
-            self.bad.gather(comm.all_gather)
-            self.too_many = self.bad.exceeded() is not None
+        bad, solver, done = self.trainer.bad_slices, self.trainer.cfg.SOLVER, self.trainer.iter + 1
+        periods = (solver.LOG_PERIOD, solver.CHECKPOINT_PERIOD)
+        due = any(period > 0 and done % period == 0 for period in periods)
+        if bad.skip and (due or done == self.trainer.max_iter):
+            bad.gather(comm.all_gather)
+            self.too_many = bad.exceeded() is not None
 
     def state_dict(self) -> dict[str, Any]:
-        return self.bad.state_dict()
+        return self.trainer.bad_slices.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bad.load_state_dict(state)
+        self.trainer.bad_slices.load_state_dict(state)
 
 
 class EndIfTooManyBad(HookBase):

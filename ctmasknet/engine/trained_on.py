@@ -32,7 +32,13 @@ def training_record(names: Iterable[str], task: str) -> Record:
         names: of ``DATASETS.TRAIN``.
         task: ``segmentation`` or ``classification``.
     """
-    return [_entry(Patients.of(name), task) for name in names]
+    record = []
+    for patients in map(Patients.of, names):
+        ids = patients.numbering
+        hashes = sorted(_hash(ids, patient) for patient in patients.ids) if ids else []
+        entry = {"dataset": patients.name, "task": task, "patient_ids": ids, "patients": hashes}
+        record.append(entry)
+    return record
 
 
 def merged(*records: Record) -> Record:
@@ -96,17 +102,6 @@ def _check_entry(path: str, entry: Mapping[str, Any], held_out: Patients, on_sha
             f"{ADVICE}",
             on_shared,
         )
-
-
-def _entry(patients: Patients, task: str) -> dict[str, Any]:
-    numbering = patients.numbering
-    hashes = sorted(_hash(numbering, patient) for patient in patients.ids) if numbering else []
-    return {
-        "dataset": patients.name,
-        "task": task,
-        "patient_ids": numbering,
-        "patients": hashes,
-    }
 
 
 def _hash(numbering: str, patient: str) -> str:

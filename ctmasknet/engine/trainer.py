@@ -23,11 +23,7 @@ from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, known_sets
-from ctmasknet.engine.checkpoint import (
-    CTMaskNetCheckpointer,
-    PeriodicCheckpoint,
-    spec_of,
-)
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, PeriodicCheckpoint, spec_of
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
@@ -118,24 +114,15 @@ class Trainer(DefaultTrainer):
         """Draw ranked rows instead of images, where they cannot change."""
         sets = {TRAINING: training_dicts(self.cfg)}
         sets |= {name: dataset_dicts(name) for name in self.cfg.DATASETS.VAL}
-        if not use_cache(self.cfg, [entry for dicts in sets.values() for entry in dicts]):
+        cfg, bad = self.cfg, self.bad_slices
+        if not use_cache(cfg, [entry for dicts in sets.values() for entry in dicts]):
             return
         self._rows = {}
         for name, dicts in sets.items():
-            self._rows.update(
-                cached_rows(self.cfg, self.checkpointer.model, dicts, name, self.bad_slices)
-            )
+            self._rows |= cached_rows(cfg, self.checkpointer.model, dicts, name, bad)
         seed = self._trainer.data_loader.dataset.seed
-        self._trainer.reset_data_loader(
-            lambda: build_train_loader(
-                self.cfg,
-                RowMapper(self._rows),
-                sets[TRAINING],
-                seed,
-                num_workers=0,
-                bad=self.bad_slices,
-            )
-        )
+        given = (cfg, RowMapper(self._rows), sets[TRAINING], seed, 0, bad)
+        self._trainer.reset_data_loader(lambda: build_train_loader(*given))
 
     def share_buffers(self) -> None:
         """Give every process the running statistics of the main one, which a checkpoint holds.
@@ -280,7 +267,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """In the order that an iteration ends in; see the class."""
         cfg = self.cfg
-        random_states = RandomStates()
+        random_states, gather_bad = RandomStates(), GatherBadSlices()
         self._validation = Validation(
             self.validate,
             cfg.TEST.EVAL_PERIOD,
@@ -288,21 +275,16 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else "",
             cfg.SOLVER.EARLY_STOPPING_PATIENCE,
         )
-        gather_bad = GatherBadSlices(
-            self.bad_slices, (cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD)
-        )
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._validation,
-            PeakMemory(cfg.MODEL.DEVICE, cfg.SOLVER.LOG_PERIOD),
-            MetricWriters(cfg.OUTPUT_DIR, self.build_writers, cfg.SOLVER.LOG_PERIOD)
-            if main
-            else None,
+            PeakMemory(),
+            MetricWriters(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD) if main else None,
             gather_bad,
-            PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, random_states),
-            LearningCurves(cfg.OUTPUT_DIR) if main else None,
+            PeriodicCheckpoint(random_states),
+            LearningCurves() if main else None,
             EndIfStopped(self._validation),
             EndIfTooManyBad(gather_bad),
             random_states,

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from ctmasknet.data.bad_slices import BadSlices, Guarded
 from ctmasknet.data.mapper import LesionMapper
@@ -76,13 +76,9 @@ class Validation(HookBase):
             "stopped": False,
         }
 
-    def is_due(self) -> bool:
-        """Whether this iteration ends with an evaluation."""
-        done = self.trainer.iter + 1
-        return done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
-
     def after_step(self) -> None:
-        if not self.is_due():
+        done = self.trainer.iter + 1
+        if done != self.trainer.max_iter and (self._period <= 0 or done % self._period):
             return
         before = random_state()
         results = self._evaluate() or {}
@@ -104,6 +100,7 @@ class Validation(HookBase):
                 f"choose one of {', '.join(sorted(results)) or 'none: DATASETS.VAL is empty'}"
             )
         value, best = results[self._metric], self.state["best"]
+        shown = "none" if best is None else f"{best:.5f}"
         lower = "loss" in self._metric
         better = best is None or (value < best if lower else value > best)
         if math.isfinite(value) and better:
@@ -112,18 +109,14 @@ class Validation(HookBase):
             _LOGGER.info(
                 "%s %.5f at iteration %d is the best so far (before: %s)",
                 self._metric,
-                value,
-                self.trainer.iter,
-                "none" if best is None else f"{best:.5f}",
+                *(value, self.trainer.iter, shown),
             )
             return False
         self.state["since_best"] += 1
         _LOGGER.info(
             "%s %.5f is not better than %s of iteration %s",
             self._metric,
-            value,
-            "none" if best is None else f"{best:.5f}",
-            self.state["best_iteration"],
+            *(value, shown, self.state["best_iteration"]),
         )
         return 0 < self._patience <= self.state["since_best"]
 
@@ -174,23 +167,26 @@ def detector_losses(
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = "none", (), 0
     sets = {name: _slices_with_losses(cfg, name) for name in cfg.DATASETS.VAL}
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts) for name, dicts in sets.items()})
-    count, sums = 0, {}
+    count, sums = 0, Counter()
     devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
     with _losses_without_learning(model), EventStorage(), torch.random.fork_rng(devices):
         for name, dicts in sets.items():
-            for (item,) in bad.readable(_loader(cfg, dicts), name):
+            loader = build_detection_test_loader(
+                dicts,
+                mapper=Guarded(LesionMapper(cfg, True)),
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
+            for (item,) in bad.readable(loader, name):
                 torch.manual_seed(zlib.crc32(str(item["image_id"]).encode()))
                 count += 1
-                for loss_name, loss in model([item]).items():
-                    sums[loss_name] = sums.get(loss_name, 0.0) + float(loss)
-    total: dict[str, float] = {}
+                sums.update({key: float(loss) for key, loss in model([item]).items()})
     shares = comm.all_gather((count, sums))
+    count, total = sum(n for n, _ in shares), Counter()
     for _, share in shares:
-        for name, value in share.items():
-            total[name] = total.get(name, 0.0) + value
+        total.update(share)
     if not total:
         return {}
-    means = {name: value / sum(n for n, _ in shares) for name, value in total.items()}
+    means = {name: value / count for name, value in total.items()}
     return {**means, "total_loss": sum(means.values())}
 
 
@@ -199,12 +195,6 @@ def _slices_with_losses(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         return [entry for entry in dicts if entry["annotations"]]
     return dicts
-
-
-def _loader(cfg: CfgNode, dicts: list[dict[str, Any]]) -> DataLoader:
-    return build_detection_test_loader(
-        dicts, mapper=Guarded(LesionMapper(cfg, True)), num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
 
 
 @contextlib.contextmanager

@@ -59,12 +59,9 @@ def draw_box_weights(
         frame = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0}
         width = canvas.output.scale * (0.6 + 2.4 * share)
         dashes = "-" if weights[index] > 0 else (0, (4, 2))
+        edge = {"edgecolor": (*color, 0.9), "linewidth": width, "linestyle": dashes}
         canvas.output.ax.add_patch(Rectangle(**frame, color=(*color, 0.15 * share), linewidth=0))
-        canvas.output.ax.add_patch(
-            Rectangle(
-                **frame, fill=False, edgecolor=(*color, 0.9), linewidth=width, linestyle=dashes
-            )
-        )
+        canvas.output.ax.add_patch(Rectangle(**frame, fill=False, **edge))
     for index in chosen:
         weight = f"{weights[index]:+.2f}"
         spoken = [f"{weight} {texts[index]}", weight] if len(texts) else [weight]

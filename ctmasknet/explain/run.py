@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from ctmasknet.files import atomic_write, writing
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
+from ctmasknet.predict.results import numbers
 from ctmasknet.predict.shards import Shard, Shards
 from ctmasknet.predict.shown import (
     ShownSlices,
@@ -43,6 +43,8 @@ from ctmasknet.predict.shown import (
     writable_folder,
 )
 
+#: As many as a float32 has.
+_DIGITS = 7
 ATTRIBUTIONS = "attributions.jsonl"
 PICTURES = "pictures"
 
@@ -117,13 +119,9 @@ def explain_slices(
     shards = Shards(output, f".{ATTRIBUTIONS}.parts", "call the tool again")
     mine = all_shards[rank::world]
     name = f"attributions{f', process 1 of {world}' if world > 1 else ''}"
-    bar = tqdm(
-        desc=name,
-        total=sum(shard.stop - shard.start for shard in mine),
-        unit="slice",
-        # None: on a terminal alone
-        disable=True if rank else None,
-    )
+    total = sum(shard.stop - shard.start for shard in mine)
+    # None: on a terminal alone
+    bar = tqdm(desc=name, total=total, unit="slice", disable=True if rank else None)
     try:
         if rank == 0:
             with writing(output):
@@ -284,21 +282,21 @@ def attribution_record(
         "method": found.method,
         "hidden": hidden,
         "note": CAVEAT,
-        "logits": _numbers(found.logits),
-        "without_boxes": _numbers(found.without_boxes),
-        "rest": _numbers(found.rest),
+        "logits": numbers(found.logits, _DIGITS),
+        "without_boxes": numbers(found.without_boxes, _DIGITS),
+        "rest": numbers(found.rest, _DIGITS),
         "complete": found.complete,
         "boxes": [
             {
                 "class": lesion_classes[index],
-                "score": _digits(score),
+                "score": score,
                 "box_px": [round(float(side), 2) for side in box],
                 "rows": int(count),
-                "weights": _numbers(weights),
+                "weights": numbers(weights, _DIGITS),
             }
             for index, score, box, count, weights in zip(
                 ranked.pred_classes.tolist(),
-                ranked.scores.tolist(),
+                numbers(ranked.scores, _DIGITS),
                 boxes,
                 rows[: len(ranked)],
                 found.weights,
@@ -306,12 +304,3 @@ def attribution_record(
             )
         ],
     }
-
-
-def _numbers(values: torch.Tensor) -> list[float]:
-    return [_digits(value) for value in values.tolist()]
-
-
-def _digits(value: float) -> float:
-    """Seven digits, as many as a float32 has."""
-    return float(format(value, ".7g"))

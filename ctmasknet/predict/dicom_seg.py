@@ -173,9 +173,8 @@ def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
     """Headers of the files that hold the slices, each file once, in the order of the slices.
 
     Where a slice's thickness is left open, it is taken to reach to the next slice."""
-    step_mm = None
-    if scan.affine is not None and len(scan.slices) > 1:
-        step_mm = float(np.linalg.norm(scan.affine[:3, 2]))
+    known = scan.affine is not None and len(scan.slices) > 1
+    step_mm = float(np.linalg.norm(scan.affine[:3, 2])) if known else None
     images = []
     for file in dict.fromkeys(one.file for one in scan.slices):
         with decoding(file):

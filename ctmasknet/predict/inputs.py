@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ctmasknet.ct.find import list_folder
@@ -102,13 +102,11 @@ class _Folder:
 def _units_of(folder: _Folder, named: bool) -> list[Unit]:
     if folder.files is None:
         return [Unit((folder.path,), folder.weight, named)] if folder.weight or named else []
-    volumes = [path for path in folder.files if _is_volume(path)]
-    others = [path for path in folder.files if not _is_volume(path)]
-    if not volumes and not folder.folders:
+    units = [Unit((path,), _VOLUME_FILES, False) for path in folder.files if _is_volume(path)]
+    if not units and not folder.folders:
         return [Unit((folder.path,), folder.weight, named)]
-    units = [Unit((path,), _VOLUME_FILES, False) for path in volumes]
-    if others:
-        units.append(Unit(tuple(others), len(others), False))
+    if others := tuple(path for path in folder.files if not _is_volume(path)):
+        units.append(Unit(others, len(others), False))
     for inner in folder.folders:
         units += _units_of(inner, False)
     return units
@@ -230,8 +228,8 @@ class ReadUnit:
     """
 
     scans: list[CTScan]
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[tuple[str, str]]
+    left_out: list[tuple[str, str]]
 
 
 def read_unit(unit: Unit, *, skip_bad: bool) -> ReadUnit:
@@ -248,11 +246,8 @@ def read_unit(unit: Unit, *, skip_bad: bool) -> ReadUnit:
             raise CTMaskNetError(f"{file}: {reason}")
         bad.append((file, reason))
 
-    def leave_out(file: str, reason: str) -> None:
-        left_out.append((file, reason))
-
-    scans = read_scans(unit.paths, on_bad=note, on_left_out=None if unit.named else leave_out)
-    return ReadUnit(scans, bad, left_out)
+    leave_out = None if unit.named else lambda file, reason: left_out.append((file, reason))
+    return ReadUnit(read_scans(unit.paths, on_bad=note, on_left_out=leave_out), bad, left_out)
 
 
 def read_ahead(
@@ -267,8 +262,7 @@ def read_ahead(
     """
 
     def read(numbered: tuple[int, Unit]) -> tuple[int, ReadUnit]:
-        number, unit = numbered
-        return number, read_unit(unit, skip_bad=skip_bad)
+        return numbered[0], read_unit(numbered[1], skip_bad=skip_bad)
 
     for number, found in ahead(read, units, threads=min(1, threads), limit=1):
         for file, reason in found.left_out:

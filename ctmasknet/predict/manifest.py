@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from ctmasknet.data.prepared import file_sha256
+from ctmasknet.engine.record import now
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished, write_json, writing
 from ctmasknet.predict.shards import Shards
@@ -140,13 +140,8 @@ def begin(
     shards = Shards(output)
     with writing(output, REMEDY):
         if found is None:
-            now = datetime.datetime.now(datetime.timezone.utc)
-            found = {
-                "format": _FORMAT,
-                "settings": dict(settings),
-                "status": _CLEARING,
-                "started": now.isoformat(timespec="seconds"),
-            }
+            found = {"format": _FORMAT, "settings": dict(settings)}
+            found |= {"status": _CLEARING, "started": now()}
             # First the manifest, for it names the rest as this tool's to remove
             write_json(output / MANIFEST, found, 1)
         if found["status"] == _CLEARING:
@@ -192,9 +187,8 @@ def mark_failed(output: str | os.PathLike) -> None:
 def finish(output: str | os.PathLike, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
     """Everything is written: say so, then remove the shards it was made of."""
     with writing(output, REMEDY):
-        write_json(
-            Path(output) / MANIFEST, {**manifest, "status": _FINISHED, "summary": summary}, 1
-        )
+        told = {**manifest, "status": _FINISHED, "summary": summary}
+        write_json(Path(output) / MANIFEST, told, 1)
     remove_shards(output)
 
 

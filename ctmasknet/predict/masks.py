@@ -87,7 +87,8 @@ def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray]) -> bytes:
     if scan.kind == "nifti":
         source = _load(scan.slices[0].file)
         volume, affine = _as_source(labels, scan).reshape(source.shape), source.affine
-        image = nibabel.Nifti1Image(volume, affine, source.header if _is_nifti1(source) else None)
+        header = source.header if isinstance(source, nibabel.Nifti1Image) else None
+        image = nibabel.Nifti1Image(volume, affine, header)
         image.header.set_data_dtype(np.uint8)
         image.header.set_slope_inter(1, 0)
         unit = source.header.get_xyzt_units()[0].replace("unknown", unit)
@@ -121,10 +122,6 @@ def _load(file: str):
                 f"{file}: its header cannot be taken over ({' '.join(str(error).split())}); give "
                 "it a name that ends with .nii or .nii.gz"
             ) from error
-
-
-def _is_nifti1(image) -> bool:
-    return isinstance(image, nibabel.Nifti1Image)
 
 
 def _as_source(labels: Sequence[np.ndarray], scan: CTScan) -> np.ndarray:

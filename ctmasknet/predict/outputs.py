@@ -38,20 +38,19 @@ def _write_coco(
     """
     info = {"description": "lesions predicted by ctmasknet; research, not diagnosis"}
     categories = [{"id": number, "name": name} for number, name in enumerate(lesion_classes, 1)]
+    keys = ("height", "width", "patient", "scan", "spacing_mm", "position_mm")
+    images = (
+        {"id": number, "file_name": line["file"], **{key: line[key] for key in keys}}
+        for number, line in enumerate(slices(), start=1)
+    )
     with atomic_write(path) as stream:
         stream.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)}')
-        for key, values in (("images", _images(slices())), ("annotations", _lesions(slices()))):
+        for key, values in (("images", images), ("annotations", _lesions(slices()))):
             stream.write(f',\n"{key}": [')
             for number, value in enumerate(values):
                 stream.write((",\n" if number else "\n") + json.dumps(value))
             stream.write("]")
         stream.write("}\n")
-
-
-def _images(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    keys = ("height", "width", "patient", "scan", "spacing_mm", "position_mm")
-    for number, line in enumerate(slices, start=1):
-        yield {"id": number, "file_name": line["file"], **{key: line[key] for key in keys}}
 
 
 def _lesions(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -154,9 +153,8 @@ class Outputs:
         with writing(self._output, REMEDY):
             summary = self._write_jsonl(self._output / "predictions.jsonl")
             if self._image_classes:
-                write_predictions_csv(
-                    self._output / "predictions.csv", self._rows(), self._image_classes
-                )
+                path = self._output / "predictions.csv"
+                write_predictions_csv(path, self._rows(), self._image_classes)
             if self._lesions:
                 path = self._output / "lesions.json"
                 _write_coco(path, self._slice_lines, self._lesion_classes)
@@ -218,12 +216,8 @@ class Outputs:
                 write(value)
             for patient, group in patients.items():
                 if patient:
-                    about = {"scans": group.scans}
-                    write(
-                        self._pooled(
-                            "patient", {"patient": patient}, group, about, counts.get("patients")
-                        )
-                    )
+                    names, about = {"patient": patient}, {"scans": group.scans}
+                    write(self._pooled("patient", names, group, about, counts.get("patients")))
         summary.scans = len(scans)
         summary.patients = sum(bool(patient) for patient in patients)
         for unit in self._found():
@@ -255,9 +249,8 @@ class Outputs:
         value = {key: line[key] for key in _SLICE_KEYS}
         if "logits" in line:
             value["pred"] = self._image_classes[line["pred"]]
-            for key in ("logits", "scores", "calibrated_scores"):
-                if key in line:
-                    value[key] = self._by_class(line[key])
+            found = [key for key in ("logits", "scores", "calibrated_scores") if key in line]
+            value |= {key: self._by_class(line[key]) for key in found}
         value["boxes"] = [
             {**box, "class": self._lesion_classes[box["class"]]} for box in line["boxes"]
         ]
@@ -297,16 +290,9 @@ class Outputs:
         return {name: counts[index] for index, name in enumerate(self._lesion_classes)}
 
     def _rows(self) -> Iterator[SlicePrediction]:
+        keys = ("file", "patient", "scan", "pred", "logits", "scores")
         for line in self._slice_lines():
-            yield SlicePrediction(
-                file=line["file"],
-                patient=line["patient"],
-                scan=line["scan"],
-                label=None,
-                pred=line["pred"],
-                logits=tuple(line["logits"]),
-                scores=tuple(line["scores"]),
-            )
+            yield SlicePrediction(label=None, **{key: line[key] for key in keys})
 
     def _tell(self, bad: BadSlices) -> None:
         for number, unit in enumerate(self._found()):

@@ -5,7 +5,7 @@ Shapes: C slice classes, N ranked rows, n lesions, (H, W) px of the upright slic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +71,10 @@ class PredictedSlice:
         height, width = self.source.shape
         found = Instances((height, width))
         boxes = [lesion.box_px for lesion in self.lesions]
+        classes = [lesion.class_index for lesion in self.lesions]
         found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         found.scores = torch.tensor([lesion.score for lesion in self.lesions])
-        found.pred_classes = torch.tensor(
-            [lesion.class_index for lesion in self.lesions], dtype=torch.int64
-        )
+        found.pred_classes = torch.tensor(classes, dtype=torch.int64)
         if self.has_masks:
             masks = np.zeros((len(boxes), height, width), dtype=bool)
             for mask, lesion in zip(masks, self.lesions, strict=True):
@@ -122,16 +121,9 @@ def found_boxes(instances: Instances, limit: int | None = None) -> tuple[FoundBo
     if count and instances.has("pred_masks"):
         masks = np.asfortranarray(instances.pred_masks.numpy().transpose(1, 2, 0).astype(np.uint8))
         rles = [rle["counts"].decode() for rle in coco_mask.encode(masks)]
-    return tuple(
-        FoundBox(int(label), float(score), tuple(float(side) for side in box), rle)
-        for label, score, box, rle in zip(
-            instances.pred_classes.tolist(),
-            instances.scores.tolist(),
-            instances.pred_boxes.tensor.tolist(),
-            rles,
-            strict=True,
-        )
-    )
+    labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    boxes = map(tuple, instances.pred_boxes.tensor.tolist())
+    return tuple(FoundBox(*one) for one in zip(labels, scores, boxes, rles, strict=True))
 
 
 def slice_record(found: PredictedSlice) -> dict[str, Any]:
@@ -158,15 +150,12 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
     return record
 
 
-def numbers(values: Sequence[float] | np.ndarray) -> list[float]:
-    """Floats of nine digits, which a float32 needs to come back as it was."""
-    return [float(format(float(value), ".9g")) for value in values]
+def numbers(values: Iterable[float], digits: int = 9) -> list[float]:
+    """Floats of nine digits, which a float32 needs to come back as it was, or of fewer."""
+    return [float(format(float(value), f".{digits}g")) for value in values]
 
 
 def _box_record(box: FoundBox) -> dict[str, Any]:
-    record = {
-        "class": box.class_index,
-        "score": numbers([box.score])[0],
-        "box_px": numbers(box.box_px),
-    }
+    score, *sides = numbers([box.score, *box.box_px])
+    record = {"class": box.class_index, "score": score, "box_px": sides}
     return record if box.rle is None else {**record, "rle": box.rle}

@@ -92,7 +92,7 @@ class PredictionRun:
         self.progress = _Progress(len(units), rank, world)
         self._settings, self._units, self._bad = settings, units, bad
         self._rank, self._world = rank, world
-        self._shards = Shards(self.output)
+        self.shards = Shards(self.output)
         self._manifest: dict[str, Any] | None = None
 
     def open(self, *, resume: bool, overwrite: bool) -> Summary | None:
@@ -106,9 +106,8 @@ class PredictionRun:
         """
         if self._rank > 0:
             return None
-        self._manifest = check_output(
-            self.output, self._settings, resume=resume, overwrite=overwrite
-        )
+        asked = {"resume": resume, "overwrite": overwrite}
+        self._manifest = check_output(self.output, self._settings, **asked)
         if self._manifest is None or not is_finished(self._manifest):
             return None
         remove_shards(self.output)
@@ -143,7 +142,7 @@ class PredictionRun:
             self._fail()
 
     def _fail(self) -> None:
-        self._shards.mark_failed(self._rank)
+        self.shards.mark_failed(self._rank)
         if self._rank == 0:
             mark_failed(self.output)
 
@@ -155,15 +154,15 @@ class PredictionRun:
             (number, unit)
             for number, unit in enumerate(self._units)
             if (is_shared(unit, count, world) or number % world == self._rank)
-            and not self._shards.is_finished(number)
+            and not self.shards.is_finished(number)
         )
         for number, read in read_ahead(mine, skip_bad=self._bad.skip):
             with writing(self.output, REMEDY):
-                self._shards.write_unit(number, read)
+                self.shards.write_unit(number, read)
             shared = is_shared(self._units[number], count, world)
             for index, shard in enumerate(shards_of(number, read.scans)):
                 is_mine = not shared or (number + index) % world == self._rank
-                if is_mine and not self._shards.has(shard):
+                if is_mine and not self.shards.has(shard):
                     scan = read.scans[shard.scan]
                     yield (shard, scan), scan.slices[shard.start : shard.stop]
             self.progress.unit(number)
@@ -177,15 +176,6 @@ class PredictionRun:
         path = self.output / name
         with writing(path, REMEDY), atomic_write(path, "wb") as stream:
             stream.write(content)
-
-    def write_shard(self, shard: Shard, records: Sequence[dict[str, Any]]) -> None:
-        """Write a shard's lines; from then on it is finished.
-
-        Raises:
-            CTMaskNetError: they cannot be written.
-        """
-        with writing(self.output, REMEDY):
-            self._shards.write(shard, records)
 
     def stamp(self) -> tuple[str, datetime.datetime]:
         """SHA-256 of all that the outputs depend on, and when the run began."""
@@ -212,7 +202,7 @@ class PredictionRun:
         if self._rank > 0:
             return None
         threshold = self.options["score_threshold"]
-        outputs = Outputs(self._shards, len(self._units), self.output, predictor, threshold)
+        outputs = Outputs(self.shards, len(self._units), self.output, predictor, threshold)
         summary = outputs.write(self._bad)
         entry = {
             "kind": "prediction",
@@ -265,9 +255,11 @@ class OpenShard:
         is_bad = isinstance(found, BadSlice)
         lesions = () if is_bad else found.lesions
         if self._options["masks"] and self.scan.kind != "image":
-            values = mask_values(self._classes)
-            values = [values[name] for name in self._classes]
-            shape = self.scan.slices[index].shape
+            value_of = mask_values(self._classes)
+            values, shape = (
+                [value_of[name] for name in self._classes],
+                self.scan.slices[index].shape,
+            )
             self._labels.append(label_slice(lesions, shape, values, threshold))
         record = {"file": found.file, "bad": found.reason} if is_bad else slice_record(found)
         if self._options["overlays"] and any(one.score > threshold for one in lesions):
@@ -282,7 +274,8 @@ class OpenShard:
             CTMaskNetError: a file cannot be written.
         """
         volumes = [self._write_volumes()] if self._options["masks"] else []
-        self._run.write_shard(self.shard, self._records + volumes)
+        with writing(self._run.output, REMEDY):
+            self._run.shards.write(self.shard, self._records + volumes)
 
     def _write_volumes(self) -> dict[str, Any]:
         """Write the label volumes; one that the source does not allow becomes a problem."""
@@ -305,14 +298,9 @@ class OpenShard:
         if kind == "nifti":
             return nifti_bytes(self.scan, self._labels)
         identity, created = self._run.stamp()
-        return dicom_seg_bytes(
-            self.scan,
-            self._labels,
-            self._classes,
-            identity=identity,
-            created=created,
-            software=f"{ctmasknet.__version__} {identity[:12]}",
-        )
+        made = {"identity": identity, "created": created}
+        made["software"] = f"{ctmasknet.__version__} {identity[:12]}"
+        return dicom_seg_bytes(self.scan, self._labels, self._classes, **made)
 
     def _overlay(self, found: PredictedSlice, pixels: np.ndarray) -> np.ndarray:
         call = None

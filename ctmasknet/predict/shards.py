@@ -9,6 +9,7 @@ together and removed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -105,13 +106,8 @@ class Shards:
                 so that finished shards would be taken for those of other scans.
         """
         described = [
-            {
-                "patient": scan.patient,
-                "scan": scan.scan,
-                "kind": scan.kind,
-                "slices": len(scan.slices),
-                "problems": list(scan.problems),
-            }
+            {key: getattr(scan, key) for key in ("patient", "scan", "kind")}
+            | {"slices": len(scan.slices), "problems": list(scan.problems)}
             for scan in read.scans
         ]
         document = {
@@ -166,11 +162,8 @@ class Shards:
         Raises:
             CTMaskNetError: see :meth:`unit`.
         """
-        shards: dict[int, list[Shard]] = {}
-        for shard in self._shards(unit):
-            shards.setdefault(shard.scan, []).append(shard)
-        for scan, its in shards.items():
-            yield scan, self.lines(its)
+        for scan, its in itertools.groupby(self._shards(unit), lambda shard: shard.scan):
+            yield scan, self.lines(list(its))
 
     def lines(self, shards: Iterable[Shard]) -> Iterator[dict[str, Any]]:
         """The lines of shards in order, as soon as they are there.
