@@ -108,7 +108,7 @@ class RankedBoxROIHeads(StandardROIHeads):
             num_ranked_boxes: N.
             ranked_nms_thresh: IoU of the non-maximum suppression before ranking.
             ranked_score_thresh: scores have to be above this; negative keeps all.
-            mask_paste: how predicted masks get into the image, see :mod:`.published_masks`.
+            mask_paste: how predicted masks get into the image, see :mod:`.masks`.
             mask_targets: how ground-truth masks are cut to boxes in training.
 
         Raises:

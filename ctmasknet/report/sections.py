@@ -110,7 +110,7 @@ def _metric_groups(
                 continue
             cells = [_cell(name, level["metrics"][name]) for level in levels.values()]
             rows.append({"of": "mean of classes" if of == "macro" else of or "all", "cells": cells})
-        groups.append({"name": _METRIC_NAMES[base], "rows": rows})
+        groups.append({"name": _METRIC_NAMES.get(base, base), "rows": rows})
     return groups
 
 
@@ -348,7 +348,7 @@ def _count_tile(counts: Mapping[str, int]) -> dict[str, str]:
 
 def _metric_name(metric: str) -> str:
     base, _, of = metric.partition("-")
-    return _METRIC_NAMES[base] + (", mean of classes" if of == "macro" else "")
+    return _METRIC_NAMES.get(base, base) + (", mean of classes" if of == "macro" else "")
 
 
 def _report_facts(source: ReportSource) -> list[tuple[str, str]]:
