@@ -74,10 +74,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         "detector evaluation": [train_net("seg", seg, "--eval-only")],
         "classifier": [train_net("cls", cls, *detector)],
         "classifier evaluation": [train_net("cls", cls, "--eval-only")],
-        "control": [
-            train_net("control", control),
-            train_net("control", control, "--eval-only"),
-        ],
+        "control": [train_net("control", control), train_net("control", control, "--eval-only")],
         "overlays": [
             [
                 *("tools/visualize.py", "--config-file", "configs/demo/seg.yaml"),

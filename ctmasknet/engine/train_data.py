@@ -203,11 +203,7 @@ def build_train_loader(
         seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
     groups = _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = TrainingBatches(
-        _sampler(cfg, dicts, seed),
-        cfg.SOLVER.IMS_PER_BATCH // world_size,
-        groups,
-        rank,
-        world_size,
+        _sampler(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world_size, groups, rank, world_size
     )
     _LOGGER.info(
         "%d images to train on, batches of %d in each of %d process(es)",

@@ -207,10 +207,7 @@ def pool_out_of_fold(
     pooled = []
     for kept, held_out in folds.split(labels, labels):
         fitted = fit_learned_pooling(
-            [row for index in kept for row in groups[index][0]],
-            class_names,
-            top_k=top_k,
-            seed=seed,
+            [row for index in kept for row in groups[index][0]], class_names, top_k=top_k, seed=seed
         )
         unseen = [row for index in held_out for row in groups[index][0]]
         pooled += pool_slices(unseen, level, fitted)

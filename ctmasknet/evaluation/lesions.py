@@ -42,10 +42,7 @@ def lesion_free_metrics(
         [
             ("slices", float(len(counts))),
             (f"slices-with-false-positives{at}", float(sum(count > 0 for count in counts))),
-            (
-                f"false-positives-per-slice{at}",
-                sum(counts) / len(counts) if counts else math.nan,
-            ),
+            (f"false-positives-per-slice{at}", sum(counts) / len(counts) if counts else math.nan),
         ]
     )
 

@@ -354,10 +354,7 @@ def fit_temperature(units: Units) -> Temperature:
 
 
 def weighted_areas(
-    truth: np.ndarray,
-    scores: np.ndarray,
-    patients: np.ndarray,
-    weights: np.ndarray,
+    truth: np.ndarray, scores: np.ndarray, patients: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Area under the ROC curve, and average precision, of many resamples at once.
 

@@ -133,9 +133,7 @@ def group_slices(
 
 
 def pool_slices(
-    rows: Sequence[SlicePrediction],
-    level: str,
-    pooling: Callable[[np.ndarray], np.ndarray],
+    rows: Sequence[SlicePrediction], level: str, pooling: Callable[[np.ndarray], np.ndarray]
 ) -> list[PooledPrediction]:
     """Pool slices to scans or patients.
 

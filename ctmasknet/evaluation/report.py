@@ -39,11 +39,7 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
-from ctmasknet.evaluation.validation_fit import (
-    PoolingChoice,
-    ValidationFit,
-    fit_on_validation,
-)
+from ctmasknet.evaluation.validation_fit import PoolingChoice, ValidationFit, fit_on_validation
 from ctmasknet.files import write_json, writing
 
 REPORT_FORMAT = "ctmasknet classification report 1"
@@ -114,11 +110,7 @@ def classification_report(
         raise CTMaskNetError(f"{source}: no slice has a label; nothing can be measured")
 
     def intervals(
-        units: Units,
-        statistic: Callable,
-        behind: dict[str, int],
-        *,
-        with_ece: bool = True,
+        units: Units, statistic: Callable, behind: dict[str, int], *, with_ece: bool = True
     ) -> dict[str, dict[str, Any]]:
         found = bootstrap_intervals(
             statistic,

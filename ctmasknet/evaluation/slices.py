@@ -137,9 +137,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             return OrderedDict()
         labelled = [row for row in rows if row.label is not None]
         confusion = confusion_matrix(
-            [row.label for row in labelled],
-            [row.pred for row in labelled],
-            len(self._class_names),
+            [row.label for row in labelled], [row.pred for row in labelled], len(self._class_names)
         )
         metrics = classification_metrics(confusion, self._class_names)
         metrics["loss"] = bce_loss(

@@ -75,13 +75,7 @@ def roi_align_levels(
 
 
 def _taps(
-    begin: Tensor,
-    end: Tensor,
-    scale: Tensor,
-    limit: Tensor,
-    bins: int,
-    ratio: int,
-    aligned: bool,
+    begin: Tensor, end: Tensor, scale: Tensor, limit: Tensor, bins: int, ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """Along one axis, the cells that each bin of each box reads and their weights: both
     (R, P, 2 * ratio)."""
@@ -130,11 +124,7 @@ class BagROIPooler(ROIPooler):
         if x[0].is_cuda or not sum(len(boxes) for boxes in box_lists):
             return super().forward(x, box_lists)
         level = assign_boxes_to_levels(
-            box_lists,
-            self.min_level,
-            self.max_level,
-            self.canonical_box_size,
-            self.canonical_level,
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
         first = self.level_poolers[0]
         return roi_align_levels(

@@ -199,8 +199,7 @@ def _slices(recorded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _classifiers(
-    title: str,
-    found: Iterable[tuple[published.SliceResult, Iterable[tuple[Run, Measured]]]],
+    title: str, found: Iterable[tuple[published.SliceResult, Iterable[tuple[Run, Measured]]]]
 ) -> Table:
     """Published sensitivity (precision) and accuracy, each above those of this project's runs."""
     rows = []

@@ -263,13 +263,7 @@ class PhantomPatient:
 
 
 def phantom_patient(
-    kind: str,
-    seed: int,
-    side_px: int,
-    slices: int,
-    *,
-    patient: int = 0,
-    infected_only: bool = True,
+    kind: str, seed: int, side_px: int, slices: int, *, patient: int = 0, infected_only: bool = True
 ) -> list[PhantomSlice]:
     """Slices of one synthetic patient, top to bottom.
 

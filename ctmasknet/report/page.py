@@ -72,11 +72,7 @@ def write_report(
         painter = evidence_painter(config_file, opts, source.folder, source.class_names)
     overlays = source.listing.parent if painter is None and source.listing is not None else None
     found = SlicePictures(
-        [row.file for row in source.rows],
-        files,
-        folders=pictures,
-        more=overlays,
-        painter=painter,
+        [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
     )
     page = _render(source, found, gallery)
     with writing(output), atomic_write(output) as stream:

@@ -7,10 +7,7 @@ from tests.helpers import ct_damage, ct_samples
 
 def test_damaged_files_are_read_rightly_or_refused_in_one_line(tmp_path):
     seeds = ct_samples.damage_seeds(tmp_path / "sound")
-    paths = [
-        *ct_damage.mutated(tmp_path, seeds, 220, seed=20),
-        *ct_damage.crafted(tmp_path, seeds),
-    ]
+    paths = [*ct_damage.mutated(tmp_path, seeds, 220, seed=20), *ct_damage.crafted(tmp_path, seeds)]
     assert len(paths) > 280
     found = ct_damage.read_all([*seeds, *paths])
     sound = {str(seed): found.pop(str(seed)) for seed in seeds}

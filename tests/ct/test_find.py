@@ -21,7 +21,7 @@ def test_files_come_in_natural_order_each_folder_before_the_folders_in_it(tmp_pa
     make(tmp_path, "b10/1.png", "b9/x/2.png", "b9/z.png", "s2.png", "s10.png", ".hidden/1.png")
     make(tmp_path, "a/.cache", "a/1.png")
     assert paths(tmp_path) == [
-        *("s2.png", "s10.png", "a/1.png", "b9/z.png", "b9/x/2.png", "b10/1.png"),
+        *("s2.png", "s10.png", "a/1.png", "b9/z.png", "b9/x/2.png", "b10/1.png")
     ]
 
 
@@ -57,7 +57,7 @@ def test_inputs_keep_their_order_and_number(tmp_path):
     given = [tmp_path / "b", tmp_path / "a.png", tmp_path / "none", tmp_path / "b"]
     found = [(os.path.relpath(f.path, tmp_path), f.given, f.alone) for f in find_files(given)]
     assert found == [
-        *(("b/1.png", 0, False), ("a.png", 1, True), ("none", 2, True), ("b/1.png", 3, False)),
+        *(("b/1.png", 0, False), ("a.png", 1, True), ("none", 2, True), ("b/1.png", 3, False))
     ]
 
 

@@ -142,15 +142,9 @@ class TestPublishedSliceLists:
         [
             (
                 {"val": "val_COVIDx_CT-2A.txt", "test": "test_COVIDx_CT-2A.txt"},
-                {
-                    "val": (25486, 482, "eb776fd687a1e87e"),
-                    "test": (25658, 426, "2287d6ecde46b798"),
-                },
+                {"val": (25486, 482, "eb776fd687a1e87e"), "test": (25658, 426, "2287d6ecde46b798")},
             ),
-            (
-                {"val": "val_COVIDx_CT-3A.txt"},
-                {"val": (33725, 560, "55b02b5cc80afec7")},
-            ),
+            ({"val": "val_COVIDx_CT-3A.txt"}, {"val": (33725, 560, "55b02b5cc80afec7")}),
         ],
         ids=["2A", "3A"],
     )

@@ -8,12 +8,7 @@ from detectron2.utils.events import EventStorage
 
 from ctmasknet.engine import solver as precision
 from ctmasknet.engine.setup import read_cfg
-from ctmasknet.engine.solver import (
-    AutocastTrainer,
-    amp_dtype,
-    build_optimizer,
-    build_step_trainer,
-)
+from ctmasknet.engine.solver import AutocastTrainer, amp_dtype, build_optimizer, build_step_trainer
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import needs_bfloat16
 

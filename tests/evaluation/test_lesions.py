@@ -203,11 +203,7 @@ def test_lesion_evaluator_gives_the_same_either_way(lesions, tmp_path, limit):
         for fast in ("never", "always"):
             folder = tmp_path / fast
             evaluator = LesionEvaluator(
-                name,
-                distributed=False,
-                output_dir=str(folder),
-                max_dets_per_image=limit,
-                fast=fast,
+                name, distributed=False, output_dir=str(folder), max_dets_per_image=limit, fast=fast
             )
             evaluator.reset()
             for image in truth["images"]:

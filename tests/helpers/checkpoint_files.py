@@ -26,10 +26,7 @@ class Call:
 
 
 def stream_file(
-    path: Path,
-    body: bytes,
-    storages: dict[str, bytes] | None = None,
-    keys: bytes | None = None,
+    path: Path, body: bytes, storages: dict[str, bytes] | None = None, keys: bytes | None = None
 ) -> Path:
     """A file in torch 1.1's stream layout: ``body`` is the object's pickle, values are float32;
     ``keys`` the pickle of the storages' keys, where it is not theirs."""

@@ -143,10 +143,7 @@ def enhanced(hu: np.ndarray, order: list[int] | None = None) -> pydicom.FileData
     frames = []
     for index in order:
         plane, values, frame = Dataset(), Dataset(), Dataset()
-        plane.ImagePositionPatient = [
-            *ORIGIN_LPS_MM[:2],
-            ORIGIN_LPS_MM[2] + index * SPACING_MM[2],
-        ]
+        plane.ImagePositionPatient = [*ORIGIN_LPS_MM[:2], ORIGIN_LPS_MM[2] + index * SPACING_MM[2]]
         values.RescaleSlope, values.RescaleType = "1", "HU"
         values.RescaleIntercept = str(-1024 - 10 * index)
         frame.PlanePositionSequence = [plane]
@@ -269,10 +266,7 @@ def damage_seeds(folder: Path) -> list[Path]:
         "jpeg": jpeg_dicom(hu[1]),
         "lossless": lossless_jpeg_dicom(hu[1]),
     }
-    for name, uid in (
-        ("rle", pydicom.uid.RLELossless),
-        ("jpeg2000", pydicom.uid.JPEG2000Lossless),
-    ):
+    for name, uid in (("rle", pydicom.uid.RLELossless), ("jpeg2000", pydicom.uid.JPEG2000Lossless)):
         data_sets[name] = dicom(hu[1], 1)
         data_sets[name].compress(uid, generate_instance_uid=False)
     data_sets["deflated"] = dicom(hu[1], 1)

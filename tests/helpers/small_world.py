@@ -116,10 +116,7 @@ def words(model, inputs, output, *flags):
     flags, overrides = (
         (list(flags), [])
         if "--" not in flags
-        else (
-            list(flags[: flags.index("--")]),
-            list(flags[flags.index("--") + 1 :]),
-        )
+        else (list(flags[: flags.index("--")]), list(flags[flags.index("--") + 1 :]))
     )
     return [
         *("--config-file", model.config, "--input", *inputs, *flags, "--output", output),

@@ -103,8 +103,7 @@ def boxes():
 
 
 @pytest.mark.parametrize(
-    "chosen",
-    [torch.arange(20) % 3, slice(0, 2), torch.tensor([True, False, True]), 1, slice(0, 0)],
+    "chosen", [torch.arange(20) % 3, slice(0, 2), torch.tensor([True, False, True]), 1, slice(0, 0)]
 )
 def test_choosing_and_cutting_as_bit_masks_do(lesions, boxes, chosen):
     plain, shared = BitMasks(lesions)[chosen], SharedBitMasks(lesions)[chosen]

@@ -134,10 +134,7 @@ def test_bad_input_is_one_clear_error_and_leaves_no_file(arguments, tmp_path, re
         ({"nms": [0.25, 7.0]}, "`nms`"),
         ({"output": str(tmp_path / "fig2.jpg")}, "PNG"),
         ({"dataset": "no_such_set"}, "not registered"),
-        (
-            {"config_file": classifier},
-            "is a classifier; Figure 2 shows a detector",
-        ),
+        ({"config_file": classifier}, "is a classifier; Figure 2 shows a detector"),
     ):
         with pytest.raises(CTMaskNetError, match=words):
             figure_2(arguments(**given))

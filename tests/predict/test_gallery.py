@@ -78,11 +78,7 @@ def test_what_the_model_saw_is_drawn_when_it_saw_a_crop(slices, tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "limit", "seed", "expected"),
-    [
-        (3, None, None, [0, 1, 2]),
-        (3, 5, 1, [0, 1, 2]),
-        (10, 4, None, [0, 2, 5, 7]),
-    ],
+    [(3, None, None, [0, 1, 2]), (3, 5, 1, [0, 1, 2]), (10, 4, None, [0, 2, 5, 7])],
 )
 def test_pick_spreads_evenly(count, limit, seed, expected):
     assert pick(count, limit, seed) == expected

@@ -96,10 +96,7 @@ def test_named_files_are_read_together_and_volumes_alone(tree, tmp_path):
     volume.write_bytes(b"-")
     series = sorted((tree / "p2" / "s1").iterdir())
     found, _ = list_units([series[0], volume, series[1]])
-    assert [unit.paths for unit in found] == [
-        (str(series[0]), str(series[1])),
-        (str(volume),),
-    ]
+    assert [unit.paths for unit in found] == [(str(series[0]), str(series[1])), (str(volume),)]
 
 
 def test_the_hash_tells_of_every_change(tree):

@@ -163,7 +163,7 @@ BAD_LISTS = {
     "needs the columns path,class": ["file,class", "ill/a.nii.gz,covid"],
     "list.csv:2: class 'flu' is none of normal, pneumonia, covid": ["path,class", "ill,flu"],
     "list.csv:3: ill/a.nii.gz is listed twice, first on line 2": [
-        *("path,class", "ill/a.nii.gz,covid", "./ill/a.nii.gz,covid"),
+        *("path,class", "ill/a.nii.gz,covid", "./ill/a.nii.gz,covid")
     ],
     "is in two classes or rows": ["path,class", "ill,covid", "ill/a.nii.gz,covid"],
     "list.csv:2: .*none.nii: no such file or folder": ["path,class", "none.nii,covid"],
@@ -172,7 +172,7 @@ BAD_LISTS = {
     "p/1.png: the picture is in two rows": ["path,class", "p,covid", "p/1.png,normal"],
     "needs either a column split or --split": ["path,class", "ill,covid"],
     "some rows state a split and some none": [
-        *("path,class,split", "ill/a.nii.gz,covid,train", "ill/b.nii.gz,covid,"),
+        *("path,class,split", "ill/a.nii.gz,covid,train", "ill/b.nii.gz,covid,")
     ],
 }
 

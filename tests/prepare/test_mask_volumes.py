@@ -147,10 +147,7 @@ def turned(degrees: float) -> np.ndarray:
 
 DISAGREE = {
     "shape: 48 x 40 x 5 px and 48 x 40 x 4 px": (MASK[:4], None),
-    r"spacing: \(1.500, 2.000, 5.000\) mm and \(1.700, 2.000, 5.000\) mm": (
-        MASK,
-        moved(a00=-1.7),
-    ),
+    r"spacing: \(1.500, 2.000, 5.000\) mm and \(1.700, 2.000, 5.000\) mm": (MASK, moved(a00=-1.7)),
     r"orientation \(columns differ by 2.0 degrees\): ": (MASK, turned(2)),
     r"place \(.*\): \(.*, 100.0\) mm and \(.*, 105.0\) mm": (MASK, moved(a23=105.0)),
 }

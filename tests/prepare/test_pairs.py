@@ -96,10 +96,7 @@ def test_published_lists_fit_both_layouts(shared, tmp_path):
     }
     names = [n for path in lists.values() for n in path.read_text().split()]
     rule = PatientRule()
-    for folder, files in (
-        ("flat", names),
-        ("tree", [name.replace("_", "/") for name in names]),
-    ):
+    for folder, files in (("flat", names), ("tree", [name.replace("_", "/") for name in names])):
         for name in files:
             for kind, file in (("image", name), ("mask", name.replace(".jpg", ".png"))):
                 path = tmp_path / folder / kind / file
