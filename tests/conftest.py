@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data import registry as datasets
-from ctmasknet.evaluation import SlicePrediction
+from ctmasknet.evaluation.predictions import SlicePrediction
 from tests.helpers.running import run_tool
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ctmasknet.benchmarks.loading import synthetic_lesions
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import LesionEvaluator, lesion_free_metrics
-from ctmasknet.evaluation.lesions import use_fast_coco
+from ctmasknet.evaluation import LesionEvaluator
+from ctmasknet.evaluation.lesions import lesion_free_metrics, use_fast_coco
 
 #: xyxy px
 SQUARE = (4, 4, 16, 16)

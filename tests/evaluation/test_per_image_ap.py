@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import IOU_THRESHOLDS, LesionEvaluator, PerImageAPEvaluator, per_image_ap
+from ctmasknet.evaluation import LesionEvaluator, PerImageAPEvaluator
+from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, per_image_ap
 
 #: xyxy px
 SQUARE = (4, 4, 16, 16)

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import SlicePrediction, learned_pooling
+from ctmasknet.evaluation import learned_pooling
 from ctmasknet.evaluation.learned_pooling import (
     fit_learned_pooling,
     group_features,
@@ -28,6 +28,7 @@ from ctmasknet.evaluation.pooling import (
     pooled_units,
     slice_units,
 )
+from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 from ctmasknet.files import write_json
 

@@ -11,9 +11,9 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from ctmasknet.engine.checkpoint import SPEC, store_calibration, stored_calibration
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
+from ctmasknet.evaluation.predictions import write_predictions_csv
 from ctmasknet.evaluation.report import classification_report, evaluate_predictions, report_text
 from ctmasknet.evaluation.validation_fit import PoolingChoice, fit_on_validation
 from tests.helpers.running import run_tool

@@ -11,13 +11,15 @@ import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import (
-    ImageClassificationEvaluator,
-    SlicePrediction,
+from ctmasknet.evaluation import ImageClassificationEvaluator
+from ctmasknet.evaluation.metrics import (
     bce_loss,
     classification_metrics,
     confusion_matrix,
     confusion_table,
+)
+from ctmasknet.evaluation.predictions import (
+    SlicePrediction,
     read_predictions_csv,
     write_predictions_csv,
 )

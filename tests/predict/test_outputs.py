@@ -16,8 +16,8 @@ from ctmasknet.ct.read import CTSlice
 from ctmasknet.engine.checkpoint import store_calibration
 from ctmasknet.engine.record import read_record
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import pool_slices, read_predictions_csv
-from ctmasknet.evaluation.pooling import ScorePooling
+from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
+from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.predict import CTPredictor
 from tests.helpers.running import run_tool
 from tests.helpers.small_world import files_of, hu_volume, words, write_scans, write_series

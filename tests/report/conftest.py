@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ctmasknet.classes import IMAGE_CLASSES
-from ctmasknet.evaluation import write_predictions_csv
+from ctmasknet.evaluation.predictions import write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.report import write_report
 from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE

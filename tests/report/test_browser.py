@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from ctmasknet.classes import IMAGE_CLASSES
-from ctmasknet.evaluation import write_predictions_csv
 from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.metrics import threshold_metrics
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices, pooled_units, slice_units
-from ctmasknet.evaluation.predictions import read_predictions_csv
+from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv
 from ctmasknet.report import write_report
 from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
 

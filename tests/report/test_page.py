@@ -12,7 +12,7 @@ import pytest
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import write_predictions_csv
+from ctmasknet.evaluation.predictions import write_predictions_csv
 from ctmasknet.report import write_report
 from ctmasknet.report.sections import figure_text
 from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE

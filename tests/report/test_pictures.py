@@ -18,7 +18,7 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.read import read_scans
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation import SlicePrediction
+from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.report import pictures as evidence
 from ctmasknet.report.pictures import (
     SliceFiles,
