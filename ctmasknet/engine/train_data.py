@@ -25,7 +25,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -201,19 +201,14 @@ def build_train_loader(
         )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
-    groups = _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
-    batches = TrainingBatches(
-        _sampler(cfg, dicts, seed),
-        cfg.SOLVER.IMS_PER_BATCH // world_size,
-        groups,
-        rank,
-        world_size,
-    )
+    groups, size = None, cfg.SOLVER.IMS_PER_BATCH // world_size
+    has_sides = all("width" in entry and "height" in entry for entry in dicts)
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING and has_sides:  # wide and tall images apart
+        groups = [int(entry["width"] > entry["height"]) for entry in dicts]
+    batches = TrainingBatches(_sampler(cfg, dicts, seed), size, groups, rank, world_size)
     _LOGGER.info(
         "%d images to train on, batches of %d in each of %d process(es)",
-        len(dicts),
-        batches.batch_size,
-        world_size,
+        *(len(dicts), size, world_size),
     )
     bad = bad or BadSlices.from_cfg(cfg, {TRAINING: len(dicts)})
     return _ReadableLoader(
@@ -264,13 +259,6 @@ def _sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]], seed: int) -> Sample
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; choose TrainingSampler or "
         "RepeatFactorTrainingSampler"
     )
-
-
-def _aspect_groups(dicts: Sequence[dict[str, Any]]) -> list[int] | None:
-    """Wide and tall images apart, where the dataset dicts state their sides."""
-    if not all("width" in entry and "height" in entry for entry in dicts):
-        return None
-    return [int(entry["width"] > entry["height"]) for entry in dicts]
 
 
 #: Iterations after which Detectron2's timer has a first value.
@@ -324,21 +312,14 @@ class GatherBadSlices(HookBase):
             bad.gather(comm.all_gather)
             self.too_many = bad.exceeded() is not None
 
+    def end_early(self, trainer: TrainerBase) -> None:
+        """End the training if too many slices are known to be bad; to call after the checkpoint."""
+        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
+        if self.too_many and trainer.iter - trainer.start_iter >= _TIMED_AFTER:
+            raise EarlyStop
+
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.bad_slices.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trainer.bad_slices.load_state_dict(state)
-
-
-class EndIfTooManyBad(HookBase):
-    """Ends the training early once too many slices are known to be bad; after the checkpoint."""
-
-    def __init__(self, gathered: GatherBadSlices):
-        self._gathered = gathered
-
-    def after_step(self) -> None:
-        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
-        timed = self.trainer.iter - self.trainer.start_iter >= _TIMED_AFTER
-        if self._gathered.too_many and timed:
-            raise EarlyStop
