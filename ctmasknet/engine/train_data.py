@@ -201,14 +201,15 @@ def build_train_loader(
         )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
-    groups, size = None, cfg.SOLVER.IMS_PER_BATCH // world_size
-    has_sides = all("width" in entry and "height" in entry for entry in dicts)
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING and has_sides:  # wide and tall images apart
-        groups = [int(entry["width"] > entry["height"]) for entry in dicts]
-    batches = TrainingBatches(_sampler(cfg, dicts, seed), size, groups, rank, world_size)
+    groups = _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    batches = TrainingBatches(
+        _sampler(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world_size, groups, rank, world_size
+    )
     _LOGGER.info(
         "%d images to train on, batches of %d in each of %d process(es)",
-        *(len(dicts), size, world_size),
+        len(dicts),
+        batches.batch_size,
+        world_size,
     )
     bad = bad or BadSlices.from_cfg(cfg, {TRAINING: len(dicts)})
     return _ReadableLoader(
@@ -259,6 +260,13 @@ def _sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]], seed: int) -> Sample
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; choose TrainingSampler or "
         "RepeatFactorTrainingSampler"
     )
+
+
+def _aspect_groups(dicts: Sequence[dict[str, Any]]) -> list[int] | None:
+    """Wide and tall images apart, where the dataset dicts state their sides."""
+    if not all("width" in entry and "height" in entry for entry in dicts):
+        return None
+    return [int(entry["width"] > entry["height"]) for entry in dicts]
 
 
 #: Iterations after which Detectron2's timer has a first value.
