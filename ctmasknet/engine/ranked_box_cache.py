@@ -150,12 +150,8 @@ def cached_rows(
         comm.synchronize()
     _LOGGER.info(
         "Ranked boxes of %s: %d slices x %d rows, %.1f MB, %s %s in %.1f s",
-        name,
-        *shape[:2],
-        rows.numel() * rows.element_size() / 1e6,
-        "read from" if hit else "computed and cached in",
-        path,
-        time.perf_counter() - start,
+        *(name, *shape[:2], rows.numel() * rows.element_size() / 1e6),
+        *("read from" if hit else "computed and cached in", path, time.perf_counter() - start),
     )
     return {
         entry["file_name"]: row

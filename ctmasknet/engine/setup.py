@@ -100,11 +100,8 @@ def training_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) 
     """The frozen configuration of a training.
 
     Prepared data sets are registered, class names are taken from ``DATASETS.TRAIN`` and ``VAL``,
-    and epochs become iterations. ``MODEL.WEIGHTS`` is what the training starts from.
-
-    Args:
-        config_file: such as ``configs/cls.yaml``.
-        overrides: ``KEY VALUE`` pairs.
+    and epochs become iterations. ``MODEL.WEIGHTS`` is what the training starts from. Arguments as
+    :func:`read_cfg`.
 
     Raises:
         CTMaskNetError: see :func:`read_cfg`; no such device, unknown data sets, shared patients,

@@ -107,14 +107,8 @@ def build_step_trainer(
     logging.getLogger(__name__).info("Training in %s, losses and weights in float32", dtype)
     if cfg.MODEL.DEVICE.startswith("cuda"):
         scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        return AMPTrainer(
-            model,
-            loader,
-            optimizer,
-            zero_grad_before_forward=True,
-            grad_scaler=scaler,
-            precision=dtype,
-        )
+        half = {"grad_scaler": scaler, "precision": dtype}
+        return AMPTrainer(model, loader, optimizer, zero_grad_before_forward=True, **half)
     return AutocastTrainer(model, loader, optimizer, dtype)
 
 

@@ -25,7 +25,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -320,21 +320,14 @@ class GatherBadSlices(HookBase):
             bad.gather(comm.all_gather)
             self.too_many = bad.exceeded() is not None
 
+    def end_early(self, trainer: TrainerBase) -> None:
+        """End the training if too many slices are known to be bad; to call after the checkpoint."""
+        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
+        if self.too_many and trainer.iter - trainer.start_iter >= _TIMED_AFTER:
+            raise EarlyStop
+
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.bad_slices.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trainer.bad_slices.load_state_dict(state)
-
-
-class EndIfTooManyBad(HookBase):
-    """Ends the training early once too many slices are known to be bad; after the checkpoint."""
-
-    def __init__(self, gathered: GatherBadSlices):
-        self._gathered = gathered
-
-    def after_step(self) -> None:
-        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
-        timed = self.trainer.iter - self.trainer.start_iter >= _TIMED_AFTER
-        if self._gathered.too_many and timed:
-            raise EarlyStop

@@ -31,7 +31,6 @@ from ctmasknet.engine.solver import build_optimizer, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
     TRAINING,
-    EndIfTooManyBad,
     GatherBadSlices,
     build_train_loader,
     listed_bad_slices,
@@ -226,8 +225,7 @@ class Trainer(DefaultTrainer):
         """The loader of an evaluation.
 
         Args:
-            cfg: the configuration.
-            dataset_name: of the data set.
+            cfg, dataset_name: of what is evaluated.
             mapper: gives cached rows instead of images.
             bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES``
                 says.
@@ -268,13 +266,9 @@ class Trainer(DefaultTrainer):
         """In the order that an iteration ends in; see the class."""
         cfg = self.cfg
         random_states, gather_bad = RandomStates(), GatherBadSlices()
-        self._validation = Validation(
-            self.validate,
-            cfg.TEST.EVAL_PERIOD,
-            self.checkpointer,
-            cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else "",
-            cfg.SOLVER.EARLY_STOPPING_PATIENCE,
-        )
+        metric = cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else ""
+        period, patience = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EARLY_STOPPING_PATIENCE
+        self._validation = Validation(self.validate, period, self.checkpointer, metric, patience)
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
@@ -286,7 +280,7 @@ class Trainer(DefaultTrainer):
             PeriodicCheckpoint(random_states),
             LearningCurves() if main else None,
             EndIfStopped(self._validation),
-            EndIfTooManyBad(gather_bad),
+            hooks.CallbackHook(after_step=gather_bad.end_early),
             random_states,
         ]
 

@@ -165,7 +165,10 @@ def detector_losses(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = "none", (), 0
-    sets = {name: _slices_with_losses(cfg, name) for name in cfg.DATASETS.VAL}
+    names = cfg.DATASETS.VAL
+    sets = {name: get_detection_dataset_dicts(name, filter_empty=False) for name in names}
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        sets = {name: [d for d in dicts if d["annotations"]] for name, dicts in sets.items()}
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts) for name, dicts in sets.items()})
     count, sums = 0, Counter()
     devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
@@ -188,13 +191,6 @@ def detector_losses(
         return {}
     means = {name: value / count for name, value in total.items()}
     return {**means, "total_loss": sum(means.values())}
-
-
-def _slices_with_losses(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
-    dicts = get_detection_dataset_dicts(name, filter_empty=False)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return [entry for entry in dicts if entry["annotations"]]
-    return dicts
 
 
 @contextlib.contextmanager

@@ -69,14 +69,9 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         "top_k": args.top_k,
         "batch_size": args.batch_size or cfg.TEST.IMS_PER_BATCH,
     }
-    run = PredictionRun(
-        args.output,
-        settings_of(cfg, inputs_sha256, options),
-        units,
-        bad,
-        rank=comm.get_rank(),
-        world=comm.get_world_size(),
-    )
+    place = {"rank": comm.get_rank(), "world": comm.get_world_size()}
+    settings = settings_of(cfg, inputs_sha256, options)
+    run = PredictionRun(args.output, settings, units, bad, **place)
     summary = run.open(resume=args.resume, overwrite=args.overwrite)
     if comm.all_gather(summary is not None)[0]:
         if summary is not None:

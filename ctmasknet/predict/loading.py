@@ -83,8 +83,7 @@ def load_groups(
     Args:
         groups: (anything, slices); read lazily.
         read: a slice to the model's input and its pixels.
-        threads: see :func:`ahead`.
-        limit: likewise.
+        threads, limit: see :func:`ahead`.
         skip_bad: give the reason with the slice and do not raise.
 
     Yields:

@@ -121,8 +121,7 @@ class CTPredictor:
             model: of ``cfg``, taken as it is; by default ``MODEL.WEIGHTS`` is loaded, as
                 ``MODEL.INFERENCE`` wants it.
             calibration: stored with the checkpoint.
-            pooling: see :func:`ctmasknet.predict.pooled.build_pooler`.
-            top_k: likewise.
+            pooling, top_k: see :func:`ctmasknet.predict.pooled.build_pooler`.
             batch_size: default ``TEST.IMS_PER_BATCH``.
             num_workers: default ``DATALOADER.NUM_WORKERS``.
             options: further arguments of the constructor.
