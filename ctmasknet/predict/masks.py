@@ -126,7 +126,7 @@ def _load(file: str):
 
 def _as_source(labels: Sequence[np.ndarray], scan: CTScan) -> np.ndarray:
     """(i, j, k) in the voxel order of the file; slices that are not there are 0."""
-    stored = scan.slices[0].source.volume
+    stored = scan.slices[0].source
     turn = stored.turn
     volume = np.zeros(stored.shape, dtype=np.uint8)
     along_slices = np.moveaxis(volume, turn.axes[2], 0)
