@@ -144,15 +144,15 @@ def tool(repository, prepared, monkeypatch, capsys):
         ([], "no configuration: add --config-file"),
         (
             ["--config-file", "configs/cls.yaml"],
-            "make it with `python tools/train_net.py --config-file configs/seg.yaml`",
+            "make it with tools/train_net.py (--config-file configs/seg.yaml)",
         ),
         (
             ["--config-file", "configs/demo/cls.yaml", "--eval-only", "OUTPUT_DIR", "none"],
-            "train it with `python tools/train_net.py --config-file configs/demo/cls.yaml`",
+            "train it with tools/train_net.py (--config-file configs/demo/cls.yaml)",
         ),
         (
             ["--config-file", "configs/seg_r18_t1_merge.yaml"],
-            "python tools/import_weights.py FILE --output output/imagenet/resnet18.pth",
+            "tools/import_weights.py (--output output/imagenet/resnet18.pth)",
         ),
         (
             ["--config-file", "configs/seg_light.yaml", "DATASETS.TRAIN", "('no_such_train',)"],

@@ -309,13 +309,13 @@ def _require_weights(cfg: CfgNode, config_file: str | os.PathLike, training: boo
     # By convention a configuration and its output folder have one name.
     maker = Path(config_file).with_name(f"{path.parent.name}.yaml")
     if not training:
-        fix = f"train it with `python tools/train_net.py `config_file` {config_file}`, or "
+        fix = f"train it with tools/train_net.py (`config_file` {config_file}), or "
     elif path.name == BEST_CHECKPOINT and maker.is_file():
-        fix = f"make it with `python tools/train_net.py `config_file` {maker}`, or "
+        fix = f"make it with tools/train_net.py (`config_file` {maker}), or "
     elif path.stem.startswith("resnet"):
         fix = (
-            f"make it from torchvision's {path.stem} file with `python tools/import_weights.py "
-            f'FILE `output` {path}`, start from random weights with MODEL.WEIGHTS "", or '
+            f"make it from torchvision's {path.stem} file with tools/import_weights.py "
+            f'(`output` {path}), start from random weights with MODEL.WEIGHTS "", or '
         )
     else:
         fix = ""
