@@ -7,6 +7,7 @@ orientation: it stays as it lies.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -85,6 +86,7 @@ def _kept_open(file: str) -> Iterator[Image.Image]:
         raise
 
 
+@atexit.register  # before the interpreter takes apart what closing a file needs
 def _forget() -> None:
     if hasattr(_kept, "stack"):
         _kept.key = None
