@@ -76,6 +76,7 @@ def test_levels_stand_side_by_side(report, tested_rows, validation_rows):
 def test_what_validation_is_for(report, tested_rows, validation_rows):
     level = report["levels"]["slices"]
     calibrated = level["calibrated"]
+    assert level["why_not_calibrated"] == ""
     assert calibrated["temperature"]["fitted_on"]["n"] == len(validation_rows)
     temperature = calibrated["temperature"]["value"]
     logits = np.array([row.logits for row in tested_rows]) / temperature
@@ -158,6 +159,29 @@ def test_without_validation_nothing_is_fitted_and_without_patients_nothing_poole
     assert report["levels"]["scans"] is report["levels"]["patients"] is None
     assert report["levels"]["slices"]["left_out"]["no_patient"] == 40
     assert "patients pooled by" in report_text(report)
+
+
+@pytest.mark.parametrize("size", [0.5, -0.5])
+def test_a_temperature_at_the_end_of_its_range_is_not_used_and_said(
+    tested_rows, validation_rows, size
+):
+    """Separable validation slices (size > 0), and such whose scores are all wrong."""
+    bent = [
+        dataclasses.replace(row, logits=tuple(size if c == row.label else -size for c in range(3)))
+        for row in validation_rows
+    ]
+    fit = fit_on_validation(bent, CLASSES)
+    kept = fit.to_json()
+    assert kept["temperatures"] == {}
+    assert set(kept["why_no_temperature"]) == {"slices", "scans", "patients"}
+    report = classification_report(tested_rows, CLASSES, fit=fit, n_boot=100)
+    text = report_text(report)
+    for name, level in report["levels"].items():
+        assert level["calibrated"] is None and level["operating_points"]
+        why = kept["why_no_temperature"][name]
+        assert level["why_not_calibrated"] == why and "end of the range tried" in why
+        assert f"{name} not calibrated: {why}" in text
+    assert "ece with temperature" not in text
 
 
 def test_two_classes_of_which_validation_lacks_one(simulated_rows):
