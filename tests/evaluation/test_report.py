@@ -288,7 +288,13 @@ def test_tool_tells_what_is_wrong_and_writes_nothing(
     unlabelled = [dataclasses.replace(row, label=None) for row in validation_rows]
     write_predictions_csv(files / "unlabelled.csv", unlabelled, CLASSES)
     two = [
-        dataclasses.replace(row, logits=row.logits[:2], scores=row.scores[:2], pred=0, label=0)
+        dataclasses.replace(
+            row,
+            logits=row.logits[:2],
+            scores=row.scores[:2],
+            pred=int(row.logits[1] > row.logits[0]),
+            label=0,
+        )
         for row in validation_rows
     ]
     write_predictions_csv(files / "two.csv", two, CLASSES[:2])
