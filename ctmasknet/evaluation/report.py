@@ -93,6 +93,8 @@ def classification_report(
     """
     check_rows(rows, source)
     check_apart(rows, validation)
+    # A seed draws the same patients whatever the order of the rows
+    rows = sorted(rows, key=lambda row: row.file)
     if fit is not None and list(fit.class_names) != list(class_names):
         raise CTMaskNetError(
             f"{source}: classes {', '.join(class_names)}, but validation has "

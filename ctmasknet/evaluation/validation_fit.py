@@ -149,6 +149,8 @@ def fit_on_validation(
     choice = choice or PoolingChoice()
     check_rows(rows, source)
     check_seed(seed)
+    # A seed makes the same folds whatever the order of the rows
+    rows = sorted(rows, key=lambda row: row.file)
     options = {"top_k": choice.top_k, "seed": seed}
     learned, why_not = None, ""
     try:

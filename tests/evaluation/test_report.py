@@ -113,6 +113,18 @@ def test_each_level_has_its_own_temperature_and_thresholds(report, tested_rows, 
     assert level["calibrated"]["metrics"]["loss"]["value"] == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "learned"])
+def test_figures_do_not_depend_on_the_order_of_rows(tested_rows, validation_rows, pooling):
+    def report(order):
+        both = (tested_rows, validation_rows)
+        rows, fitted_on = ([those[index] for index in order(those)] for those in both)
+        fit = fit_on_validation(fitted_on, CLASSES, choice=PoolingChoice(pooling))
+        return classification_report(rows, CLASSES, fit=fit, validation=fitted_on, n_boot=100)
+
+    shuffled = report(lambda rows: np.random.default_rng(0).permutation(len(rows)))
+    assert shuffled == report(lambda rows: range(len(rows)))
+
+
 def test_a_perfect_share_has_the_exact_interval_of_its_patients(tested_rows):
     right = [dataclasses.replace(row, pred=row.label) for row in tested_rows]
     metrics = classification_report(right, CLASSES, n_boot=100)["levels"]["slices"]["metrics"]
