@@ -321,7 +321,8 @@ def store_calibration(path: str | os.PathLike, calibration: Mapping[str, Any]) -
 
     Args:
         path: a classifier's checkpoint written by ctmasknet.
-        calibration: :meth:`ctmasknet.evaluation.validation_fit.ValidationFit.to_json`.
+        calibration: :meth:`ctmasknet.evaluation.validation_fit.ValidationFit.to_json`, which
+            holds fair temperatures only.
 
     Raises:
         CTMaskNetError: no such checkpoint, or one of other classes.

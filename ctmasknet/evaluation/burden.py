@@ -261,7 +261,9 @@ def pair_burdens(found: Mapping[str, Any], truth: Mapping[str, Any]) -> BurdenPa
     """
     level = burden_level(found)
     by_key = {_key(level, item): item for item in truth[level]}
-    both = [(item, by_key[key]) for item in found[level] if (key := _key(level, item)) in by_key]
+    # A seed draws the same patients whatever the order of the units
+    units = sorted(found[level], key=lambda item: _key(level, item))
+    both = [(item, by_key[key]) for item in units if (key := _key(level, item)) in by_key]
     pairs = tuple(
         (one, other)
         for one, other in both

@@ -20,11 +20,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from tabulate import tabulate
 
 from ctmasknet.errors import CTMaskNetError
@@ -32,8 +30,6 @@ from ctmasknet.evaluation.pooling import Units
 
 #: M.
 BINS = 10
-# A temperature outside these tells of separable or meaningless scores.
-_TEMPERATURES = (0.05, 20.0)
 # Points of a curve in a report; more cannot be seen.
 _MAX_POINTS = 200
 # Weights looked at together, for the sake of memory.
@@ -298,59 +294,6 @@ def reliability_curve(
             }
         )
     return curve
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """A temperature T and how it was fitted: scores become the sigmoid of logit / T.
-
-    ``loss_before`` and ``loss_after`` are on the ``n`` units it was fitted on, in nats. ``bounded``
-    says that T is the end of the range searched (0.05 to 20) and the scores are no fair fit.
-    """
-
-    value: float
-    n: int
-    loss_before: float
-    loss_after: float
-    bounded: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "value": self.value,
-            "fitted_on": {
-                "n": self.n,
-                "loss_before": self.loss_before,
-                "loss_after": self.loss_after,
-            },
-            "bounded": self.bounded,
-        }
-
-
-def fit_temperature(units: Units) -> Temperature:
-    """The temperature with the least binary cross-entropy, the loss that the head is trained with.
-
-    Raises:
-        CTMaskNetError: no labelled unit.
-    """
-    if not len(units):
-        raise CTMaskNetError(
-            "temperature: no validation slice has a label; give labelled validation predictions"
-        )
-
-    def loss(log_temperature: float) -> float:
-        return bce_loss(units.logits / math.exp(log_temperature), units.labels)
-
-    lowest, highest = (math.log(bound) for bound in _TEMPERATURES)
-    found = minimize_scalar(
-        loss, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-8}
-    )
-    return Temperature(
-        value=math.exp(found.x),
-        n=len(units),
-        loss_before=loss(0.0),
-        loss_after=float(found.fun),
-        bounded=bool(min(found.x - lowest, highest - found.x) < 1e-3),
-    )
 
 
 def weighted_areas(

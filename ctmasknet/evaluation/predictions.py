@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.special import expit
+
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
+# A score and the sigmoid of its logit, both rounded to four decimals, differ by less.
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,10 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
         The rows in file order, and the class names in the order of the logits.
 
     Raises:
-        CTMaskNetError: the file is missing, has another header, or a line does not parse.
+        CTMaskNetError: the file is missing or has another header, or a line does not parse or
+            contradicts itself: a logit or score that is no finite number, a score outside 0..1 or
+            unlike the sigmoid of its logit (by more than 1e-4, so that four decimals will do), a
+            ``pred`` whose logit is not the highest (one of several that are will do).
     """
     path = Path(path)
     try:
@@ -91,7 +99,7 @@ def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SliceP
         if len(values) != 2 * len(names):
             raise ValueError(f"{len(line)} fields instead of {len(_ROW_FIELDS) + 2 * len(names)}")
         numbers = tuple(float(value) for value in values)
-        return SlicePrediction(
+        row = SlicePrediction(
             file=file,
             patient=patient,
             scan=scan,
@@ -100,7 +108,27 @@ def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SliceP
             logits=numbers[: len(names)],
             scores=numbers[len(names) :],
         )
+        _check(row, names)
+        return row
     except ValueError as error:
         raise CTMaskNetError(
             f"{path}, line {number}: {error}; write the file anew by an evaluation of a classifier"
         ) from error
+
+
+def _check(row: SlicePrediction, names: list[str]) -> None:
+    """Refuse a row that contradicts itself by a ValueError."""
+    for name, logit, score in zip(names, row.logits, row.scores, strict=True):
+        if not math.isfinite(logit):
+            raise ValueError(f"logit_{name} is {logit}, no finite number")
+        if not 0 <= score <= 1:
+            raise ValueError(f"score_{name} is {score:g}, not within 0..1")
+        if abs(score - expit(logit)) > _TOLERANCE:
+            raise ValueError(
+                f"score_{name} is {score:g}, but the sigmoid of logit_{name} is {expit(logit):.6g}"
+            )
+    best = max(row.logits)
+    if row.logits[row.pred] < best:
+        raise ValueError(
+            f"pred is {names[row.pred]}, but logit_{names[row.logits.index(best)]} is the highest"
+        )

@@ -93,6 +93,8 @@ def classification_report(
     """
     check_rows(rows, source)
     check_apart(rows, validation)
+    # A seed draws the same patients whatever the order of the rows
+    rows = sorted(rows, key=lambda row: row.file)
     if fit is not None and list(fit.class_names) != list(class_names):
         raise CTMaskNetError(
             f"{source}: classes {', '.join(class_names)}, but validation has "
@@ -172,10 +174,10 @@ def _level(
         ``n``, ``n_per_class``, ``n_patients``, ``left_out`` (of :class:`Units`),
         ``confusion_matrix`` (rows the truth), ``metrics`` ({name: interval}), ``curves`` ({class:
         :func:`curve_points`}), ``reliability`` ({"top_label" or class: bins}),
-        ``calibrated`` (None without validation, else ``temperature``, ``metrics``,
-        ``reliability``) and ``operating_points`` (None without validation, else {class:
-        ``threshold``, ``validation``, ``test``}, each of the last two {``sensitivity``,
-        ``specificity``, ``precision``, ``npv``}, on test with interval).
+        ``calibrated`` (``temperature``, ``metrics``, ``reliability``; None without a temperature,
+        then ``why_not_calibrated`` says why) and ``operating_points`` (None without validation,
+        else {class: ``threshold``, ``validation``, ``test``}, each of the last two
+        {``sensitivity``, ``specificity``, ``precision``, ``npv``}, on test with interval).
     """
     truth = [units.labels == index for index in range(len(class_names))]
     found = {
@@ -191,16 +193,22 @@ def _level(
         },
         "reliability": _reliability(units, class_names),
         "calibrated": None,
+        "why_not_calibrated": "no validation",
         "operating_points": None,
     }
     if fit is None or level not in fit.thresholds:
         return found
-    tempered = units.tempered(fit.temperatures[level].value)
-    found["calibrated"] = {
-        "temperature": fit.temperatures[level].to_json(),
-        "metrics": intervals(tempered, lambda w: calibration_metrics(tempered, class_names, w), {}),
-        "reliability": _reliability(tempered, class_names),
-    }
+    temperature = fit.temperatures[level]
+    found["why_not_calibrated"] = temperature.why_not
+    if not temperature.why_not:
+        tempered = units.tempered(temperature.value)
+        found["calibrated"] = {
+            "temperature": temperature.to_json(),
+            "metrics": intervals(
+                tempered, lambda w: calibration_metrics(tempered, class_names, w), {}
+            ),
+            "reliability": _reliability(tempered, class_names),
+        }
     thresholds = fit.thresholds[level]
     reached = intervals(
         units,
@@ -329,6 +337,11 @@ def report_text(report: dict[str, Any]) -> str:
     if calibrated:
         headers = ["level", "temperature", "ece", "ece with temperature"]
         parts.append(_table(calibrated, headers))
+    parts += [
+        f"{name} not calibrated: {level['why_not_calibrated']}"
+        for name, level in levels.items()
+        if settings["validation"] and level["why_not_calibrated"]
+    ]
     points = [
         [
             name,

@@ -15,12 +15,7 @@ from ctmasknet.evaluation.learned_pooling import (
     fit_learned_pooling,
     pool_out_of_fold,
 )
-from ctmasknet.evaluation.metrics import (
-    Temperature,
-    fit_temperature,
-    threshold_for_sensitivity,
-    threshold_metrics,
-)
+from ctmasknet.evaluation.metrics import threshold_for_sensitivity, threshold_metrics
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,
     SCORE_POOLINGS,
@@ -34,6 +29,7 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.evaluation.temperature import Temperature, fit_temperature
 
 #: All poolings by name.
 POOLINGS = (*SCORE_POOLINGS, "learned")
@@ -76,7 +72,7 @@ class ValidationFit:
         class_names: C names.
         choice: the pooling.
         sensitivity: the stated one, 0..1, that each threshold reaches on validation.
-        temperatures: by level (``slices``, ``scans``, ``patients``).
+        temperatures: by level (``slices``, ``scans``, ``patients``), fair or not.
         thresholds: by level, by class index, of scores before the temperature; a class that
             validation lacks has none.
         reached: by level, ``sensitivity-<class>`` and others on validation, in percent.
@@ -98,7 +94,10 @@ class ValidationFit:
     counts: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """What prediction needs: the form stored with a checkpoint."""
+        """What prediction needs: the form stored with a checkpoint.
+
+        A temperature that is no fair fit is not in it, ``why_no_temperature`` says why by level.
+        """
         names = self.class_names
         normal = normal_index(names, self.choice.normal_class)
         return {
@@ -110,7 +109,8 @@ class ValidationFit:
                 "normal_class": None if normal is None else names[normal],
                 "learned": None if self.learned is None else self.learned.to_json(),
             },
-            "temperatures": {k: v.to_json() for k, v in self.temperatures.items()},
+            "temperatures": {k: v.to_json() for k, v in self.temperatures.items() if not v.why_not},
+            "why_no_temperature": {k: v.why_not for k, v in self.temperatures.items() if v.why_not},
             "stated_sensitivity": self.sensitivity,
             "thresholds": {
                 level: {names[index]: value for index, value in by_class.items()}
@@ -149,6 +149,8 @@ def fit_on_validation(
     choice = choice or PoolingChoice()
     check_rows(rows, source)
     check_seed(seed)
+    # A seed makes the same folds whatever the order of the rows
+    rows = sorted(rows, key=lambda row: row.file)
     options = {"top_k": choice.top_k, "seed": seed}
     learned, why_not = None, ""
     try:

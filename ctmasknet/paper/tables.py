@@ -283,7 +283,7 @@ def _detectors(runs: Sequence[Run]) -> Table:
         "Lesion detectors: the authors' per-image mask AP, %",
         ["model", "source", "AP50", "AP75", "AP", "measured on", "trained on"],
         rows,
-        ["Not COCO's AP: taken on every slice by itself, then averaged over the slices."],
+        ["Not COCO's AP: scores above 0.75, each slice by itself, then averaged over the slices."],
     )
 
 

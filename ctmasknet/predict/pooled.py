@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +100,20 @@ def build_pooler(
         learned = learned_pooling_from_json(stored["learned"], class_names, source=source)
         top_k = learned.top_k
     choice = PoolingChoice(name, top_k, stored.get("normal_class"))
+    fitted = (calibration or {}).get("temperatures") or {}
+    # Earlier versions stored these too
+    unfair = [level for level, temperature in fitted.items() if temperature.get("bounded")]
+    if unfair:
+        logging.getLogger(__name__).warning(
+            "%s: its temperatures of %s are the end of the range tried and no fair fit; they are "
+            "not applied, and scores of these are not calibrated.",
+            source,
+            ", ".join(unfair),
+        )
     temperatures = {
-        level: float(fitted["value"])
-        for level, fitted in ((calibration or {}).get("temperatures") or {}).items()
-        if level == "slices" or (name, top_k) == (stored.get("name"), stored.get("top_k"))
+        level: float(temperature["value"])
+        for level, temperature in fitted.items()
+        if level not in unfair
+        and (level == "slices" or (name, top_k) == (stored.get("name"), stored.get("top_k")))
     }
     return Pooler(name, top_k, choice.poolings(class_names, learned)[name], temperatures)

@@ -172,6 +172,12 @@ def limits(source: ReportSource) -> list[str]:
                 "No validation predictions: no temperature, no operating point and no learned "
                 "pooling, because the test set is no place to choose them."
             )
+        else:
+            found += [
+                f"Scores of {name} are not calibrated: {level['why_not_calibrated']}."
+                for name, level in evaluation["levels"].items()
+                if level and level["why_not_calibrated"]
+            ]
         found.append(
             "All figures are of this set of patients. Another hospital, scanner or share of the "
             "ill gives others; precision most of all."
@@ -277,6 +283,8 @@ def _detail(name: str, level: Mapping[str, Any], class_names: Sequence[str]) -> 
         temperature = level["calibrated"]["temperature"]["value"]
         after = _cell("ece", level["calibrated"]["metrics"]["ece"])
         calibrated = f" With the temperature {temperature:.3f} fitted on validation: {after}."
+    elif level["operating_points"]:
+        calibrated = f" Not calibrated: {level['why_not_calibrated']}."
     return {
         "sentence": f"{_counted(name, level)}: {counts}.",
         "confusion": [

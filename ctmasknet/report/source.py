@@ -220,6 +220,8 @@ def _check_evaluation(report: Any) -> dict[str, Any]:
     if report["format"] != REPORT_FORMAT:
         raise ValueError(f"format {report['format']!r}")
     report["settings"]["pooling"], report["levels"]["slices"]["metrics"]["loss"]["value"]
+    # Reports that lack it may hold scores at a temperature that is no fair fit
+    report["levels"]["slices"]["why_not_calibrated"]
     return report
 
 

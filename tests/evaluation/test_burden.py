@@ -340,6 +340,18 @@ def test_intervals_resample_patients_not_scans():
     assert narrow.high - narrow.low < 0.6 * (bias.high - bias.low)
 
 
+def test_agreement_does_not_depend_on_the_order_of_scans():
+    rng = np.random.default_rng(0)
+    measured = [unit(f"{n // 2}", float(rng.uniform(0, 30)), str(n % 2)) for n in range(20)]
+    truth = [unit(one["patient"], float(rng.uniform(0, 30)), one["scan"]) for one in measured]
+    mixed = [measured[index] for index in rng.permutation(20)]
+    one, other = (
+        burden_agreement(pair_burdens(burden(scans), burden(truth)), "ggo", n_boot=100)
+        for scans in (measured, mixed)
+    )
+    assert one == other
+
+
 def test_what_cannot_be_compared_is_counted_and_left_out():
     truth = burden(
         [unit("a", 1.0), unit("b", 2.0), unit("c", 3.0, weighted_by="mm3"), unit("d", None)],

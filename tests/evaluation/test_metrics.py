@@ -1,21 +1,18 @@
 """Every metric of a resample against scikit-learn on the slices written out."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 from scipy.special import logit
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
-from sklearn.linear_model import LogisticRegression
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.metrics import (
     calibration_metrics,
     calibration_pairs,
     curve_points,
-    fit_temperature,
     level_metrics,
     patients_behind,
     reliability_curve,
@@ -237,28 +234,3 @@ def test_what_is_compared_is_the_sigmoid_score(simulated_rows):
     assert pairs["top_label"][1].tolist() == [row.pred == row.label for row in rows]
     assert pairs["covid"][0] == pytest.approx([row.scores[2] for row in rows])
     assert pairs["covid"][1].tolist() == [row.label == 2 for row in rows]
-
-
-def test_temperature_is_a_logistic_regression_without_intercept(simulated_rows):
-    units = slice_units(simulated_rows(40, seed=2)).tempered(0.4)
-    found = fit_temperature(units)
-    truth = (units.labels[:, None] == np.arange(3)).reshape(-1)
-    model = LogisticRegression(C=math.inf, fit_intercept=False, tol=1e-8)
-    slope = model.fit(units.logits.reshape(-1, 1), truth).coef_[0, 0]
-    assert found.value == pytest.approx(1 / slope, rel=1e-4)
-    assert found.loss_after < found.loss_before and found.n == len(units)
-    assert not found.bounded
-    # Scores made twice as sure need twice the temperature, and no prediction changes
-    assert fit_temperature(units.tempered(0.5)).value == pytest.approx(2 * found.value, rel=1e-4)
-    assert (units.tempered(3.0).logits.argmax(axis=1) == units.logits.argmax(axis=1)).all()
-
-
-def test_temperature_of_scores_without_an_error_stops_at_the_bound():
-    labels = np.array([0, 1, 2])
-    logits = np.where(np.eye(3) > 0, 2.0, -2.0)
-    units = Units(labels, labels, logits, labels, 3, {})
-    found = fit_temperature(units)
-    assert found.bounded and found.value == pytest.approx(0.05, rel=0.01)
-    assert found.to_json()["bounded"] is True
-    with pytest.raises(CTMaskNetError, match="no validation slice has a label"):
-        fit_temperature(Units(labels[:0], labels[:0], logits[:0], labels[:0], 0, {}))

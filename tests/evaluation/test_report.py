@@ -76,6 +76,7 @@ def test_levels_stand_side_by_side(report, tested_rows, validation_rows):
 def test_what_validation_is_for(report, tested_rows, validation_rows):
     level = report["levels"]["slices"]
     calibrated = level["calibrated"]
+    assert level["why_not_calibrated"] == ""
     assert calibrated["temperature"]["fitted_on"]["n"] == len(validation_rows)
     temperature = calibrated["temperature"]["value"]
     logits = np.array([row.logits for row in tested_rows]) / temperature
@@ -110,6 +111,18 @@ def test_each_level_has_its_own_temperature_and_thresholds(report, tested_rows, 
         torch.from_numpy((labels[:, None] == np.arange(3)).astype(float)),
     )
     assert level["calibrated"]["metrics"]["loss"]["value"] == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "learned"])
+def test_figures_do_not_depend_on_the_order_of_rows(tested_rows, validation_rows, pooling):
+    def report(order):
+        both = (tested_rows, validation_rows)
+        rows, fitted_on = ([those[index] for index in order(those)] for those in both)
+        fit = fit_on_validation(fitted_on, CLASSES, choice=PoolingChoice(pooling))
+        return classification_report(rows, CLASSES, fit=fit, validation=fitted_on, n_boot=100)
+
+    shuffled = report(lambda rows: np.random.default_rng(0).permutation(len(rows)))
+    assert shuffled == report(lambda rows: range(len(rows)))
 
 
 def test_a_perfect_share_has_the_exact_interval_of_its_patients(tested_rows):
@@ -158,6 +171,29 @@ def test_without_validation_nothing_is_fitted_and_without_patients_nothing_poole
     assert report["levels"]["scans"] is report["levels"]["patients"] is None
     assert report["levels"]["slices"]["left_out"]["no_patient"] == 40
     assert "patients pooled by" in report_text(report)
+
+
+@pytest.mark.parametrize("size", [0.5, -0.5])
+def test_a_temperature_at_the_end_of_its_range_is_not_used_and_said(
+    tested_rows, validation_rows, size
+):
+    """Separable validation slices (size > 0), and such whose scores are all wrong."""
+    bent = [
+        dataclasses.replace(row, logits=tuple(size if c == row.label else -size for c in range(3)))
+        for row in validation_rows
+    ]
+    fit = fit_on_validation(bent, CLASSES)
+    kept = fit.to_json()
+    assert kept["temperatures"] == {}
+    assert set(kept["why_no_temperature"]) == {"slices", "scans", "patients"}
+    report = classification_report(tested_rows, CLASSES, fit=fit, n_boot=100)
+    text = report_text(report)
+    for name, level in report["levels"].items():
+        assert level["calibrated"] is None and level["operating_points"]
+        why = kept["why_no_temperature"][name]
+        assert level["why_not_calibrated"] == why and "end of the range tried" in why
+        assert f"{name} not calibrated: {why}" in text
+    assert "ece with temperature" not in text
 
 
 def test_two_classes_of_which_validation_lacks_one(simulated_rows):
@@ -264,7 +300,13 @@ def test_tool_tells_what_is_wrong_and_writes_nothing(
     unlabelled = [dataclasses.replace(row, label=None) for row in validation_rows]
     write_predictions_csv(files / "unlabelled.csv", unlabelled, CLASSES)
     two = [
-        dataclasses.replace(row, logits=row.logits[:2], scores=row.scores[:2], pred=0, label=0)
+        dataclasses.replace(
+            row,
+            logits=row.logits[:2],
+            scores=row.scores[:2],
+            pred=int(row.logits[1] > row.logits[0]),
+            label=0,
+        )
         for row in validation_rows
     ]
     write_predictions_csv(files / "two.csv", two, CLASSES[:2])

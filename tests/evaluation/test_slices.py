@@ -25,6 +25,8 @@ from ctmasknet.evaluation.predictions import (
 )
 
 CLASSES = ("normal", "pneumonia", "covid")
+#: Header of two classes.
+TWO = "file,patient,scan,label,pred,logit_a,logit_b,score_a,score_b\n"
 
 
 def item(number, label=None):
@@ -120,8 +122,9 @@ def test_evaluator_counts_each_file_once_and_unlabelled_slices_not_at_all(tmp_pa
 
 def test_predictions_csv_is_the_agreed_table(tmp_path):
     path = tmp_path / "deep" / "predictions.csv"
-    logits = torch.tensor([0.1, -3.3333333, 1e-7]).tolist()
-    row = SlicePrediction("a,b.png", "p", "s", None, 1, tuple(logits), (0.25, 0.5, 0.75))
+    logits = torch.tensor([-3.3333333, 0.1, 1e-7]).tolist()
+    scores = (0.034445196, 0.524979187, 0.500000025)
+    row = SlicePrediction("a,b.png", "p", "s", None, 1, tuple(logits), scores)
     write_predictions_csv(path, [row], CLASSES)
     lines = path.read_text().splitlines()
     assert lines[0] == (
@@ -146,6 +149,16 @@ def test_predictions_csv_is_the_agreed_table(tmp_path):
         ("file,patient,scan,label,pred,logit_a,score_a\nx,1,1,a,a,1\n", "line 2: 6 fields"),
         ("file,patient,scan,label,pred,logit_a,score_a\nx,1,1,b,a,1,1\n", "line 2: 'b'"),
         ("file,patient,scan,label,pred,logit_a,score_a\nx,1,1,a,a,1,?\n", "line 2: could not"),
+        (TWO + "x,1,1,a,a,1,0,5,0.5\n", r"line 2: score_a is 5, not within 0\.\.1"),
+        (TWO + "x,1,1,a,a,1,0,0.731,-0.2\n", r"line 2: score_b is -0\.2, not within"),
+        (TWO + "x,1,1,a,a,1,0,nan,0.5\n", "line 2: score_a is nan, not within"),
+        (TWO + "x,1,1,a,a,nan,0,nan,0.5\n", "line 2: logit_a is nan, no finite"),
+        (TWO + "x,1,1,a,a,inf,0,1,0.5\n", "line 2: logit_a is inf, no finite"),
+        (
+            TWO + "x,1,1,a,a,1,0,0.7311,0.5\ny,1,1,a,a,1,0,0.7313,0.5\n",
+            r"line 3: score_a is 0\.7313, but the sigmoid of logit_a is 0\.731059",
+        ),
+        (TWO + "x,1,1,a,b,1,0,0.7311,0.5\n", "line 2: pred is b, but logit_a is the highest"),
     ],
 )
 def test_a_bad_predictions_file_is_one_clear_error(tmp_path, text, message):
@@ -155,6 +168,12 @@ def test_a_bad_predictions_file_is_one_clear_error(tmp_path, text, message):
     with pytest.raises(CTMaskNetError, match=message) as error:
         read_predictions_csv(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_predictions_of_few_decimals_and_of_equal_logits_are_sound(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text(TWO + "x,1,1,a,a,1.0,-1.0,0.7311,0.2689\ny,1,1,a,b,0,0,0.5,0.5\n")
+    assert [row.pred for row in read_predictions_csv(path)[0]] == [0, 1]
 
 
 def test_rows_stand_in_the_order_of_the_data_set(tmp_path):

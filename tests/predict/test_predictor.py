@@ -231,6 +231,19 @@ def test_pooling_is_the_one_asked_for_or_the_checkpoint_s():
     assert other.calibrated("scans", scores) is None, "fitted on scores pooled another way"
 
 
+def test_a_stored_temperature_that_is_no_fair_fit_is_not_applied(caplog):
+    stored = {
+        "pooling": {"name": "mean", "top_k": 5},
+        "temperatures": {
+            "slices": {"value": 0.05, "bounded": True},
+            "scans": {"value": 0.5, "bounded": False},
+        },
+    }
+    pooler = build_pooler(CLASSES, stored, source="model.pth")
+    assert pooler.temperatures == {"scans": 0.5}
+    assert "model.pth: its temperatures of slices are the end of the range tried" in caplog.text
+
+
 def test_ahead_keeps_order_and_distance():
     asked = []
 

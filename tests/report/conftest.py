@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import expit
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation.predictions import write_predictions_csv
@@ -88,7 +89,7 @@ def run_folder(tmp_path_factory, simulated_rows) -> Path:
         label=0,
         pred=2,
         logits=(-9.0, -9.0, 9.0),
-        scores=(0.0, 0.0, 1.0),
+        scores=tuple(expit((-9.0, -9.0, 9.0)).tolist()),
     )
     validation = simulated_rows(40, seed=2, prefix="v")
     inference = folder / "inference"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
@@ -257,7 +258,14 @@ def test_halves_are_rounded_as_python_rounds_them(browser, unlabelled_folder, tm
     # Slices alone: 1 of 16 reaches 0.6, 3 of 16 reach 0.5
     scores = [0.6, 0.5, 0.5, *[0.1] * 13]
     rows = [
-        replace(row, patient="", scan="", logits=(0.0, 0.0, 0.0), scores=(0.0, 0.0, score))
+        replace(
+            row,
+            patient="",
+            scan="",
+            pred=2,
+            logits=(-20.0, -20.0, float(logit(score))),
+            scores=(0.0, 0.0, score),
+        )
         for row, score in zip(rows, scores, strict=True)
     ]
     write_predictions_csv(tmp_path / "predictions.csv", rows, IMAGE_CLASSES)

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import write_predictions_csv
+from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.report import write_report
 from ctmasknet.report.sections import figure_text
 from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
@@ -185,3 +187,28 @@ def test_names_of_classes_stand_in_the_curves_as_they_are(tmp_path, simulated_ro
     )
     html = write_report(tmp_path, tmp_path / "r.html").read_text()
     assert re.search(r"<text[^>]*>b 1\.23456 0\.\d+</text>", html)
+
+
+def test_scores_that_no_temperature_fits_are_said_to_be_uncalibrated(
+    tmp_path, simulated_rows, parsed
+):
+    rows = simulated_rows(9, seed=6)
+    write_predictions_csv(tmp_path / "predictions.csv", rows, IMAGE_CLASSES)
+    separable = [
+        replace(
+            row,
+            pred=row.label,
+            logits=tuple(0.5 if c == row.label else -0.5 for c in range(3)),
+            scores=tuple(expit([0.5 if c == row.label else -0.5 for c in range(3)])),
+        )
+        for row in simulated_rows(9, seed=7, prefix="v")
+    ]
+    write_predictions_csv(tmp_path / "val.csv", separable, IMAGE_CLASSES)
+    evaluate_predictions(
+        tmp_path / "predictions.csv", tmp_path, validation=tmp_path / "val.csv", n_boot=100
+    )
+    page = parsed(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    for level in ("slices", "scans", "patients"):
+        assert f"Scores of {level} are not calibrated: no temperature is a fair fit" in page.text
+    assert page.text.count(" Not calibrated: no temperature is") == 3
+    assert "With the temperature" not in page.text

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from scipy.special import expit
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices
@@ -189,7 +190,11 @@ def test_inside_the_folder_of_a_set_its_name_is_known(run_folder, monkeypatch):
 def test_an_evaluation_of_other_weights_with_the_same_calls_is_refused(copied_run):
     table = copied_run / "inference" / "covidx_ct_test" / "predictions.csv"
     rows, names = read_predictions_csv(table)
-    louder = [replace(row, logits=tuple(1.01 * value for value in row.logits)) for row in rows]
+    logits = [tuple(1.01 * value for value in row.logits) for row in rows]
+    louder = [
+        replace(row, logits=values, scores=tuple(expit(values)))
+        for row, values in zip(rows, logits, strict=True)
+    ]
     write_predictions_csv(table, louder, names)
     with pytest.raises(CTMaskNetError, match="was made from other predictions"):
         read_source(copied_run)
