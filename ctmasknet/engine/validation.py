@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +30,10 @@ from ctmasknet.engine.random_states import random_state, set_random_state
 from ctmasknet.errors import CTMaskNetError
 
 _LOGGER = logging.getLogger(__name__)
+#: Figures that are better when lower: losses, counts of false positives, calibration errors.
+_LESS_IS_BETTER = re.compile(
+    r"(?:^|/)(?:(?:total_)?loss(?:_\w+)?|(?:slices-with-)?false-positives\b[^/]*|ece(?:-[^/]*)?)$"
+)
 
 
 class EarlyStop(BaseException):
@@ -59,7 +64,7 @@ class Validation(HookBase):
             period: iterations from one evaluation to the next; 0: only after the last.
             checkpointer: saves ``model_best``.
             metric: its best value chooses the checkpoint, such as ``segm/AP50``; empty: no choice.
-                Names with "loss" are better when lower.
+                Losses, counts of false positives and calibration errors are better when lower.
             patience: evaluations without a better value after which training ends; 0: never.
         """
         self._evaluate = evaluate
@@ -101,7 +106,7 @@ class Validation(HookBase):
             )
         value, best = results[self._metric], self.state["best"]
         shown = "none" if best is None else f"{best:.5f}"
-        lower = "loss" in self._metric
+        lower = bool(_LESS_IS_BETTER.search(self._metric))
         better = best is None or (value < best if lower else value > best)
         if math.isfinite(value) and better:
             self.state.update(best=value, best_iteration=self.trainer.iter, since_best=0)
