@@ -15,7 +15,12 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    TensorboardXWriter,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -47,6 +52,16 @@ _LOGGER = logging.getLogger(__name__)
 def _build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
     """The mapper of the task that ``cfg`` describes."""
     return (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train)
+
+
+class _TerminalWriter(CommonMetricPrinter):
+    """Detectron2's, which divides by zero where a training ends before it was timed."""
+
+    def _get_eta(self, storage: EventStorage) -> str | None:
+        try:
+            return super()._get_eta(storage)
+        except ZeroDivisionError:
+            return None
 
 
 class Trainer(DefaultTrainer):
@@ -197,6 +212,11 @@ class Trainer(DefaultTrainer):
                 f"({error}); resume with the configuration it was begun with, or start anew "
                 "without `resume`"
             ) from error
+        # The checkpoint holds the rate of the next step by the schedule it was written under. Where
+        # SOLVER.MAX_ITER is another by now, the schedule's is another too.
+        rates = self.scheduler.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if seed != self._trainer.data_loader.dataset.seed:
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, seed, self.bad_slices)
@@ -287,7 +307,7 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Terminal and TensorBoard; the JSON files are :class:`MetricWriters`' own."""
         return [
-            CommonMetricPrinter(self.max_iter),
+            _TerminalWriter(self.max_iter),
             # Events of iterations that a resumed training does again are dropped by TensorBoard.
             TensorboardXWriter(self.cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
