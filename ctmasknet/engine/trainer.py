@@ -29,7 +29,7 @@ from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, PeriodicCheckpoint, spec_of
-from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory
+from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.solver import build_optimizer, build_step_trainer
@@ -171,7 +171,8 @@ class Trainer(DefaultTrainer):
         """See Detectron2's.
 
         Returns:
-            the results of the last evaluation; None if this call trained nothing.
+            the results of the last evaluation, also where the training had ended before this call
+            (None if its checkpoint does not hold them).
 
         Raises:
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
@@ -179,7 +180,9 @@ class Trainer(DefaultTrainer):
         with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR):
             if self.start_iter >= self.max_iter or self.is_stopping:
                 _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
-                return None
+                if comm.is_main_process():  # it may have been killed before it drew them
+                    draw_run(self.cfg.OUTPUT_DIR, self.best["best_iteration"])
+                return self._validation.state["results"]
             with contextlib.suppress(EarlyStop):
                 super().train()
         return self._last_eval_results

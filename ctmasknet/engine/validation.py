@@ -4,6 +4,7 @@ slices it does not train on."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import re
@@ -28,6 +29,7 @@ from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.engine.checkpoint import BEST
 from ctmasknet.engine.random_states import random_state, set_random_state
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain
 
 _LOGGER = logging.getLogger(__name__)
 #: Figures that are better when lower: losses, counts of false positives, calibration errors.
@@ -73,12 +75,13 @@ class Validation(HookBase):
         self._metric = metric
         self._patience = patience
         #: Best value so far, the iteration it was seen at, evaluations since, whether that ended
-        #: the training.
+        #: the training, and what the last evaluation gave.
         self.state: dict[str, Any] = {
             "best": None,
             "best_iteration": None,
             "since_best": 0,
             "stopped": False,
+            "results": None,
         }
 
     def after_step(self) -> None:
@@ -91,6 +94,8 @@ class Validation(HookBase):
         comm.synchronize()
         stop = False
         if comm.is_main_process():
+            # Python's own numbers: a checkpoint with others is not read again.
+            self.state["results"] = json.loads(json.dumps(plain(results), default=float))
             flat = {name: float(x) for name, x in flatten_results_dict(results).items()}
             self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
             if self._metric:

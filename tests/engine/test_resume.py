@@ -121,6 +121,24 @@ def test_resumed_beyond_its_end_a_training_has_the_rates_of_the_longer_one(heads
     assert len(whole) == 4 and parts[2:] == whole[2:] and min(whole) > 0
 
 
+@pytest.mark.parametrize("ended", ["at its last iteration", "early"])
+def test_resumed_at_its_very_end_a_training_is_recorded_as_an_unbroken_one(heads, tmp_path, ended):
+    overrides = ["SOLVER.BEST_METRIC", "slices/loss", "TEST.EVAL_PERIOD", 1]
+    if ended == "early":
+        overrides += ["SOLVER.EARLY_STOPPING_PATIENCE", 1, "SOLVER.BASE_LR", 1e-30]
+    assert heads(tmp_path, 4, overrides=overrides) == 0
+    picture, record = tmp_path / "learning_curves.png", tmp_path / "run.json"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert heads(tmp_path, 4, "--resume", overrides=overrides) == 0
+    assert picture.read_bytes() == drawn
+    first, second = json.loads(record.read_text())["entries"]
+    assert {"slices", "scans", "patients"} <= set(first["metrics"])
+    assert first["iterations"] == (2 if ended == "early" else 4)
+    for key in ("metrics", "iterations", "status", "best", "best_iteration"):
+        assert second[key] == first[key], key
+
+
 def test_the_terminal_writer_ends_before_it_was_timed(tmp_path, tiny_cfg):
     tiny_cfg.OUTPUT_DIR = str(tmp_path)
     trainer = Trainer.__new__(Trainer)
