@@ -106,7 +106,10 @@ class Trainer(DefaultTrainer):
             spec=spec,
             trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"]),
             check_trained_on=functools.partial(
-                check_trained_on, names=held_out, on_shared=cfg.DATASETS.SHARED_PATIENTS
+                check_trained_on,
+                names=held_out,
+                on_shared=cfg.DATASETS.SHARED_PATIENTS,
+                validation=cfg.DATASETS.VAL,
             ),
             trainer=weakref.proxy(self),
         )
