@@ -7,6 +7,7 @@ else (``datasets/README.md``, "Leaks").
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ctmasknet.data.registry import patients_of, source_of
+from ctmasknet.data.registry import dataset_dicts, patients_of, source_of
 from ctmasknet.data.splits import check_disjoint
 from ctmasknet.errors import CTMaskNetError
 
@@ -118,22 +119,53 @@ def check_patients_disjoint(names: Sequence[str], on_shared: str = REFUSE) -> No
 def check_held_out(
     train: Sequence[str], val: Sequence[str], test: Sequence[str], on_shared: str = REFUSE
 ) -> None:
-    """Check that the sets of one run share no patient.
+    """Check that the sets of one run share no patient and no slice.
 
-    A set may serve twice, for validation and for test as the authors' lesion lists do, or to see
-    how well the training slices are learnt.
+    A set may serve twice for validation and test, as the authors' lesion lists do. Validation on
+    training slices would choose the model that has learnt them by heart; a test on them says how
+    well they are learnt, and is no more than logged.
 
     Args:
         train, val, test: registered sets.
         on_shared: see :func:`check_patients_disjoint`.
 
     Raises:
-        CTMaskNetError: names the patient and both sets.
+        CTMaskNetError: names the patient or slice and both sets.
     """
     pairs = [(a, b) for b in (*val, *test) for a in train if b not in train]
     pairs += [(a, b) for a in val for b in test if b not in (*val, *train) and a not in train]
     for pair in dict.fromkeys(pairs):
         check_patients_disjoint(pair, on_shared)
+    for held_out in dict.fromkeys((*val, *test)):
+        key, on_same = ("VAL", on_shared) if held_out in val else ("TEST", WARN)
+        for name in dict.fromkeys(train):
+            if same := _same_slices(name, held_out):
+                report(
+                    f"DATASETS.TRAIN and DATASETS.{key} hold the same slices: {same}; name a set "
+                    f"of other patients in DATASETS.{key}, {ADVICE}",
+                    on_same,
+                )
+
+
+def _same_slices(first: str, second: str) -> str | None:
+    """What two registered sets have in common, in words, whatever the names of their files."""
+    if first == second:
+        return f"{first} is in both"
+    known = set(_files_of(first))
+    shared = [path for file, path in _files_of(second).items() if file in known]
+    if not shared:
+        return None
+    return f"{len(shared)} of {second} are in {first} too, such as {shared[0]}"
+
+
+def _files_of(name: str) -> dict[tuple[int, int], str]:
+    """File on the disk (device, inode) -> its path, of the images that are there."""
+    files = {}
+    for entry in dataset_dicts(name):
+        with contextlib.suppress(OSError, KeyError):
+            found = os.stat(entry["file_name"])
+            files[found.st_dev, found.st_ino] = entry["file_name"]
+    return files
 
 
 def report(message: str, on_shared: str) -> None:

@@ -220,17 +220,21 @@ def draw_curves(
         figure.savefig(stream, format="png", dpi=100)
 
 
+def draw_run(folder: str | os.PathLike, best_iteration: int | None) -> None:
+    """Draw ``learning_curves.png`` in a run's folder, or log why not: a finished training is worth
+    more than its picture. See :func:`draw_curves`."""
+    try:
+        draw_curves(Path(folder) / _METRICS, Path(folder) / _PICTURE, best_iteration)
+    except CTMaskNetError as error:
+        logging.getLogger(__name__).warning("No learning curves: %s", error)
+
+
 class LearningCurves(HookBase):
-    """Draws the curves of a training that has ended, ``learning_curves.png`` in its folder."""
+    """Draws the curves of a training that has ended."""
 
     def after_step(self) -> None:
         if self.trainer.iter + 1 == self.trainer.max_iter or self.trainer.is_stopping:
-            folder, best = Path(self.trainer.cfg.OUTPUT_DIR), self.trainer.best["best_iteration"]
-            try:
-                draw_curves(folder / _METRICS, folder / _PICTURE, best)
-            except CTMaskNetError as error:
-                # A finished training is worth more than its picture.
-                logging.getLogger(__name__).warning("No learning curves: %s", error)
+            draw_run(self.trainer.cfg.OUTPUT_DIR, self.trainer.best["best_iteration"])
 
 
 def peak_memory_mb(device: str) -> float:

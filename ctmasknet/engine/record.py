@@ -143,7 +143,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
             raise
         write_record(path.parent, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise
-    done = _iterations(metrics, untouched) or cfg.SOLVER.MAX_ITER
+    done = _iterations(metrics, None) or cfg.SOLVER.MAX_ITER
     ended = _ended({**entry, **plain(found)}, start, "finished", done)
     write_record(path.parent, [*entries[:-1], ended])
 

@@ -269,10 +269,6 @@ def _aspect_groups(dicts: Sequence[dict[str, Any]]) -> list[int] | None:
     return [int(entry["width"] > entry["height"]) for entry in dicts]
 
 
-#: Iterations after which Detectron2's timer has a first value.
-_TIMED_AFTER = 3
-
-
 @contextlib.contextmanager
 def listed_bad_slices(bad: BadSlices, folder: str | os.PathLike) -> Iterator[None]:
     """Write ``<folder>/bad_slices.json`` when the block ends; every process has to come here.
@@ -322,8 +318,7 @@ class GatherBadSlices(HookBase):
 
     def end_early(self, trainer: TrainerBase) -> None:
         """End the training if too many slices are known to be bad; to call after the checkpoint."""
-        # Detectron2's terminal writer cannot end a training whose time it has not taken yet.
-        if self.too_many and trainer.iter - trainer.start_iter >= _TIMED_AFTER:
+        if self.too_many:
             raise EarlyStop
 
     def state_dict(self) -> dict[str, Any]:

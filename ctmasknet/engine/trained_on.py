@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ctmasknet.data.patients import ADVICE, Patients, first_few, log_not_comparable, report
+from ctmasknet.data.patients import ADVICE, WARN, Patients, first_few, log_not_comparable, report
 
 #: Key of the record inside a checkpoint file.
 TRAINED_ON = "trained_on"
@@ -50,18 +50,23 @@ def merged(*records: Record) -> Record:
 
 
 def check_trained_on(
-    path: str, record: Record | None, names: Sequence[str], on_shared: str
+    path: str,
+    record: Record | None,
+    names: Sequence[str],
+    on_shared: str,
+    validation: Sequence[str] = (),
 ) -> None:
     """Check that weights were trained on no patient of the sets they are evaluated on.
 
-    A set that the weights were trained on under this very name is left alone: whoever evaluates it
-    wants to see how well it was learnt.
+    A set that the weights were trained on under this very name is no more than logged: whoever
+    evaluates it wants to see how well it was learnt. It is no set to choose a model by.
 
     Args:
         path: the weights file, for messages.
         record: what it carries; None when it carries no record.
         names: registered sets to evaluate.
         on_shared: see :func:`ctmasknet.data.patients.check_patients_disjoint`.
+        validation: those of the sets that a training chooses its best model by.
 
     Raises:
         CTMaskNetError: names the patient, both sets and what to do.
@@ -75,10 +80,27 @@ def check_trained_on(
                 ", ".join(names),
             )
         return
-    trained = {entry["dataset"] for entry in record}
-    for held_out in (Patients.of(name) for name in dict.fromkeys(names) if name not in trained):
-        for entry in record:
-            _check_entry(path, entry, held_out, on_shared)
+    for held_out in map(Patients.of, dict.fromkeys(names)):
+        own = [entry for entry in record if entry["dataset"] == held_out.name]
+        if not any(_same_people(entry, held_out) for entry in own):
+            for entry in record:
+                _check_entry(path, entry, held_out, on_shared)
+            continue
+        chooses = held_out.name in validation
+        report(
+            f"{held_out.name} is a set that {path} was trained on, so its figures tell how well it "
+            f"was learnt; name another set in DATASETS.{'VAL' if chooses else 'TEST'}, {ADVICE}",
+            on_shared if chooses else WARN,
+        )
+
+
+def _same_people(entry: Mapping[str, Any], held_out: Patients) -> bool:
+    """Whether sets of one name are one set, as far as their patients tell."""
+    numbering = entry["patient_ids"]
+    if numbering is None or numbering != held_out.numbering:
+        return True
+    known = set(entry["patients"])
+    return any(_hash(numbering, patient) in known for patient in held_out.ids)
 
 
 def _check_entry(path: str, entry: Mapping[str, Any], held_out: Patients, on_shared: str) -> None:

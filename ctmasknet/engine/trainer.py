@@ -15,7 +15,12 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    TensorboardXWriter,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,7 +29,7 @@ from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, PeriodicCheckpoint, spec_of
-from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory
+from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.solver import build_optimizer, build_step_trainer
@@ -47,6 +52,16 @@ _LOGGER = logging.getLogger(__name__)
 def _build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
     """The mapper of the task that ``cfg`` describes."""
     return (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train)
+
+
+class _TerminalWriter(CommonMetricPrinter):
+    """Detectron2's, which divides by zero where a training ends before it was timed."""
+
+    def _get_eta(self, storage: EventStorage) -> str | None:
+        try:
+            return super()._get_eta(storage)
+        except ZeroDivisionError:
+            return None
 
 
 class Trainer(DefaultTrainer):
@@ -91,7 +106,10 @@ class Trainer(DefaultTrainer):
             spec=spec,
             trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"]),
             check_trained_on=functools.partial(
-                check_trained_on, names=held_out, on_shared=cfg.DATASETS.SHARED_PATIENTS
+                check_trained_on,
+                names=held_out,
+                on_shared=cfg.DATASETS.SHARED_PATIENTS,
+                validation=cfg.DATASETS.VAL,
             ),
             trainer=weakref.proxy(self),
         )
@@ -156,7 +174,8 @@ class Trainer(DefaultTrainer):
         """See Detectron2's.
 
         Returns:
-            the results of the last evaluation; None if this call trained nothing.
+            the results of the last evaluation, also where the training had ended before this call
+            (None if its checkpoint does not hold them).
 
         Raises:
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
@@ -164,7 +183,9 @@ class Trainer(DefaultTrainer):
         with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR):
             if self.start_iter >= self.max_iter or self.is_stopping:
                 _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
-                return None
+                if comm.is_main_process():  # it may have been killed before it drew them
+                    draw_run(self.cfg.OUTPUT_DIR, self.best["best_iteration"])
+                return self._validation.state["results"]
             with contextlib.suppress(EarlyStop):
                 super().train()
         return self._last_eval_results
@@ -197,6 +218,11 @@ class Trainer(DefaultTrainer):
                 f"({error}); resume with the configuration it was begun with, or start anew "
                 "without `resume`"
             ) from error
+        # The checkpoint holds the rate of the next step by the schedule it was written under. Where
+        # SOLVER.MAX_ITER is another by now, the schedule's is another too.
+        rates = self.scheduler.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if seed != self._trainer.data_loader.dataset.seed:
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, seed, self.bad_slices)
@@ -287,7 +313,7 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Terminal and TensorBoard; the JSON files are :class:`MetricWriters`' own."""
         return [
-            CommonMetricPrinter(self.max_iter),
+            _TerminalWriter(self.max_iter),
             # Events of iterations that a resumed training does again are dropped by TensorBoard.
             TensorboardXWriter(self.cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]

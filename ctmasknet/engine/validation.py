@@ -4,8 +4,10 @@ slices it does not train on."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,8 +29,13 @@ from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.engine.checkpoint import BEST
 from ctmasknet.engine.random_states import random_state, set_random_state
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain
 
 _LOGGER = logging.getLogger(__name__)
+#: Figures that are better when lower: losses, counts of false positives, calibration errors.
+_LESS_IS_BETTER = re.compile(
+    r"(?:^|/)(?:(?:total_)?loss(?:_\w+)?|(?:slices-with-)?false-positives\b[^/]*|ece(?:-[^/]*)?)$"
+)
 
 
 class EarlyStop(BaseException):
@@ -59,7 +66,7 @@ class Validation(HookBase):
             period: iterations from one evaluation to the next; 0: only after the last.
             checkpointer: saves ``model_best``.
             metric: its best value chooses the checkpoint, such as ``segm/AP50``; empty: no choice.
-                Names with "loss" are better when lower.
+                Losses, counts of false positives and calibration errors are better when lower.
             patience: evaluations without a better value after which training ends; 0: never.
         """
         self._evaluate = evaluate
@@ -68,12 +75,13 @@ class Validation(HookBase):
         self._metric = metric
         self._patience = patience
         #: Best value so far, the iteration it was seen at, evaluations since, whether that ended
-        #: the training.
+        #: the training, and what the last evaluation gave.
         self.state: dict[str, Any] = {
             "best": None,
             "best_iteration": None,
             "since_best": 0,
             "stopped": False,
+            "results": None,
         }
 
     def after_step(self) -> None:
@@ -86,6 +94,8 @@ class Validation(HookBase):
         comm.synchronize()
         stop = False
         if comm.is_main_process():
+            # Python's own numbers: a checkpoint with others is not read again.
+            self.state["results"] = json.loads(json.dumps(plain(results), default=float))
             flat = {name: float(x) for name, x in flatten_results_dict(results).items()}
             self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
             if self._metric:
@@ -101,7 +111,7 @@ class Validation(HookBase):
             )
         value, best = results[self._metric], self.state["best"]
         shown = "none" if best is None else f"{best:.5f}"
-        lower = "loss" in self._metric
+        lower = bool(_LESS_IS_BETTER.search(self._metric))
         better = best is None or (value < best if lower else value > best)
         if math.isfinite(value) and better:
             self.state.update(best=value, best_iteration=self.trainer.iter, since_best=0)

@@ -100,11 +100,30 @@ def test_splits_of_a_run_are_compared_each_with_the_others(write_set):
         write_set(name, "train", patients, "clinic")
     a, b, c, d = (f"{name}_train" for name in "abcd")
     check_held_out([a], [b], [b])  # one set for both, as the authors' lesion lists
-    check_held_out([a], [a], [])
     check_held_out([a], [c], [c, b, a][:1])
     for sets in (([a], [d], []), ([a], [], [d]), ([a], [b], [c])):
         with pytest.raises(CTMaskNetError, match="is in two splits"):
             check_held_out(*sets)
+
+
+def test_slices_trained_on_choose_no_model(write_set, root, caplog):
+    for name, patients in (("a", "1 2"), ("b", "3 4"), ("copy", "1 5")):
+        write_set(name, "train", patients, name)
+    (root / "copy" / "image" / "1.png").unlink()
+    (root / "copy" / "image" / "1.png").symlink_to(root / "a" / "image" / "1.png")
+    a, b, copy = (f"{name}_train" for name in ("a", "b", "copy"))
+    with pytest.raises(CTMaskNetError, match=r"DATASETS\.VAL hold the same slices: a_train"):
+        check_held_out([b, a], [a], [])
+    with pytest.raises(
+        CTMaskNetError, match=r"same slices: 1 of copy_train are in a_train too, .*1"
+    ):
+        check_held_out([a], [copy], [])
+    assert "same slices" not in caplog.text
+    check_held_out([a], [a], [], "warn")
+    assert "TRAIN and DATASETS.VAL hold the same slices: a_train" in caplog.text
+    check_held_out([a], [b], [copy, a])
+    assert "TRAIN and DATASETS.TEST hold the same slices: a_train" in caplog.text
+    assert "TRAIN and DATASETS.TEST hold the same slices: 1 of copy_train" in caplog.text
 
 
 def test_leaking_splits_of_one_set_do_not_bar_the_third_nor_stay_refused(write_set, caplog):

@@ -1,13 +1,17 @@
 """A training that is killed again and again ends as one that never was."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from ctmasknet.engine.metrics import is_timing
+from ctmasknet.engine.trainer import Trainer
 from tests.helpers.killing import KILLED, POINTS, train
+from tests.helpers.running import run_tool
 from tests.test_train_net import TINY
 
 #: Iterations, and periods that do not fall together.
@@ -86,3 +90,62 @@ def test_killed_training_ends_as_the_unbroken_one(task, repository, prepared, tm
     assert (broken / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
     assert len((whole / "metrics.json").read_text().splitlines()) >= 5
     assert not [path for path in Path(broken).iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.fixture
+def heads(repository, prepared, monkeypatch):
+    """Train an image head: folder, iterations, flags, overrides."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+
+    def call(folder, iterations, *flags, overrides=()):
+        words = [
+            *("--config-file", "configs/cls_light.yaml", *flags, *TINY, "MODEL.WEIGHTS", ""),
+            *("MODEL.TRAINABLE", "heads", "SOLVER.LOG_PERIOD", 1, "OUTPUT_DIR", folder),
+            *("SOLVER.MAX_ITER", iterations, *overrides),
+        ]
+        return run_tool(repository, "tools/train_net.py", *words)
+
+    return call
+
+
+def test_resumed_beyond_its_end_a_training_has_the_rates_of_the_longer_one(heads, tmp_path):
+    rates = []
+    schedule = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "DATASETS.VAL", "()"]
+    for folder, *parts in ("whole", [4]), ("parts", [2], [4, "--resume"]):
+        for part in parts:
+            assert heads(tmp_path / folder, *part, overrides=schedule) == 0
+        lines = (tmp_path / folder / "metrics.json").read_text().splitlines()
+        rates.append([json.loads(line)["lr"] for line in lines])
+    whole, parts = rates
+    assert len(whole) == 4 and parts[2:] == whole[2:] and min(whole) > 0
+
+
+@pytest.mark.parametrize("ended", ["at its last iteration", "early"])
+def test_resumed_at_its_very_end_a_training_is_recorded_as_an_unbroken_one(heads, tmp_path, ended):
+    overrides = ["SOLVER.BEST_METRIC", "slices/loss", "TEST.EVAL_PERIOD", 1]
+    if ended == "early":
+        overrides += ["SOLVER.EARLY_STOPPING_PATIENCE", 1, "SOLVER.BASE_LR", 1e-30]
+    assert heads(tmp_path, 4, overrides=overrides) == 0
+    picture, record = tmp_path / "learning_curves.png", tmp_path / "run.json"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert heads(tmp_path, 4, "--resume", overrides=overrides) == 0
+    assert picture.read_bytes() == drawn
+    first, second = json.loads(record.read_text())["entries"]
+    assert {"slices", "scans", "patients"} <= set(first["metrics"])
+    assert first["iterations"] == (2 if ended == "early" else 4)
+    for key in ("metrics", "iterations", "status", "best", "best_iteration"):
+        assert second[key] == first[key], key
+
+
+def test_the_terminal_writer_ends_before_it_was_timed(tmp_path, tiny_cfg):
+    tiny_cfg.OUTPUT_DIR = str(tmp_path)
+    trainer = Trainer.__new__(Trainer)
+    trainer.cfg, trainer.max_iter, trainer.start_iter = tiny_cfg, 9, 0
+    terminal, board = trainer.build_writers()
+    with EventStorage() as storage:
+        for _ in range(2):  # after the step, and after the training that ends there
+            storage.put_scalar("lr", 0.1)
+            terminal.write()
+    board.close()

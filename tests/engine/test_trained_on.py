@@ -67,8 +67,27 @@ def test_no_numbering_is_never_compared(register, caplog):
     assert "old.pth does not say which patients" in caplog.text
 
 
-def test_the_set_trained_on_may_be_evaluated_itself(record):
+def test_the_set_trained_on_may_be_evaluated_itself(record, caplog):
     check_trained_on("seg.pth", record, ["lesions_train"], "refuse")
+    assert "lesions_train is a set that seg.pth was trained on" in caplog.text
+
+
+@pytest.mark.parametrize("ids", ["clinic", None])
+def test_the_set_trained_on_chooses_no_model(register, caplog, ids):
+    name = register("slices_train", "1 2", ids)
+    record = training_record([name], "classification")
+    with pytest.raises(CTMaskNetError, match=r"slices_train is a set that cls\.pth was trained on"):
+        check_trained_on("cls.pth", record, [name], "refuse", [name])
+    check_trained_on("cls.pth", record, [name], "warn", [name])
+    assert "DATASETS.VAL" in caplog.text
+
+
+def test_another_set_of_the_same_name_is_compared_by_its_patients(record, register, caplog):
+    DatasetCatalog.remove("lesions_train")
+    MetadataCatalog.remove("lesions_train")
+    name = register("lesions_train", "8 9", "clinic")
+    check_trained_on("seg.pth", record, [name], "refuse", [name])
+    assert not caplog.text
 
 
 def test_the_record_is_plain_and_names_nobody(record):

@@ -48,6 +48,23 @@ def test_the_best_model_is_saved():
     assert follow([float("nan"), 10, float("nan")], period=3) == ([5], None)
 
 
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [
+        ("lesion_free/false-positives-per-slice@0.5", True),
+        ("lesion_free/slices-with-false-positives@0.5", True),
+        ("slices/loss", True),
+        ("validation/loss_rpn_cls", True),
+        ("validation/total_loss", True),
+        ("segm/AP50", False),
+        ("slices/sensitivity-loss", False),  # a class of this name
+        ("patients/specificity-lossless", False),
+    ],
+)
+def test_where_less_is_better_the_least_is_best(metric, lower):
+    assert follow([3, 5, 2, 4], metric=metric) == ([0, 2] if lower else [0, 1], None)
+
+
 def test_patience():
     assert follow([50, 60, 55, 58, 70], patience=2) == ([0, 1], 3)
     assert follow([50, 60, 55, 61, 60, 60], patience=2) == ([0, 1, 3], 5)
