@@ -21,6 +21,8 @@ _SAME_MM, _SAME_SHARE = 0.05, 0.05
 _EVEN_MM = 0.02
 #: How far a slice may lie beside the line through the first and the last, mm.
 _BESIDE_MM = 0.5
+#: So many slices left out for their position are named one by one; of more, one line counts them.
+_MAX_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class DicomSource:
 
     Attributes:
         series: slices of one scan have the same: patient, study, series.
+        image: SOPInstanceUID, "" where there is none.
         instance: InstanceNumber, 0 where there is none.
         padding: (lowest, highest) stored value that marks pixels outside the measured circle.
     """
@@ -40,6 +43,7 @@ class DicomSource:
     intercept: float
     padding: tuple[int, int] | None
     series: tuple[str, str, str]
+    image: str
     instance: int
 
     def read_picture(self, frame: int | None) -> None:
@@ -77,6 +81,7 @@ def read_dicom_file(file: str, name: str) -> list[CTSlice]:
                 str(header.get(key) or "").strip()
                 for key in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
             ),
+            "image": str(header.get("SOPInstanceUID") or "").strip(),
             "instance": int(header.get("InstanceNumber") or 0),
         }
         shape = (int(header.Columns), int(header.Rows), 1)
@@ -137,6 +142,9 @@ def dicom_scans(slices: list[CTSlice]) -> list[CTScan]:
 
     Slices of one series that differ in size, spacing or orientation become scans of their own; the
     largest keeps the series UID, the others get ``#2``, ``#3``, ... appended.
+
+    A series in which most images share their position with others states none (``position_mm`` is
+    None): all its images stay, in the order of their instance numbers, without geometry.
     """
     series: dict[tuple, list[CTSlice]] = {}
     for one in slices:
@@ -175,20 +183,29 @@ def _ordered(grid: list[CTSlice]) -> CTScan:
     distinct = steps[steps > _SAME_MM]
     # A step that occurs, also where few slices are left.
     step = float(np.quantile(distinct, 0.5, method="lower")) if len(distinct) else 0.0
-    kept, problems = [], []
-    for group in _same_positions(grid, max(_SAME_MM, _SAME_SHARE * step)):
-        one, *others = sorted(group, key=lambda one: (one.source.instance, natural_key(one.name)))
+    groups = _same_positions(grid, max(_SAME_MM, _SAME_SHARE * step))
+    images = _images(grid)
+    if len(images) > 1 and (len(groups) == 1 or 2 * len(groups) < len(images)):
+        return _unplaced(images, len(groups), len(grid) - len(images))
+    kept, problems, doubled = [], [], []
+    for group in groups:
+        one, *others = sorted(group, key=_number)
         if kept and (missing := round((one.position_mm - kept[-1].position_mm) / step) - 1) > 0:
             problems.append(
                 f"missing: {missing} between z = {kept[-1].position_mm:g} and "
                 f"{one.position_mm:g} mm (step {step:g} mm)"
             )
-        problems += [
+        doubles = [
             f"duplicate position z = {other.position_mm:g} mm: {other.name} left out, "
             f"{one.name} kept"
             for other in others
         ]
+        problems += doubles
+        doubled += doubles
         kept.append(one)
+    if len(doubled) > _MAX_NAMED:
+        problems = [line for line in problems if line not in doubled]
+        problems.insert(0, f"{len(doubled)} slices left out, the first: {doubled[0]}")
     gaps = np.diff([one.position_mm for one in kept])
     even = not len(gaps) or np.abs(gaps - step).max() <= max(_EVEN_MM, _SAME_SHARE * step)
     if not even and not any(problem.startswith("missing") for problem in problems):
@@ -203,6 +220,35 @@ def _ordered(grid: list[CTSlice]) -> CTScan:
         slices=tuple(kept),
         affine=grid_affine(kept, len(kept) - 1) if even and shift_mm <= _BESIDE_MM else None,
         problems=tuple(problems),
+    )
+
+
+def _number(one: CTSlice) -> tuple:
+    return one.source.instance, natural_key(one.name)
+
+
+def _images(grid: list[CTSlice]) -> list[CTSlice]:
+    """By their numbers, copies of one image once; an image without UID or number is like none."""
+    found: dict[tuple, CTSlice] = {}
+    for one in sorted(grid, key=_number):
+        source = one.source
+        stated = source.image and source.instance
+        found.setdefault((source.image, source.instance, one.frame) if stated else (one.name,), one)
+    return list(found.values())
+
+
+def _unplaced(images: list[CTSlice], positions: int, copies: int) -> CTScan:
+    stated = "one position" if positions == 1 else f"{positions} positions in all"
+    left_out = f"; copies left out: {copies}" if copies else ""
+    return CTScan(
+        patient=images[0].patient,
+        scan=images[0].scan,
+        kind="dicom",
+        slices=tuple(replace(one, position_mm=None) for one in images),
+        problems=(
+            f"its {len(images)} images state {stated}, so their order is that of their instance "
+            f"numbers, and distances and volumes are unknown{left_out}",
+        ),
     )
 
 

@@ -42,8 +42,8 @@ _FILLING = re.compile(rb"\xff+")
 _META_BYTES = 2**16
 #: What is read of a header; everything else is passed over.
 _KEYWORDS = (
-    *("SpecificCharacterSet", "ImageType", "SOPClassUID", "Modality", "InstanceNumber"),
-    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "GantryDetectorTilt"),
+    *("SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality"),
+    *("InstanceNumber", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "GantryDetectorTilt"),
     *("ImagePositionPatient", "ImageOrientationPatient", "SliceLocationVector"),
     *("NumberOfFrames", "GridFrameOffsetVector", "Rows", "Columns", "PixelSpacing"),
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),

@@ -2,8 +2,9 @@
 
 NIfTI cannot say that values are HU. They are taken as HU after slope and intercept, unless they
 cannot be: a slice of the chest holds air and lung. A volume without a slice of which
-:data:`AIR_SHARE` lies below :data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
-another modality, or CT that has lost its offset.
+:data:`AIR_SHARE` lies within :data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
+another modality, or CT that has lost its offset. One in which only padding does (its lowest value),
+or whose tissue is not where tissue lies, is read with a problem.
 
 The header is read and checked by :func:`read_volume` before any voxel is. Of a plain file each
 slice is read when it is asked for. A file that is compressed, or stored so that the voxels of an
@@ -44,8 +45,13 @@ _MAX_OFFSET = 2**26
 #: Share by which the voxel sizes of sform and qform may differ.
 _SIZE_SHARE = 0.01
 _TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-#: A volume in HU has a slice with this share of its values below this.
-AIR_SEEN_HU, AIR_SHARE = -200.0, 0.01
+#: A volume in HU has a slice with this share of its values in this range: air and lung. What lies
+#: below it is padding.
+AIR_SEEN_HU, AIR_SHARE = (-1200.0, -200.0), 0.01
+#: ... one with this share of lung and air beside its lowest value, which may be padding,
+_LUNG_SHARE = 0.03
+#: ... and, in the same slice, with the share of air in this range: fat, water and muscle.
+_TISSUE_HU = (-150.0, 250.0)
 #: ... and no value beyond this, metal and padding values included.
 _BEYOND_HU = 1e5
 
@@ -284,7 +290,7 @@ def read_nifti_file(file: str, name: str) -> CTScan:
         CTMaskNetError: damaged.
     """
     volume = read_volume(file)
-    _check_hu(volume)
+    doubts = _check_hu(volume)
     turn = volume.turn
     columns, rows, count = turn.shape
     scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
@@ -303,13 +309,13 @@ def read_nifti_file(file: str, name: str) -> CTScan:
         )
         for index, frame in enumerate(stored)
     )
-    return CTScan("", scan, "nifti", slices, turn.affine, volume.problems)
+    return CTScan("", scan, "nifti", slices, turn.affine, (*volume.problems, *doubts))
 
 
-def _check_hu(volume: NiftiVolume) -> None:
-    """Looks at slices, the middle one first, until one holds air."""
+def _check_hu(volume: NiftiVolume) -> tuple[str, ...]:
+    """What speaks against HU. Looks at slices, the middle one first, until one is a chest's."""
     columns, rows, count = volume.turn.shape
-    lowest, highest = np.inf, -np.inf
+    lowest, highest, air_seen = np.inf, -np.inf, False
     for index in (count // 2, *range(count)):
         values = volume.values(index)
         values = values[np.isfinite(values)]
@@ -317,10 +323,31 @@ def _check_hu(volume: NiftiVolume) -> None:
             lowest, highest = min(lowest, values.min()), max(highest, values.max())
         if max(-lowest, highest) > _BEYOND_HU:
             break
-        if (values < AIR_SEEN_HU).sum() >= AIR_SHARE * rows * columns:
-            return
+        air_seen |= _count(values, AIR_SEEN_HU) >= AIR_SHARE * rows * columns
+        if _holds_lung(values, rows * columns):
+            return ()
     found = f"{lowest:g} to {highest:g}" if np.isfinite(lowest) else "no number at all"
+    if air_seen and max(-lowest, highest) <= _BEYOND_HU:
+        return (
+            f"its values, {found}, may not be HU: no slice holds lung (-1200 to -200) and tissue "
+            "(-150 to 250) beside padding; check what was stored",
+        )
     raise UnsuitableFile(
         f"{volume.file}: its values, {found}, are not HU of a chest (air is -1000); give the CT "
         "volume in HU"
     )
+
+
+def _holds_lung(values: np.ndarray, size: int) -> bool:
+    """Whether the finite values of a slice of ``size`` px hold lung and tissue as HU do."""
+    measured = values[values > values.min(initial=np.inf)]
+    lung = _count(measured, AIR_SEEN_HU)
+    return (
+        lung >= _LUNG_SHARE * size
+        and lung >= _count(measured, (-np.inf, AIR_SEEN_HU[0]))
+        and _count(measured, _TISSUE_HU) >= AIR_SHARE * size
+    )
+
+
+def _count(values: np.ndarray, bounds: tuple[float, float]) -> int:
+    return int(((values >= bounds[0]) & (values < bounds[1])).sum())

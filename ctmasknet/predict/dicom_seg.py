@@ -5,7 +5,7 @@ Codes:
 - GGO: (112120, DCM, "Ground glass opacity"), from DICOM PS3.16 CID 6104, Abnormal Opacity Finding
   or Feature (RadLex calls it RID28531).
 - consolidation: (95436008, SCT, "Lung consolidation"); DICOM has no code of its own (RadLex:
-  RID43255).
+  RID43255) and lists none of SNOMED CT's.
 - the merged class: (52988006, SCT, "Lesion").
 
 The category of all is (49755003, SCT, "Morphologically Abnormal Structure"), CID 7150, in
@@ -42,7 +42,14 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
 )
-_AI_FAMILY = ("123109", "DCM", "Artificial Intelligence")
+_AI_FAMILY = ("123110", "DCM", "Artificial Intelligence")  # CID 7162
+#: What the frames refer to, so it may be neither missing nor empty; and whether all share it.
+_REFERENCES = {
+    "StudyInstanceUID": ("Study Instance UID", True),
+    "SeriesInstanceUID": ("Series Instance UID", True),
+    "FrameOfReferenceUID": ("Frame Of Reference UID", True),
+    "SOPInstanceUID": ("SOP Instance UID", False),
+}
 
 
 def require_highdicom():
@@ -84,8 +91,8 @@ def dicom_seg_bytes(
         software: name and version of the model, for the algorithm's identification.
 
     Raises:
-        CTMaskNetError: highdicom is not installed; the scan is no DICOM, or lacks what a
-            segmentation has to refer to.
+        CTMaskNetError: highdicom is not installed; the scan is no DICOM, lacks what a segmentation
+            has to refer to, or its slices do not lie straight behind one another.
     """
     highdicom = require_highdicom()
     if scan.kind != "dicom":
@@ -97,9 +104,12 @@ def dicom_seg_bytes(
     segment_of = np.zeros(256, dtype=np.uint8)
     for number, name in enumerate(lesion_classes, start=1):
         segment_of[values[name]] = number
-    images = _source_images(scan)
+    _check_upright_stack(scan)
+    step_mm = _step_mm(scan)
+    images = _source_images(scan, step_mm)
     rows, columns = int(images[0].Rows), int(images[0].Columns)
     pixels = np.zeros((_frame_count(scan, images), rows, columns), dtype=np.uint8)
+    _check_references(scan, images)
     for index, (one, label) in enumerate(zip(scan.slices, labels, strict=True)):
         frame = index if one.frame is None else one.frame
         pixels[frame] = segment_of[stored_plane(one.source.turn, label).T]
@@ -152,6 +162,11 @@ def dicom_seg_bytes(
             f"({' '.join(str(error).split())}); leave out this kind of mask"
         ) from error
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    # Of a source's header it may be a false or negative value
+    if step_mm is not None:
+        measures.SpacingBetweenSlices = format(step_mm, ".6g")
+    elif "SpacingBetweenSlices" in measures:
+        del measures.SpacingBetweenSlices
     if not measures.get("SliceThickness"):  # written so, no reader would take it
         raise CTMaskNetError(
             f"{scan.slices[0].file}: states no slice thickness, which a DICOM segmentation has to; "
@@ -169,12 +184,37 @@ def dicom_seg_bytes(
     return stream.getvalue()
 
 
-def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
+def _check_upright_stack(scan: CTScan) -> None:
+    """Refuse slices that lean against each other: no reader would put their labels in place."""
+    first, last = scan.slices[0], scan.slices[-1]
+    refused = f"{first.file}: no DICOM segmentation can be made of this series, "
+    if first.position_mm is None:
+        raise CTMaskNetError(
+            f"{refused}whose files do not state where each slice lies; leave out this kind of mask"
+        )
+    start, end = (one.source.turn.affine for one in (first, last))
+    normal = np.cross(start[:3, 0], start[:3, 1])
+    way_mm = end[:3, 3] - start[:3, 3]
+    along_mm = way_mm @ normal / np.linalg.norm(normal)
+    aside_mm = np.sqrt(max(0.0, way_mm @ way_mm - along_mm**2))
+    if aside_mm > min(first.spacing_mm or (1.0,)) / 2:
+        raise CTMaskNetError(
+            f"{refused}a tilted one (gantry): its slices lean by "
+            f"{np.degrees(np.arctan2(aside_mm, abs(along_mm))):.1f} degrees against each other; "
+            "leave out this kind of mask"
+        )
+
+
+def _step_mm(scan: CTScan) -> float | None:
+    """From one slice to the next by their positions; None where the steps differ."""
+    known = scan.affine is not None and len(scan.slices) > 1
+    return float(np.linalg.norm(scan.affine[:3, 2])) if known else None
+
+
+def _source_images(scan: CTScan, step_mm: float | None) -> list[pydicom.Dataset]:
     """Headers of the files that hold the slices, each file once, in the order of the slices.
 
     Where a slice's thickness is left open, it is taken to reach to the next slice."""
-    known = scan.affine is not None and len(scan.slices) > 1
-    step_mm = float(np.linalg.norm(scan.affine[:3, 2])) if known else None
     images = []
     for file in dict.fromkeys(one.file for one in scan.slices):
         with decoding(file):
@@ -183,10 +223,43 @@ def _source_images(scan: CTScan) -> list[pydicom.Dataset]:
             for keyword in _MAY_BE_EMPTY:
                 if keyword not in image:
                     setattr(image, keyword, "")
-            if "NumberOfFrames" not in image and not image.get("SliceThickness"):
+            if "NumberOfFrames" not in image and not float(image.get("SliceThickness") or 0) > 0:
                 image.SliceThickness = format(step_mm, ".6g") if step_mm else None
+            if "SpacingBetweenSlices" in image:
+                del image.SpacingBetweenSlices
+            _drop_unknown_characters(image)
         images.append(image)
     return images
+
+
+def _drop_unknown_characters(image: pydicom.Dataset) -> None:
+    """Remove a SpecificCharacterSet that is empty or unknown; the default one holds then."""
+    stated = image.get("SpecificCharacterSet", "")
+    known = {one.value for one in require_highdicom().SpecificCharacterSetValues} | {"ISO_IR 6"}
+    names = [stated] if isinstance(stated, str) else list(stated or ())
+    if len(names) > 1 and not names[0] and any(names):
+        names[0] = "ISO 2022 IR 6"  # the default's own name, with which it may be the first of many
+    if names and all(name in known for name in names):
+        image.SpecificCharacterSet = names
+    else:
+        image.pop("SpecificCharacterSet", None)
+
+
+def _check_references(scan: CTScan, images: Sequence[pydicom.Dataset]) -> None:
+    for keyword, (name, shared) in _REFERENCES.items():
+        uids = [str(image.get(keyword) or "").strip() for image in images]
+        fault = None
+        if not all(uids):
+            fault = f"{name} is missing or empty"
+        elif shared and len(set(uids)) > 1:
+            fault = f"{name} differs from file to file"
+        elif not shared and len(set(uids)) < len(uids):
+            fault = f"{name} is the same in several files"
+        if fault:
+            raise CTMaskNetError(
+                f"{scan.slices[0].file}: no DICOM segmentation can refer to this series, whose "
+                f"{fault}; leave out this kind of mask"
+            )
 
 
 def _frame_count(scan: CTScan, images: Sequence[pydicom.Dataset]) -> int:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.find import find_files, natural_key
@@ -35,7 +36,8 @@ class ClassifiedSlices:
         Args:
             patient_pattern: finds the patient in a path below the folder of the images (see
                 :class:`~ctmasknet.names.PatientRule`). Without it each picture is a patient of its
-                own, and so is a volume that states none.
+                own, and so is a volume that states none; folders that look like patients are
+                refused then.
             every: of a volume every so many slices is taken.
         """
         self.records: list[SliceRecord] = []
@@ -104,7 +106,9 @@ def read_class_folders(
     Raises:
         CTMaskNetError: fewer than two classes; a class name unfit for a table's column; a folder
             that is missing, without pictures or not below ``images``; a picture or volume in two
-            classes; pictures among volumes; a damaged volume; a name the pattern does not match.
+            classes; pictures among volumes; a damaged volume; a name the pattern does not match;
+            without a pattern, folders below a class folder with several pictures or volumes that
+            state no patient.
     """
     root = Path(images)
     if not root.is_dir():
@@ -127,7 +131,11 @@ def read_class_folders(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
             if of_volumes:
-                for volume in find_volumes(root, [part_below(root, part)], on_bad):
+                volumes = find_volumes(root, [part_below(root, part)], on_bad)
+                if patient_pattern is None:
+                    unknown = [volume.key for volume in volumes if not volume.scan.patient]
+                    _check_no_patient_folders(root, part, unknown, class_folders)
+                for volume in volumes:
                     found.add_volume(volume, label)
                 continue
             files = sorted(_pictures_below(root, part))
@@ -135,6 +143,8 @@ def read_class_folders(
                 raise CTMaskNetError(
                     f"{root / part}: holds no picture ({', '.join(IMAGE_SUFFIXES)})"
                 )
+            if patient_pattern is None:
+                _check_no_patient_folders(root, part, files, class_folders)
             for file in files:
                 if file in class_of:
                     raise CTMaskNetError(
@@ -144,6 +154,42 @@ def read_class_folders(
                 class_of[file] = class_name
                 found.add_picture(file, label)
     return found
+
+
+def _check_no_patient_folders(
+    root: Path, part: str, files: Iterable[str], class_folders: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse folders of several files below a class folder: they may be patients, and dealing their
+    files to splits one by one would put a patient on both sides.
+
+    Args:
+        root: the folder above the class folders.
+        part: the class folder.
+        files: its pictures and volumes, relative to ``root``.
+        class_folders: all of them, for the pattern that is proposed.
+    """
+    above = PurePosixPath(part_below(root, part))
+    below = [PurePosixPath(file) for file in files]
+    inside = [path.relative_to(above).parts for path in below if path.is_relative_to(above)]
+    count = Counter(parts[0] for parts in inside if len(parts) > 1)
+    if not count or max(count.values()) == 1:
+        return
+    (folder, number), *_ = count.most_common(1)
+    folders = [
+        PurePosixPath(part_below(root, each)) for of in class_folders.values() for each in of
+    ]
+    depths = {len(each.parts) for each in folders}
+    if len(depths) == 1:
+        start = "[^/]+/" * depths.pop()
+    else:
+        start = "(?:" + "|".join(re.escape(f"{each}/") if each.parts else "" for each in folders)
+        start += ")"
+    raise CTMaskNetError(
+        f"{root / part}: its folder {folder} holds {number} files, and without a patient rule each "
+        "would be a patient of its own; give `patient_pattern` "
+        f"'^{start}(?P<patient>[^/]+)' where such a folder is a patient, or '(?P<patient>.+)' "
+        "where each file is"
+    )
 
 
 def read_volume_list(

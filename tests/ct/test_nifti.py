@@ -138,6 +138,14 @@ def with_affine(sform, qform=None):
     return image
 
 
+def padded(hu, value, px=12):
+    """With ``value`` where a scanner measures nothing: the corners of a slice."""
+    hu = hu.astype(np.int16)
+    for rows in (slice(None, px), slice(-px, None)):
+        hu[:, rows, :px] = hu[:, rows, -px:] = value
+    return hu
+
+
 @pytest.mark.parametrize(
     "image, reason",
     [
@@ -147,6 +155,9 @@ def with_affine(sform, qform=None):
         (lambda: with_affine(np.diag([1, 1, 0, 1])), "voxels are"),
         (lambda: nifti((HU + 1024).astype(np.int16)), "0 to 1724, are not HU"),
         (lambda: nifti(np.clip(HU // 8 + 128, 0, 255)), "not HU"),
+        (lambda: nifti(padded(HU + 1024, -2000)), "-2000 to 1724, are not HU"),
+        (lambda: nifti(padded(HU + 1024, -3024)), "-3024 to 1724, are not HU"),
+        (lambda: nifti((HU * 2).astype(np.int16)), "-2048 to 1400, are not HU"),
         (lambda: nifti(HU / 4000 + 0.3, dtype="<f4"), "not HU"),
         (lambda: nifti(HU * 0 + np.nan, dtype="<f4"), "no number at all"),
         (lambda: nifti(HU * 1e3, dtype="<f4"), "not HU"),
@@ -175,6 +186,25 @@ def test_one_percent_of_air_in_one_slice_tells_hu(tmp_path, air_px, read):
         return
     with pytest.raises(CTMaskNetError, match="its values, -201 to 40, are not HU of a chest"):
         read_scans([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "hu, told",
+    [
+        (HU, False),
+        (padded(HU, -2000), False),
+        (padded(HU, -1024), False),
+        (HU.clip(-1000, 3000), False),
+        (padded(HU + 1024, -1000, px=6), True),  # the padding alone is air
+        (HU.clip(-250, 250), True),
+        (HU - 1024, True),  # an offset applied twice: tissue is at lung's values
+    ],
+)
+def test_values_that_may_not_be_hu_are_a_problem(tmp_path, hu, told):
+    scan = read_back(nifti(hu.astype(np.int16)), tmp_path / "a.nii")
+    assert [f"{hu.min()} to {hu.max()}, may not be HU" in line for line in scan.problems] == [
+        True
+    ] * told
 
 
 def test_a_trailing_axis_of_one_is_no_fourth_dimension(tmp_path):

@@ -347,7 +347,7 @@ class TestClassesOfPictures:
         ("words", "ids"),
         [
             (
-                (),
+                ("--patient-pattern", r"(?P<patient>.+)\.\w+$"),
                 [
                     *(("well/p1/a",) * 2, ("well/p1/b",) * 2, ("well/NCP_7_1_0000",) * 2),
                     *(("sick/p2/c",) * 2, ("sick/p2_d",) * 2),

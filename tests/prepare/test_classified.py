@@ -312,7 +312,8 @@ class TestClassFolders:
         (folders / "ct2" / "again").symlink_to(folders / "ct2")
         write_image(folders / "ct1" / ".thumbnails" / "study_1000.jpg")
         (folders / "ct1" / "UPPER.PNG").write_bytes(b"")
-        found = read_class_folders(folders, {"normal": ["ct1"], "covid": ["ct2"]})
+        classes = {"normal": ["ct1"], "covid": ["ct2"]}
+        found = read_class_folders(folders, classes, "(?P<patient>.+)")
         files = [record.file for record in found.records]
         assert len(files) == 5 + 2 + 6
         assert "ct1/UPPER.PNG" in files and "ct2/more/study_0000.jpg" in files
@@ -320,3 +321,55 @@ class TestClassFolders:
     def test_file_the_pattern_does_not_match_is_named(self, folders):
         with pytest.raises(CTMaskNetError, match=r"ct0/study_0000\.jpg: the patient pattern"):
             read_class_folders(folders, self.CLASSES, "(?P<patient>x)")
+
+    @pytest.mark.parametrize(
+        ("classes", "pattern"),
+        [
+            ({"normal": ["ct0"], "covid": ["ct1"]}, "^[^/]+/(?P<patient>[^/]+)"),
+            ({"normal": ["ct0"], "covid": ["./ct1", "ct2"]}, "^[^/]+/(?P<patient>[^/]+)"),
+            ({"a": ["more/ct3"], "b": ["more/ct4"]}, "^[^/]+/[^/]+/(?P<patient>[^/]+)"),
+            ({"a": ["more/ct3"], "b": ["ct1"]}, "^(?:more/ct3/|ct1/)(?P<patient>[^/]+)"),
+        ],
+    )
+    def test_folders_that_may_be_patients_are_refused_with_the_pattern(
+        self, folders, classes, pattern
+    ):
+        for name in ("ct1", "more/ct3", "more/ct4"):
+            for path in ("7/1/0.png", "7/2/0.png", "8/0.png"):
+                write_image(folders / name / path)
+        told = r"ct[134]: its folder 7 holds 2 files, .*each would be a patient of its own"
+        with pytest.raises(CTMaskNetError, match=told) as refused:
+            read_class_folders(folders, classes)
+        assert f"`patient_pattern` '{pattern}'" in str(refused.value)
+        found = {
+            record.file: record.patient
+            for record in read_class_folders(folders, classes, pattern).records
+        }
+        for name in (folder for parts in classes.values() for folder in map(Path, parts)):
+            for file in (file for file in found if file.startswith(f"{name}/")):
+                assert found[file] == Path(file).relative_to(name).parts[0]
+
+    def test_folders_with_one_picture_each_are_patients_as_they_are(self, folders):
+        for number in range(3):
+            write_image(folders / "ct3" / str(number) / "a.png")
+        records = read_class_folders(folders, {"normal": ["ct0"], "covid": ["ct3"]}).records
+        assert [record.patient for record in records[6:]] == ["ct3/0/a", "ct3/1/a", "ct3/2/a"]
+
+
+def test_folders_of_volumes_that_may_be_patients_are_refused_with_the_pattern(
+    raw, prepare, slices, capfd
+):
+    """Those that state their patient, in folders or not, are no matter."""
+    series(raw / "healthy" / "P1" / "s3", 3, "P1")
+    series(raw / "healthy" / "P1" / "s4", 4, "P1")
+    words = ["--images", raw, *CLASSES, "--split", "train:0.5,val:0.5"]
+    assert prepare(*words) == 0
+    for scan in ("before", "after"):
+        volume(raw / "ill" / "Q" / f"{scan}.nii.gz")
+    assert prepare(*words) == 2
+    pattern = "^[^/]+/(?P<patient>[^/]+)"
+    told = capfd.readouterr().err
+    assert "ill: its folder Q holds 2 files" in told and f"--patient-pattern '{pattern}'" in told
+    assert prepare(*words, "--patient-pattern", pattern) == 0
+    where = [{i["patient"] for i in slices(split)["slices"]} for split in ("train", "val")]
+    assert "Q" in where[0] | where[1] and not where[0] & where[1]
