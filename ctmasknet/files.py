@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,6 +68,31 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
     ``folder``."""
     for path in Path(folder).glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+#: In a folder that is being written, until it takes its place.
+LOCK = ".lock"
+
+
+def lock_folder(folder: str | os.PathLike) -> IO:
+    """Lock a folder until the returned file is closed or this process ends.
+
+    A POSIX record lock: processes that this one forks do not hold it, and may outlive it.
+    """
+    stream = open(Path(folder) / LOCK, "wb")  # noqa: SIM115  (open as long as the lock shall last)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return stream
+
+
+def remove_unlocked(parent: str | os.PathLike, pattern: str) -> None:
+    """Remove the folders in ``parent`` that killed runs left: those of names like ``pattern`` that
+    no process has locked."""
+    for folder in Path(parent).glob(pattern):
+        # An OSError: locked by a run that is still at it
+        with contextlib.suppress(OSError), open(folder / LOCK, "ab") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:

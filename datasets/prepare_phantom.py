@@ -8,7 +8,11 @@ import sys
 from tabulate import tabulate
 
 from ctmasknet.errors import command_line
-from ctmasknet.phantom.write import write_phantom_lesions, write_phantom_slices
+from ctmasknet.phantom.write import (
+    check_phantom_lesions,
+    write_phantom_lesions,
+    write_phantom_slices,
+)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,9 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         "workers": args.workers,
         "overwrite": args.overwrite,
     }
-    lesions = write_phantom_lesions(
-        args.output, patients=args.lesion_patients, slices=args.lesion_slices, **common
-    )
+    masked = {"patients": args.lesion_patients, "slices": args.lesion_slices}
+    check_phantom_lesions(seed=args.seed, **masked)
     slices = write_phantom_slices(
         args.output,
         patients={
@@ -53,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         with_masks=args.with_masks,
         **common,
     )
+    lesions = write_phantom_lesions(args.output, **masked, **common)
     rows = [("lesions", lesions["patients"], lesions["slices"])]
     rows += [(n, s["patients"], s["slices"]) for n, s in slices["splits"].items()]
     rows = [(n, p, *(s.values() if isinstance(s, dict) else ("", "", s))) for n, p, s in rows]

@@ -99,6 +99,10 @@ def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
     if tag != [0x7FE0, 0x0010]:
         if _is_cut(file):
             raise CTMaskNetError(f"{file}: truncated, ends before its pixels; restore the file")
+        if header.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+            raise UnsuitableFile(
+                f"{file}: holds no image, only the list of a disc's files; give the folder it is in"
+            )
         raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
     with decoding(file):
         check(header, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -88,7 +89,7 @@ class PhantomPatient:
             raise CTMaskNetError(f"side {side_px} px: too small for a chest; use at least 32")
         self.kind, self.side_px = kind, side_px
         self._key = [seed, patient, IMAGE_CLASSES.index(kind)]
-        rng = np.random.default_rng([*self._key, 0])
+        rng = _generator(seed, patient, kind)
         self.anatomy = anatomy = Anatomy.sample(rng)
         # Distractors are commoner in normal patients: they are what makes those hard.
         width = 2 * (anatomy.half_width_mm + anatomy.wall_side_mm)
@@ -138,8 +139,7 @@ class PhantomPatient:
 
     def numbers(self) -> range:
         """Slice numbers that cut the lungs well, top to bottom."""
-        top = 0.93 * self.anatomy.height_mm
-        return range(1, int((top - 0.09 * self.anatomy.height_mm) / SETTINGS["spacing_mm"]) + 1)
+        return _numbers(self.anatomy)
 
     def height(self, number: int) -> float:
         """Height of a slice over the lung base, mm."""
@@ -283,15 +283,46 @@ def phantom_patient(
     if slices < 1:
         raise CTMaskNetError(f"{slices} slices a patient: ask for at least 1")
     made = PhantomPatient(kind, seed, patient, side_px)
+    shown = 0
     for attempt in range(50):
         made.plan_lesions(attempt)
         rng = np.random.default_rng([*made._key, 3, attempt])
         chosen = _choose(made, slices, infected_only, rng)
         if len(chosen) == slices:
             return [made.slice(number) for number in chosen]
-    raise CTMaskNetError(
-        f"{slices} slices a patient: more than a {kind} patient of this size shows; ask for fewer"
+        shown = max(shown, len(chosen))
+    raise _too_many(slices, kind, shown)
+
+
+def check_slices(patients: Iterable[tuple[str, int]], seed: int, slices: int) -> None:
+    """Refuse, before any is drawn, more slices than lie in the lungs of a patient.
+
+    Args:
+        patients: (kind, number) of each.
+
+    Raises:
+        CTMaskNetError: names the number that all of them have.
+    """
+    heights = (Anatomy.sample(_generator(seed, patient, kind)) for kind, patient in patients)
+    most = min(len(_numbers(anatomy)) for anatomy in heights)
+    if slices > most:
+        raise _too_many(slices, "phantom", most)
+
+
+def _too_many(slices: int, kind: str, most: int) -> CTMaskNetError:
+    return CTMaskNetError(
+        f"{slices} slices a patient: one {kind} patient shows at most {most}; ask for fewer"
     )
+
+
+def _generator(seed: int, patient: int, kind: str) -> np.random.Generator:
+    """The one that the anatomy is drawn from first."""
+    return np.random.default_rng([seed, patient, IMAGE_CLASSES.index(kind), 0])
+
+
+def _numbers(anatomy: Anatomy) -> range:
+    top = 0.93 * anatomy.height_mm
+    return range(1, int((top - 0.09 * anatomy.height_mm) / SETTINGS["spacing_mm"]) + 1)
 
 
 def _choose(
@@ -314,7 +345,7 @@ def _choose(
         if (made.labels(number) > 1).sum() >= enough:
             chosen.append(number)
     if len(chosen) < slices - anywhere:
-        return []
+        return chosen
     rest = np.array([n for n in numbers if n not in chosen])
     return sorted(chosen + _spread(rest, min(anywhere, len(rest)), rng))
 

@@ -23,8 +23,8 @@ import numpy as np
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json, writing
-from ctmasknet.phantom.patient import SETTINGS, PhantomSlice, phantom_patient
+from ctmasknet.files import LOCK, lock_folder, remove_unlocked, write_json, writing
+from ctmasknet.phantom.patient import SETTINGS, PhantomSlice, check_slices, phantom_patient
 from ctmasknet.workers import map_in_processes
 
 #: Folders made below the output folder.
@@ -63,12 +63,7 @@ def write_phantom_lesions(
     Raises:
         CTMaskNetError: impossible counts, or the folder exists and holds something else.
     """
-    _at_least_one(patients=patients, slices=slices)
-    if patients > _LAST_LESION_PATIENT:
-        raise CTMaskNetError(
-            f"{patients} lesion patients: numbers end at {_LAST_LESION_PATIENT}; ask for fewer"
-        )
-    tasks = [("covid", 1 + i) for i in range(patients)]
+    tasks = check_phantom_lesions(seed=seed, patients=patients, slices=slices)
     how = {"seed": seed, "side_px": side_px, "slices": slices}
     recipe = _recipe("lesions", how, patients=patients)
     work = partial(_write_lesion_patient, **how)
@@ -82,6 +77,25 @@ def write_phantom_lesions(
         }
 
     return _write_tree(Path(out) / LESION_TREE, recipe, tasks, work, finish, workers, overwrite)
+
+
+def check_phantom_lesions(*, seed: int, patients: int, slices: int) -> list[tuple[str, int]]:
+    """Refuse what :func:`write_phantom_lesions` cannot make.
+
+    Returns:
+        (kind, number) of each patient.
+
+    Raises:
+        CTMaskNetError: impossible counts.
+    """
+    _at_least_one(**{"lesion patients": patients, "slices": slices})
+    if patients > _LAST_LESION_PATIENT:
+        raise CTMaskNetError(
+            f"{patients} lesion patients: numbers end at {_LAST_LESION_PATIENT}; ask for fewer"
+        )
+    tasks = [("covid", 1 + i) for i in range(patients)]
+    check_slices(tasks, seed, slices)
+    return tasks
 
 
 def write_phantom_slices(
@@ -119,6 +133,7 @@ def write_phantom_slices(
     _at_least_one(slices=slices, **{f"{split} patients": n for split, n in patients.items()})
     kinds = [kind for n in patients.values() for kind in IMAGE_CLASSES for _ in range(n)]
     tasks = list(zip(kinds, itertools.count(_LAST_LESION_PATIENT + 1)))
+    check_slices(tasks, seed, slices)
     how = {"seed": seed, "side_px": side_px, "slices": slices}
     recipe = _recipe("slices", how, patients=dict(patients), with_masks=with_masks)
     work = partial(_write_slice_patient, **how, with_masks=with_masks)
@@ -210,7 +225,9 @@ def _write_tree(
     """Draw all patients into a sibling of ``target``; put it in place when all is there.
 
     ``finish`` gets the folder and what ``work`` returned for every task; it returns the summary.
+    What killed runs left goes.
     """
+    remove_unlocked(target.parent, f".{target.name}.*.tmp")
     if os.path.lexists(target):
         done = _stored(target)
         if done is not None and done["recipe"] == recipe:
@@ -223,6 +240,7 @@ def _write_tree(
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        lock = lock_folder(folder)
     try:
         folder.chmod(0o755)
         if workers is None:
@@ -231,7 +249,7 @@ def _write_tree(
         draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
         results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
         made = finish(folder, results)
-        files = sum(len(names) for _, _, names in os.walk(folder))
+        files = sum(len(names) for _, _, names in os.walk(folder)) - 1  # without the lock
         write_json(
             folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
         )
@@ -240,9 +258,12 @@ def _write_tree(
         elif os.path.lexists(target):
             target.unlink()
         folder.rename(target)
+        (target / LOCK).unlink()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        lock.close()
     return made
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlices
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
+from ctmasknet.files import lock_folder, remove_unlocked, write_json
 
 #: Folder of the copies that a preparation tool writes, in the data set's folder.
 COPIES = "image"
 _PREFIX = ".prepare-"
-_LOCK = ".lock"
 
 
 class SetWriter:
@@ -133,10 +131,10 @@ def staging_folder(target: Path) -> Iterator[Path]:
     with _naming_what_cannot_be_written(target), contextlib.ExitStack() as at_end:
         at_end.callback(_remove_empty, made)
         target.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(target)
+        remove_unlocked(target, f"{_PREFIX}*")
         staging = Path(tempfile.mkdtemp(dir=target, prefix=_PREFIX))
         at_end.callback(shutil.rmtree, staging)
-        at_end.enter_context(_lock(staging))
+        at_end.enter_context(lock_folder(staging))
         yield staging
 
 
@@ -158,22 +156,3 @@ def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
-
-
-def _lock(folder: Path) -> IO:
-    """Lock a folder until the returned file is closed or this process ends.
-
-    A POSIX record lock: processes that this one forks do not hold it, and may outlive it.
-    """
-    stream = open(folder / _LOCK, "wb")  # noqa: SIM115  (open as long as the lock shall last)
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return stream
-
-
-def _remove_left_over(target: Path) -> None:
-    for folder in target.glob(f"{_PREFIX}*"):
-        # An OSError: locked by a run that is still at it
-        with contextlib.suppress(OSError), open(folder / _LOCK, "ab") as stream:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)

@@ -401,6 +401,8 @@ def test_pydicoms_folder_with_a_dicomdir():
         assert any(reason in problem for problem in scans[1].problems)
     with pytest.raises(CTMaskNetError, match="DICOMDIR: holds no image"):
         read_scans([root])
+    with pytest.raises(CTMaskNetError, match=r"DICOMDIR: .*; give the folder it is in"):
+        read_scans([root])
     pixels = scans[1].slices[0].pixels(Window())
     assert pixels.shape == (16, 16) and pixels.dtype == np.uint8
 

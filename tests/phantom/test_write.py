@@ -14,6 +14,7 @@ from ctmasknet.names import parse_lesion_name, parse_slice_name
 from ctmasknet.phantom import write as phantom
 from ctmasknet.phantom.patient import PhantomPatient, phantom_patient
 from ctmasknet.phantom.write import write_phantom_lesions, write_phantom_slices
+from tests.helpers.running import run_tool
 
 SIDE = 96
 PATIENTS = {"train": 2, "val": 1, "test": 1}
@@ -296,6 +297,8 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch, workers):
         ({"patients": {"train": 0}}, "train patients = 0"),
         ({"side_px": 8}, "side 8 px"),
         ({"slices": 500}, "500 slices a patient"),
+        ({"slices": 90}, r"90 slices a patient: one phantom patient shows at most [67]\d;"),
+        ({"slices": 60}, r"60 slices a patient: one pneumonia patient shows at most [1-5]\d;"),
         ({"workers": 0}, "workers = 0"),
     ],
 )
@@ -304,6 +307,46 @@ def test_impossible_requests_are_one_clear_error(tmp_path, change, message):
         write_slices(tmp_path, **change)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--slices", 90], "90 slices a patient"),
+        (["--train-patients", 0], "train patients = 0"),
+        (["--lesion-slices", 90], "90 slices a patient"),
+        (["--lesion-patients", 0], "lesion patients = 0"),
+    ],
+)
+def test_impossible_counts_are_told_before_either_tree_is_made(
+    words, message, repository, tmp_path, capfd
+):
+    fixed = ["--output", tmp_path / "out", "--side", 64, "--workers", 1, "--lesion-patients", 1]
+    fixed += ["--lesion-slices", 1, "--slices", 1]
+    fixed += [w for split in ("train", "val", "test") for w in (f"--{split}-patients", 1)]
+    assert run_tool(repository, "datasets/prepare_phantom.py", *fixed, *words) == 2
+    assert message in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_left_goes_and_a_running_one_s_stays(tmp_path):
+    for name in ("left", "held"):
+        (tmp_path / f".covidx_ct_raw.{name}.tmp").mkdir()
+    held = tmp_path / ".covidx_ct_raw.held.tmp"
+    code = (
+        "from ctmasknet.files import lock_folder;"
+        f"lock = lock_folder({str(held)!r}); print(1, flush=True); input()"
+    )
+    (tmp_path / ".covidx_ct_raw.left.tmp" / ".lock").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        running.stdout.readline()
+        write_slices(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {held.name, "covidx_ct_raw"}
+        running.stdin.close()
+    assert not (tmp_path / "covidx_ct_raw" / ".lock").exists()
+    write_slices(tmp_path)  # found done
+    assert [path.name for path in tmp_path.iterdir()] == ["covidx_ct_raw"]
 
 
 def test_unknown_kind_is_named():
