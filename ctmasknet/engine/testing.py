@@ -22,6 +22,7 @@ from ctmasknet.config import is_classifier
 from ctmasknet.evaluation import ImageClassificationEvaluator, LesionEvaluator, PerImageAPEvaluator
 from ctmasknet.files import write_json
 from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.modeling.finite import NamingSlices
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:
@@ -69,7 +70,7 @@ def evaluate(
     model = inference_model(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        found = inference_on_dataset(model, build_loader(name), evaluator_of(name))
+        found = inference_on_dataset(NamingSlices(model), build_loader(name), evaluator_of(name))
         if not comm.is_main_process():
             continue
         results[name] = found

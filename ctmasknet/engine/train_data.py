@@ -236,6 +236,8 @@ class _ReadableLoader(DataLoader):
     def __init__(self, dataset: SeededMapping, bad: BadSlices, **given: Any):
         super().__init__(dataset, **given)
         self._bad = bad
+        #: The batch drawn last.
+        self.drawn: list[dict[str, Any]] = []
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         for batch in super().__iter__():
@@ -244,6 +246,7 @@ class _ReadableLoader(DataLoader):
                 raise CTMaskNetError(
                     self._bad.exceeded() or f"{TRAINING}: no slice can be read; prepare it again"
                 )
+            self.drawn = kept
             yield kept
 
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
+from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, PeriodicCheckpoint, spec_of
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
@@ -45,6 +46,7 @@ from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished
+from ctmasknet.modeling.finite import slices_named
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -140,6 +142,26 @@ class Trainer(DefaultTrainer):
         seed = self._trainer.data_loader.dataset.seed
         given = (cfg, RowMapper(self._rows), sets[TRAINING], seed, 0, bad)
         self._trainer.reset_data_loader(lambda: build_train_loader(*given))
+
+    def run_step(self) -> None:
+        """See Detectron2's.
+
+        Raises:
+            CTMaskNetError: the model, or its loss, gives a number that is not finite.
+        """
+        loader = self._trainer.data_loader
+        try:
+            with slices_named(lambda: loader.drawn):
+                super().run_step()
+        except FloatingPointError as error:
+            names = first_few(item["file_name"] for item in loader.drawn)
+            losses = self.storage.histories().get("total_loss")
+            before = f", after {losses.latest():.4g}" if losses else ""
+            raise CTMaskNetError(
+                f"{names}: the loss is no finite number at iteration {self.iter}{before}: training "
+                "has diverged; train anew, or on from an earlier checkpoint, with a lower "
+                "SOLVER.BASE_LR"
+            ) from error
 
     def share_buffers(self) -> None:
         """Give every process the running statistics of the main one, which a checkpoint holds.

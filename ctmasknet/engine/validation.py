@@ -30,6 +30,7 @@ from ctmasknet.engine.checkpoint import BEST
 from ctmasknet.engine.random_states import random_state, set_random_state
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain
+from ctmasknet.modeling.finite import NamingSlices
 
 _LOGGER = logging.getLogger(__name__)
 #: Figures that are better when lower: losses, counts of false positives, calibration errors.
@@ -180,7 +181,7 @@ def detector_losses(
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         sets = {name: [d for d in dicts if d["annotations"]] for name, dicts in sets.items()}
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts) for name, dicts in sets.items()})
-    count, sums = 0, Counter()
+    count, sums, naming = 0, Counter(), NamingSlices(model)
     devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
     with _losses_without_learning(model), EventStorage(), torch.random.fork_rng(devices):
         for name, dicts in sets.items():
@@ -192,7 +193,8 @@ def detector_losses(
             for (item,) in bad.readable(loader, name):
                 torch.manual_seed(zlib.crc32(str(item["image_id"]).encode()))
                 count += 1
-                sums.update({key: float(loss) for key, loss in model([item]).items()})
+                losses = naming([item])
+                sums.update({key: float(loss) for key, loss in losses.items()})
     shares = comm.all_gather((count, sums))
     count, total = sum(n for n, _ in shares), Counter()
     for _, share in shares:

@@ -20,6 +20,9 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import Boxes, Instances
+
+from ctmasknet.modeling.finite import check_images
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -68,6 +71,23 @@ class FlatAnchorRPN(RPN):
             **super().from_config(cfg, input_shape),
             "box2box_transform": FlatAnchorTransform(weights=cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
         }
+
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """See Detectron2's.
+
+        Raises:
+            NotFiniteError: a logit or delta is no finite number.
+        """
+        check_images("region proposal network", [*pred_objectness_logits, *pred_anchor_deltas])
+        return super().predict_proposals(
+            anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+        )
 
 
 class PaddedFPN(FPN):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.finite import slices_named
 from ctmasknet.modeling.image_heads import build_image_head
 from ctmasknet.modeling.trainable import set_trainable
 
@@ -84,11 +85,12 @@ class CTMaskNet(GeneralizedRCNN):
             box ``padding_index(n, N)[i]``.
 
         Raises:
-            CTMaskNetError: in training, an input has no label or one outside 0..C-1.
+            CTMaskNetError: in training, an input has no label or one outside 0..C-1; the detector
+                gives a number that is not finite (:mod:`ctmasknet.modeling.finite`).
         """
         if not self.training:
             return self.inference(batched_inputs)
-        with torch.set_grad_enabled(self._detector_learns):
+        with torch.set_grad_enabled(self._detector_learns), slices_named(lambda: batched_inputs):
             rows, _ = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows)
         labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)
@@ -98,7 +100,8 @@ class CTMaskNet(GeneralizedRCNN):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See :meth:`forward`. No gradients are recorded."""
-        rows, extras = self._ranked_boxes(batched_inputs)
+        with slices_named(lambda: batched_inputs):
+            rows, extras = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows).float()
         scores = logits.sigmoid()
         results = [
@@ -111,7 +114,9 @@ class CTMaskNet(GeneralizedRCNN):
             for logit, score, row in zip(logits, scores, rows.float(), strict=True)
         ]
         if self.return_instances or self.return_ranked_instances:
-            for result, extra in zip(results, extras(), strict=True):
+            with slices_named(lambda: batched_inputs):
+                found = extras()
+            for result, extra in zip(results, found, strict=True):
                 result.update(extra)
         return results
 

@@ -15,6 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.finite import check_boxes
 from ctmasknet.modeling.masks import WAYS, PublishedBitMasks, PublishedROIMasks, SharedBitMasks
 from ctmasknet.modeling.roi_align import BagROIPooler
 
@@ -153,10 +154,18 @@ class RankedBoxROIHeads(StandardROIHeads):
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
         result = super()._forward_mask(features, instances)
+        if self.mask_on and not self.training:
+            masks = torch.cat([image.pred_masks for image in result])
+            check_boxes("mask head", [masks], [len(image) for image in result])
         if self.mask_on and not self.training and self.mask_paste == "published":
             for image in result:
                 image.pred_masks = PublishedROIMasks(image.pred_masks[:, 0])
         return result
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
+        if self.training:
+            return super()._forward_box(features, proposals)
+        return self.box_predictor.inference(self.predict(features, proposals), proposals)[0]
 
     def predict(
         self, features: dict[str, Tensor], proposals: list[Instances]
@@ -165,12 +174,17 @@ class RankedBoxROIHeads(StandardROIHeads):
 
         Returns:
             class logits (R, K + 1), background last, and box deltas (R, 4 K).
+
+        Raises:
+            NotFiniteError: one of them is no finite number.
         """
         pooled = self.box_pooler(
             [features[name] for name in self.box_in_features],
             [image.proposal_boxes for image in proposals],
         )
-        return self.box_predictor(self.box_head(pooled))
+        predictions = self.box_predictor(self.box_head(pooled))
+        check_boxes("box head", predictions, [len(image) for image in proposals])
+        return predictions
 
     def rank(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Tensor:
         """The N best boxes of every image as rows; gradients reach scores and deltas.

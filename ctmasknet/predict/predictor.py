@@ -33,6 +33,7 @@ from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.modeling.finite import slices_named
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
 from ctmasknet.predict.loading import Loaded, batches, load_groups
 from ctmasknet.predict.pooled import Pooler, build_pooler
@@ -291,8 +292,11 @@ class CTPredictor:
             of each what the model gives: a detector ``instances``, a classifier ``logits``,
             ``scores``, ``pred_class``, ``ranked_boxes``, ``ranked_instances`` and, with
             ``lesions``, ``instances``.
+
+        Raises:
+            CTMaskNetError: the detector gives a number that is not finite.
         """
-        with torch.no_grad(), self._returning():
+        with torch.no_grad(), self._returning(), slices_named(lambda: items):
             return self.model(list(items))
 
     def result(self, source: CTSlice, output: Mapping[str, Any]) -> PredictedSlice:

@@ -88,7 +88,8 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     """A copy of a detector or classifier for inference, on the same device.
 
     In bfloat16 the backbone, the RPN's hidden layer and the box head compute in it; what is
-    decoded, scored, ranked and named stays float32.
+    decoded, scored, ranked and named stays float32. A model with a weight that is no finite number
+    is copied as it is.
 
     Args:
         model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded; it is left alone.
@@ -101,6 +102,9 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     if dtype == torch.bfloat16:
         _check_bfloat16(model)
     fused = copy.deepcopy(model).eval().requires_grad_(False)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        # oneDNN's ReLU makes 0 of a NaN; Detectron2's layers hand it on to where it is an error.
+        return fused
     _replace(fused.backbone, dtype)
     head = fused.proposal_generator.rpn_head
     if type(head) is StandardRPNHead:
