@@ -243,10 +243,11 @@ def test_orientation_transposes_and_then_flips():
 
 def own_rooms(repository) -> list[str]:
     """The room of each of the project's own frames, but for the tests', outermost first."""
+    own = [repository / folder for folder in ("ctmasknet", "datasets", "tools")]
     rooms, frame = [], sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(repository) and not path.is_relative_to(repository / "tests"):
+        if any(path.is_relative_to(folder) for folder in own):
             first, *rest = path.relative_to(repository).parts
             rooms.append(rest[0] if first == "ctmasknet" else first)
         frame = frame.f_back
