@@ -8,14 +8,43 @@ Importing this package registers its parts with Detectron2. The way in:
   :mod:`ctmasknet.data` registers those,
 * :mod:`ctmasknet.engine` trains, :mod:`ctmasknet.evaluation` measures, :mod:`ctmasknet.draw` draws,
 * :mod:`ctmasknet.predict` predicts scans (``CTPredictor``).
+
+:mod:`ctmasknet.ct` alone needs neither torch nor Detectron2; without them all else is refused
+with what to install.
 """
 
+import sys
 import warnings
-
-# Importing Detectron2 calls torch.jit.script, which torch warns about: nothing a user can act on.
-warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
-from ctmasknet import modeling  # noqa: E402
-from ctmasknet.config import add_ctmasknet_config  # noqa: E402
 
 __all__ = ["add_ctmasknet_config", "modeling"]
 __version__ = "0.1.0"
+
+# Importing Detectron2 calls torch.jit.script, which torch warns about: nothing a user can act on.
+warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+try:
+    from ctmasknet import modeling
+    from ctmasknet.config import add_ctmasknet_config
+except ModuleNotFoundError as error:
+    _missing = (error.name or "").split(".")[0]
+    if _missing not in ("torch", "torchvision", "detectron2"):
+        raise
+
+    class _SayWhatToInstall:
+        """Stands before the other finders, so that every later import of it says so."""
+
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name.split(".")[0] == _missing:
+                raise ModuleNotFoundError(
+                    f"{_missing} is not installed, and only ctmasknet.ct works without it: install "
+                    "torch, torchvision and Detectron2 as ctmasknet's README says (Install)",
+                    name=_missing,
+                )
+            return None
+
+    sys.meta_path.insert(0, _SayWhatToInstall)
+
+    def __getattr__(name: str):
+        if name in __all__:
+            return _SayWhatToInstall.find_spec(_missing)
+        raise AttributeError(f"module 'ctmasknet' has no attribute {name!r}")

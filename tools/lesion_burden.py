@@ -17,7 +17,7 @@ import argparse
 import sys
 
 from ctmasknet.errors import command_line
-from ctmasknet.evaluation.burden_files import burden_text, measure_burden
+from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
 
 
 @command_line

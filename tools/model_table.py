@@ -10,7 +10,7 @@ import shlex
 import sys
 
 from ctmasknet.errors import command_line
-from ctmasknet.paper.tables import write_model_table, write_zoo
+from ctmasknet.paper.zoo import write_model_table, write_zoo
 
 
 @command_line

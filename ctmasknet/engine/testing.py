@@ -19,7 +19,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from ctmasknet.config import is_classifier
-from ctmasknet.evaluation import ImageClassificationEvaluator, LesionEvaluator, PerImageAPEvaluator
+from ctmasknet.evaluation import (
+    DiceEvaluator,
+    ImageClassificationEvaluator,
+    LesionEvaluator,
+    PerImageAPEvaluator,
+)
 from ctmasknet.files import write_json
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import NamingSlices
@@ -43,7 +48,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     )
     if not cfg.MODEL.MASK_ON:
         return coco
-    return DatasetEvaluators([coco, PerImageAPEvaluator(dataset_name)])
+    return DatasetEvaluators([coco, PerImageAPEvaluator(dataset_name), DiceEvaluator(dataset_name)])
 
 
 def evaluate(

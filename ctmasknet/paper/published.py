@@ -57,6 +57,18 @@ class LesionResult:
     ap: float
 
 
+@dataclass(frozen=True)
+class DiceResult:
+    """Two of the three figures called Dice (:mod:`ctmasknet.evaluation.lesions.dice`), 0..1; the
+    third, Dice at 0.5, is not published."""
+
+    model: str
+    source: str
+    measured_on: str
+    mean: float
+    maximum: float
+
+
 #: Fingerprints (ctmasknet.engine.record.fingerprint) of the published lists -> what they list.
 LISTS: dict[str, str] = _FOUND["fingerprints"]
 #: The paper prints some cells once for the three modes; they are repeated here. 528 of the last row
@@ -67,5 +79,6 @@ LATER_RESULTS = [SliceResult(**row) for row in _FOUND["later"]]
 #: Table 3. Its "Ours" is the heads+BN model.
 COMPARED_RESULTS = [SliceResult(**row) for row in _FOUND["compared"]]
 LESION_RESULTS = [LesionResult(**row) for row in _FOUND["lesions"]]
+DICE_RESULTS = [DiceResult(**row) for row in _FOUND["dice"]]
 #: [what, as the paper has it, as its code, its lists or another place of the paper has it]
 DISAGREEMENTS: list[list[str]] = _FOUND["disagreements"]

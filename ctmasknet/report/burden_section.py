@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ctmasknet.ct.find import natural_key
-from ctmasknet.evaluation.burden import (
+from ctmasknet.evaluation.intervals import Interval
+from ctmasknet.evaluation.lesions.burden import (
     ANY,
     BurdenPairs,
     burden_agreement,
@@ -16,7 +17,6 @@ from ctmasknet.evaluation.burden import (
     pair_burdens,
     shares,
 )
-from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.report import figures
 from ctmasknet.report.sections import Cell
 from ctmasknet.report.source import ReportSource

@@ -89,7 +89,7 @@ def burden_scatter(
 
     Args:
         dots: of each class its name, (n,) true and (n,) measured shares in percent, and their
-            agreement (see :func:`ctmasknet.evaluation.burden.burden_agreement`).
+            agreement (see :func:`ctmasknet.evaluation.lesions.burden.burden_agreement`).
         key: see :func:`roc_figure`.
     """
     figure, axes = _square("ground truth, %", "measured, %")

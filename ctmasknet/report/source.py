@@ -15,8 +15,8 @@ from typing import Any
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
+from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.metrics import bce_loss, confusion_matrix
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,

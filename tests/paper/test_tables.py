@@ -8,15 +8,9 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import find_runs
-from ctmasknet.paper.tables import (
-    NOT_RUN,
-    OURS,
-    Table,
-    paper_tables,
-    write_tables,
-    write_zoo,
-    zoo_tables,
-)
+from ctmasknet.paper.table import NOT_RUN, OURS, Table
+from ctmasknet.paper.tables import paper_tables, write_tables
+from ctmasknet.paper.zoo import write_zoo, zoo_tables
 
 TRAIN = "python tools/train_net.py --config-file {}"
 CONFUSION = [[8, 2, 0], [2, 4, 0], [1, 0, 3]]
@@ -285,3 +279,38 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
 def test_a_cell_cannot_break_its_table():
     text = Table("T", ["a", "b"], [["x | y", "one\ntwo"]], ["note"]).markdown()
     assert text == "## T\n\n| a | b |\n| --- | --- |\n| x \\| y | one two |\n\n- note\n"
+
+
+def test_the_retracted_article_is_said_and_covidnet_ct_stands_twice(known):
+    table = tables_of(known)["table3"]
+    found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    (xu,) = [row for row in found if "ResNet18" in row["model"]]
+    assert "Xu et al." in xu["model"] and "retracted" in xu["model"]
+    assert (xu["COVID sensitivity"], xu["overall"]) == ("81.30", "86.70")  # the digits as printed
+    assert any("retracted" in note and "arXiv 2002.09334" in note for note in table.notes)
+    twice = [row for row in found if "COVIDNet-CT" in row["model"]]
+    assert [(row["overall"], row["COVID sensitivity"]) for row in twice] == [
+        ("97.57", "92.49"),
+        ("99.11", "97.31"),
+    ]
+    # the second from its authors' matrix: columns true, rows predicted
+    matrix = [[9450, 0, 0], [58, 7324, 13], [1, 116, 4229]]
+    total = sum(map(sum, matrix))
+    assert total == 21_191
+    assert twice[1]["overall"] == f"{100 * sum(matrix[i][i] for i in range(3)) / total:.2f}"
+    assert twice[1]["COVID prevalence"] == f"{100 * sum(matrix[2]) / total:.2f}"
+    assert twice[1]["COVID sensitivity"] == f"{100 * matrix[2][2] / sum(matrix[2]):.2f}"
+
+
+def test_every_dice_says_which_it_is(known, make_run):
+    dice = {"mean-ggo": 0.51, "maximum-ggo": 0.62, "at-0.5-ggo": 0.6, "slices-ggo": 7.0}
+    nothing = {"mean-consolidation": None, "maximum-consolidation": None}
+    nothing |= {"at-0.5-consolidation": None, "slices-consolidation": 0.0}
+    figures = {"bbox": {"AP50": 50.0}, "dice": dice | nothing}
+    folder = make_run("a", "seg", figures, "cncb_lesions_both_val")
+    table = tables_of(known, folder)["dice"]
+    assert table.columns[3:6] == ["mean of 256 cuts", "maximum", "at 0.5"]
+    cells = {(row[0], row[2]): row[3:6] for row in table.rows}
+    assert cells["Inf-Net", "lesions"] == ["0.682", "0.746", "not published"]
+    assert cells["seg", "ggo"] == ["0.510", "0.620", "0.600"]
+    assert cells["seg", "consolidation"] == ["no such slice"] * 3

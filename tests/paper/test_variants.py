@@ -3,8 +3,8 @@
 import pytest
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.paper.tables import model_tables
 from ctmasknet.paper.variants import HEADINGS, authors_counts, model_rows, structure_of, variants
+from ctmasknet.paper.zoo import model_tables
 
 
 def pick(known, *names):

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logit
 
 from ctmasknet.classes import IMAGE_CLASSES
-from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
+from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.metrics import threshold_metrics
 from ctmasknet.evaluation.pooling import ScorePooling, pool_slices, pooled_units, slice_units
 from ctmasknet.evaluation.predictions import read_predictions_csv, write_predictions_csv

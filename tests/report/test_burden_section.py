@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.burden import SliceBurden, burdens
-from ctmasknet.evaluation.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.intervals import Interval
+from ctmasknet.evaluation.lesions.burden import SliceBurden, burdens
+from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.report import figures, write_report
 from tests.helpers.running import run_tool

@@ -99,7 +99,58 @@ def _area(hits: np.ndarray, wanted: int) -> float:
     return float(envelope[hits].sum() / wanted)
 
 
-class PerImageAPEvaluator(DatasetEvaluator):
+class EachSliceEvaluator(DatasetEvaluator):
+    """Measures each slice of a registered lesion data set by itself, once, and gathers."""
+
+    def __init__(self, dataset_name: str, distributed: bool):
+        """
+        Args:
+            dataset_name: a registered data set whose metadata has ``json_file`` (COCO format).
+            distributed: gather from all processes; False evaluates this process alone.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        with redirect_stdout(StringIO()):
+            self._coco = COCO(metadata.json_file)
+        to_index = metadata.get("thing_dataset_id_to_contiguous_id")
+        self._class_index = to_index or {
+            category: index for index, category in enumerate(sorted(self._coco.getCatIds()))
+        }
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        self._measured: dict[int, Any] = {}
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Take a batch: ``image_id`` of the inputs, ``instances`` (in image px) of the outputs.
+
+        Raises:
+            CTMaskNetError: masks are asked for and the model has none.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            self._measured[item["image_id"]] = self.measure(
+                output["instances"].to(torch.device("cpu")),
+                self._coco.imgToAnns.get(item["image_id"], []),
+            )
+
+    def measure(self, instances: Instances, annotations: Sequence[dict[str, Any]]) -> Any:
+        """What is kept of a slice: predictions on the CPU, annotations as in the json."""
+        raise NotImplementedError
+
+    def gathered(self) -> list[Any] | None:
+        """What was kept of all processes' slices, in the order of their ids; None on others than
+        the main process."""
+        shares = [self._measured]
+        if self._distributed:
+            comm.synchronize()
+            shares = comm.gather(self._measured, dst=0)
+            if not comm.is_main_process():
+                return None
+        merged = dict(itertools.chain.from_iterable(share.items() for share in shares))
+        return [merged[key] for key in sorted(merged)]
+
+
+class PerImageAPEvaluator(EachSliceEvaluator):
     """The authors' per-image mean AP over a registered lesion data set, beside COCO's.
 
     Results on the main process (``{}`` on others), in percent:
@@ -124,60 +175,37 @@ class PerImageAPEvaluator(DatasetEvaluator):
         """
         if iou_type not in ("segm", "bbox"):
             raise CTMaskNetError(f"iou_type: {iou_type!r} is not one of segm, bbox")
-        metadata = MetadataCatalog.get(dataset_name)
-        with redirect_stdout(StringIO()):
-            self._coco = COCO(metadata.json_file)
-        to_index = metadata.get("thing_dataset_id_to_contiguous_id")
-        self._class_index = to_index or {
-            category: index for index, category in enumerate(sorted(self._coco.getCatIds()))
-        }
         self._score_threshold = score_threshold
         self._iou_type = iou_type
-        self._distributed = distributed
-        self._logger = logging.getLogger(__name__)
-        self.reset()
+        super().__init__(dataset_name, distributed)
 
-    def reset(self) -> None:
-        self._ap: dict[int, np.ndarray] = {}
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Take a batch: ``image_id`` of the inputs, ``instances`` (in image px) of the outputs.
-
-        Raises:
-            CTMaskNetError: masks are asked for and the model has none.
-        """
-        for item, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to(torch.device("cpu"))
-            instances = instances[instances.scores > self._score_threshold]
-            annotations = self._coco.imgToAnns.get(item["image_id"], [])
-            self._ap[item["image_id"]] = per_image_ap(
-                instances.scores.numpy(),
-                instances.pred_classes.numpy(),
-                self._overlap(instances, annotations),
-                [self._class_index[annotation["category_id"]] for annotation in annotations],
-            )
+    def measure(self, instances: Instances, annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+        instances = instances[instances.scores > self._score_threshold]
+        return per_image_ap(
+            instances.scores.numpy(),
+            instances.pred_classes.numpy(),
+            self._overlap(instances, annotations),
+            [self._class_index[annotation["category_id"]] for annotation in annotations],
+        )
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Gather and average over images; see the class for what is returned."""
-        shares = [self._ap]
-        if self._distributed:
-            comm.synchronize()
-            shares = comm.gather(self._ap, dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-        merged = dict(itertools.chain.from_iterable(share.items() for share in shares))
-        if not merged:
-            self._logger.warning("No slice was processed: there is no per-image AP.")
+        found = self.gathered()
+        if found is None:
             return OrderedDict()
-        mean = 100.0 * np.mean(list(merged.values()), axis=0)
+        logger = logging.getLogger(__name__)
+        if not found:
+            logger.warning("No slice was processed: there is no per-image AP.")
+            return OrderedDict()
+        mean = 100.0 * np.mean(found, axis=0)
         results = OrderedDict(
             AP=float(mean.mean()),
             AP50=float(mean[IOU_THRESHOLDS.index(0.5)]),
             AP75=float(mean[IOU_THRESHOLDS.index(0.75)]),
         )
-        self._logger.info(
+        logger.info(
             "Per-image AP (the authors') over %d slices:\n%s",
-            len(merged),
+            len(found),
             create_small_table(results),
         )
         return OrderedDict(per_image=results)

@@ -28,7 +28,7 @@ from ctmasknet.data.label_masks import (
 )
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
+from ctmasknet.evaluation.lesions.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
 from ctmasknet.files import atomic_write, write_json, writing
 from ctmasknet.names import PatientRule
 

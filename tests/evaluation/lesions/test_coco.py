@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from ctmasknet.benchmarks.loading import synthetic_lesions
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import LesionEvaluator
-from ctmasknet.evaluation.lesions import lesion_free_metrics, use_fast_coco
+from ctmasknet.evaluation.lesions.coco import lesion_free_metrics, use_fast_coco
 
 #: xyxy px
 SQUARE = (4, 4, 16, 16)
@@ -168,7 +168,7 @@ def by_pycocotools(truth, results, task, max_dets, image_ids=None):
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 @pytest.mark.parametrize("image_ids", [None, [2, 3, 7, 11]])
 def test_all_twelve_figures_and_all_curves_are_those_of_pycocotools(lesions, task, image_ids):
-    from ctmasknet.evaluation.fast_coco import FastCOCO
+    from ctmasknet.evaluation.lesions.fast_coco import FastCOCO
 
     truth, results = lesions
     expected = by_pycocotools(truth, results, task, (1, 10, 100), image_ids)

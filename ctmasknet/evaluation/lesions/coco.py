@@ -162,7 +162,7 @@ class LesionEvaluator(COCOEvaluator):
 
     def _eval_fast(self, predictions: Sequence[dict[str, Any]], img_ids=None) -> None:
         """What Detectron2's ``_eval_predictions`` does, by faster-coco-eval."""
-        from ctmasknet.evaluation.fast_coco import FastCOCO
+        from ctmasknet.evaluation.lesions.fast_coco import FastCOCO
 
         results = list(itertools.chain.from_iterable(item["instances"] for item in predictions))
         category_ids = self._metadata.get("thing_dataset_id_to_contiguous_id", {})

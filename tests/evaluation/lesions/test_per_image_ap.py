@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import LesionEvaluator, PerImageAPEvaluator
-from ctmasknet.evaluation.per_image_ap import IOU_THRESHOLDS, per_image_ap
+from ctmasknet.evaluation.lesions.per_image_ap import IOU_THRESHOLDS, per_image_ap
 
 #: xyxy px
 SQUARE = (4, 4, 16, 16)

@@ -256,7 +256,7 @@ def pair_burdens(found: Mapping[str, Any], truth: Mapping[str, Any]) -> BurdenPa
 
     Args:
         found: the content of the measured one, see
-            :func:`ctmasknet.evaluation.burden_files.measure_burden`.
+            :func:`ctmasknet.evaluation.lesions.burden_files.measure_burden`.
         truth: of the one it is held against.
     """
     level = burden_level(found)

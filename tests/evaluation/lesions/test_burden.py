@@ -10,7 +10,7 @@ from PIL import Image
 
 from ctmasknet.data.registry import unregister
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.burden import (
+from ctmasknet.evaluation.lesions.burden import (
     SliceBurden,
     burden_agreement,
     burdens,
@@ -19,7 +19,7 @@ from ctmasknet.evaluation.burden import (
     shares,
     slice_thickness_mm,
 )
-from ctmasknet.evaluation.burden_files import burden_text, measure_burden
+from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
 from tests.helpers.running import run_tool
 
 SHAPE = (10, 20)
