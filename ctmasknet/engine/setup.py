@@ -73,8 +73,7 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
     cfg = get_cfg()
     add_ctmasknet_config(cfg)
     try:
-        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-        cfg.merge_from_other_cfg(CfgNode(_typed(loaded, cfg)))
+        cfg.merge_from_other_cfg(CfgNode(_typed(_loaded(config_file), cfg)))
     except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise CTMaskNetError(
             f"{config_file}: {_one_line(error)}; correct the key or its value"
@@ -94,6 +93,29 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
         ) from error
     check_keys(cfg)
     return cfg
+
+
+def _loaded(config_file: str) -> dict[str, Any]:
+    """The content of a YAML file over that of its ``_BASE_``."""
+    if config_file.endswith(".py"):
+        raise CTMaskNetError(
+            "a Python (LazyConfig) file; give a YAML file such as configs/cls.yaml"
+        )
+    try:
+        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+    except RecursionError:
+        raise CTMaskNetError(
+            "its _BASE_ leads back to itself, or it is nested too deep; correct the file"
+        ) from None
+    except (AttributeError, TypeError) as error:
+        # Detectron2 takes for granted that file, sections and base are what they should be.
+        raise CTMaskNetError(
+            f"not a mapping of keys with a file's name as its _BASE_ ({_one_line(error)}); write "
+            "KEY: VALUE lines as in configs/cls.yaml"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CTMaskNetError("not a mapping of keys; write KEY: VALUE lines as in configs/cls.yaml")
+    return loaded
 
 
 def training_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -344,10 +366,12 @@ def _typed(loaded: Mapping[str, Any], cfg: Any, above: str = "") -> dict[str, An
     """What a file holds, with whole numbers as float where the key is one.
 
     Raises:
-        CTMaskNetError: a boolean where the key takes a word.
+        CTMaskNetError: a boolean where the key takes a word, a key that is no text.
     """
     result = {}
     for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise CTMaskNetError(f"{above}{name} is no key (a key is text); correct it")
         key, usual = f"{above}{name}", cfg.get(name) if isinstance(cfg, CfgNode) else None
         if isinstance(value, bool) and isinstance(usual, str):
             raise CTMaskNetError(

@@ -145,3 +145,35 @@ def test_two_classes_are_exported_and_drawn_without_their_data_set(
     drawn = ["--input", picture, "--limit", 1, *weights]
     assert run_tool(repository, "tools/visualize.py", *words, tmp_path / "drawn", *drawn) == 0
     assert len(list((tmp_path / "drawn").glob("*_slice.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- 1\n- 2\n", "not a mapping"),
+        ("hello\n", "not a mapping"),
+        ("", "not a mapping"),
+        ("_BASE_: 5\n", "not a mapping of keys with a file's name as its _BASE_"),
+        ("_BASE_: [a.yaml]\n", "a.yaml"),
+        ("MODEL: seg\n", "not a mapping|MODEL"),
+        ("MODEL:\n", "not a mapping|MODEL"),
+        ("1: 2\n", "1 is no key"),
+        ("A: " + "[" * 3000 + "]" * 3000 + "\n", "nested too deep"),
+        ("_BASE_: x.yaml\n", "leads back to itself"),
+        ("_BASE_: missing.yaml\n", "missing.yaml"),
+        ("_BASE_: .\n", "x.yaml"),
+    ],
+)
+def test_configuration_files_of_odd_form_are_one_line(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(CTMaskNetError, match=words) as told:
+        read_cfg(path)
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_python_configuration_is_named(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("model = 1\n")
+    with pytest.raises(CTMaskNetError, match=r"Python \(LazyConfig\)"):
+        read_cfg(path)
