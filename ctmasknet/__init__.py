@@ -19,8 +19,10 @@ import warnings
 __all__ = ["add_ctmasknet_config", "modeling"]
 __version__ = "0.1.0"
 
-# Importing Detectron2 calls torch.jit.script, which torch warns about: nothing a user can act on.
+# Detectron2 calls torch.jit.script when imported and torch.meshgrid when run, which torch warns
+# about: nothing a user can act on.
 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+warnings.filterwarnings("ignore", message=r"torch\.meshgrid", category=UserWarning)
 try:
     from ctmasknet import modeling
     from ctmasknet.config import add_ctmasknet_config
