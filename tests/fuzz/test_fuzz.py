@@ -1,0 +1,77 @@
+"""The fuzzer sees what it looks for, and makes the same inputs from one seed."""
+
+import os
+import random
+import signal
+
+import pytest
+
+from ctmasknet.errors import CTMaskNetError
+from tests.fuzz import mutations, runner
+from tests.fuzz.targets import all_targets
+
+
+def refuses(path):
+    raise CTMaskNetError(f"{path}: no such thing; give another")
+
+
+def two_lines(path):
+    raise CTMaskNetError("one\ntwo")
+
+
+def is_large(path):
+    return len(bytearray(2**30 + 2**28))
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [
+        (lambda path: None, "read"),
+        (refuses, "refused"),
+        (two_lines, "no line"),
+        (lambda path: {}[path], "traceback"),
+        (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "died"),
+        (lambda path: os._exit(3), "died"),
+        (is_large, "large"),
+        (lambda path: bytearray(2**34), "traceback"),
+        (lambda path: (path.parent / "marker").touch(), "executed"),
+    ],
+)
+def test_what_became_of_an_input(tmp_path, read, kind):
+    outcome = runner.attempt(read, tmp_path / "x", tmp_path / "marker")
+    assert outcome.kind == kind, outcome
+
+
+def test_a_reader_without_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "SECONDS", 0.25)
+
+    def forever(path):
+        while True:
+            signal.pause()
+
+    def busy(path):
+        while True:
+            pass
+
+    for read in (forever, busy):
+        assert runner.attempt(read, tmp_path / "x", tmp_path / "marker").kind == "hung"
+
+
+def test_one_seed_makes_one_input(tmp_path):
+    targets = all_targets(tmp_path / "sound", tmp_path / "marker")
+    for name, target in targets.items():
+        made = []
+        for attempt in ("a", "b", "c"):
+            folder = tmp_path / name / attempt
+            folder.mkdir(parents=True)
+            seed = f"1 {name} {'other' if attempt == 'c' else 'same'}"
+            made.append(target.damage(folder, random.Random(seed)).read_bytes())
+        assert made[0] == made[1], name
+        assert made[0] != made[2] or name == "report", name
+
+
+def test_trees_change_and_leave_their_source_alone():
+    sound = {"a": [1, 2, {"b": "c"}], "d": 0.5}
+    made = [mutations.tree(sound, random.Random(seed)) for seed in range(50)]
+    assert sound == {"a": [1, 2, {"b": "c"}], "d": 0.5}
+    assert sum(repr(value) != repr(sound) for value in made) > 45
