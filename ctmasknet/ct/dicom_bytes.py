@@ -27,6 +27,7 @@ from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
 from pydicom.tag import BaseTag, Tag
 
+from ctmasknet.ct.pictures import check_scans
 from ctmasknet.ct.scan import (
     CHUNK_BYTES,
     UnsuitableFile,
@@ -51,6 +52,9 @@ _KEYWORDS = (
     *("RescaleIntercept", "RescaleSlope", "RescaleType"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
+#: Reads that a header may take whatever the file's size, and bytes that allow one more: far above
+#: what an enhanced CT of thousands of frames takes.
+_READS, _BYTES_A_READ = 100_000, 50
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
@@ -167,11 +171,33 @@ def _opened(file: str) -> Iterator[mmap.mmap]:
                 inflated = stack.enter_context(tempfile.TemporaryFile())
             _inflate(file, stream, inflated)
             mapped = stack.enter_context(_mapped(inflated))
-        yield mapped
+        try:
+            yield mapped
+        except Exception:
+            if mapped.reads_left >= 0:
+                raise
+            raise CTMaskNetError(
+                f"{file}: holds more elements than a CT of its size does; leave it out"
+            ) from None
 
 
-def _mapped(stream: BinaryIO) -> mmap.mmap:
-    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+class _Mapped(mmap.mmap):
+    """A file whose elements are counted: each is some reads, and takes pydicom microseconds, so
+    that a small file of a million empty items would take minutes."""
+
+    reads_left = 0
+
+    def read(self, *size: int | None) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise ValueError("too many elements")
+        return super().read(*size)
+
+
+def _mapped(stream: BinaryIO) -> _Mapped:
+    mapped = _Mapped(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.reads_left = _READS + len(mapped) // _BYTES_A_READ
+    return mapped
 
 
 def _inflate(file: str, source: BinaryIO, target: BinaryIO) -> None:
@@ -279,6 +305,7 @@ def _check_codestream(file: str, stream: BinaryIO, frame: int) -> None:
         extended_offsets=offsets if len(offsets) == 2 else None,
         number_of_frames=int(header.get("NumberOfFrames") or 1),
     )
+    check_scans(file, encoded)
     claimed = codestream_size(encoded)
     stated = (int(header.Rows), int(header.Columns), 1)
     if claimed is not None and claimed != stated:

@@ -34,6 +34,8 @@ from ctmasknet.workers import map_in_processes
 MAX_RATIO = 64
 #: Pillow knows more; some of them start programs.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+#: Of a progressive JPEG; encoders make up to a dozen.
+_MAX_SCANS = 100
 #: How files of the first three begin.
 _HEADS = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"),
@@ -180,7 +182,23 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise OSError("not recognised as PNG, JPEG, TIFF or BMP") from None
     with image:
+        if image.format == "JPEG":
+            check_scans(path, Path(path).read_bytes())
         yield image
+
+
+def check_scans(path: str | os.PathLike, encoded: bytes) -> None:
+    """Refuse a JPEG of more scans than encoders make: each goes over the whole picture, so that
+    some kB would take minutes.
+
+    Raises:
+        CTMaskNetError: more than 100 scans.
+    """
+    scans = encoded.count(b"\xff\xda") if encoded.startswith(b"\xff\xd8") else 0
+    if scans > _MAX_SCANS:
+        raise CTMaskNetError(
+            f"{path}: a JPEG of {scans} scans, which no encoder makes; save it again as PNG"
+        )
 
 
 def slice_pages(path: str | os.PathLike, image: Image.Image) -> list[Page]:

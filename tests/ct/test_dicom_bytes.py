@@ -58,3 +58,30 @@ def test_runs_beyond_the_end_of_a_segment_do_not_end_the_process(tmp_path):
     (scan,) = read_scans([tmp_path / "a.dcm"])
     with pytest.raises(CTMaskNetError, match=r"a\.dcm: damaged or unreadable"):
         scan.slices[0].hu()
+
+
+def with_sequence(path, body: bytes):
+    """The file with a private sequence of undefined length before its pixels."""
+    data = path.read_bytes()
+    pixels = data.index(b"\xe0\x7f\x10\x00")
+    begin, end = b"\x29\x00\x10\x10SQ\0\0\xff\xff\xff\xff", b"\xfe\xff\xdd\xe0\0\0\0\0"
+    path.write_bytes(data[:pixels] + begin + body + end + data[pixels:])
+    return path
+
+
+def test_a_header_of_very_many_items_is_refused(tmp_path):
+    """A few MB of them take pydicom a minute."""
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + b"\xfe\xff\x0d\xe0\0\0\0\0"
+    few = with_sequence(save(dicom(HU[0], 1), tmp_path / "few.dcm"), item * 500)
+    assert len(read_scans([few])[0].slices) == 1
+    many = with_sequence(save(dicom(HU[0], 1), tmp_path / "many.dcm"), item * 40_000)
+    with pytest.raises(CTMaskNetError, match=r"many\.dcm: holds more elements than a CT"):
+        read_scans([many])
+
+
+def test_a_stream_of_very_many_scans_is_refused(tmp_path):
+    stream = ct_samples.jpeg_dicom(HU[0])
+    encoded = next(pydicom.encaps.generate_frames(stream.PixelData, number_of_frames=1))
+    stream.PixelData = pydicom.encaps.encapsulate([encoded[:-2] + b"\xff\xda" * 200 + b"\xff\xd9"])
+    with pytest.raises(CTMaskNetError, match=r"a\.dcm: a JPEG of 201 scans"):
+        read_one(stream, tmp_path).hu()

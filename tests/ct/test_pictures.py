@@ -279,3 +279,17 @@ def test_pages_of_files_in_turns_of_a_changed_file_and_by_processes(tmp_path):
     write_pages(tmp_path / "b.tif", planes)
     os.utime(tmp_path / "b.tif", ns=(1, 1))
     np.testing.assert_array_equal(page_pixels(b.slices[0]), planes[0])
+
+
+def test_a_jpeg_of_very_many_scans_is_refused(tmp_path):
+    """Each goes over the whole picture: 90 kB took ten seconds."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(GREY).save(path, progressive=True)
+    whole = path.read_bytes()
+    scan = whole[whole.rfind(b"\xff\xda") : -2]
+    path.write_bytes(whole[:-2] + scan * 80 + whole[-2:])
+    assert read_grey(path).shape == GREY.shape
+    path.write_bytes(whole[:-2] + scan * 100 + whole[-2:])
+    for read in (*READERS, scan_pixels):
+        with pytest.raises(CTMaskNetError, match=r"a\.jpg: a JPEG of 1\d\d scans"):
+            read(path)
