@@ -20,10 +20,11 @@ from ctmasknet.errors import command_line
 from ctmasknet.explain.attribution import HIDDEN, METHODS
 from ctmasknet.explain.drawing import MOST_BOXES
 from ctmasknet.explain.run import ATTRIBUTIONS, explain_from_command_line
+from ctmasknet.overrides import OverrideParser
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
@@ -52,7 +53,6 @@ def parse(argv=None):
     )
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return parser.parse_args(argv)
 
 

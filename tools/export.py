@@ -13,18 +13,18 @@ from pathlib import Path
 from ctmasknet.engine.export import export_classifier
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import OverrideParser
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
     parser.add_argument("--output", required=True, help="file to write, .pt2 or .onnx")
     parser.add_argument("--height", type=int, default=512, help="of every slice, px (512)")
     parser.add_argument("--width", type=int, default=512, help="of every slice, px (512)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)
     cfg, _ = inference_cfg(args.config_file, args.opts)
     difference = export_classifier(cfg, load_model(cfg), args.output, args.height, args.width)

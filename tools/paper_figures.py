@@ -13,11 +13,12 @@ import sys
 
 from ctmasknet.draw.lesion_statistics import figure_1
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import OverrideParser
 from ctmasknet.paper.suppression import figure_2
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     figures = parser.add_subparsers(dest="figure", required=True)
@@ -33,7 +34,6 @@ def parse(argv=None):
     two.add_argument("--nms", nargs=2, type=float, default=[0.25, 0.75], help="IoU (0.25 0.75)")
     two.add_argument("--score-threshold", type=float, default=0.75, help="score above (0.75)")
     two.add_argument("--mask-threshold", type=float, default=0.5, help="probability above (0.5)")
-    two.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides")
     return parser.parse_args(argv)
 
 

@@ -15,12 +15,13 @@ import sys
 from ctmasknet.engine.processes import launch
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.validation_fit import POOLINGS
+from ctmasknet.overrides import OverrideParser
 from ctmasknet.predict.command import predict_from_command_line
 from ctmasknet.predict.run import MASKS
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -52,7 +53,6 @@ def parse(argv=None):
     add("--num-machines", type=int, default=1, help="they have to share the output folder")
     add("--machine-rank", type=int, default=0, help="of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
-    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     return args

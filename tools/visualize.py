@@ -12,11 +12,12 @@ import argparse
 import sys
 
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import OverrideParser
 from ctmasknet.predict.gallery import CONTACT_SHEET, draw_from_command_line
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", help="configs/seg.yaml, configs/cls.yaml, ...")
@@ -29,7 +30,6 @@ def parse(argv=None):
         "--score-threshold", type=float, default=0.75, help="lesions must score more (0.75)"
     )
     parser.add_argument("--ground-truth-only", action="store_true", help="no model, no prediction")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return parser.parse_args(argv)
 
 
