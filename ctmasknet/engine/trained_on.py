@@ -84,7 +84,9 @@ def levels_trained_on(record: Record, task: str) -> GreyLevels:
     for entry in reversed(record):
         levels = entry.get("grey_levels")
         if entry["task"] == task and isinstance(levels, list | tuple) and len(levels) == 3:
-            return GreyLevels(*levels)
+            numbers = [level for level in levels if level is not None]
+            if all(type(level) in (int, float) and 0 <= level <= 255 for level in numbers):
+                return GreyLevels(*levels)
     return GreyLevels(None, None, None)
 
 
