@@ -3,7 +3,9 @@ import json
 import pytest
 
 from ctmasknet.demo import run_demo, stages, summarize, write_readme_table
+from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.phantom.patient import SETTINGS
 
 
 def test_every_step_is_a_tool_that_exists(repository, tmp_path):
@@ -17,6 +19,13 @@ def test_every_step_is_a_tool_that_exists(repository, tmp_path):
     assert phantoms[phantoms.index("--seed") + 1] == "5"
     trainings = [command for command in commands if command[0] == "tools/train_net.py"]
     assert all(command[command.index("SEED") + 1] == "7" for command in trainings)
+
+
+@pytest.mark.parametrize("name", ["seg", "cls", "control"])
+def test_the_window_is_that_of_the_phantoms(repository, name):
+    cfg = read_cfg(repository / f"configs/demo/{name}.yaml")
+    assert SETTINGS["window_centre_hu"] == cfg.INPUT.WINDOW_CENTER_HU
+    assert SETTINGS["window_width_hu"] == cfg.INPUT.WINDOW_WIDTH_HU
 
 
 def test_the_report_is_fitted_on_what_the_best_weights_say_of_validation(tmp_path):

@@ -273,8 +273,8 @@ def test_window_of_a_prepared_set_has_to_be_the_configurations(
             error = capfd.readouterr().err.strip().splitlines()[-1]
             assert re.match(
                 rf"error: {name}_{split}: its slices were written through the window 40,400 .* but "
-                "INPUT.WINDOW_CENTER_HU is -600 and INPUT.WINDOW_WIDTH_HU 1500; prepare the set "
-                "again with --window=-600,1500, or set INPUT.WINDOW_CENTER_HU 40.0 "
+                "INPUT.WINDOW_CENTER_HU is -700 and INPUT.WINDOW_WIDTH_HU 1000; prepare the set "
+                "again with --window=-700,1000, or set INPUT.WINDOW_CENTER_HU 40.0 "
                 "INPUT.WINDOW_WIDTH_HU 400.0$",
                 error,
             ), error

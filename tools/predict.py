@@ -1,6 +1,8 @@
 """Predict scans: classes, the evidence for them, lesions as files that other tools read.
 
     python tools/predict.py --config-file configs/cls.yaml --input /data/scans --output answers
+    python tools/predict.py --config-file configs/cls_full.yaml --input /data/scans \\
+        --lesion-weights output/seg/model_best.pth --masks nifti --output answers
     python tools/predict.py --config-file configs/seg.yaml --input ct.nii.gz --masks nifti \\
         --output lesions MODEL.WEIGHTS output/seg/model_best.pth
 
@@ -28,6 +30,18 @@ def parse(argv=None):
     add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
     add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
+    add(
+        "--lesion-weights",
+        default="",
+        metavar="FILE",
+        help="a classifier's lesions are those of this detector, not its own",
+    )
+    add(
+        "--lesion-config-file",
+        default="",
+        metavar="FILE",
+        help="configuration of --lesion-weights, where it is not the classifier's",
+    )
     add("--masks", nargs="+", choices=MASKS, default=[], help="label volumes of the lesions")
     add("--overlays", action="store_true", help="pictures of the slices that have a lesion")
     add(

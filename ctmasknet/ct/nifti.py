@@ -2,7 +2,8 @@
 
 NIfTI cannot say that values are HU. They are taken as HU after slope and intercept, unless they
 cannot be: a slice of the chest holds air and lung. A volume without a slice of which
-:data:`AIR_SHARE` lies within :data:`AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
+:data:`~ctmasknet.ct.hounsfield.AIR_SHARE` lies within
+:data:`~ctmasknet.ct.hounsfield.AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
 another modality, or CT that has lost its offset. One in which only padding does (its lowest value),
 or whose tissue is not where tissue lies, is read with a problem.
 
@@ -26,6 +27,7 @@ import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
 from nibabel.orientations import io_orientation
 
+from ctmasknet.ct.hounsfield import look_for_chest
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import (
     CHUNK_BYTES,
@@ -45,15 +47,6 @@ _MAX_OFFSET = 2**26
 #: Share by which the voxel sizes of sform and qform may differ.
 _SIZE_SHARE = 0.01
 _TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-#: A volume in HU has a slice with this share of its values in this range: air and lung. What lies
-#: below it is padding.
-AIR_SEEN_HU, AIR_SHARE = (-1200.0, -200.0), 0.01
-#: ... one with this share of lung and air beside its lowest value, which may be padding,
-_LUNG_SHARE = 0.03
-#: ... and, in the same slice, with the share of air in this range: fat, water and muscle.
-_TISSUE_HU = (-150.0, 250.0)
-#: ... and no value beyond this, metal and padding values included.
-_BEYOND_HU = 1e5
 
 
 def is_nifti_header(head: bytes) -> bool:
@@ -314,40 +307,13 @@ def read_nifti_file(file: str, name: str) -> CTScan:
 
 def _check_hu(volume: NiftiVolume) -> tuple[str, ...]:
     """What speaks against HU. Looks at slices, the middle one first, until one is a chest's."""
-    columns, rows, count = volume.turn.shape
-    lowest, highest, air_seen = np.inf, -np.inf, False
-    for index in (count // 2, *range(count)):
-        values = volume.values(index)
-        values = values[np.isfinite(values)]
-        if values.size:
-            lowest, highest = min(lowest, values.min()), max(highest, values.max())
-        if max(-lowest, highest) > _BEYOND_HU:
-            break
-        air_seen |= _count(values, AIR_SEEN_HU) >= AIR_SHARE * rows * columns
-        if _holds_lung(values, rows * columns):
-            return ()
-    found = f"{lowest:g} to {highest:g}" if np.isfinite(lowest) else "no number at all"
-    if air_seen and max(-lowest, highest) <= _BEYOND_HU:
-        return (
-            f"its values, {found}, may not be HU: no slice holds lung (-1200 to -200) and tissue "
-            "(-150 to 250) beside padding; check what was stored",
-        )
+    count = volume.turn.shape[2]
+    look = look_for_chest(volume.values(index) for index in (count // 2, *range(count)))
+    if look.chest:
+        return ()
+    if look.air:
+        return (f"{look.doubt}; check what was stored",)
     raise UnsuitableFile(
-        f"{volume.file}: its values, {found}, are not HU of a chest (air is -1000); give the CT "
-        "volume in HU"
+        f"{volume.file}: its values, {look.found}, are not HU of a chest (air is -1000); give the "
+        "CT volume in HU"
     )
-
-
-def _holds_lung(values: np.ndarray, size: int) -> bool:
-    """Whether the finite values of a slice of ``size`` px hold lung and tissue as HU do."""
-    measured = values[values > values.min(initial=np.inf)]
-    lung = _count(measured, AIR_SEEN_HU)
-    return (
-        lung >= _LUNG_SHARE * size
-        and lung >= _count(measured, (-np.inf, AIR_SEEN_HU[0]))
-        and _count(measured, _TISSUE_HU) >= AIR_SHARE * size
-    )
-
-
-def _count(values: np.ndarray, bounds: tuple[float, float]) -> int:
-    return int(((values >= bounds[0]) & (values < bounds[1])).sum())

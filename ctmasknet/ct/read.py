@@ -17,6 +17,7 @@ import numpy as np
 
 from ctmasknet.ct.dicom import dicom_scans, read_dicom_file
 from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of
+from ctmasknet.ct.hounsfield import hu_doubts
 from ctmasknet.ct.nifti import read_nifti_file
 from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
 from ctmasknet.ct.scan import CTScan, CTSlice, Report, UnsuitableFile
@@ -35,7 +36,7 @@ def read_scans(
 ) -> list[CTScan]:
     """Find the scans in files and folders (any depth).
 
-    Headers are read, pixels are not, but for what tells whether a NIfTI volume is in HU. Damage
+    Headers are read, pixels are not, but for what tells whether values are in HU. Damage
     that only decoding shows is raised by :meth:`CTSlice.hu` and :meth:`CTSlice.pixels`, unless
     ``verify``.
 
@@ -140,7 +141,8 @@ class _Reading:
         self.on_bad(file, reason)
 
     def scans(self) -> list[CTScan]:
-        scans = [*picture_scans(self.pictures), *self.volumes, *dicom_scans(self.dicom)]
+        stated = [*picture_scans(self.pictures), *dicom_scans(self.dicom)]
+        scans = [*self.volumes, *(scan.with_problems(hu_doubts(scan.slices)) for scan in stated)]
         scans.sort(key=lambda scan: min(self.found[one.file][1] for one in scan.slices))
         with_scans = {os.path.dirname(one.file) for scan in scans for one in scan.slices}
         return [

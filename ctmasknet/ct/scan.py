@@ -26,14 +26,15 @@ from ctmasknet.errors import CTMaskNetError
 class Window:
     """Levels from ``center_hu - width_hu / 2`` (0) to ``center_hu + width_hu / 2`` (255), in HU.
 
-    The default is a common lung window.
+    The default is the window in which the pictures of CNCB, the paper's data, are drawn as far as
+    their grey levels tell (``docs/data.md``).
 
     Raises:
         CTMaskNetError: a center or width that is no finite number, or a width of 0 or less.
     """
 
-    center_hu: float = -600.0
-    width_hu: float = 1500.0
+    center_hu: float = -700.0
+    width_hu: float = 1000.0
 
     def __post_init__(self):
         if not (math.isfinite(self.center_hu) and math.isfinite(self.width_hu)):
@@ -58,7 +59,7 @@ class Window:
 
 
 def parse_window(text: str) -> Window:
-    """``"-600,1500"`` -> center and width in HU.
+    """``"-700,1000"`` -> center and width in HU.
 
     Raises:
         CTMaskNetError: another form, or no window.
@@ -67,7 +68,7 @@ def parse_window(text: str) -> Window:
         center, width = map(float, text.split(","))
     except ValueError:
         raise CTMaskNetError(
-            f"`window` {text}: expected CENTER,WIDTH in HU, such as -600,1500"
+            f"`window` {text}: expected CENTER,WIDTH in HU, such as -700,1000"
         ) from None
     return Window(center, width)
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: so (``tests/data/test_patients.py``).
 CNCB_LESIONS = "cncb_lesions"
 COVIDX_CT = "covidx_ct"
+#: What the numberings of phantoms begin with.
+PHANTOM_IDS = "phantom-v"
 #: Beside phantoms stands the recipe they were made by (see datasets/README.md).
 PHANTOM_RECIPE = "phantom.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -233,7 +235,7 @@ def numbering_of(
         return given
     recipe = phantom_recipe(images)
     if recipe is not None:
-        return f"phantom-v{recipe.get('version')}-seed{recipe.get('seed')}"
+        return f"{PHANTOM_IDS}{recipe.get('version')}-seed{recipe.get('seed')}"
     return published
 
 

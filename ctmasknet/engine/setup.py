@@ -35,7 +35,7 @@ from ctmasknet.engine.checkpoint import (
     spec_of,
 )
 from ctmasknet.engine.train_data import training_dicts
-from ctmasknet.engine.trained_on import check_trained_on
+from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.errors import CTMaskNetError
 
 BEST_CHECKPOINT = f"{BEST}.pth"
@@ -261,7 +261,8 @@ def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ())
 
 
 def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
-    """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode.
+    """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode;
+    its ``trained_on`` is the file's record, empty without one.
 
     Args:
         cfg: the configuration.
@@ -273,7 +274,12 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
             on a patient of ``held_out``.
     """
     model, shared = build_model(cfg), cfg.DATASETS.SHARED_PATIENTS
-    check = functools.partial(check_trained_on, names=held_out, on_shared=shared)
+    model.trained_on = []
+
+    def check(path: str, record: Record | None) -> None:
+        model.trained_on = record or []
+        check_trained_on(path, record, held_out, shared)
+
     options = {"spec": spec_of(cfg), "check_trained_on": check, "complete": True}
     CTMaskNetCheckpointer(model, **options).load(cfg.MODEL.WEIGHTS)
     return model.eval()

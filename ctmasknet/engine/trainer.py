@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             spec=spec,
-            trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"]),
+            trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"], cfg.MODEL.TRAINABLE),
             check_trained_on=functools.partial(
                 check_trained_on,
                 names=held_out,

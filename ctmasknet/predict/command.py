@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -36,8 +37,9 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             ``input`` (files and folders), ``output`` (folder), ``lesions``, ``masks`` (kinds of
             :data:`ctmasknet.predict.run.MASKS`), ``overlays``, ``score_threshold`` (0..1),
             ``pooling``, ``top_k``, ``batch_size`` (None for the usual), ``bad`` (``error`` or
-            ``skip``), ``max_bad_share`` (0..1), ``resume``, ``overwrite``, ``num_gpus``, ``words``
-            (the command line, for the record).
+            ``skip``), ``max_bad_share`` (0..1), ``lesion_weights`` and ``lesion_config_file`` (of a
+            lesion detector beside a classifier; "" for none, for the classifier's), ``resume``,
+            ``overwrite``, ``num_gpus``, ``words`` (the command line, for the record).
 
     Returns:
         counts, in the main process; None in others.
@@ -53,7 +55,9 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     )
     check_score_threshold(args.score_threshold)
     masks = tuple(sorted(set(args.masks)))
-    lesions = bool(args.lesions or masks or args.overlays or not is_classifier(cfg))
+    asked_for = args.lesions or masks or args.overlays or args.lesion_weights
+    lesions = bool(asked_for or not is_classifier(cfg))
+    lesion_cfg = _lesion_cfg(args, cfg)
     if "dicom-seg" in masks:
         require_highdicom()
     check_output_apart(args.output, args.input)
@@ -69,6 +73,9 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         "top_k": args.top_k,
         "batch_size": args.batch_size or cfg.TEST.IMS_PER_BATCH,
     }
+    if lesion_cfg is not None:
+        its = settings_of(lesion_cfg, "", {})
+        options["lesion_weights"] = [its["weights"], its["configuration"]]
     place = {"rank": comm.get_rank(), "world": comm.get_world_size()}
     settings = settings_of(cfg, inputs_sha256, options)
     run = PredictionRun(args.output, settings, units, bad, **place)
@@ -85,9 +92,10 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         top_k=args.top_k,
         batch_size=args.batch_size,
         lesions=lesions,
+        lesion_predictor=None if lesion_cfg is None else CTPredictor(lesion_cfg),
     )
     predictor.refuse_crop()
-    if masks and not predictor.model.roi_heads.mask_on:
+    if masks and not predictor.has_mask_head:
         raise CTMaskNetError(
             "`masks`: these weights have no mask head, so lesions are boxes alone; leave out "
             "`masks`, or give the lesion detector's configuration and weights"
@@ -101,7 +109,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
                     continue
                 outputs = predictor.predict([one.item for one in batch])
                 for one, output in zip(batch, outputs, strict=True):
-                    opened.add(predictor.result(one.source, output), one.pixels)
+                    found = predictor.result(one.source, output, one.seen)
+                    opened.add(found, one.pixels)
             opened.write()
         asked = {
             "config_file": str(args.config_file),
@@ -110,11 +119,43 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             "inputs": [str(path) for path in args.input],
             "weights": cfg.MODEL.WEIGHTS,
         }
+        if lesion_cfg is not None:
+            asked["lesion_weights"] = lesion_cfg.MODEL.WEIGHTS
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
     if summary is not None:
         print(summary_text(summary, run.output, run.progress.rate))
         _check_share(summary, bad.max_share, run.output)
     return summary
+
+
+def _lesion_cfg(args: argparse.Namespace, cfg: CfgNode) -> CfgNode | None:
+    """The configuration of the detector that finds a classifier's lesions; None without one.
+
+    Raises:
+        CTMaskNetError: see :func:`ctmasknet.engine.setup.inference_cfg`; no classifier beside it.
+    """
+    if not args.lesion_weights:
+        if args.lesion_config_file:
+            raise CTMaskNetError(
+                "`lesion_config_file`: has no effect without `lesion_weights`; give them, or leave "
+                "it out"
+            )
+        return None
+    if not is_classifier(cfg):
+        raise CTMaskNetError(
+            f"`lesion_weights`: {cfg.MODEL.WEIGHTS} is a lesion detector already; leave "
+            "`lesion_weights` out, or give a classifier beside it"
+        )
+    overrides = ["MODEL.DEVICE", cfg.MODEL.DEVICE]
+    if args.config_file and not args.lesion_config_file:
+        # The classifier's configuration without what is a classifier's alone
+        overrides += ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.TRAINABLE", "heads"]
+        overrides += ["SOLVER.DETECTOR_LR_FACTOR", 1.0, "INPUT.CROP_TO_BODY", False]
+    config_file = args.lesion_config_file or args.config_file
+    try:
+        return inference_cfg(config_file, overrides, args.lesion_weights)[0]
+    except CTMaskNetError as error:
+        raise CTMaskNetError(f"`lesion_weights`: {error}") from error
 
 
 def summary_text(summary: Summary, output: Path, rate: float | None = None) -> str:
@@ -138,6 +179,7 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
         lines.append(f"{summary.left_out} files are no axial CT and were left out, see the log")
     if summary.problems:
         lines.append(f"{summary.problems} problems of scans, see predictions.jsonl")
+    lines += [f"caution: {caution}" for caution in summary.cautions]
     return "\n".join([*lines, f"in {output}"])
 
 

@@ -43,6 +43,14 @@ _MAY_BE_EMPTY = (
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
 )
 _AI_FAMILY = ("123110", "DCM", "Artificial Intelligence")  # CID 7162
+#: Descriptions of content and series (64 characters at most), as they are and with a caution.
+_PLAIN = ("Lesions found by ctmasknet; research, not diagnosis", "ctmasknet lesions (research)")
+_CAUTIOUS = (
+    "Caution: see the segments' descriptions; research, not diagnosis",
+    "ctmasknet lesions, CAUTION: see segments (research)",
+)
+#: Most characters of a segment's description.
+_ST_LENGTH = 1024
 #: What the frames refer to, so it may be neither missing nor empty; and whether all share it.
 _REFERENCES = {
     "StudyInstanceUID": ("Study Instance UID", True),
@@ -75,6 +83,7 @@ def dicom_seg_bytes(
     identity: str,
     created: datetime.datetime,
     software: str,
+    cautions: Sequence[str] = (),
 ) -> bytes:
     """One segmentation with one binary segment for each lesion class.
 
@@ -89,6 +98,7 @@ def dicom_seg_bytes(
         identity: what made it (weights, configuration, inputs); the same gives the same UIDs.
         created: when.
         software: name and version of the model, for the algorithm's identification.
+        cautions: what has to be said of the lesions; each segment's description holds it.
 
     Raises:
         CTMaskNetError: highdicom is not installed; the scan is no DICOM, lacks what a segmentation
@@ -133,6 +143,7 @@ def dicom_seg_bytes(
         )
         for number, name in enumerate(lesion_classes, start=1)
     ]
+    told = _CAUTIOUS if cautions else _PLAIN
     try:
         with warnings.catch_warnings():
             # Of source attributes that bend the standard, and of a segmentation that is empty
@@ -151,8 +162,8 @@ def dicom_seg_bytes(
                 software_versions=ctmasknet.__version__,
                 device_serial_number="0",
                 content_label="LESIONS",
-                content_description="Lesions found by ctmasknet; research, not diagnosis",
-                series_description="ctmasknet lesions (research)",
+                content_description=told[0],
+                series_description=told[1],
                 content_date=created.date(),
                 content_time=created.time(),
             )
@@ -161,6 +172,8 @@ def dicom_seg_bytes(
             f"{scan.slices[0].file}: no DICOM segmentation can refer to this series "
             f"({' '.join(str(error).split())}); leave out this kind of mask"
         ) from error
+    for segment in segmentation.SegmentSequence if cautions else ():
+        segment.SegmentDescription = f"Caution: {' '.join(cautions)}"[:_ST_LENGTH]
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     # Of a source's header it may be a false or negative value
     if step_mm is not None:

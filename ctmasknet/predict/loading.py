@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ctmasknet.ct.appearance import Appearance
 from ctmasknet.ct.scan import CTSlice
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.errors import CTMaskNetError
 
+#: In a slice's input, that of the model that finds its lesions, where it is another one.
+LESION_INPUT = "lesion_input"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -62,17 +65,19 @@ def ahead(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A slice, the model's input and the grey pixels it is made of; or why there are none."""
+    """A slice, the model's input, the grey pixels it is made of and what they show; or why there
+    are none."""
 
     source: CTSlice
     item: dict[str, Any] | None
     pixels: np.ndarray | None
     bad: BadSlice | None = None
+    seen: Appearance | None = None
 
 
 def load_groups(
     groups: Iterable[tuple[Any, Sequence[CTSlice]]],
-    read: Callable[[CTSlice], tuple[dict[str, Any], np.ndarray]],
+    read: Callable[[CTSlice], tuple[dict[str, Any], np.ndarray, Appearance]],
     *,
     threads: int,
     limit: int,
@@ -82,7 +87,7 @@ def load_groups(
 
     Args:
         groups: (anything, slices); read lazily.
-        read: a slice to the model's input and its pixels.
+        read: a slice to the model's input, its pixels and what they show.
         threads, limit: see :func:`ahead`.
         skip_bad: give the reason with the slice and do not raise.
 
@@ -99,7 +104,8 @@ def load_groups(
 
     def load(source: CTSlice) -> Loaded:
         try:
-            return Loaded(source, *read(source))
+            item, pixels, seen = read(source)
+            return Loaded(source, item, pixels, seen=seen)
         except CTMaskNetError as error:
             if not skip_bad:
                 raise
@@ -112,6 +118,12 @@ def load_groups(
         yield group, itertools.chain([first], itertools.islice(loaded, count - 1))
 
 
+def _sides(one: Loaded) -> list[Any]:
+    """The size of a slice's input, and of that for its lesions where another model finds them."""
+    items = (one.item, one.item.get(LESION_INPUT))
+    return [item["image"].shape for item in items if item is not None]
+
+
 def batches(members: Iterable[Loaded], size: int) -> Iterator[list[Loaded] | BadSlice]:
     """Up to ``size`` slices of one shape that follow each other; a bad one comes by itself.
 
@@ -120,7 +132,7 @@ def batches(members: Iterable[Loaded], size: int) -> Iterator[list[Loaded] | Bad
     batch: list[Loaded] = []
     for one in members:
         full = len(batch) == size
-        if batch and (full or one.bad or batch[0].item["image"].shape != one.item["image"].shape):
+        if batch and (full or one.bad or _sides(batch[0]) != _sides(one)):
             yield batch
             batch = []
         if one.bad:

@@ -70,7 +70,7 @@ def stored_plane(turn: Upright, plane: np.ndarray) -> np.ndarray:
     return plane if row_axis < column_axis else plane.T
 
 
-def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray]) -> bytes:
+def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray], *, caution: bool = False) -> bytes:
     """The labels as gzipped NIfTI, so that they lie on the source voxel by voxel.
 
     Of a NIfTI source the file has the shape, affine and voxel order; slices that could not be read
@@ -79,6 +79,7 @@ def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray]) -> bytes:
     Args:
         scan: where the slices are from.
         labels: (H, W) uint8 of each of its slices.
+        caution: the header's description says that something has to be told with these lesions.
 
     Raises:
         CTMaskNetError: a scan without even geometry; a NIfTI source that nibabel cannot read.
@@ -105,7 +106,8 @@ def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray]) -> bytes:
     image.header.extensions.clear()
     image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.set_xyzt_units(unit)
-    image.header["descrip"] = b"ctmasknet lesions"
+    told = b"; CAUTION: no measure of lesions, see lesions.json" if caution else b""
+    image.header["descrip"] = b"ctmasknet lesions" + told
     # Without a name and a time in it: the same labels are the same bytes
     stream = io.BytesIO()
     with gzip.GzipFile("", "wb", 6, stream, mtime=0) as compressed:

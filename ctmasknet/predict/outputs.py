@@ -17,18 +17,22 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ctmasknet.ct.appearance import GreyLevels
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.files import atomic_write, plain, writing
 from ctmasknet.predict.manifest import REMEDY
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.results import numbers
+from ctmasknet.predict.results import ScanDoubts, numbers
 from ctmasknet.predict.shards import Shards
 
 
 def _write_coco(
-    path: Path, slices: Callable[[], Iterator[dict[str, Any]]], lesion_classes: Sequence[str]
+    path: Path,
+    slices: Callable[[], Iterator[dict[str, Any]]],
+    lesion_classes: Sequence[str],
+    cautions: Sequence[str],
 ) -> None:
     """Images, categories and annotations, ids from 1; written as it goes, for it may be large.
 
@@ -36,7 +40,11 @@ def _write_coco(
     ``segmentation`` an RLE; boxes without masks have none. ``slices`` gives the lines of
     :func:`ctmasknet.predict.results.slice_record` and is called twice.
     """
-    info = {"description": "lesions predicted by ctmasknet; research, not diagnosis"}
+    info: dict[str, Any] = {
+        "description": "lesions predicted by ctmasknet; research, not diagnosis"
+    }
+    if cautions:
+        info["cautions"] = list(cautions)
     categories = [{"id": number, "name": name} for number, name in enumerate(lesion_classes, 1)]
     keys = ("height", "width", "patient", "scan", "spacing_mm", "position_mm")
     images = (
@@ -82,7 +90,7 @@ class Summary:
     """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion.
 
     ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
-    are no axial CT.
+    are no axial CT. ``cautions`` have to be told with the results.
     """
 
     slices: int = 0
@@ -95,6 +103,7 @@ class Summary:
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     slices_with: dict[str, int] = field(default_factory=dict)
     problems: int = 0
+    cautions: list[str] = field(default_factory=list)
 
     @property
     def bad_share(self) -> float:
@@ -134,6 +143,9 @@ class Outputs:
         self._shards, self._units, self._output = shards, units, output
         self._image_classes = list(predictor.image_classes)
         self._lesion_classes = list(predictor.lesion_classes)
+        self._box_classes = list(predictor.box_classes)
+        self._cautions = list(predictor.all_cautions)
+        self._expected_levels = predictor.expected_levels
         self._pooler, self._lesions = predictor.pooler, predictor.lesions
         self._threshold = score_threshold
 
@@ -157,14 +169,15 @@ class Outputs:
                 write_predictions_csv(path, self._rows(), self._image_classes)
             if self._lesions:
                 path = self._output / "lesions.json"
-                _write_coco(path, self._slice_lines, self._lesion_classes)
+                _write_coco(path, self._slice_lines, self._lesion_classes, self._cautions)
         if summary.skipped:
             self._tell(bad)
         bad.totals["inputs"] = summary.slices + summary.skipped
         return summary
 
     def _write_jsonl(self, path: Path) -> Summary:
-        summary = Summary(pooling=self._pooler.label if self._pooler else "")
+        pooling = self._pooler.label if self._pooler else ""
+        summary = Summary(pooling=pooling, cautions=self._cautions)
         levels = ("slices", "scans", "patients") if self._pooler else ()
         counts = {level: Counter() for level in levels}
         patients: dict[str, _Group] = {}
@@ -177,18 +190,20 @@ class Outputs:
                 stream.write("\n")
 
             for scan, lines in self._scans():
-                group = _Group()
+                group, doubts = _Group(), ScanDoubts()
                 skipped, extra = 0, {}
-                problems = list(scan["problems"])
+                no_volume: list[str] = []
                 for line in lines:
                     if "bad" in line:
                         skipped += 1
                     elif "file" not in line:
                         extra = {"masks": line["masks"]}
-                        problems += [p for p in line["problems"] if p not in problems]
+                        no_volume += [p for p in line["problems"] if p not in no_volume]
                     else:
                         record = self._slice_object(line)
                         write(record)
+                        levels = GreyLevels(*line["grey_levels"])
+                        doubts.add(line["file"], line.get("problems", ()), levels)
                         seen = {
                             lesion["class"]
                             for lesion in line.get("lesions", ())
@@ -204,6 +219,8 @@ class Outputs:
                             counts["slices"][record["pred"]] += 1
                         with_lesion.update(seen)
                         summary.lesions += len(line.get("lesions", ()))
+                shown = doubts.problems(self._expected_levels)
+                problems = [*scan["problems"], *shown, *no_volume]
                 if group.slices:
                     owner.scans += 1
                 summary.slices += group.slices
@@ -252,12 +269,11 @@ class Outputs:
             found = [key for key in ("logits", "scores", "calibrated_scores") if key in line]
             value |= {key: self._by_class(line[key]) for key in found}
         value["boxes"] = [
-            {**box, "class": self._lesion_classes[box["class"]]} for box in line["boxes"]
+            {**box, "class": self._box_classes[box["class"]]} for box in line["boxes"]
         ]
         if "lesions" in line:
             value["lesions"] = len(line["lesions"])
-        if "overlay" in line:
-            value["overlay"] = line["overlay"]
+        value |= {key: line[key] for key in ("overlay", "problems") if key in line}
         return {"level": "slice", **value}
 
     def _pooled(
@@ -279,6 +295,8 @@ class Outputs:
             if calibrated is not None:
                 value["calibrated_scores"] = self._by_class(calibrated)
             counts[value["pred"]] += 1
+        if self._cautions:
+            value["cautions"] = self._cautions
         if self._lesions:
             value["slices_with"] = self._by_lesion(group.with_lesion)
         return value

@@ -13,6 +13,7 @@ Slices that are in memory, such as a data set's, go through :meth:`CTPredictor.m
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,19 +27,22 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from torch import nn
 
 from ctmasknet.config import is_classifier
+from ctmasknet.ct.appearance import Appearance, appearance
 from ctmasknet.ct.scan import CTScan, CTSlice, Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.setup import inference_cfg, load_model
+from ctmasknet.engine.trained_on import Record, lesion_caution, levels_trained_on, phantom_caution
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
-from ctmasknet.predict.loading import Loaded, batches, load_groups
+from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups
 from ctmasknet.predict.pooled import Pooler, build_pooler
-from ctmasknet.predict.results import PredictedScan, PredictedSlice, found_boxes
+from ctmasknet.predict.results import PredictedScan, PredictedSlice, ScanDoubts, found_boxes
 
+_LOGGER = logging.getLogger(__name__)
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
 
@@ -60,6 +64,7 @@ class CTPredictor:
         augmentations: Sequence[T.Augmentation],
         window: Window,
         lesion_classes: Sequence[str],
+        lesion_predictor: CTPredictor | None = None,
         image_classes: Sequence[str] = (),
         crop_to_body: bool = False,
         pooler: Pooler | None = None,
@@ -67,6 +72,7 @@ class CTPredictor:
         batch_size: int = 1,
         num_workers: int = 2,
         top_boxes: int = TOP_BOXES,
+        trained_on: Record = (),
     ):
         """
         Args:
@@ -74,6 +80,8 @@ class CTPredictor:
             augmentations: the resize.
             window: through which HU become grey levels; 8-bit pictures pass unchanged.
             lesion_classes: names of the detector's classes.
+            lesion_predictor: of a lesion detector, whose lesions are told in place of a
+                classifier's own; its lesions are asked for then.
             image_classes: C names in the order of the logits; empty for a detector.
             crop_to_body: cut slices to their body box; they have to come with one, see
                 :meth:`mapped`, and scans do not.
@@ -82,18 +90,43 @@ class CTPredictor:
             batch_size: slices a batch. Results agree between batch sizes to rounding alone.
             num_workers: threads that read slices; 0 reads between batches.
             top_boxes: best boxes kept of a slice.
+            trained_on: what the weights' file says of it.
+
+        What has to be told to whoever uses the results is in :attr:`cautions` and, of lesions,
+        :attr:`lesion_cautions`; it is logged.
 
         Raises:
-            CTMaskNetError: a batch size below 1.
+            CTMaskNetError: a batch size below 1; a lesion predictor beside a detector, or one that
+                is none.
         """
         if batch_size < 1:
             raise CTMaskNetError(f"`batch_size`: {batch_size} slices make no batch; give 1 or more")
+        other = lesion_predictor
+        if other is not None and (other.image_classes or not image_classes):
+            raise CTMaskNetError(
+                "`lesion_weights`: a classifier's lesions are taken from a lesion detector; give "
+                "the weights of the one as `weights` and of the other as `lesion_weights`"
+            )
         self.model = model.eval()
         self.window = window
-        self.lesion_classes = tuple(lesion_classes)
+        self.lesion_predictor = other
+        self.box_classes = tuple(lesion_classes)
+        self.lesion_classes = self.box_classes if other is None else other.lesion_classes
         self.image_classes = tuple(image_classes)
         self.pooler = pooler
-        self.lesions = lesions or not self.image_classes
+        self.lesions = lesions or other is not None or not self.image_classes
+        record = list(trained_on)
+        task = "classification" if self.image_classes else "segmentation"
+        #: Of the pictures that the weights were trained on.
+        self.expected_levels = levels_trained_on(record, task)
+        self.cautions = tuple(filter(None, [phantom_caution(record)]))
+        if other is not None:
+            self.lesion_cautions = other.cautions
+        else:
+            bent = lesion_caution(record) if self.image_classes else None
+            self.lesion_cautions = tuple(filter(None, [bent]))
+        for caution in self.all_cautions:
+            _LOGGER.warning("Caution: %s", caution)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.top_boxes = top_boxes
@@ -101,6 +134,17 @@ class CTPredictor:
         self._mapper = SliceMapper(
             False, augmentations=list(augmentations), crop_to_body=crop_to_body
         )
+
+    @property
+    def all_cautions(self) -> tuple[str, ...]:
+        """Those of the class and, where lesions are told, of the lesions, each once."""
+        own = self.lesion_cautions if self.lesions else ()
+        return tuple(dict.fromkeys((*self.cautions, *own)))
+
+    @property
+    def has_mask_head(self) -> bool:
+        """Whether lesions come with masks."""
+        return (self.lesion_predictor or self).model.roi_heads.mask_on
 
     @classmethod
     def from_config(
@@ -143,8 +187,10 @@ class CTPredictor:
                 "them out, or give a classifier's configuration and weights"
             )
         mapper = SliceMapper.from_config(cfg, is_train=False)
+        loaded = load_model(cfg) if model is None else model
         return {
-            "model": inference_model(cfg, load_model(cfg)) if model is None else model,
+            "model": inference_model(cfg, loaded) if model is None else model,
+            "trained_on": getattr(loaded, "trained_on", ()),
             "augmentations": mapper["augmentations"],
             "crop_to_body": bool(classes) and mapper["crop_to_body"],
             "window": Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU),
@@ -170,8 +216,8 @@ class CTPredictor:
             config_file: such as ``configs/cls.yaml`` or ``configs/seg.yaml``.
             weights: the checkpoint; default ``model_best.pth`` of the file's ``OUTPUT_DIR``.
             overrides: ``KEY VALUE`` pairs, such as ``["MODEL.DEVICE", "cpu"]``.
-            options: ``pooling``, ``top_k``, ``lesions``, ``batch_size``, ``num_workers``,
-                ``top_boxes``.
+            options: ``pooling``, ``top_k``, ``lesions``, ``lesion_predictor``, ``batch_size``,
+                ``num_workers``, ``top_boxes``.
 
         Raises:
             CTMaskNetError: see :func:`ctmasknet.engine.setup.inference_cfg` and
@@ -227,7 +273,7 @@ class CTPredictor:
                     continue
                 outputs = self.predict([one.item for one in batch])
                 for one, output in zip(batch, outputs, strict=True):
-                    predicted.append(self.result(one.source, output))
+                    predicted.append(self.result(one.source, output, one.seen))
             yield self.pooled(scan, predicted, bad)
 
     def batches(
@@ -244,9 +290,14 @@ class CTPredictor:
             before the next group.
         """
 
-        def read(source: CTSlice) -> tuple[dict[str, Any], np.ndarray]:
-            pixels = source.pixels(self.window)
-            return self.mapped({"file_name": source.name}, pixels), pixels
+        def read(source: CTSlice) -> tuple[dict[str, Any], np.ndarray, Appearance]:
+            pixels, other = source.pixels(self.window), self.lesion_predictor
+            item = self.mapped({"file_name": source.name}, pixels)
+            if other is not None:
+                same = other.window == self.window
+                its = pixels if same else source.pixels(other.window)
+                item[LESION_INPUT] = other.mapped({"file_name": source.name}, its)
+            return item, pixels, appearance(pixels)
 
         loaded = load_groups(
             groups,
@@ -297,10 +348,22 @@ class CTPredictor:
             CTMaskNetError: the detector gives a number that is not finite.
         """
         with torch.no_grad(), self._returning(), slices_named(lambda: items):
-            return self.model(list(items))
+            outputs = self.model(list(items))
+        if self.lesion_predictor is not None:
+            its = self.lesion_predictor.predict([item[LESION_INPUT] for item in items])
+            for output, found in zip(outputs, its, strict=True):
+                output["instances"] = found["instances"]
+        return outputs
 
-    def result(self, source: CTSlice, output: Mapping[str, Any]) -> PredictedSlice:
+    def result(
+        self, source: CTSlice, output: Mapping[str, Any], seen: Appearance | None = None
+    ) -> PredictedSlice:
         """What the model's output says of a slice.
+
+        Args:
+            source: the slice.
+            output: of :meth:`predict`.
+            seen: what its grey levels show.
 
         Raises:
             CTMaskNetError: logits that are no finite numbers.
@@ -310,7 +373,10 @@ class CTPredictor:
         if not self.image_classes:
             best = tuple(replace(lesion, rle=None) for lesion in lesions[: self.top_boxes])
             return PredictedSlice(
-                source, None, None, None, None, best, lesions=lesions, has_masks=has_masks
+                *(source, None, None, None, None, best),
+                lesions=lesions,
+                has_masks=has_masks,
+                seen=seen,
             )
         logits = output["logits"].cpu().numpy()
         if not np.isfinite(logits).all():
@@ -328,6 +394,7 @@ class CTPredictor:
             lesions=lesions,
             calibrated_scores=self.pooler and self.pooler.calibrated("slices", logits),
             has_masks=has_masks,
+            seen=seen,
         )
 
     def pooled(
@@ -337,7 +404,9 @@ class CTPredictor:
         skipped: Sequence[tuple[str, str]] = (),
     ) -> PredictedScan:
         """The scan's one answer from its slices."""
-        scores = None
+        scores, doubts = None, ScanDoubts()
+        for found in slices:
+            doubts.add(found.source.name, found.problems, found.seen and found.seen.levels)
         if self.pooler and slices:
             scores = self.pooler([found.logits for found in slices])
         return PredictedScan(
@@ -345,11 +414,14 @@ class CTPredictor:
             slices=tuple(slices),
             image_classes=self.image_classes,
             lesion_classes=self.lesion_classes,
+            box_classes=self.box_classes,
             pooling=self.pooler.label if self.pooler else "",
             scores=scores,
             pred_class=None if scores is None else int(np.argmax(scores)),
             calibrated_scores=None if scores is None else self.pooler.calibrated("scans", scores),
             skipped=tuple(skipped),
+            problems=(*scan.problems, *doubts.problems(self.expected_levels)),
+            cautions=self.all_cautions,
         )
 
     def refuse_crop(self) -> None:
@@ -368,7 +440,8 @@ class CTPredictor:
             return
         model = self.model
         before = model.return_instances, model.return_ranked_instances
-        model.return_instances, model.return_ranked_instances = self.lesions, True
+        own = self.lesions and self.lesion_predictor is None
+        model.return_instances, model.return_ranked_instances = own, True
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
+from ctmasknet.ct.appearance import Appearance, GreyLevels, looks_unlike, typical_levels
 from ctmasknet.ct.scan import CTScan, CTSlice
 
 
@@ -50,6 +51,7 @@ class PredictedSlice:
         lesions: every lesion of the detector part; None where lesions were not asked for.
         calibrated_scores: (C,) scores at the stored temperature; None where none is stored.
         has_masks: lesions have masks, also where there are no lesions.
+        seen: what its grey levels show; None where nobody looked.
     """
 
     source: CTSlice
@@ -61,6 +63,13 @@ class PredictedSlice:
     lesions: tuple[FoundBox, ...] | None
     calibrated_scores: np.ndarray | None = None
     has_masks: bool = False
+    seen: Appearance | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the slice should not have been given; a class and lesions are told all the same."""
+        fault = self.seen and self.seen.fault
+        return (f"looks like no axial chest CT: {fault}",) if fault else ()
 
     @property
     def instances(self) -> Instances | None:
@@ -91,24 +100,68 @@ class PredictedScan:
         source: the scan that was read.
         slices: what is said of each slice; slices that could not be read are left out.
         image_classes: C names in the order of logits and scores; empty from a detector.
-        lesion_classes: names of the boxes' classes.
+        lesion_classes: names of the lesions' classes.
+        box_classes: names of the best boxes' classes; others where two models were at work.
         pooling: how the slices became one answer (``mean``, ``max``, ``top_k_mean``, ``learned``);
             empty from a detector.
         scores: (C,) pooled, 0..1; None from a detector or without slices.
         pred_class: index of the highest; None likewise.
         calibrated_scores: (C,) at the stored temperature of scans; None where none fits.
         skipped: (file, reason) of each slice that could not be read.
+        problems: of the scan that was read, and what its slices show, one sentence each.
+        cautions: what has to be said with the class, and with lesions where they were asked for.
     """
 
     source: CTScan
     slices: tuple[PredictedSlice, ...]
     image_classes: tuple[str, ...]
     lesion_classes: tuple[str, ...]
+    box_classes: tuple[str, ...]
     pooling: str
     scores: np.ndarray | None
     pred_class: int | None
     calibrated_scores: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    problems: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+class ScanDoubts:
+    """What a scan's slices show, collected one by one, and what speaks against it as a whole."""
+
+    def __init__(self):
+        self._count, self._unfit, self._first = 0, 0, ""
+        self._levels: list[GreyLevels] = []
+
+    def add(self, file: str, problems: Sequence[str], levels: GreyLevels | None) -> None:
+        """Take a slice: its name, :attr:`PredictedSlice.problems` and grey levels."""
+        self._count += 1
+        if problems:
+            self._unfit += 1
+            self._first = self._first or f"{file} {problems[0]}"
+        elif levels is not None:
+            self._levels.append(levels)
+
+    def problems(self, expected: GreyLevels) -> list[str]:
+        """One sentence each.
+
+        Args:
+            expected: levels of the pictures that the weights were trained on.
+        """
+        found = []
+        if self._unfit:
+            found.append(
+                f"{self._unfit} of {self._count} slices may be no axial chest CT, and are named "
+                f"all the same, such as {self._first}"
+            )
+        typical = typical_levels(self._levels)
+        if looks_unlike(typical, expected):
+            found.append(
+                f"its grey levels ({typical}) are not those of the pictures that the weights were "
+                f"trained on ({expected}), as through another HU window; see "
+                "datasets/measure_window.py"
+            )
+        return found
 
 
 def found_boxes(instances: Instances, limit: int | None = None) -> tuple[FoundBox, ...]:
@@ -144,6 +197,10 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
         record["scores"] = numbers(found.scores)
     if found.calibrated_scores is not None:
         record["calibrated_scores"] = numbers(found.calibrated_scores)
+    if found.problems:
+        record["problems"] = list(found.problems)
+    if found.seen is not None:
+        record["grey_levels"] = list(found.seen.levels)
     record["boxes"] = [_box_record(box) for box in found.top_boxes]
     if found.lesions is not None:
         record["lesions"] = [_box_record(lesion) for lesion in found.lesions]

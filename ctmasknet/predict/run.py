@@ -214,6 +214,7 @@ class PredictionRun:
             **asked,
             "settings": self._settings,
             "pooling": summary.pooling,
+            "cautions": list(predictor.all_cautions),
             "mask_values": mask_values(predictor.lesion_classes) if self.options["masks"] else {},
             "results": asdict(summary),
             **environment,
@@ -236,6 +237,7 @@ class OpenShard:
         self.shard, self.scan = shard, scan
         self._run, self._options = run, run.options
         self._classes, self._image_classes = predictor.lesion_classes, predictor.image_classes
+        self._cautions = predictor.all_cautions
         self._records: list[dict[str, Any]] = []
         self._labels: list[np.ndarray] = []
 
@@ -296,10 +298,11 @@ class OpenShard:
 
     def _volume(self, kind: str) -> bytes:
         if kind == "nifti":
-            return nifti_bytes(self.scan, self._labels)
+            return nifti_bytes(self.scan, self._labels, caution=bool(self._cautions))
         identity, created = self._run.stamp()
         made = {"identity": identity, "created": created}
         made["software"] = f"{ctmasknet.__version__} {identity[:12]}"
+        made["cautions"] = self._cautions
         return dicom_seg_bytes(self.scan, self._labels, self._classes, **made)
 
     def _overlay(self, found: PredictedSlice, pixels: np.ndarray) -> np.ndarray:
@@ -311,7 +314,7 @@ class OpenShard:
             None,
             found.instances,
             class_names=self._classes,
-            title=found.source.name,
+            title=found.source.name + " (caution: see run.json)" * bool(self._cautions),
             call=call,
             score_threshold=self._options["score_threshold"],
         )

@@ -49,6 +49,7 @@ def burden_section(source: ReportSource) -> dict[str, Any] | None:
         "of": found["of"],
         "level": level,
         "lesions": found["lesions"],
+        "cautions": found["cautions"],
         "outside_px": found["outside_lung_px"],
         "slices": len(measured),
         "scanless": level == "scans" and sum(not item["scan"] for item in found["slices"]),

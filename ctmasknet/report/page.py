@@ -22,6 +22,7 @@ from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painte
 from ctmasknet.report.sections import page_values
 from ctmasknet.report.source import ReportSource, dataset_names, read_source
 from ctmasknet.report.tables import (
+    MAX_ROWS,
     PER_PATIENT,
     UnitsTable,
     choose_slices,
@@ -116,6 +117,8 @@ def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "first_threshold": thresholds["thresholds"].index(0.5),
         "table": table,
         "burden": burden_section(source),
+        "problems": source.problems[:MAX_ROWS],
+        "more_problems": max(0, len(source.problems) - MAX_ROWS),
         "predictions_name": source.predictions.name,
         "gallery": shown,
         "per_patient": PER_PATIENT,
@@ -184,6 +187,8 @@ def _first_pictures(groups: Sequence[Mapping[str, Any]], table: UnitsTable) -> d
 def _anchors(source: ReportSource, table: UnitsTable, gallery: Any) -> list[tuple[str, str]]:
     """(anchor, title) of each section of the page."""
     found = [("summary", "At a glance")]
+    if source.problems:
+        found.append(("problems", "Problems of the input"))
     if source.evaluation:
         found.append(("detail", "Confusions, curves, calibration"))
     found.append(("threshold", "Move the threshold"))

@@ -65,6 +65,7 @@ def page_values(
     shown = _measured(source, levels, first_level) if source.evaluation else _unmeasured(source)
     return shown | {
         "phantoms": _shows_phantoms(source),
+        "cautions": _cautions(source),
         "level_names": _LEVEL_NAMES,
         "pooling": _pooling_text(source),
         "threshold_rows": _threshold_rows(source),
@@ -129,6 +130,21 @@ def _shows_phantoms(source: ReportSource) -> bool:
         for described in described_sets(entry).values()
         for item in described
     )
+
+
+def _cautions(source: ReportSource) -> list[str]:
+    """What a prediction says of its weights; of an evaluation, whether they learnt on phantoms."""
+    learnt = any(
+        item.get("phantoms")
+        for entry in source.entries
+        for item in described_sets(entry).get("train", ())
+    )
+    if learnt and not source.cautions and not _shows_phantoms(source):
+        return [
+            "the weights were trained on phantoms, synthetic patients: what they say of "
+            "people means nothing"
+        ]
+    return source.cautions
 
 
 def limits(source: ReportSource) -> list[str]:

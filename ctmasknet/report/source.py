@@ -55,6 +55,8 @@ class ReportSource:
         entries: the runs in it, oldest first.
         burden: lesion burden (content of ``burden.json``), None where none was measured.
         burden_truth: the same of ground truth, None without.
+        problems: (scan or slice, what is wrong with it) of a prediction folder, scans first.
+        cautions: what has to be said of a prediction's weights and lesions.
         bad_slices: (unreadable, all) slices or files, None where the run left none out.
     """
 
@@ -72,6 +74,8 @@ class ReportSource:
     entries: list[dict[str, Any]]
     burden: dict[str, Any] | None
     burden_truth: dict[str, Any] | None
+    problems: list[tuple[str, str]]
+    cautions: list[str]
     bad_slices: tuple[int, int] | None
 
 
@@ -135,6 +139,7 @@ def read_source(
         pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
         pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
     measured, truth = _read_burdens(folder, burden, burden_truth)
+    problems, cautions = ([], []) if listing is None else _read_told(listing)
     return ReportSource(
         folder=folder,
         predictions=path,
@@ -150,6 +155,8 @@ def read_source(
         entries=entries,
         burden=measured,
         burden_truth=truth,
+        problems=problems,
+        cautions=cautions,
         bad_slices=_read_bad_slices(path, name),
     )
 
@@ -280,6 +287,7 @@ def _check_burden(found: Any) -> dict[str, Any]:
     if found["format"] != BURDEN_FORMAT:
         raise ValueError(f"format {found['format']!r}")
     found["lesions"], found["of"], found["outside_lung_px"]
+    found["cautions"] = [str(line) for line in found.get("cautions") or ()]
     for item in (*found["slices"], *found["scans"]):
         item["patient"], item["scan"], item["file"], item["slices"], item["weighted_by"]
         for name in (*found["classes"], "any"):
@@ -355,6 +363,24 @@ def _read_pooled(
                 "again"
             ) from error
     return name, pooled
+
+
+def _read_told(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Problems of scans, then of slices, and cautions of a ``predictions.jsonl``."""
+    of_level: dict[str, list[tuple[str, str]]] = {"scan": [], "slice": []}
+    cautions: dict[str, None] = {}
+    for item in json_lines(path):
+        try:
+            cautions |= dict.fromkeys(map(str, item.get("cautions") or ()))
+            names = [item["file"]] if "file" in item else [item.get("patient"), item.get("scan")]
+            name = " / ".join(str(part) for part in names if part)
+            problems = [(name, str(problem)) for problem in item.get("problems") or ()]
+        except TypeError as error:
+            raise CTMaskNetError(
+                f"{path}: problems or cautions that are no lists ({error}); predict again"
+            ) from error
+        of_level.setdefault(str(item.get("level")), []).extend(problems)
+    return of_level["scan"] + of_level["slice"], list(cautions)
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

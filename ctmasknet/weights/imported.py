@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
+from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, writing
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
@@ -81,6 +82,8 @@ class ImportedVariant:
             "mask_type": self.mask_type,
             "lesion_classes": list(MASK_TYPES[self.mask_type]),
             "anchors_rounded": True,
+            "window_center_hu": Window.center_hu,
+            "window_width_hu": Window.width_hu,
         }
         if self.variant.is_classifier:
             spec["num_boxes"] = self.variant.num_boxes

@@ -3,13 +3,23 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
-from ctmasknet.engine.trained_on import check_trained_on, merged, training_record
+from ctmasknet.engine.trained_on import (
+    check_trained_on,
+    lesion_caution,
+    levels_trained_on,
+    merged,
+    phantom_caution,
+    training_record,
+)
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.phantom.patient import phantom_patient
 from tests.helpers.running import run_tool
 from tests.test_train_net import TINY
 
@@ -123,6 +133,62 @@ def test_a_classifier_carries_on_what_its_detector_was_trained_on(
     assert cls.trained_on == carried
 
 
+def test_the_record_states_grey_levels_and_phantoms(clean_catalogs, tmp_path):
+    """Of pictures that can be read; phantoms are known by their recipe, whoever numbers them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, one in enumerate(phantom_patient("normal", 1, 256, 3)):
+        Image.fromarray(one.image).save(images / f"{number}.png")
+    names = [*(images / f"{number}.png" for number in range(3)), images / "missing.png"]
+    dicts = [{"patient": "1", "file_name": str(name)} for name in names]
+    DatasetCatalog.register("slices_train", lambda: dicts)
+    MetadataCatalog.get("slices_train").set(patient_ids="clinic", image_root=str(images))
+    (entry,) = training_record(["slices_train"], "classification", "full")
+    assert (entry["trainable"], entry["phantoms"]) == ("full", False)
+    assert phantom_caution([entry]) is None
+    levels = levels_trained_on([entry], "classification")
+    assert np.abs(np.subtract(levels, (60, 212, 237))).max() < 8
+    assert levels_trained_on([entry], "segmentation") == (None, None, None)
+    (tmp_path / "phantom.json").write_text(json.dumps({"recipe": {"version": 1, "seed": 1}}))
+    assert "phantoms (slices_train)" in phantom_caution(
+        training_record(["slices_train"], "classification", "full")
+    )
+
+
+def test_levels_that_are_none_count_for_nothing():
+    entry = {"dataset": "a", "task": "segmentation", "patient_ids": None, "patients": []}
+    for odd in ("abc", [1, 2], [1, "x", 3], [float("nan"), 1, 1], None):
+        found = levels_trained_on([entry | {"grey_levels": odd}], "segmentation")
+        assert found == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        (["seg"], None),
+        (["seg", "heads"], None),
+        (["seg", "full"], "MODEL.TRAINABLE full"),
+        (["seg", "heads_bn"], "MODEL.TRAINABLE heads_bn"),
+        (["seg", "full", "heads"], "MODEL.TRAINABLE full"),  # what bent it stays
+        (["seg", "heads", "heads_bn_no_shortcut"], "MODEL.TRAINABLE heads_bn_no_shortcut"),
+        (["seg", "full", "seg", "heads"], None),  # trained on lesions anew
+        (["seg", None], "MODEL.TRAINABLE not stated"),
+        (["heads"], "do not state that their detector was trained on lesions"),
+        ([], "do not state that their detector was trained on lesions"),
+    ],
+)
+def test_lesions_of_a_detector_that_was_trained_with_the_class(entries, reason):
+    record = []
+    for number, mode in enumerate(entries):
+        entry = {"dataset": str(number), "patient_ids": None, "patients": []}
+        entry["task"] = "segmentation" if mode == "seg" else "classification"
+        if mode not in ("seg", None):
+            entry["trainable"] = mode
+        record.append(entry)
+    found = lesion_caution(record)
+    assert found is None if reason is None else reason in found
+
+
 def test_training_and_evaluation_refuse_the_detectors_patients(
     repository, prepared, tmp_path, monkeypatch, capsys
 ):
@@ -163,6 +229,10 @@ def test_training_and_evaluation_refuse_the_detectors_patients(
     assert not (tmp_path / "cls" / "model_final.pth").exists()
     assert train_net("cls", *weights, "DATASETS.SHARED_PATIENTS", "warn")[0] == 0
     final = ["MODEL.WEIGHTS", tmp_path / "cls" / "model_final.pth"]
+    carried = torch.load(final[1], weights_only=True)["trained_on"]
+    assert [entry.get("trainable") for entry in carried] == [None, "full"]
+    assert "phantoms" in phantom_caution(carried) and "TRAINABLE full" in lesion_caution(carried)
+    assert None not in levels_trained_on(carried, "classification")
     code, error = train_net("cls", "--eval-only", *final)
     assert code == 2 and f"patient {taught} of covidx_ct_test" in error and "the detector" in error
     test.write_text(clean)

@@ -42,6 +42,13 @@ def own_classifier(classifier, tmp_path):
     return SimpleNamespace(config=classifier.config, weights=weights, cfg=classifier.cfg)
 
 
+@pytest.fixture
+def own_detector(detector, tmp_path):
+    """The same of the detector."""
+    weights = Path(shutil.copy(detector.weights, tmp_path / "own_seg.pth"))
+    return SimpleNamespace(config=detector.config, weights=weights, cfg=detector.cfg)
+
+
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory):
     """See :func:`write_scans`; not to be changed."""

@@ -68,7 +68,7 @@ def test_class_folders_of_volumes(raw, prepare, slices, tmp_path):
     found = [slices(split) for split in ("train", "val")]
     records = [item for each in found for item in each["slices"]]
     assert len(records) == 24
-    assert found[0]["info"]["window_hu"] == [-600, 1500]
+    assert found[0]["info"]["window_hu"] == [-700, 1000]
     of_patient = {}
     for each in found:
         for item in each["slices"]:

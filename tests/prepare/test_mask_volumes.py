@@ -116,7 +116,7 @@ def test_every_kind_of_volume_and_mask_gives_the_same_set(
     patients = [] if "series" in name else ["--patients", "each-file"]
     assert prepare(*ALL, *patients) == 0
     found = document()
-    assert found["info"]["window_hu"] == [-600, 1500]
+    assert found["info"]["window_hu"] == [-700, 1000]
     assert len(found["images"]) == 5
     assert len({image["patient"] for image in found["images"]}) == 1
     grey = Window().to_uint8(HU)

@@ -41,11 +41,6 @@ VARIANTS = [
 ]
 
 
-def without_window(spec):
-    """The specification of published weights, whose pictures came without a stated window."""
-    return {name: value for name, value in spec.items() if not name.startswith("window_")}
-
-
 def meta_state(variant: AuthorsVariant) -> dict[str, torch.Tensor]:
     """Tensors without numbers, as the authors name them."""
     layout = authors_layout(variant)
@@ -73,7 +68,7 @@ def test_every_variant_is_detected_and_fits_the_model_of_its_config(repository, 
     converted, found = import_checkpoint(meta_state(variant))
     assert found.variant == variant
     cfg = read_cfg(str(repository / found.config), found.overrides)
-    assert found.spec == without_window(spec_of(cfg))
+    assert found.spec == spec_of(cfg)
     model = build(found.config, *found.overrides, device="meta")
     expected = {
         name: tuple(tensor.shape)
@@ -98,7 +93,7 @@ def test_every_variant_is_detected_and_fits_the_model_of_its_config(repository, 
 def test_the_config_that_fits_is_named(repository, variant, mask_type, config):
     _, found = import_checkpoint(meta_state(variant), mask_type)
     assert found.config == f"configs/{config}.yaml"
-    assert found.spec == without_window(spec_of(read_cfg(str(repository / found.config))))
+    assert found.spec == spec_of(read_cfg(str(repository / found.config)))
 
 
 def test_a_lightweight_model_of_both_classes_names_the_overrides_it_needs(tmp_path):

@@ -60,8 +60,8 @@ def measure_burden(
 
     Returns:
         The content of ``burden.json``: ``format``, ``lesions`` (where from), ``of`` (lung or
-        slice), ``classes``, ``outside_lung_px``, ``slices``, ``scans``, ``patients`` (each of
-        :meth:`Burden.to_json`).
+        slice), ``classes``, ``outside_lung_px``, ``cautions`` (of the lesions' file), ``slices``,
+        ``scans``, ``patients`` (each of :meth:`Burden.to_json`).
 
     Raises:
         CTMaskNetError: contradicting arguments, or files that are missing or do not fit.
@@ -89,6 +89,7 @@ def measure_burden(
     if predictions:
         path, source = predictions, str(predictions)
         document = _checked({**document, "annotations": _json(path, list)}, path)
+    cautions = _cautions(document)
     if any("score" in item for item in document["annotations"]):
         source += f", score > {score_threshold:g}"
     if masks is not None and dataset and not predictions:
@@ -103,6 +104,7 @@ def measure_burden(
         "of": "lung" if masks is not None and masks.has_lung else "slice",
         "classes": [name for name in slices[0].lesion_px if name != ANY],
         "outside_lung_px": sum(item.outside_px for item in slices),
+        "cautions": cautions,
     }
     levels = burdens(slices)
     found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
@@ -130,7 +132,8 @@ def burden_text(found: Mapping[str, Any]) -> str:
         rows, headers=["", "n", *names], tablefmt="pipe", disable_numparse=True, stralign="right"
     )
     head = f"% of the {found['of']}: median (least-most); lesions: {found['lesions']}"
-    return f"{head}\n{table}"
+    told = [f"caution: {caution}" for caution in found.get("cautions", ())]
+    return "\n".join([head, *told, table])
 
 
 @dataclass(frozen=True)
@@ -289,22 +292,32 @@ def _write_csv(path: Path, found: Mapping[str, Any]) -> None:
     """Write one line a slice, scan and patient, whole or not at all.
 
     Columns: ``level, patient, scan, file, slices, of, weighted_by``, ``<class>_percent`` and
-    ``any_percent``, then ``<class>_ml``, ``any_ml`` and ``whole_ml`` where volumes are known.
+    ``any_percent``, then ``<class>_ml``, ``any_ml`` and ``whole_ml`` where volumes are known; last
+    ``caution`` where there is one.
     """
+    caution = [" ".join(found["cautions"])] if found["cautions"] else []
     names = [*found["classes"], ANY]
     volumes = [*names, "whole"]
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         columns = ("level", "patient", "scan", "file", "slices", "of", "weighted_by")
         percents = (f"{name}_percent" for name in names)
-        writer.writerow([*columns, *percents, *(f"{name}_ml" for name in volumes)])
+        mls = (f"{name}_ml" for name in volumes)
+        writer.writerow([*columns, *percents, *mls, *(["caution"] * len(caution))])
         for level in LEVELS:
             for item in found[level]:
                 row = item | {"level": level, "of": found["of"]}
                 values = [item["percent"][name] for name in names]
                 values += [(item["ml"] or {}).get(name) for name in volumes]
                 cells = ("" if value is None else format(value, ".6g") for value in values)
-                writer.writerow([*(row[column] for column in columns), *cells])
+                writer.writerow([*(row[column] for column in columns), *cells, *caution])
+
+
+def _cautions(document: Mapping[str, Any]) -> list[str]:
+    """What the lesions' file says has to be told with them."""
+    info = document.get("info")
+    cautions = info.get("cautions") if isinstance(info, dict) else None
+    return [str(caution) for caution in cautions] if isinstance(cautions, list) else []
 
 
 def _json(path: str | os.PathLike, kind: type) -> Any:
