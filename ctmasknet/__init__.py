@@ -12,6 +12,9 @@ Importing this package registers its parts with Detectron2. The way in:
 
 import warnings
 
+from ctmasknet.errors import quiet_start
+
+quiet_start()
 # Importing Detectron2 calls torch.jit.script, which torch warns about: nothing a user can act on.
 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
 from ctmasknet import modeling  # noqa: E402
