@@ -162,19 +162,24 @@ _handlers: list[Callable] = []
 
 
 def _leave_signals_to_the_parent() -> None:
-    """In a forked process: Ctrl-C and schedulers signal all processes, but one decides."""
-    if _handlers:
-        # A loader's workers are needed until the iteration has ended
-        ends = signal.SIG_DFL if _handlers[-1] is raise_ended else _spare_once
-        for number, own in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, ends)):
-            if signal.getsignal(number) in _handlers:
-                signal.signal(number, own)
-        _handlers.clear()
+    """In a forked process: Ctrl-C and schedulers signal all processes, but one decides, and needs a
+    loader's workers until its iteration has ended."""
+    if not _handlers:
+        return
+    for number in SIGNALS:
+        if signal.getsignal(number) in _handlers:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    _handlers.clear()
+    if hasattr(signal, "sigwaitinfo"):
+        # Torch gives its workers a handler of their own later: blocked, none is called
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
 
 
-def _spare_once(number: int, frame: FrameType | None) -> None:
-    """The second is of who started this process and wants its end."""
-    signal.signal(number, signal.SIG_DFL)
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 os.register_at_fork(after_in_child=_leave_signals_to_the_parent)

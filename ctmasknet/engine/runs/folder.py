@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def check_weights_of_run(cfg: CfgNode, run: str | None) -> None:
         )
 
 
-def recorded_run(folder: Path) -> str | None:
+def recorded_run(folder: str | os.PathLike) -> str | None:
     """The id of the training in ``run.json``; None where none is stated."""
     trainings = [entry for entry in read_record(folder) if entry["kind"] == "training"]
     return trainings[-1].get(RUN) if trainings else None
