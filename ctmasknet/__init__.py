@@ -16,9 +16,12 @@ with what to install.
 import sys
 import warnings
 
+from ctmasknet.errors import quiet_start
+
 __all__ = ["add_ctmasknet_config", "modeling"]
 __version__ = "0.1.0"
 
+quiet_start()
 # Detectron2 calls torch.jit.script when imported and torch.meshgrid when run, which torch warns
 # about: nothing a user can act on.
 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)

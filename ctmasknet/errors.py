@@ -1,14 +1,42 @@
-"""The one kind of error a user of the tools is meant to read, and how a tool shows it."""
+"""The one kind of error a user of the tools is meant to read, and the one place every tool ends in.
+
+A signal that asks a tool to end (Ctrl-C, or SIGTERM as schedulers send it) raises :class:`Ended`
+in it once, so that it leaves nothing half-made; a second one ends it at once.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import multiprocessing
+import os
+import platform
 import re
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 #: An argument in a message, such as `max_bad_share`.
 _ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)`")
+#: What asks a tool to end.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Set to 1, tracebacks are shown on the terminal; so does the option.
+_DEBUG, _DEBUG_OPTION = "CTMASKNET_DEBUG", "-" * 2 + "debug"
+#: What a disk or its rights say: the place is at fault and not the program.
+_OF_THE_PLACE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+}
+#: Where tracebacks go; None: to a temporary file.
+_report_folder: Path | None = None
 
 
 class CTMaskNetError(Exception):
@@ -19,25 +47,206 @@ class CTMaskNetError(Exception):
     """
 
 
-def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a tool's ``main``: a :class:`CTMaskNetError` ends as one line on stderr and exit code 2.
+class Ended(KeyboardInterrupt):
+    """A signal asked this process to end; the message tells how to go on (empty: as the tool
+    says)."""
 
-    Every other exception keeps its traceback, because it is a defect and not bad input.
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number
+
+
+def command_line(
+    main: Callable[..., int | None] | None = None,
+    *,
+    go_on: str = "call it again; nothing half-made is left",
+) -> Callable[..., int]:
+    """Wrap a tool's ``main``, so that it ends in words.
+
+    * A :class:`CTMaskNetError`, or a place that cannot be written: one line on stderr, exit code 2.
+    * Ctrl-C and SIGTERM: one line that tells how to go on, exit codes 130 and 143.
+    * Every other exception is a defect: what failed, the file that its traceback is in, and how to
+      report it; exit code 1. ``CTMASKNET_DEBUG=1`` or the option ``debug``, which every tool has,
+      shows the traceback instead.
+
+    Args:
+        main: of the tool; it gets the words of the command line or nothing.
+        go_on: what to do after Ctrl-C.
     """
+    if main is None:
+        return functools.partial(command_line, go_on=go_on)
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
+        words = args[0] if args and isinstance(args[0], list) else sys.argv
+        if _DEBUG_OPTION in words:
+            words.remove(_DEBUG_OPTION)
+            os.environ[_DEBUG] = "1"
+        global _report_folder
+        _report_folder, debug = None, os.environ.get(_DEBUG, "") not in ("", "0")
         try:
-            return main(*args, **kwargs) or 0
+            with ending_by(raise_ended):
+                return main(*args, **kwargs) or 0
         except CTMaskNetError as error:
-            print(f"error: {_ARGUMENT.sub(_option, str(error))}", file=sys.stderr)
-            return 2
+            if debug:
+                traceback.print_exc()
+            return _say(f"error: {error}", 2)
+        except KeyboardInterrupt as end:
+            if not args:  # the process ends, and until then a second signal ends it at once
+                _default_signals()
+            number = getattr(end, "number", signal.SIGINT)
+            how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+            return _say(f"{how}: {str(end) or go_on}", 128 + number)
+        except Exception as error:
+            if debug:
+                raise
+            place = getattr(error, "filename", None)
+            if isinstance(error, OSError) and place and error.errno in _OF_THE_PLACE:
+                reason = f"{place}: cannot be read or written ({error.strerror})"
+                return _say(f"error: {reason}; choose another place, or make room there", 2)
+            return _say(_defect(error), 1)
 
     return wrapped
 
 
+def report_in(folder: str | os.PathLike) -> None:
+    """From now on a traceback goes to ``error.txt`` in this folder."""
+    global _report_folder
+    _report_folder = Path(folder)
+
+
+@contextlib.contextmanager
+def ending_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Let ``handler`` take the signals that ask to end, for the block.
+
+    Not those that are ignored (``nohup``, a script's ``&``), and not outside of the main thread.
+    A process that is forked meanwhile, such as a loader's worker, leaves them to this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    _handlers.append(handler)
+    try:
+        yield
+    finally:
+        _handlers.pop()
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def raise_ended(number: int, frame: FrameType | None) -> None:
+    """A signal handler.
+
+    Raises:
+        Ended: always; the next signal ends the process at once.
+    """
+    second_ends_at_once()
+    raise Ended(number)
+
+
+def second_ends_at_once() -> None:
+    """From now on a signal ends this process without ado; in a process of several, which its
+    starter signals and ends, it does nothing."""
+    started = multiprocessing.parent_process() is not None or "TORCHELASTIC_RUN_ID" in os.environ
+    for number in SIGNALS:
+        if signal.getsignal(number) in _handlers:
+            signal.signal(number, signal.SIG_IGN if started else signal.SIG_DFL)
+
+
+#: Those in force, the innermost last.
+_handlers: list[Callable] = []
+
+
+def _leave_signals_to_the_parent() -> None:
+    """In a forked process: Ctrl-C and schedulers signal all processes, but one decides, and needs a
+    loader's workers until its iteration has ended."""
+    if not _handlers:
+        return
+    for number in SIGNALS:
+        if signal.getsignal(number) in _handlers:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    _handlers.clear()
+    if hasattr(signal, "sigwaitinfo"):
+        # Torch gives its workers a handler of their own later: blocked, none is called
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
+
+
+def _default_signals() -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def quiet_start() -> None:
+    """Until :func:`command_line` takes over, Ctrl-C ends a tool that still loads its libraries with
+    one line. Does nothing but in a tool of this project."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    root = Path(__file__).resolve().parent.parent
+    if Path(script).resolve().parent not in (root / "tools", root / "datasets"):
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+        def end(number: int, frame: FrameType | None) -> None:
+            if multiprocessing.parent_process() is None:
+                os.write(2, b"interrupted: call it again; nothing was begun\n")
+            os._exit(128 + number)
+
+        signal.signal(signal.SIGINT, end)
+
+
+def _say(message: str, code: int) -> int:
+    print(_ARGUMENT.sub(_option, message), file=sys.stderr, flush=True)
+    return code
+
+
 def _option(argument: re.Match) -> str:
     return f"--{argument[1].replace('_', '-')}"
+
+
+def _defect(error: Exception) -> str:
+    """Three lines; the traceback goes to a file."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # Of a process that was started, its whole traceback
+    first = lines[-1] if "Traceback (most recent call last)" in str(error) else lines[0]
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    text = "".join(traceback.format_exception(error))
+    versions = [
+        f"{name} {getattr(sys.modules[name], '__version__', '')}"
+        for name in ("ctmasknet", "detectron2", "torch", "numpy")
+        if name in sys.modules
+    ]
+    about = f"command: {shlex.join(sys.argv)}\npython {platform.python_version()}, "
+    about += f"{', '.join(versions)}, {platform.platform()}\n\n"
+    where = "nowhere, for no file could be written"
+    for folder in (_report_folder, Path(tempfile.gettempdir())):
+        if folder is not None and folder.is_dir():
+            with contextlib.suppress(OSError):
+                where = folder / "error.txt"
+                if folder != _report_folder:
+                    handle, where = tempfile.mkstemp(".txt", "ctmasknet_error_", folder)
+                    os.close(handle)
+                Path(where).write_text(about + text, encoding="utf-8", errors="replace")
+                break
+    return (
+        f"error: {type(error).__name__}: {first} ({Path(at.filename).name}, line {at.lineno}): "
+        "not foreseen, so a defect of this program\n"
+        f"traceback, command and versions: {where}\n"
+        f"to report it, give that file to who maintains the program; {_DEBUG}=1 shows it here"
+    )
 
 
 def check_seed(seed: int) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,11 +34,13 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, mode, **text) as stream:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)  # while it is locked
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -63,11 +66,14 @@ def writing(
         ) from error
 
 
-def remove_unfinished(folder: str | os.PathLike) -> None:
-    """Remove the temporary files that a killed process left of :func:`atomic_write` in
-    ``folder``."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def remove_unfinished(folder: str | os.PathLike, *, below: bool = False) -> None:
+    """Remove the temporary files that a killed process left of :func:`atomic_write` in ``folder``,
+    and with ``below`` in all folders in it; not those that are being written."""
+    for path in Path(folder).glob("**/.*.tmp" if below else ".*.tmp"):
+        # An OSError: locked by who writes it, no file, or removed by another
+        with contextlib.suppress(OSError), open(path, "ab") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 #: In a folder that is being written, until it takes its place.
@@ -83,6 +89,77 @@ def lock_folder(folder: str | os.PathLike) -> IO:
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return stream
+
+
+@contextlib.contextmanager
+def folder_of_one(folder: str | os.PathLike, work: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a folder for the block: nobody else may come here meanwhile, but for others that share
+    it. What a dead process left locked is free.
+
+    Args:
+        folder: made if it is missing.
+        work: what is done there, such as "training", for others to be told.
+        shared: several may come here together.
+
+    Raises:
+        CTMaskNetError: another process holds it; names that one.
+    """
+    path, kind = Path(folder) / LOCK, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with writing(folder, "set OUTPUT_DIR to another folder, or make room there"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the lock)
+            try:
+                fcntl.lockf(stream, kind | fcntl.LOCK_NB)
+                held = False
+            except (BlockingIOError, PermissionError):
+                held = True
+            except OSError:  # a file system without locks
+                held = _at_work(stream)
+            if held:
+                with stream:
+                    raise CTMaskNetError(
+                        f"{folder}: {_holder(stream)} here; wait for its end, or "
+                        "set OUTPUT_DIR to another folder"
+                    )
+            # Who had it may have removed it in between
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    break
+            stream.close()
+        if not shared:
+            stream.truncate(0)
+            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "work": work}, stream)
+            stream.flush()
+    try:
+        yield
+    finally:
+        with stream, contextlib.suppress(OSError):  # the last one removes it
+            if shared:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _holder(stream: IO) -> str:
+    """Who holds a lock, in words."""
+    try:
+        stream.seek(0)
+        found = json.load(stream)
+        return f"process {found['pid']} on {found['host']} is at work ({found['work']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process is at work"
+
+
+def _at_work(stream: IO) -> bool:
+    """Whether who wrote this lock lives, as far as can be told from here."""
+    try:
+        stream.seek(0)
+        found = json.load(stream)
+        if found["host"] == socket.gethostname():
+            os.kill(int(found["pid"]), 0)
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def remove_unlocked(parent: str | os.PathLike, pattern: str) -> None:

@@ -6,9 +6,13 @@ work 25 s later), and its other backends cannot hand out results as they come.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +29,8 @@ from ctmasknet.errors import CTMaskNetError
 _MAX_CHUNK = 64
 #: Seconds between looks whether the process that handed out the work still lives.
 _POLL_SECONDS = 1.0
+#: prctl's number of the signal that the death of the parent sends.
+_PR_SET_PDEATHSIG = 1
 
 
 def map_in_processes(
@@ -72,6 +78,7 @@ def _in_processes(
     # A fork copies OpenCV's idea of its threads but not the threads, and waits for them for ever.
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    others = set(multiprocessing.active_children())
     try:
         with ProcessPoolExecutor(
             min(workers, len(items)),
@@ -79,7 +86,12 @@ def _in_processes(
             initializer=_begin,
             initargs=(os.getpid(),),
         ) as pool:
-            yield from bar(pool.map(function, items, chunksize=chunk))
+            try:
+                yield from bar(pool.map(function, items, chunksize=chunk))
+            except KeyboardInterrupt:  # nobody waits for what they are at
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
     except BrokenProcessPool:
         raise CTMaskNetError(
             f"`workers` {workers}: a process died, killed or out of memory; use fewer workers"
@@ -92,6 +104,19 @@ def _begin(parent: int) -> None:
     """What each process does first."""
     # A process started afresh; OpenCV's own threads would fight with the other processes.
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that handed out the work
+    end_with_parent(parent)
+
+
+def end_with_parent(parent: int) -> None:
+    """Let this process end at once when its parent does, whatever signals it ignores.
+
+    Args:
+        parent: the parent's id, which may have ended by now.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -1,4 +1,14 @@
-from ctmasknet.errors import CTMaskNetError, command_line
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ctmasknet.errors import CTMaskNetError, command_line, report_in
 
 
 def test_a_tool_names_its_options_where_the_library_names_arguments(capsys):
@@ -12,3 +22,127 @@ def test_a_tool_names_its_options_where_the_library_names_arguments(capsys):
     assert capsys.readouterr().err == (
         "error: --max-bad-share is 3; give 0..1, or see `python tools/predict.py --help`\n"
     )
+
+
+@command_line
+def defective(argv=None):
+    raise KeyError("covid")
+
+
+def test_a_defect_is_three_lines_and_its_traceback_a_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("CTMASKNET_DEBUG", raising=False)
+    assert defective([]) == 1
+    what, where, report = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: KeyError: 'covid' \(test_errors.py, line \d+\): not foreseen", what)
+    file = Path(where.removeprefix("traceback, command and versions: "))
+    text = file.read_text()
+    file.unlink()
+    assert "raise KeyError" in text and text.startswith("command: ") and "\npython 3." in text
+    assert "report it" in report and "CTMASKNET_DEBUG=1" in report
+
+    @command_line
+    def in_a_folder(argv):
+        report_in(tmp_path)
+        raise RuntimeError("first\n\nTraceback (most recent call last):\n  x\nValueError: last\n")
+
+    assert in_a_folder([]) == 1
+    what, where, _ = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: ValueError: last (" in what
+    assert where.endswith(f": {tmp_path / 'error.txt'}")
+    assert "in_a_folder" in (tmp_path / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_tracebacks_are_shown_to_who_asks(monkeypatch, how):
+    monkeypatch.setenv("CTMASKNET_DEBUG", "1" if how == "variable" else "")
+    words = ["--debug"] if how == "option" else []
+    with pytest.raises(KeyError):
+        defective(words)
+    assert words == []
+
+
+def test_a_place_that_cannot_be_written_is_no_defect(capsys, tmp_path):
+    (tmp_path / "file").touch()
+
+    @command_line
+    def main():
+        (tmp_path / "file" / "below").write_text("x")
+
+    assert main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/file/below: cannot be read or written (Not a dir")
+
+
+_PROGRAM = """
+import sys, time
+from ctmasknet.errors import command_line
+
+@command_line{given}
+def main():
+    try:
+        print("at work", flush=True)
+        time.sleep(600)
+    finally:
+        print("clearing up", flush=True)
+        time.sleep({seconds})
+
+sys.exit(main())
+"""
+
+
+def start(given="", seconds=0):
+    command = [sys.executable, "-c", _PROGRAM.format(given=given, seconds=seconds)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "at work\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "given", "line"),
+    [
+        (signal.SIGINT, "", "interrupted: call it again; nothing half-made is left"),
+        (signal.SIGTERM, "(go_on='`resume` goes on')", "ended by SIGTERM: --resume goes on"),
+    ],
+)
+def test_a_signal_ends_a_tool_in_one_line(number, given, line):
+    with start(given) as process:
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (128 + number, "clearing up\n", f"{line}\n")
+
+
+def test_a_second_signal_ends_it_at_once():
+    with start(seconds=600) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "clearing up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="what is loaded is told by /proc")
+@pytest.mark.parametrize("tool", ["tools/train_net.py", "datasets/describe.py"])
+def test_ctrl_c_while_libraries_load_is_one_line(repository, tool):
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    with subprocess.Popen(
+        [sys.executable, tool, "--help"],
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert error == "interrupted: call it again; nothing was begun\n"
+
+
+def test_every_tool_ends_in_one_place(repository):
+    for folder in ("tools", "datasets"):
+        for path in (repository / folder).glob("*.py"):
+            text = path.read_text()
+            assert re.search(r"\n@command_line(\(.*\))?\ndef main\(", text), path
+            assert text.endswith('if __name__ == "__main__":\n    sys.exit(main())\n'), path

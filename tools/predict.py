@@ -72,7 +72,7 @@ def parse(argv=None):
     return args
 
 
-@command_line
+@command_line(go_on="the same command with `resume` goes on")
 def main(argv=None):
     launch(predict_from_command_line, parse(argv))
 

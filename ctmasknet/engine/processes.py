@@ -7,14 +7,17 @@ machine has a GPU, also for a run on the CPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -22,7 +25,8 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from ctmasknet.engine.setup import read_cfg
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended
+from ctmasknet.workers import end_with_parent
 
 #: mallopt's numbers of the thresholds to set.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -94,34 +98,76 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             probe.bind(("127.0.0.1", 0))
             url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     problems = mp.get_context("spawn").SimpleQueue()
+    context = mp.start_processes(
+        _worker,
+        args=(os.getpid(), run, args, url, asked, on_gpu, problems),
+        nprocs=args.num_gpus,
+        start_method="spawn",
+        join=False,
+    )
+    ended_by = _Signals(context.pids())
     try:
-        mp.start_processes(
-            _worker,
-            args=(run, args, url, asked, on_gpu, problems),
-            nprocs=args.num_gpus,
-            start_method="spawn",
-        )
+        with ending_by(ended_by.forward):
+            while not context.join():
+                pass
     except mp.ProcessExitedException as error:
-        if not problems.empty():
-            raise CTMaskNetError(problems.get()) from None
-        if error.signal_name is None:
-            raise
-        raise CTMaskNetError(
-            f"process {error.error_index + 1} of {args.num_gpus} was ended by {error.signal_name}, "
-            "as the system does when memory runs out; take fewer processes (`num_gpus`) or a "
-            "smaller batch, and start again, with `resume` where the tool has it"
-        ) from None
+        if not ended_by.number:
+            _raise_first(problems)
+            if error.signal_name is None:
+                raise
+            raise CTMaskNetError(
+                f"process {error.error_index + 1} of {args.num_gpus} was ended by "
+                f"{error.signal_name}, as the system does when memory runs out; take fewer "
+                "processes (`num_gpus`) or a smaller batch, and start again, with `resume` where "
+                "the tool has it"
+            ) from None
+        _raise_first(problems, ended_by.number)
+        raise Ended(ended_by.number) from None
+    _raise_first(problems, ended_by.number)
 
 
-def _worker(local: int, run, args, url: str, world: int, on_gpu: bool, problems) -> None:
+class _Signals:
+    """Hands the signal that asks to end to the processes of a run; a second one kills them."""
+
+    def __init__(self, pids: list[int]):
+        self.number = 0
+        self._pids = pids
+
+    def forward(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = bool(self.number), number
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if again else number)
+        if again:
+            raise Ended(number)
+
+
+def _raise_first(problems, number: int = 0) -> None:
+    """Raise what a process said, if any has: the error, or that it was asked to end."""
+    while not problems.empty():
+        own, message = problems.get()
+        if own:
+            raise Ended(number or own, message)
+        if not number:
+            raise CTMaskNetError(message)
+
+
+def _worker(local: int, parent: int, run, args, url: str, world: int, on_gpu: bool, problems):
     """One of the processes that :func:`launch` starts on this machine."""
+    end_with_parent(parent)
     rank = args.machine_rank * args.num_gpus + local
     try:
-        _join(run, args, url, rank, world, local, args.num_gpus, on_gpu)
+        with ending_by(raise_ended):
+            _join(run, args, url, rank, world, local, args.num_gpus, on_gpu)
     except CTMaskNetError as error:
-        problems.put(str(error))
+        problems.put((0, str(error)))
         # The exit code makes the others end, who may be waiting for this one.
         sys.exit(2)
+    except Ended as end:
+        if str(end):  # in good order, as all the others
+            problems.put((end.number, str(end)))
+            _leave()
+        sys.exit(128 + end.number)
     _leave()
 
 
@@ -132,7 +178,7 @@ def _leave() -> None:
     goes on, and a run that is done would be called failed.
     """
     for child in mp.active_children():
-        child.terminate()
+        child.kill()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

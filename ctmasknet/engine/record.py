@@ -17,7 +17,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,35 +103,68 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+class Found(dict):
+    """What a run finds out for its entry in ``run.json``.
+
+    Attributes:
+        datasets: split -> :func:`describe_dataset` of its sets; None in processes that do not write
+            the record.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Mapping[str, Any]], None] | None = None,
+        datasets: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self._write = write
+        self.datasets = datasets
+
+    def note(self, **values: Any) -> None:
+        """Put this into the entry at once, in case that the run is killed."""
+        self.update(values)
+        if self._write is not None:
+            self._write(values)
+
+
 @contextlib.contextmanager
-def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[Found]:
     """Keep a record of the training or evaluation inside the block in ``OUTPUT_DIR/run.json``.
 
     The entry is written when the block begins, with status ``running``, and completed when it ends:
     status ``finished`` or ``stopped``, end and seconds, and for a training the iterations done. A
     training replaces all earlier entries, but for the trainings it resumes; an evaluation replaces
     the earlier one of the same data sets. What stops before it made anything (an evaluation, or a
-    training before its first line in ``metrics.json``) leaves the file as it was. Only the main
-    process writes.
+    training before its first line in ``metrics.json``) leaves the file, and ``config.yaml``, as it
+    was. Only the main process writes.
 
     Args:
         cfg: the run's configuration.
         args: from Detectron2's ``default_argument_parser``, and ``words`` (the command line).
 
     Yields:
-        a dict; what the block puts there stands in the completed entry, such as ``metrics``.
+        a dict; what the block puts there stands in the completed entry, such as ``metrics``, and
+        what it notes there in that of a killed run too.
     """
-    found: dict[str, Any] = {}
     if not comm.is_main_process():
-        yield found
+        yield Found()
         return
     path = Path(cfg.OUTPUT_DIR) / RUN_RECORD
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     untouched = _stamp(metrics)
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    before = {
+        file: file.read_text(encoding="utf-8") if file.is_file() else None
+        for file in (path, path.with_name("config.yaml"))
+    }
     entry = _new_entry(cfg, args)
     entries = [*_kept(path, entry, bool(getattr(args, "resume", False))), entry]
     write_record(path.parent, entries)
+
+    def write(values: Mapping[str, Any]) -> None:
+        entry.update(plain(dict(values)))
+        write_record(path.parent, entries)
+
+    found = Found(write, entry["datasets"])
     start = time.monotonic()
     try:
         yield found
@@ -139,7 +172,8 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]
         entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         iterations = _iterations(metrics, untouched) if entry["kind"] == "training" else None
         if iterations is None:
-            _restore(path, before)
+            for file, text in before.items():
+                _restore(file, text)
             raise
         write_record(path.parent, [*entries[:-1], _ended(entry, start, "stopped", iterations)])
         raise

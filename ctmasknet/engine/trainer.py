@@ -7,6 +7,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,10 +30,17 @@ from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
-from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, PeriodicCheckpoint, spec_of
+from ctmasknet.engine.checkpoint import (
+    CTMaskNetCheckpointer,
+    PeriodicCheckpoint,
+    UnreadableCheckpoint,
+    spec_of,
+)
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
+from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
+from ctmasknet.engine.runs.identity import RUN, Identity
 from ctmasknet.engine.solver import build_optimizer, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
@@ -76,7 +84,15 @@ class Trainer(DefaultTrainer):
     order.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(
+        self, cfg: CfgNode, datasets: Mapping[str, Any] | None = None, recorded: str | None = None
+    ):
+        """
+        Args:
+            cfg: of :func:`ctmasknet.engine.setup.training_cfg`.
+            datasets: what the run's record says of them; compared where a training is resumed.
+            recorded: the training that ``OUTPUT_DIR`` is known to hold; another is not resumed.
+        """
         # Detectron2 evaluates DATASETS.TEST while training; here the test set is not to be seen.
         held_out = known_sets([*cfg.DATASETS.VAL, *cfg.DATASETS.TEST])
         cfg = cfg.clone()
@@ -115,16 +131,32 @@ class Trainer(DefaultTrainer):
             ),
             trainer=weakref.proxy(self),
         )
+        #: What makes this training one, also when it goes on with another's.
+        self.identity = Identity.of(cfg, loader.dataset.seed, datasets)
+        self._recorded: str | None = comm.all_gather(recorded)[0]
+        self._has_state = False
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See Detectron2's. Without a checkpoint to resume from, what an earlier training left in
-        the folder is not resumed later either."""
+        the folder is not resumed later either.
+
+        Raises:
+            CTMaskNetError: the checkpoint is of another training, or has no training state.
+        """
         if not (resume and self.checkpointer.has_checkpoint()):
             self.checkpointer.forget_last_checkpoint()
         if comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR)
+        goes_on = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
+        if goes_on and not self._has_state:
+            raise CTMaskNetError(
+                f"{self.cfg.OUTPUT_DIR}: the last checkpoint holds weights without training state; "
+                "begin another training from it with MODEL.WEIGHTS, without `resume`"
+            )
+        if self.identity.run is not None:
+            self.checkpointer.spec[RUN] = self.identity.run
         if is_classifier(self.cfg):
             self._cache_rows()
         self._trainer.data_loader.batch_sampler.start = self.start_iter
@@ -202,13 +234,13 @@ class Trainer(DefaultTrainer):
         Raises:
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
         """
-        with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR):
+        with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR), without_tracebacks():
             if self.start_iter >= self.max_iter or self.is_stopping:
                 _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
                 if comm.is_main_process():  # it may have been killed before it drew them
                     draw_run(self.cfg.OUTPUT_DIR, self.best["best_iteration"])
                 return self._validation.state["results"]
-            with contextlib.suppress(EarlyStop):
+            with contextlib.suppress(EarlyStop), self._ending.watching():
                 super().train()
         return self._last_eval_results
 
@@ -223,14 +255,23 @@ class Trainer(DefaultTrainer):
         return {key: self._validation.state[key] for key in ("best", "best_iteration")}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "data_seed": self._trainer.data_loader.dataset.seed}
+        seed = self._trainer.data_loader.dataset.seed
+        return {**super().state_dict(), "data_seed": seed, RUN: self.identity.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's training state.
 
         Raises:
-            CTMaskNetError: it is that of another configuration.
+            CTMaskNetError: it is that of another configuration, of other data or of another
+                training.
         """
+        identity = state.get(RUN)
+        if self._recorded is not None and (identity or {}).get(RUN) != self._recorded:
+            raise UnreadableCheckpoint(
+                f"{self.cfg.OUTPUT_DIR}: holds a checkpoint of another training than run.json "
+                "records; it is passed over"
+            )
+        self.identity = self.identity.resumed(identity, self.cfg.OUTPUT_DIR)
         try:
             super().load_state_dict(state)
             seed = state["data_seed"]
@@ -240,6 +281,7 @@ class Trainer(DefaultTrainer):
                 f"({error}); resume with the configuration it was begun with, or start anew "
                 "without `resume`"
             ) from error
+        self._has_state = True
         # The checkpoint holds the rate of the next step by the schedule it was written under. Where
         # SOLVER.MAX_ITER is another by now, the schedule's is another too.
         rates = self.scheduler.get_lr()
@@ -316,6 +358,7 @@ class Trainer(DefaultTrainer):
         random_states, gather_bad = RandomStates(), GatherBadSlices()
         metric = cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else ""
         period, patience = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EARLY_STOPPING_PATIENCE
+        self._ending = EndAtSignal(random_states)
         self._validation = Validation(self.validate, period, self.checkpointer, metric, patience)
         main = comm.is_main_process()
         return [
@@ -329,6 +372,7 @@ class Trainer(DefaultTrainer):
             LearningCurves() if main else None,
             EndIfStopped(self._validation),
             hooks.CallbackHook(after_step=gather_bad.end_early),
+            self._ending,
             random_states,
         ]
 

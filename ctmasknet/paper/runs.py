@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ctmasknet.engine.record import RUN_RECORD, read_record
+from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.published import LISTS
 from ctmasknet.paper.variants import Structure, Variant, structure_of
@@ -81,11 +82,17 @@ class Run:
     def trained_on(self, measured: Measured | None = None) -> str:
         """Training data, iterations and seed of what was measured, in words.
 
-        Weights from another folder (imported ones, for example) are named, for the training
-        recorded here is not theirs.
+        Weights of another training (imported ones, for example) are named, for the one recorded
+        here is not theirs: they state another run or, where a record states none, lie in another
+        folder.
         """
-        weights = Path(measured.evaluation["weights"] if measured and measured.evaluation else "")
-        if weights.name and (self.training is None or weights.parent != Path(self.output_dir)):
+        evaluation = (measured.evaluation if measured else None) or {}
+        weights = Path(evaluation.get("weights", ""))
+        if self.training is not None and self.training.get(RUN) and "weights_run" in evaluation:
+            ours = evaluation["weights_run"] == self.training[RUN]
+        else:
+            ours = self.training is not None and weights.parent == Path(self.output_dir)
+        if weights.name and not ours:
             return f"not recorded (weights {weights.name})"
         if self.training is None:
             return "not recorded"

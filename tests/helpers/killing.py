@@ -23,7 +23,8 @@ def train(repository, datasets, words, kill=None) -> int:
     """Run tools/train_net.py in a process of its own.
 
     Args:
-        kill: (one of POINTS, n): the process ends without notice within the n-th of these.
+        kill: (one of POINTS, n): the process ends without notice within the n-th of these; or
+            (POINT, n, signal): it gets another signal there.
 
     Returns:
         its exit code; KILLED if it was.
@@ -47,9 +48,9 @@ def _train(repository, datasets, words, kill):
     raise SystemExit(run_tool(repository, "tools/train_net.py", *words))
 
 
-def _arm(point, nth):
+def _arm(point, nth, number=signal.SIGKILL):
     def die():
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
     def on_call(owner, name, act):
         """Replace a function: its nth call is ``act`` and then death."""

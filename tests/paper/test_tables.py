@@ -109,6 +109,24 @@ def test_weights_from_elsewhere_are_not_this_trainings(known, make_run, slices_f
     assert row["trained on"] == "not recorded (weights imported.pth); heads"
 
 
+@pytest.mark.parametrize(
+    ("path", "run", "words"),
+    [
+        ("output/cls/model_best.pth", "2b", "not recorded (weights model_best.pth)"),
+        ("output/cls/model_best.pth", None, "not recorded (weights model_best.pth)"),
+        ("moved/best.pth", "1a", "covidx_ct_train (40 slices, phantoms); 300 iterations; seed 7"),
+    ],
+)
+def test_weights_are_told_by_the_run_they_state(
+    known, make_run, slices_figures, entry, path, run, words
+):
+    training = entry("training", "configs/cls.yaml", run="1a")
+    evaluation = entry("evaluation", "configs/cls.yaml", weights=path, weights_run=run)
+    folder = make_run("a", "cls", slices_figures, record=[training, evaluation])
+    (row,) = ours(tables_of(known, folder)["table2"], "COVID-CT-Mask-Net (heads)")
+    assert row["trained on"] == f"{words}; heads"
+
+
 def test_figures_are_those_of_the_last_evaluation_that_finished(
     known, make_run, slices_figures, entry
 ):

@@ -1,0 +1,1 @@
+"""What makes a training one run: its folder, what it is resumed with, how it is asked to end."""

@@ -1,0 +1,53 @@
+"""What ``tools/train_net.py`` does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ctmasknet.engine.record import recorded
+from ctmasknet.engine.runs.folder import check_weights_of_run, recorded_run, run_folder
+from ctmasknet.engine.runs.identity import RUN
+from ctmasknet.engine.setup import inference_cfg, load_model, training_cfg
+from ctmasknet.engine.trainer import Trainer
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """Detectron2's options of a training."""
+    return default_argument_parser()
+
+
+def train_from_command_line(args: argparse.Namespace) -> None:
+    """Train, or evaluate with ``eval_only``; called in every process of the run.
+
+    Args:
+        args: of :func:`training_parser`, with ``overwrite`` and ``words`` (the command line, for
+            the record).
+
+    Raises:
+        CTMaskNetError: see :func:`ctmasknet.engine.setup.training_cfg` and ``inference_cfg``,
+            :func:`ctmasknet.engine.runs.folder.run_folder` and
+            :class:`ctmasknet.engine.trainer.Trainer`.
+    """
+    if args.eval_only:
+        cfg, spec = inference_cfg(args.config_file, args.opts, test_sets=True)
+        check_weights_of_run(cfg, spec.get(RUN))
+    else:
+        cfg = training_cfg(args.config_file, args.opts)
+    with run_folder(cfg, args):
+        before = recorded_run(cfg.OUTPUT_DIR) if args.resume else None
+        with recorded(cfg, args) as record:
+            default_setup(cfg, args)
+            setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
+            if args.eval_only:
+                record["weights_run"] = spec.get(RUN)
+                record["metrics"] = Trainer.test(cfg, load_model(cfg, cfg.DATASETS.TEST))
+                return
+            trainer = Trainer(cfg, record.datasets, before)
+            trainer.resume_or_load(resume=args.resume)
+            record.note(**trainer.identity.recorded())
+            record["metrics"] = trainer.train()
+            record |= trainer.best
