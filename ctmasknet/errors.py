@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
+        # What is warned of before a log is set up
+        logging.lastResort.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         try:
             return main(*args, **kwargs) or 0
         except CTMaskNetError as error:

@@ -1,11 +1,12 @@
 """Predict scans: classes, the evidence for them, lesions as files that other tools read.
 
+    python tools/predict.py --weights model_best.pth --input scan.nii.gz --output answer
     python tools/predict.py --config-file configs/cls.yaml --input /data/scans --output answers
     python tools/predict.py --config-file configs/seg.yaml --input ct.nii.gz --masks nifti \\
         --output lesions MODEL.WEIGHTS output/seg/model_best.pth
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are the best
-checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override. A killed run goes on
+Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+or the best checkpoint of the configuration's OUTPUT_DIR. A killed run goes on
 with --resume. With --num-gpus, or under torchrun, processes share the scans.
 """
 
@@ -24,6 +25,7 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--weights", help="the model file, which also states its configuration")
     add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
     add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")

@@ -18,7 +18,7 @@ def run(args):
     if args.eval_only:
         cfg, _ = inference_cfg(args.config_file, args.opts, test_sets=True)
     else:
-        cfg = training_cfg(args.config_file, args.opts)
+        cfg = training_cfg(args.config_file, args.opts, resume=args.resume)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
     with recorded(cfg, args) as record:

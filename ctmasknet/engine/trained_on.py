@@ -15,8 +15,6 @@ from typing import Any
 
 from ctmasknet.data.patients import ADVICE, WARN, Patients, first_few, log_not_comparable, report
 
-#: Key of the record inside a checkpoint file.
-TRAINED_ON = "trained_on"
 _LOGGER = logging.getLogger(__name__)
 #: Hexadecimal digits of a patient's hash; 64 bits, so no two of a million patients share one.
 _DIGITS = 16

@@ -32,12 +32,12 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     logits. A shard's slices are predicted, then its files are written.
 
     Args:
-        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.inference_cfg`),
-            ``input`` (files and folders), ``output`` (folder), ``lesions``, ``masks`` (kinds of
-            :data:`ctmasknet.predict.run.MASKS`), ``overlays``, ``score_threshold`` (0..1),
-            ``pooling``, ``top_k``, ``batch_size`` (None for the usual), ``bad`` (``error`` or
-            ``skip``), ``max_bad_share`` (0..1), ``resume``, ``overwrite``, ``num_gpus``, ``words``
-            (the command line, for the record).
+        args: ``config_file``, ``opts``, ``weights`` (see
+            :func:`ctmasknet.engine.setup.inference_cfg`), ``input`` (files and folders), ``output``
+            (folder), ``lesions``, ``masks`` (kinds of :data:`ctmasknet.predict.run.MASKS`),
+            ``overlays``, ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
+            for the usual), ``bad`` (``error`` or ``skip``), ``max_bad_share`` (0..1), ``resume``,
+            ``overwrite``, ``num_gpus``, ``words`` (the command line, for the record).
 
     Returns:
         counts, in the main process; None in others.
@@ -47,7 +47,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             another run's; more bad slices than allowed, once everything is written.
     """
     setup_logger(distributed_rank=comm.get_rank(), name="ctmasknet")
-    cfg, spec = inference_cfg(args.config_file, args.opts)
+    cfg, spec = inference_cfg(args.config_file, args.opts, args.weights)
     bad = BadSlices(
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")
     )

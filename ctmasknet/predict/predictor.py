@@ -2,7 +2,7 @@
 
     from ctmasknet.predict import CTPredictor
 
-    predictor = CTPredictor.from_config_file("configs/cls.yaml", weights="model_best.pth")
+    predictor = CTPredictor.from_config_file(weights="model_best.pth")
     for scan in predictor(["/data/scans"]):
         print(scan.source.scan, scan.pooling, scan.scores)
 
@@ -159,15 +159,16 @@ class CTPredictor:
     @classmethod
     def from_config_file(
         cls,
-        config_file: str | os.PathLike,
+        config_file: str | os.PathLike = "",
         weights: str | None = None,
         overrides: Sequence[str] = (),
         **options,
     ) -> CTPredictor:
-        """The predictor of a configuration file.
+        """The predictor of a model file, or of a configuration file.
 
         Args:
-            config_file: such as ``configs/cls.yaml`` or ``configs/seg.yaml``.
+            config_file: such as ``configs/cls.yaml`` or ``configs/seg.yaml``; "" where the
+                checkpoint states its configuration.
             weights: the checkpoint; default ``model_best.pth`` of the file's ``OUTPUT_DIR``.
             overrides: ``KEY VALUE`` pairs, such as ``["MODEL.DEVICE", "cpu"]``.
             options: ``pooling``, ``top_k``, ``lesions``, ``batch_size``, ``num_workers``,

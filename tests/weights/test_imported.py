@@ -42,8 +42,10 @@ VARIANTS = [
 
 
 def without_window(spec):
-    """The specification of published weights, whose pictures came without a stated window."""
-    return {name: value for name, value in spec.items() if not name.startswith("window_")}
+    """The specification of published weights, whose pictures came without a stated window; what
+    else they were trained with is their configuration's."""
+    unstated = ("window_", "configuration")
+    return {name: value for name, value in spec.items() if not name.startswith(unstated)}
 
 
 def meta_state(variant: AuthorsVariant) -> dict[str, torch.Tensor]:
