@@ -29,6 +29,7 @@ from ctmasknet.weights.pickle import shown
 from ctmasknet.weights.reader import (
     READ_ERRORS,
     UnreadableCheckpoint,
+    check_weights,
     first_line,
     read_checkpoint,
     unreadable,
@@ -214,7 +215,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             raise
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             raise _unreachable(path, error) from error
-        except READ_ERRORS as error:
+        except (*READ_ERRORS, AttributeError, IndexError) as error:
             raise unreadable(path, error) from error
         finally:
             self._parsed_url_during_load = None
@@ -238,6 +239,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             raise CTMaskNetError(
                 f"{self._path}: holds no model weights; get a checkpoint of a model"
             )
+        check_weights(self._path, checkpoint["model"])
         checkpoint = checked_entries(self._path, checkpoint)
         found = checkpoint.get(SPEC, {})
         check_spec(self._path, found, self.spec)

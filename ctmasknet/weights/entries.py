@@ -50,7 +50,7 @@ def checked_entries(path: str | os.PathLike, content: Mapping[str, Any]) -> dict
 def _read(path: Any, name: str, value: Any, read: Callable[[Any], Any], expected: str) -> Any:
     try:
         return read(value)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise CTMaskNetError(
             f"{os.fspath(path)}: its entry {name} is {shown(value)}, but {expected} is expected; "
             "get the file anew"
@@ -130,7 +130,8 @@ def _record(value: Any) -> list[dict[str, Any]]:
     for entry in _expect(isinstance(value, list), value):
         _text(entry["dataset"]), _text(entry["task"])
         _expect(entry["patient_ids"] is None or isinstance(entry["patient_ids"], str), entry)
-        for patient in _expect(isinstance(entry["patients"], list | tuple), entry):
+        _expect(isinstance(entry["patients"], list | tuple), entry)
+        for patient in entry["patients"]:
             _text(patient)
     return value
 

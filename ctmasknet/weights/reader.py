@@ -13,6 +13,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,6 +72,45 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(f"{path}: holds no checkpoint; give a .pth written by training")
     return content
+
+
+def check_weights(path: str | os.PathLike, weights: Mapping[Any, Any]) -> None:
+    """Refuse weights that no training leaves behind.
+
+    Args:
+        path: their file, for messages.
+        weights: tensors, or numpy's arrays, by name.
+
+    Raises:
+        CTMaskNetError: names the first that is no array, is complex or of integers (but for counts
+            of batches), holds a number that is not finite, or a running variance below 0.
+    """
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
+            raise CTMaskNetError(
+                f"{os.fspath(path)}: its weight {shown(name)} is {shown(value)}, where tensors by "
+                "name are expected; get a checkpoint of a model"
+            )
+        why = _why_no_weight(name, torch.as_tensor(value))
+        if why:
+            raise CTMaskNetError(
+                f"{os.fspath(path)}: tensor {shown(name)} {why}; get the file anew, or take an "
+                "earlier checkpoint of its training"
+            )
+
+
+def _why_no_weight(name: str, value: torch.Tensor) -> str | None:
+    if value.layout != torch.strided or value.is_quantized:
+        return "is sparse or quantized, as no weight here is"
+    if name.endswith("num_batches_tracked") and not value.is_complex():
+        return None
+    if not value.is_floating_point():
+        return f"holds {str(value.dtype).removeprefix('torch.')} where weights are real numbers"
+    if not value.isfinite().all():
+        return "holds numbers that are not finite, as a training leaves that has diverged"
+    if name.endswith("running_var") and (value < 0).any():
+        return "holds variances below 0"
+    return None
 
 
 def unreadable(path: str | os.PathLike, error: Exception) -> UnreadableCheckpoint:

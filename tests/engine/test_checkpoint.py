@@ -182,6 +182,27 @@ class TestStartingFromADetector:
             load(tiny_cfg, detector, complete=False)
 
 
+@pytest.mark.parametrize("state", [None, 5, [], {}, "text", {"value": 5}])
+def test_a_training_state_of_another_form_is_passed_over(
+    saved, tiny_cfg, tiny_model, caplog, state
+):
+    class State:
+        def state_dict(self):
+            return {"value": [1]}
+
+        def load_state_dict(self, state):
+            state.get("value")[0].real.bit_length()
+
+    options = {"spec": spec_of(tiny_cfg), "trainer": State()}
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(saved.parent), **options)
+    for iteration in (1, 3):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = saved.with_name("model_0000003.pth")
+    torch.save(torch.load(last, weights_only=True) | {"trainer": state}, last)
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    assert "model_0000003.pth: not a readable checkpoint" in caplog.text
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.weights.reader import UnreadableCheckpoint, check_sums, read_checkpoint
+from ctmasknet.weights.reader import (
+    UnreadableCheckpoint,
+    check_sums,
+    check_weights,
+    read_checkpoint,
+)
 from tests.helpers.checkpoint_files import Call, text
 
 ARRAYS = {
@@ -161,3 +166,34 @@ def test_compressed_entries_are_refused(tmp_path):
             new.writestr(name, old.read(name))
     with pytest.raises(CTMaskNetError, match=r"small\.pth: refused, a zip with compressed entries"):
         read_checkpoint(path)
+
+
+WEIGHT, VARIANCE = "backbone.stem.conv1.weight", "backbone.stem.conv1.norm.running_var"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (WEIGHT, torch.tensor([1.0, float("nan")]), f"tensor {WEIGHT} holds numbers that are not"),
+        (WEIGHT, torch.tensor(-torch.inf), "not finite"),
+        (WEIGHT, np.array([np.inf], np.float16), "not finite"),
+        (WEIGHT, torch.ones(2, dtype=torch.complex64), "holds complex64 where weights are real"),
+        (WEIGHT, torch.ones(2, dtype=torch.int64), "holds int64 where weights are real numbers"),
+        (WEIGHT, np.ones(2, bool), "holds bool where weights are real numbers"),
+        (WEIGHT, torch.eye(2).to_sparse(), "is sparse"),
+        (VARIANCE, torch.tensor([1.0, -1e-6]), f"tensor {VARIANCE} holds variances below 0"),
+        (WEIGHT, 1.0, f"its weight {WEIGHT} is 1.0, where tensors by name are expected"),
+        (5, torch.ones(1), "its weight 5 is a Tensor"),
+    ],
+)
+def test_weights_that_no_training_leaves_are_named(name, value, message):
+    good = {
+        "a.weight": torch.ones(2),
+        VARIANCE + "2": torch.tensor(-1.0),
+        "norm.running_var": torch.zeros(3, dtype=torch.bfloat16),
+        "norm.num_batches_tracked": torch.tensor(5),
+    }
+    check_weights("w.pth", good)
+    with pytest.raises(CTMaskNetError) as caught:
+        check_weights("w.pth", good | {name: value})
+    assert str(caught.value).startswith("w.pth: ") and message in str(caught.value)
