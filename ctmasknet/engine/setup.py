@@ -24,6 +24,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
+import ctmasknet
 from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, is_classifier
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
@@ -41,6 +42,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.spec import put_stated, stated
 
+_CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
 BEST_CHECKPOINT = f"{BEST}.pth"
 #: Key in epochs -> key in iterations that it sets.
 _UNITS = {
@@ -170,7 +172,7 @@ def inference_cfg(
 
     Args:
         config_file: such as ``configs/cls.yaml``; "" where the checkpoint states its
-            configuration, as those of a training do.
+            configuration, as those of a training do, or names one, as imported ones do.
         overrides: ``KEY VALUE`` pairs. One that differs from what the checkpoint states is refused
             by :func:`load_model`, see ``MODEL.UNLIKE_CHECKPOINT``.
         weights: the checkpoint; default ``MODEL.WEIGHTS`` where it is an override, else
@@ -199,11 +201,16 @@ def inference_cfg(
     if path:
         _require_weights(path, config_file, training=False)
         spec = read_spec(local_file(path))
-    if file is None and CONFIGURATION not in spec:
-        raise CTMaskNetError(
-            f"{path}: does not state its configuration, as checkpoints of a training here do; add "
-            "`config_file` and the configuration it was trained or imported for"
-        )
+    if not config_file and CONFIGURATION not in spec:
+        # Imported weights name one of the repository's
+        config_file = _CONFIGS / Path(spec.get("config_file", "")).name
+        if not config_file.is_file():
+            raise CTMaskNetError(
+                f"{path}: does not state its configuration, as checkpoints of a training here do; "
+                f"add `config_file` {spec.get('config_file', 'configs/...')}, the one it was "
+                "trained or imported for"
+            )
+        file = read_cfg(config_file, overrides)
     if file is not None:
         task, _, _ = _TASKS[is_classifier(file)]
         if spec.get("task", task) != task:

@@ -145,6 +145,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], Any], str]] = {
 _SPEC_ENTRIES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "task": (_text, "a text"),
     "mask_type": (_text, "a text"),
+    "config_file": (_text, "a text"),
     "lesion_classes": (_names, "a list of names, each once,"),
     "image_classes": (_names, "a list of names, each once,"),
     "row_features": (_names, "a list of names"),

@@ -230,7 +230,7 @@ def import_file(
         checkpoint["__author__"] = "torchvision"
         lines = []
     else:
-        checkpoint["ctmasknet"] = found.spec
+        checkpoint["ctmasknet"] = {**found.spec, "config_file": found.config}
     with writing(output), atomic_write(output, "wb") as stream:
         torch.save(checkpoint, stream)
     told = [f"{key}: {shown(content[key])}" for key in ("model_name", "epoch") if key in content]

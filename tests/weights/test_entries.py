@@ -46,6 +46,7 @@ def test_whole_numbers_are_taken_for_numbers():
     ("name", "values"),
     [
         ("task", [None, 5, ["classification"]]),
+        ("config_file", [None, 5, ["configs/cls.yaml"]]),
         ("lesion_classes", [None, 5, "ggo", [], ["ggo", 1], ["ggo", "ggo"], {"ggo": 1}]),
         ("image_classes", [None, 3, ["normal", None], ["covid", "covid"]]),
         ("anchors_rounded", [None, 1, "True"]),
