@@ -48,10 +48,10 @@ _CLASSIFIERS = ("MODEL.RANKED_BOXES.", "MODEL.IMAGE_HEAD.", "INPUT.CROP_TO_BODY"
 #: Which of the lesions found are given out, and how: whoever looks at them may choose anew.
 FREE_KEYS = (
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
-    *("MODEL.ROI_MASK_HEAD.PASTE", "TEST.DETECTIONS_PER_IMAGE"),
+    *("MODEL.MASK_ON", "MODEL.ROI_MASK_HEAD.PASTE", "TEST.DETECTIONS_PER_IMAGE"),
 )
 #: What a training may choose anew for the weights it starts from.
-START_KEYS = (*FREE_KEYS, "MODEL.META_ARCHITECTURE", "MODEL.MASK_ON")
+START_KEYS = (*FREE_KEYS, "MODEL.META_ARCHITECTURE")
 
 
 def spec_of(cfg: CfgNode) -> dict[str, Any]:

@@ -162,7 +162,10 @@ def test_a_full_disk_keeps_what_is_finished(limit_bytes, classifier, scans, tmp_
     [
         (["--pooling", "learned"], "holds no learned pooling"),
         (["--batch-size", 0], "give 1 or more"),
-        (["--", "INPUT.CROP_TO_BODY", True], "INPUT.CROP_TO_BODY: scans come without body boxes"),
+        (
+            ["--", "INPUT.CROP_TO_BODY", True, "MODEL.UNLIKE_CHECKPOINT", "warn"],
+            "INPUT.CROP_TO_BODY: scans come without body boxes",
+        ),
         (["--masks", "nifti", "--", "MODEL.MASK_ON", False], "--masks: these weights"),
         (["--max-bad-share", 2], "--max-bad-share is 2.0"),
         (["--score-threshold", 75], "--score-threshold: 75.0 is no score"),
