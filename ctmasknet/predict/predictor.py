@@ -357,8 +357,8 @@ class CTPredictor:
         """Raise :class:`CTMaskNetError` where slices are cropped, which a scan's cannot be."""
         if self.crop_to_body:
             raise CTMaskNetError(
-                "INPUT.CROP_TO_BODY: scans come without body boxes; give weights that were trained on "
-                "whole slices, or evaluate a prepared data set with tools/train_net.py"
+                "INPUT.CROP_TO_BODY: scans come without body boxes; give weights that were trained "
+                "on whole slices, or evaluate a prepared data set with tools/train_net.py"
             )
 
     @contextlib.contextmanager
