@@ -54,6 +54,8 @@ def local_file(path: str) -> str:
     Raises:
         CTMaskNetError: it cannot be fetched.
     """
+    if "://" not in path:
+        return path
     try:
         return PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
     except (urllib.error.URLError, ConnectionError, TimeoutError) as error:

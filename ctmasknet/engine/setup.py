@@ -166,7 +166,7 @@ def inference_cfg(
     """The frozen configuration of whatever uses a trained model, and its checkpoint's
     specification.
 
-    What the checkpoint states (:func:`ctmasknet.engine.checkpoint.stated`: classes, HU window,
+    What the checkpoint states (:func:`ctmasknet.weights.spec.stated`: classes, HU window,
     input size, thresholds, anchors, ...) comes before what the file says, and where the two differ
     a warning names the keys. No data set has to be there.
 
@@ -190,6 +190,11 @@ def inference_cfg(
         raise CTMaskNetError(
             "no configuration and no weights: add `config_file` configs/seg.yaml or "
             "configs/cls.yaml, or name a model file, such as MODEL.WEIGHTS model_best.pth"
+        )
+    named = {os.fspath(path) for path in (weights, given.get("MODEL.WEIGHTS")) if path}
+    if len(named) > 1:
+        raise CTMaskNetError(
+            f"`weights` is {weights} but MODEL.WEIGHTS {given['MODEL.WEIGHTS']}; give one of them"
         )
     file = None
     if config_file:
@@ -221,7 +226,10 @@ def inference_cfg(
     cfg = _from_file(config_file)
     put_stated(cfg, path, stated(spec), os.fspath(config_file), given)
     _override(cfg, overrides)
-    check_keys(cfg)
+    try:
+        check_keys(cfg)
+    except CTMaskNetError as error:  # the file with the overrides is known to be right
+        raise CTMaskNetError(f"{path}: {error}") from None
     _check_device(cfg)
     cfg.MODEL.WEIGHTS = path
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
@@ -303,7 +311,21 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
         CTMaskNetError: the file is unreadable, was made for another configuration, or was trained
             on a patient of ``held_out``.
     """
-    model, shared = build_model(cfg), cfg.DATASETS.SHARED_PATIENTS
+    try:
+        model = build_model(cfg)
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CTMaskNetError(
+            f"{cfg.MODEL.WEIGHTS}: its model cannot be built ({_one_line(error)}); give the "
+            "configuration it was trained with"
+        ) from error
+    shared = cfg.DATASETS.SHARED_PATIENTS
     check = functools.partial(check_trained_on, names=held_out, on_shared=shared)
     options = {"spec": spec_of(cfg), "check_trained_on": check, "complete": True}
     options["on_unlike"] = cfg.MODEL.UNLIKE_CHECKPOINT

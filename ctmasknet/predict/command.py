@@ -104,7 +104,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
                     opened.add(predictor.result(one.source, output), one.pixels)
             opened.write()
         asked = {
-            "config_file": str(args.config_file),
+            "config_file": str(args.config_file) or None,
             "overrides": [str(word) for word in args.opts],
             "command": shlex.join(["python", "tools/predict.py", *args.words]),
             "inputs": [str(path) for path in args.input],

@@ -91,7 +91,7 @@ def _count(value: Any) -> int:
 
 
 def _some(value: Any) -> int:
-    return _expect(_count(value) > 0, value)
+    return _expect(0 < _count(value) <= 10_000, value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -152,7 +152,7 @@ _SPEC_ENTRIES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "anchors_rounded": (_flag, "True or False"),
     "window_center_hu": (_number, "a number in HU"),
     "window_width_hu": (_positive, "a number above 0 in HU"),
-    "num_boxes": (_some, "a whole number above 0"),
+    "num_boxes": (_some, "a whole number within 1..10000"),
     CONFIGURATION: (_keys, "a dictionary of keys with plain values"),
     CALIBRATION: (_calibration, "a calibration with temperatures above 0"),
 }

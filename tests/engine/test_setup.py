@@ -254,6 +254,30 @@ def test_a_stated_value_of_another_kind_is_one_line(two, key, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_stated_values_that_make_no_model_are_one_line(two):
+    content = torch.load(two, weights_only=True)
+    for key, value in (
+        ("MODEL.RESNETS.DEPTH", 19),
+        ("MODEL.FPN.IN_FEATURES", ["res9"]),
+        ("MODEL.META_ARCHITECTURE", "Other"),
+        ("MODEL.RPN.HEAD_NAME", "Other"),
+    ):
+        keys = content["ctmasknet"]["configuration"] | {key: value}
+        spec = content["ctmasknet"] | {"configuration": keys}
+        torch.save(content | {"ctmasknet": spec}, two)
+        with pytest.raises(CTMaskNetError, match=r"two\.pth: ") as caught:
+            load_model(inference_cfg("", ["MODEL.DEVICE", "cpu"], two)[0])
+        assert "\n" not in str(caught.value)
+
+
+def test_two_weights_are_one_too_many(config, two):
+    with pytest.raises(
+        CTMaskNetError, match=r"`weights` is .* but MODEL\.WEIGHTS other\.pth; give"
+    ):
+        inference_cfg(config, [*TINY, "MODEL.WEIGHTS", "other.pth"], two)
+    inference_cfg(config, [*TINY, "MODEL.WEIGHTS", str(two)], two)
+
+
 def test_a_checkpoint_states_no_path_device_or_data_set(two, caplog):
     content = torch.load(two, weights_only=True)
     stranger = {"OUTPUT_DIR": "/elsewhere", "MODEL.DEVICE": "cuda", "DATASETS.TEST": ["other"]}

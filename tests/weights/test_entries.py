@@ -52,7 +52,7 @@ def test_whole_numbers_are_taken_for_numbers():
         ("anchors_rounded", [None, 1, "True"]),
         ("window_center_hu", [None, "wide", True, float("nan"), [1.0], torch.tensor(1.0)]),
         ("window_width_hu", [0, -1500.0, float("inf"), "1500", 10**400]),
-        ("num_boxes", [None, 0, -16, 16.0, True, "16"]),
+        ("num_boxes", [None, 0, -16, 16.0, True, "16", 10**9]),
         ("configuration", [None, [], {5: 5}, {"A": {}}, {"A": torch.ones(1)}, {"A": float("nan")}]),
         ("calibration", [None, 5, [], {"class_names": "normal"}, {"pooling": {"top_k": 0}}]),
         ("calibration", [{"pooling": {"name": 5}}, {"pooling": {"normal_class": 1}}]),
