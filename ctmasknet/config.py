@@ -110,6 +110,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.TRAINABLE = "heads"
 
     # --- evaluation and prediction (see ctmasknet.modeling.fast.inference) ---
+    # What happens when a model is used with another value than its checkpoint states (input size,
+    # thresholds, anchors, ...), which only an override can ask for: refuse | warn.
+    cfg.MODEL.UNLIKE_CHECKPOINT = "refuse"
     cfg.MODEL.INFERENCE = CfgNode()
     # Use a copy with batch normalisation folded into the convolutions: the same results but for
     # rounding, in less time.
@@ -224,6 +227,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads",),
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
+    "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import multiprocessing
 import os
 import platform
@@ -84,6 +85,8 @@ def command_line(
             os.environ[_DEBUG] = "1"
         global _report_folder
         _report_folder, debug = None, os.environ.get(_DEBUG, "") not in ("", "0")
+        # What is warned of before a log is set up
+        logging.lastResort.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         try:
             with ending_by(raise_ended):
                 return main(*args, **kwargs) or 0

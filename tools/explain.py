@@ -7,8 +7,8 @@
 Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Writes
 attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
 Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
-not why a patient is ill. Weights of the model are the best checkpoint of the configuration's
-OUTPUT_DIR, or MODEL.WEIGHTS as an override. With --num-gpus, or under torchrun, processes share the
+not why a patient is ill. Weights of the model are --weights, or the best checkpoint of the
+configuration's OUTPUT_DIR. With --num-gpus, or under torchrun, processes share the
 slices.
 """
 
@@ -27,6 +27,7 @@ def parse(argv=None):
     parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--weights", help="the model file, which also states its configuration")
     parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
     parser.add_argument("--dataset", help="name of a prepared data set")
     parser.add_argument("--input", nargs="+", help="files and folders")

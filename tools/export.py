@@ -3,7 +3,7 @@
     python tools/export.py --config-file configs/cls.yaml --output output/cls/model.pt2
     python tools/export.py --config-file configs/cls.yaml --output output/cls/model.onnx
 
-Weights are the best checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+Weights are --weights, or the best checkpoint of the configuration's OUTPUT_DIR.
 """
 
 import argparse
@@ -21,12 +21,13 @@ def main(argv=None):
     parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--weights", help="the model file, which also states its configuration")
     parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
     parser.add_argument("--output", required=True, help="file to write, .pt2 or .onnx")
     parser.add_argument("--height", type=int, default=512, help="of every slice, px (512)")
     parser.add_argument("--width", type=int, default=512, help="of every slice, px (512)")
     args = parser.parse_args(argv)
-    cfg, _ = inference_cfg(args.config_file, args.opts)
+    cfg, _ = inference_cfg(args.config_file, args.opts, args.weights)
     difference = export_classifier(cfg, load_model(cfg), args.output, args.height, args.width)
     size = Path(args.output).stat().st_size / 1e6
     print(f"{args.output}: {size:.1f} MB, logits within {difference:.1e} of the model's")

@@ -1,13 +1,14 @@
 """Predict scans: classes, the evidence for them, lesions as files that other tools read.
 
+    python tools/predict.py --weights model_best.pth --input scan.nii.gz --output answer
     python tools/predict.py --config-file configs/cls.yaml --input /data/scans --output answers
     python tools/predict.py --config-file configs/cls_full.yaml --input /data/scans \\
         --lesion-weights output/seg/model_best.pth --masks nifti --output answers
     python tools/predict.py --config-file configs/seg.yaml --input ct.nii.gz --masks nifti \\
         --output lesions MODEL.WEIGHTS output/seg/model_best.pth
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are the best
-checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override. A killed run goes on
+Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+or the best checkpoint of the configuration's OUTPUT_DIR. A killed run goes on
 with --resume. With --num-gpus, or under torchrun, processes share the scans.
 """
 
@@ -27,6 +28,7 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--weights", help="the model file, which also states its configuration")
     add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
     add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
@@ -40,7 +42,7 @@ def parse(argv=None):
         "--lesion-config-file",
         default="",
         metavar="FILE",
-        help="configuration of --lesion-weights, where it is not the classifier's",
+        help="configuration of --lesion-weights, where they state none",
     )
     add("--masks", nargs="+", choices=MASKS, default=[], help="label volumes of the lesions")
     add("--overlays", action="store_true", help="pictures of the slices that have a lesion")

@@ -3,7 +3,7 @@
     python tools/report.py output/cls --config-file configs/cls.yaml
     python tools/report.py output/predicted --output predicted.html --pictures output/why
 
-The first draws lesions with the model of the run (MODEL.WEIGHTS or OUTPUT_DIR as an override name
+The first draws lesions with the model of the run (--weights, or OUTPUT_DIR as an override, name
 another); the second takes pictures made before. report.json of tools/evaluate_predictions.py is
 used where it lies in FOLDER/report or is named by --evaluation, burden.json of
 tools/lesion_burden.py where it lies in FOLDER/burden or is named by --burden.
@@ -35,6 +35,7 @@ def main(argv=None):
         "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"
     )
     parser.add_argument("--gallery", type=int, default=24, help="slices shown, default: 24")
+    parser.add_argument("--weights", help="file of the model that draws lesions")
     parser.add_argument("--config-file", default="", help="of the model that draws lesions")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)

@@ -4,8 +4,8 @@
         --output output/overlays --limit 20
     python tools/visualize.py --config-file configs/cls.yaml --input scans/ --output pictures
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are the best
-checkpoint of the configuration's OUTPUT_DIR, or MODEL.WEIGHTS as an override.
+Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+or the best checkpoint of the configuration's OUTPUT_DIR.
 """
 
 import argparse
@@ -20,6 +20,7 @@ def parse(argv=None):
     parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--weights", help="the model file, which also states its configuration")
     parser.add_argument("--config-file", default="", help="configs/seg.yaml, configs/cls.yaml, ...")
     parser.add_argument("--dataset", help="name of a prepared data set")
     parser.add_argument("--input", nargs="+", help="files and folders")

@@ -6,101 +6,76 @@ A classifier's also carries the calibration that was fitted to its predictions.
 from __future__ import annotations
 
 import os
-import pickle
+import re
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ctmasknet.classes import MASK_TYPES
-from ctmasknet.config import is_classifier
 from ctmasknet.engine.random_states import RandomStates
-from ctmasknet.engine.trained_on import TRAINED_ON, Record, merged
+from ctmasknet.engine.trained_on import Record, merged
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
-from ctmasknet.modeling.roi_heads import ROW_FEATURES
+from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.weights.entries import CALIBRATION, CONFIGURATION, SPEC, TRAINED_ON, checked_entries
+from ctmasknet.weights.pickle import shown
+from ctmasknet.weights.reader import (
+    READ_ERRORS,
+    UnreadableCheckpoint,
+    check_weights,
+    first_line,
+    read_checkpoint,
+    unreadable,
+)
+from ctmasknet.weights.spec import FREE_KEYS, START_KEYS, check_spec, unlike
+from ctmasknet.weights.spec import spec_of as spec_of
 
-#: Key of the specification inside a checkpoint file.
-SPEC = "ctmasknet"
-#: Key of temperature, thresholds and pooling inside a specification.
-CALIBRATION = "calibration"
 #: Name of the checkpoint with the best metric so far.
 BEST = "model_best"
-#: File that names the checkpoint to resume from.
-_LAST = "last_checkpoint"
-#: What torch raises at a damaged file.
-READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError)
-#: Which configuration key holds what a specification's entry states.
-SPEC_KEYS = {
-    "lesion_classes": "MODEL.LESION_CLASSES",
-    "anchors_rounded": "MODEL.ANCHOR_GENERATOR.ROUND",
-    "window_center_hu": "INPUT.WINDOW_CENTER_HU",
-    "window_width_hu": "INPUT.WINDOW_WIDTH_HU",
-    "num_boxes": "MODEL.RANKED_BOXES.NUM",
-    "image_classes": "MODEL.IMAGE_HEAD.CLASSES",
-}
+#: File that names the checkpoint to resume from, and what such a name looks like.
+LAST = "last_checkpoint"
+_CHECKPOINT_NAME = re.compile(r"\w[\w.-]*\.pth")
+#: What turns files of others into checkpoints.
+_IMPORT = "tools/import_weights.py"
+#: Parts that a classifier's training may begin without.
+_CLASSIFIER_LEARNS = ("image_head.", "roi_heads.mask_head.")
 
 
-class UnreadableCheckpoint(CTMaskNetError):
-    """A checkpoint file that is missing or damaged."""
-
-
-def spec_of(cfg: CfgNode) -> dict[str, Any]:
-    """What a checkpoint of this configuration has to carry to be used rightly."""
-    lesions = list(cfg.MODEL.LESION_CLASSES)
-    mask_types = [name for name, classes in MASK_TYPES.items() if list(classes) == lesions]
-    spec = {
-        "task": "classification" if is_classifier(cfg) else "segmentation",
-        "mask_type": mask_types[0] if mask_types else "custom",
-        "lesion_classes": lesions,
-        "anchors_rounded": bool(cfg.MODEL.ANCHOR_GENERATOR.ROUND),
-        "window_center_hu": float(cfg.INPUT.WINDOW_CENTER_HU),
-        "window_width_hu": float(cfg.INPUT.WINDOW_WIDTH_HU),
-    }
-    if is_classifier(cfg):
-        spec["num_boxes"] = cfg.MODEL.RANKED_BOXES.NUM
-        spec["row_features"] = list(ROW_FEATURES)
-        spec["image_classes"] = list(cfg.MODEL.IMAGE_HEAD.CLASSES)
-    return spec
-
-
-def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compare a checkpoint's specification with the configuration's, entry by entry both have.
+def local_file(path: str) -> str:
+    """The file of a path, fetched where it is an address.
 
     Raises:
-        CTMaskNetError: they disagree; names the key, both values and the override that would agree.
+        CTMaskNetError: it cannot be fetched.
     """
-    for name, key in SPEC_KEYS.items():
-        if name not in found or name not in expected or found[name] == expected[name]:
-            continue
-        fix = f'{key} "{found[name]}"'
-        if name == "lesion_classes" and len(found[name]) != len(expected[name]):
-            fix += f" MODEL.ROI_HEADS.NUM_CLASSES {len(found[name])}"
-        raise CTMaskNetError(
-            f"{path}: {key} is {found[name]} in this checkpoint but {expected[name]} in the "
-            f"configuration or its data set; use a checkpoint that fits, or {fix}"
-        )
-
-
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Everything in a checkpoint file, on the CPU; nothing in it is executed.
-
-    Raises:
-        CTMaskNetError: the file is missing, damaged, or holds something else.
-    """
+    if "://" not in path:
+        return path
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(content, dict):
-        raise UnreadableCheckpoint(f"{path}: holds no checkpoint; give a .pth written by training")
-    return content
+        return PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        raise _unreachable(path, error) from error
+
+
+def _unreachable(path: str, error: Exception) -> CTMaskNetError:
+    return CTMaskNetError(
+        f"{path}: cannot be fetched ({error}); fetch it where there is a network and set "
+        'MODEL.WEIGHTS to the local file, or start from random weights with MODEL.WEIGHTS ""'
+    )
+
+
+def read_spec(path: str | os.PathLike) -> dict[str, Any]:
+    """The specification in a checkpoint file; empty where it carries none.
+
+    Raises:
+        CTMaskNetError: see :func:`read_checkpoint` and :func:`checked_entries`.
+    """
+    return checked_entries(path, read_checkpoint(path)).get(SPEC, {})
 
 
 class CTMaskNetCheckpointer(DetectionCheckpointer):
@@ -116,7 +91,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             weights are loaded; raises where they must not be used.
         complete: loading fails when a weight of the model is missing from the file. Otherwise whole
             parts may be missing (an ImageNet start has the backbone alone, a detector has no image
-            head).
+            head), but no part of the detector that a classifier reads.
+        on_unlike: what happens where a model is used (``complete``) with another value than the
+            file states: ``refuse`` or ``warn``. A training that starts from it is warned.
     """
 
     def __init__(
@@ -128,6 +105,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         trained_on: Record | None = None,
         check_trained_on: Callable[[str, Record | None], None] | None = None,
         complete: bool = False,
+        on_unlike: str = "refuse",
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
@@ -135,6 +113,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         self.trained_on = trained_on or []
         self.check_trained_on = check_trained_on
         self.complete = complete
+        self.on_unlike = on_unlike
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``<save_dir>/<name>.pth`` whole: to a temporary file first, then renamed.
@@ -161,20 +140,38 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as RuntimeError, its cause being lost on the way.
             raise CTMaskNetError(
-                f"{path}: cannot be written ({_first_line(error)}); make room on the disk and "
+                f"{path}: cannot be written ({first_line(error)}); make room on the disk and "
                 "continue with `resume` from the last checkpoint"
             ) from error
         if name != BEST:
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with atomic_write(Path(self.save_dir) / _LAST) as stream:
+        with atomic_write(Path(self.save_dir) / LAST) as stream:
             stream.write(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """See Detectron2's.
+
+        Raises:
+            CTMaskNetError: ``last_checkpoint`` names no checkpoint of its own folder.
+        """
+        path = Path(self.save_dir) / LAST
+        try:
+            name = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            name = ""
+        if not _CHECKPOINT_NAME.fullmatch(name):
+            raise CTMaskNetError(
+                f'{path}: names "{shown(name)}", which is no checkpoint of this folder; write the '
+                "name of one into it, such as model_final.pth, or start anew without `resume`"
+            )
+        return str(path.with_name(name))
 
     def forget_last_checkpoint(self) -> None:
         """Let no later resume continue from what an earlier training left in the folder."""
         if self.save_dir and self.save_to_disk:
-            (Path(self.save_dir) / _LAST).unlink(missing_ok=True)
+            (Path(self.save_dir) / LAST).unlink(missing_ok=True)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load the last checkpoint of ``save_dir`` with all training state, or else the weights of
@@ -219,60 +216,93 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         except CTMaskNetError:
             raise
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            raise CTMaskNetError(
-                f"{path}: cannot be fetched ({error}); fetch it where there is a network and set "
-                "MODEL.WEIGHTS to the local file, or start from random weights with "
-                'MODEL.WEIGHTS ""'
-            ) from error
-        except READ_ERRORS as error:
-            raise _unreadable(path, error) from error
+            raise _unreachable(path, error) from error
+        except (*READ_ERRORS, AttributeError, IndexError) as error:
+            raise unreadable(path, error) from error
         finally:
             self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pth"):
+            return super()._load_file(filename)  # which calls _torch_load
+        content = read_checkpoint(filename)
+        if {"model", "__author__"} <= content.keys():
+            return content
+        # Of Detectron, which names its weights otherwise
+        blobs = content.get("blobs", content)
+        weights = {name: blobs[name] for name in blobs if not str(name).endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]):
         if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:
             raise CTMaskNetError(
                 f"{self._path}: holds no model weights; get a checkpoint of a model"
             )
-        check_spec(self._path, checkpoint.get(SPEC, {}), self.spec)
+        check_weights(self._path, checkpoint["model"])
+        checkpoint = checked_entries(self._path, checkpoint)
+        found = checkpoint.get(SPEC, {})
+        check_spec(self._path, found, self.spec)
+        differing = unlike(found.get(CONFIGURATION, {}), self.spec.get(CONFIGURATION, {}))
         record = checkpoint.get(TRAINED_ON)
         # Weights of others, such as ImageNet's, state no patients because they saw none.
         if self.check_trained_on is not None and SPEC in checkpoint:
             self.check_trained_on(self._path, record)
         self.trained_on = merged(record or [], self.trained_on)
+        names = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
-            name, found, expected = incompatible.incorrect_shapes[0]
+            name, theirs, ours = incompatible.incorrect_shapes[0]
             raise CTMaskNetError(
-                f"{self._path}: another architecture: {name} is {found} in the file but "
-                f"{expected} in the model "
-                f"({len(incompatible.incorrect_shapes)} such weights); use the configuration it "
-                "was trained with"
+                f"{self._path}: another architecture: {name} is {theirs} in the file but "
+                f"{ours} in the model "
+                f"({len(incompatible.incorrect_shapes)} such weights); {_fitting(names, differing)}"
             )
         weights = [
             name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")
         ]
         missing = [name for name in incompatible.missing_keys if name in set(weights)]
-        found = {_part_of(name) for name in set(weights) - set(missing)}
-        partial = [name for name in missing if self.complete or _part_of(name) in found]
+        there = {_part_of(name) for name in set(weights) - set(missing)}
+        partial = [name for name in missing if self.complete or _part_of(name) in there]
         if partial or len(missing) == len(weights):
             raise CTMaskNetError(
                 f"{self._path}: another architecture: {len(missing)} of the model's "
                 f"{len(weights)} weights are not "
-                f"in it, such as {(partial or missing)[0]}; use the configuration it was "
-                "trained with"
+                f"in it, such as {(partial or missing)[0]}; {_fitting(names, differing)}"
             )
+        needed = [name for name in missing if not name.startswith(_CLASSIFIER_LEARNS)]
+        if needed and isinstance(self.model, CTMaskNet):
+            raise CTMaskNetError(
+                f"{self._path}: holds no detector ({len(needed)} of its weights are missing, such "
+                f"as {needed[0]}), whose boxes a classifier reads; set MODEL.WEIGHTS to the "
+                'model_best.pth of a detector, or to "" for a start from random weights'
+            )
+        self._compare(differing)
         return incompatible
 
+    def _compare(self, differing: Mapping[str, tuple[Any, Any]]) -> None:
+        """Tell of keys (key -> value in the file, value in the configuration), or refuse them."""
+        if not self.complete:  # a classifier's training begins with a detector
+            differing = {key: both for key, both in differing.items() if key not in START_KEYS}
+        for key, (theirs, ours) in sorted(differing.items()):
+            told = f"{self._path}: {key} is {theirs!r} in this checkpoint but {ours!r} in the "
+            if self.complete and key not in FREE_KEYS and self.on_unlike == "refuse":
+                raise CTMaskNetError(
+                    f"{told}configuration; leave {key} out, for the checkpoint's value is used by "
+                    "itself, or set MODEL.UNLIKE_CHECKPOINT warn to use the other all the same"
+                )
+            self.logger.warning("%sconfiguration, which is used", told)
 
-def _unreadable(path: str | os.PathLike, error: Exception) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(
-        f"{path}: not a readable checkpoint ({_first_line(error)}); get the file anew"
-    )
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _fitting(names: Iterable[str], differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """What to do about weights of these names, which are not the model's."""
+    if any(str(name).startswith(("layer1.", "backbone.body.")) for name in names):
+        return "turn torchvision's or the authors' file into a checkpoint with " + _IMPORT
+    told = [f"{key} {theirs!r} (here: {ours!r})" for key, (theirs, ours) in differing.items()]
+    those = f": {', '.join(sorted(told))}" if told else ""
+    return f"use the configuration it was trained with{those}"
 
 
 #: Parts of a model that come and go as a whole; a weight belongs to the first that fits.
@@ -327,7 +357,7 @@ def store_calibration(path: str | os.PathLike, calibration: Mapping[str, Any]) -
     Raises:
         CTMaskNetError: no such checkpoint, or one of other classes.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = checked_entries(path, read_checkpoint(path))
     classes = _spec(path, checkpoint).get("image_classes")
     if classes != list(calibration["class_names"]):
         raise CTMaskNetError(
@@ -345,12 +375,12 @@ def stored_calibration(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         CTMaskNetError: no classifier's checkpoint written by ctmasknet.
     """
-    return _spec(path, read_checkpoint(path)).get(CALIBRATION)
+    return _spec(path, checked_entries(path, read_checkpoint(path))).get(CALIBRATION)
 
 
 def _spec(path: str | os.PathLike, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     spec = checkpoint.get(SPEC)
-    if not isinstance(spec, dict) or spec.get("task") != "classification":
+    if spec is None or spec.get("task") != "classification":
         raise CTMaskNetError(
             f"{path}: no classifier's checkpoint written by ctmasknet; give model_best.pth of the "
             "classifier that made the predictions"

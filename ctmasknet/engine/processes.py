@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.setup import device_of
 from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended
 from ctmasknet.workers import end_with_parent
 
@@ -68,7 +68,7 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         CTMaskNetError: what any process raised; a process that was killed; more processes than
             GPUs; torchrun and ``num_gpus`` at once.
     """
-    on_gpu = read_cfg(args.config_file, args.opts).MODEL.DEVICE.startswith("cuda")
+    on_gpu = device_of(args.config_file, args.opts).startswith("cuda")
     asked = args.num_gpus * args.num_machines
     if all(name in os.environ for name in _TORCHRUN):
         if asked > 1:

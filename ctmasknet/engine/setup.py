@@ -1,8 +1,10 @@
 """How a configuration comes about, and how its model is loaded.
 
-The one rule: Detectron2's defaults, ctmasknet's keys, the file, then overrides. A run that trains
-(:func:`training_cfg`) takes class names from its data sets. Every other run (:func:`inference_cfg`)
-takes what the checkpoint states before what the file says; a data set it reads has to agree.
+The one rule: Detectron2's defaults, ctmasknet's keys, the file, what the checkpoint states, then
+overrides. A run that trains (:func:`training_cfg`) looks at no checkpoint and takes class names
+from its data sets. Every other run (:func:`inference_cfg`) says where file and checkpoint differ,
+refuses an override that differs from the checkpoint when it is loaded, and needs no file where the
+checkpoint states all; a data set it reads has to agree.
 """
 
 from __future__ import annotations
@@ -20,24 +22,27 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
+import ctmasknet
 from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, is_classifier
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
 from ctmasknet.engine.checkpoint import (
     BEST,
-    SPEC,
-    SPEC_KEYS,
+    LAST,
     CTMaskNetCheckpointer,
-    read_checkpoint,
+    local_file,
+    read_spec,
     spec_of,
 )
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.weights.entries import CONFIGURATION
+from ctmasknet.weights.spec import put_stated, stated
 
+_CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
 BEST_CHECKPOINT = f"{BEST}.pth"
 #: Key in epochs -> key in iterations that it sets.
 _UNITS = {
@@ -61,17 +66,35 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
         CTMaskNetError: missing or malformed file, unknown key, value of another type, or one that
             :func:`ctmasknet.config.check_keys` refuses.
     """
-    config_file = os.fspath(config_file)
     if not config_file:
         raise CTMaskNetError(
             "no configuration: add `config_file` configs/seg.yaml or configs/cls.yaml"
         )
+    cfg = _from_file(config_file)
+    _override(cfg, overrides)
+    check_keys(cfg)
+    return cfg
+
+
+def device_of(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> str:
+    """``MODEL.DEVICE`` as an override says, or a file, or else the defaults."""
+    if config_file:
+        return read_cfg(config_file, overrides).MODEL.DEVICE
+    given = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    return str(given.get("MODEL.DEVICE", _from_file("").MODEL.DEVICE))
+
+
+def _from_file(config_file: str | os.PathLike) -> CfgNode:
+    """The defaults and the file; the defaults alone without one."""
+    config_file = os.fspath(config_file)
+    cfg = get_cfg()
+    add_ctmasknet_config(cfg)
+    if not config_file:
+        return cfg
     if not os.path.isfile(config_file):
         raise CTMaskNetError(
             f"{config_file}: no such configuration; see configs/ for those there are"
         )
-    cfg = get_cfg()
-    add_ctmasknet_config(cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(_typed(_loaded(config_file), cfg)))
     except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -80,6 +103,10 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
         ) from error
     except CTMaskNetError as error:
         raise CTMaskNetError(f"{config_file}: {error}") from None
+    return cfg
+
+
+def _override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     try:
         words = list(overrides)
         words[1::2] = [
@@ -91,8 +118,6 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
         raise CTMaskNetError(
             f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
         ) from error
-    check_keys(cfg)
-    return cfg
 
 
 def _loaded(config_file: str) -> dict[str, Any]:
@@ -118,11 +143,14 @@ def _loaded(config_file: str) -> dict[str, Any]:
     return loaded
 
 
-def training_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
+def training_cfg(
+    config_file: str | os.PathLike, overrides: Sequence[Any] = (), *, resume: bool = False
+) -> CfgNode:
     """The frozen configuration of a training.
 
     Prepared data sets are registered, class names are taken from ``DATASETS.TRAIN`` and ``VAL``,
-    and epochs become iterations. ``MODEL.WEIGHTS`` is what the training starts from. Arguments as
+    and epochs become iterations. ``MODEL.WEIGHTS`` is what the training starts from, and is not
+    asked for where it goes on from a checkpoint of its own (``resume``). Other arguments as
     :func:`read_cfg`.
 
     Raises:
@@ -144,13 +172,14 @@ def training_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) 
     _take_classes(cfg, names)
     _check_windows(cfg, names)
     resolve_epochs(cfg, len(training_dicts(cfg)), overrides)
-    _require_weights(cfg, config_file, training=True)
+    if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))):
+        _require_weights(cfg.MODEL.WEIGHTS, config_file, training=True)
     cfg.freeze()
     return cfg
 
 
 def inference_cfg(
-    config_file: str | os.PathLike,
+    config_file: str | os.PathLike = "",
     overrides: Sequence[Any] = (),
     weights: str | os.PathLike | None = None,
     *,
@@ -159,13 +188,15 @@ def inference_cfg(
     """The frozen configuration of whatever uses a trained model, and its checkpoint's
     specification.
 
-    Classes, HU window, number of boxes and rounding of anchors are the checkpoint's unless an
-    override names the key, and the file's where the checkpoint does not state them. No data set
-    has to be there.
+    What the checkpoint states (:func:`ctmasknet.weights.spec.stated`: classes, HU window,
+    input size, thresholds, anchors, ...) comes before what the file says, and where the two differ
+    a warning names the keys. No data set has to be there.
 
     Args:
-        config_file: such as ``configs/cls.yaml``.
-        overrides: ``KEY VALUE`` pairs.
+        config_file: such as ``configs/cls.yaml``; "" where the checkpoint states its
+            configuration, as those of a training do, or names one, as imported ones do.
+        overrides: ``KEY VALUE`` pairs. One that differs from what the checkpoint states is refused
+            by :func:`load_model`, see ``MODEL.UNLIKE_CHECKPOINT``.
         weights: the checkpoint; default ``MODEL.WEIGHTS`` where it is an override, else
             ``model_best.pth`` of ``OUTPUT_DIR``.
         test_sets: the run reads ``DATASETS.TEST``, whose classes and window have to be the model's;
@@ -173,38 +204,68 @@ def inference_cfg(
 
     Raises:
         CTMaskNetError: see :func:`read_cfg`; no such device, no such weights, unreadable ones,
-            those of the other task, or data sets that do not agree with them.
+            those of the other task, or data sets that do not agree with them; neither a file nor a
+            checkpoint that states its configuration.
     """
-    given = [str(word) for word in overrides[::2]]
-    cfg = read_cfg(config_file, overrides)
-    _check_device(cfg)
-    if weights or "MODEL.WEIGHTS" not in given:
-        cfg.MODEL.WEIGHTS = os.fspath(weights or os.path.join(cfg.OUTPUT_DIR, BEST_CHECKPOINT))
-    path, spec = cfg.MODEL.WEIGHTS, {}
-    if path:
-        _require_weights(cfg, config_file, training=False)
-        found = read_checkpoint(PathManager.get_local_path(path)).get(SPEC)
-        spec = found if isinstance(found, dict) else {}
-    task, attribute, _ = _TASKS[is_classifier(cfg)]
-    if spec.get("task", task) != task:
+    given = dict(zip(map(str, overrides[::2]), overrides[1::2], strict=False))
+    if not (config_file or weights or {"MODEL.WEIGHTS", "OUTPUT_DIR"} & given.keys()):
         raise CTMaskNetError(
-            f"{path}: a checkpoint for {spec['task']}, but {config_file} is for {task}; give "
-            f"{_TASKS[not is_classifier(cfg)][2]} or the configuration it was trained with"
+            "no configuration and no weights: add `config_file` configs/seg.yaml or "
+            "configs/cls.yaml, or name a model file, such as MODEL.WEIGHTS model_best.pth"
         )
-    for name, key in SPEC_KEYS.items():
-        if name in spec and key not in given:
-            cfg.merge_from_list([key, spec[name]])
+    named = {os.fspath(path) for path in (weights, given.get("MODEL.WEIGHTS")) if path}
+    if len(named) > 1:
+        raise CTMaskNetError(
+            f"`weights` is {weights} but MODEL.WEIGHTS {given['MODEL.WEIGHTS']}; give one of them"
+        )
+    file = None
+    if config_file:
+        file = read_cfg(config_file, overrides)
+        _check_device(file)
+    folder = file.OUTPUT_DIR if file else given.get("OUTPUT_DIR", "")
+    path = weights or given.get("MODEL.WEIGHTS", os.path.join(str(folder), BEST_CHECKPOINT))
+    path, spec = os.fspath(path), {}
+    if path:
+        _require_weights(path, config_file, training=False)
+        spec = read_spec(local_file(path))
+    if not config_file and CONFIGURATION not in spec:
+        # Imported weights name one of the repository's
+        config_file = _CONFIGS / Path(spec.get("config_file", "")).name
+        if not config_file.is_file():
+            raise CTMaskNetError(
+                f"{path}: does not state its configuration, as checkpoints of a training here do; "
+                f"add `config_file` {spec.get('config_file', 'configs/...')}, the one it was "
+                "trained or imported for"
+            )
+        file = read_cfg(config_file, overrides)
+    if file is not None:
+        task, _, _ = _TASKS[is_classifier(file)]
+        if spec.get("task", task) != task:
+            raise CTMaskNetError(
+                f"{path}: a checkpoint for {spec['task']}, but {config_file} is for {task}; give "
+                f"{_TASKS[not is_classifier(file)][2]} or the configuration it was trained with"
+            )
+    cfg = _from_file(config_file)
+    put_stated(cfg, path, stated(spec), os.fspath(config_file), given)
+    _override(cfg, overrides)
+    try:
+        check_keys(cfg)
+    except CTMaskNetError as error:  # the file with the overrides is known to be right
+        raise CTMaskNetError(f"{path}: {error}") from None
+    _check_device(cfg)
+    cfg.MODEL.WEIGHTS = path
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     if test_sets:
+        attribute = _TASKS[is_classifier(cfg)][1]
         register_prepared()
         names = tuple(known_sets(cfg.DATASETS.TEST))
-        stated = spec.get("image_classes" if is_classifier(cfg) else "lesion_classes")
+        classes = spec.get("image_classes" if is_classifier(cfg) else "lesion_classes")
         _take_classes(cfg, names)
         found = cfg.MODEL.IMAGE_HEAD.CLASSES if is_classifier(cfg) else cfg.MODEL.LESION_CLASSES
-        if names and stated and list(stated) != list(found):
+        if names and classes and list(classes) != list(found):
             raise CTMaskNetError(
                 f"{names[0]}: its {attribute} are {list(found)} but those of {path} are "
-                f"{list(stated)}; name a data set of the same classes in DATASETS.TEST, or give "
+                f"{list(classes)}; name a data set of the same classes in DATASETS.TEST, or give "
                 "weights that were trained on these"
             )
         _check_windows(cfg, names)
@@ -273,14 +334,28 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
         CTMaskNetError: the file is unreadable, was made for another configuration, or was trained
             on a patient of ``held_out``.
     """
-    model, shared = build_model(cfg), cfg.DATASETS.SHARED_PATIENTS
+    try:
+        model = build_model(cfg)
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CTMaskNetError(
+            f"{cfg.MODEL.WEIGHTS}: its model cannot be built ({_one_line(error)}); give the "
+            "configuration it was trained with"
+        ) from error
     model.trained_on = []
 
     def check(path: str, record: Record | None) -> None:
         model.trained_on = record or []
-        check_trained_on(path, record, held_out, shared)
+        check_trained_on(path, record, held_out, cfg.DATASETS.SHARED_PATIENTS)
 
     options = {"spec": spec_of(cfg), "check_trained_on": check, "complete": True}
+    options["on_unlike"] = cfg.MODEL.UNLIKE_CHECKPOINT
     CTMaskNetCheckpointer(model, **options).load(cfg.MODEL.WEIGHTS)
     return model.eval()
 
@@ -330,15 +405,18 @@ def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
             )
 
 
-def _require_weights(cfg: CfgNode, config_file: str | os.PathLike, training: bool) -> None:
-    path = Path(cfg.MODEL.WEIGHTS)
-    if not cfg.MODEL.WEIGHTS or "://" in cfg.MODEL.WEIGHTS or path.is_file():
+def _require_weights(weights: str, config_file: str | os.PathLike, training: bool) -> None:
+    path = Path(weights)
+    if not weights or "://" in weights or path.is_file():
         return
     # By convention a configuration and its output folder have one name.
-    maker = Path(config_file).with_name(f"{path.parent.name}.yaml")
-    if not training:
+    maker = Path(config_file).with_name(f"{path.parent.name}.yaml") if config_file else None
+    final = path.with_name("model_final.pth")
+    if path.name == BEST_CHECKPOINT and final.is_file():
+        fix = f"{final} is there, the last of a training that chose no best: name that, or "
+    elif not training and config_file:
         fix = f"train it with tools/train_net.py (`config_file` {config_file}), or "
-    elif path.name == BEST_CHECKPOINT and maker.is_file():
+    elif training and path.name == BEST_CHECKPOINT and maker.is_file():
         fix = f"make it with tools/train_net.py (`config_file` {maker}), or "
     elif path.stem.startswith("resnet"):
         fix = (

@@ -32,8 +32,6 @@ from ctmasknet.data.patients import (
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
 
-#: Key of the record inside a checkpoint file.
-TRAINED_ON = "trained_on"
 _LOGGER = logging.getLogger(__name__)
 #: Hexadecimal digits of a patient's hash; 64 bits, so no two of a million patients share one.
 _DIGITS = 16

@@ -190,7 +190,7 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     """Explain the slices of a data set or of files; called in every process of the run.
 
     Args:
-        args: ``config_file`` and ``opts`` (see
+        args: ``config_file``, ``opts`` and ``weights`` (see
             :func:`ctmasknet.engine.setup.inference_cfg`), one of ``dataset`` (registered name) and
             ``input`` (files and folders of any depth), ``output`` (folder), ``limit`` (slices;
             None for all), ``seed`` (None: evenly spread), ``method``, ``hidden``, ``target``
@@ -214,8 +214,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     cfg = model_cfg(args)
     if not is_classifier(cfg):
         raise CTMaskNetError(
-            f"{args.config_file}: a lesion detector has no decision on the slice; give a "
-            "classifier's configuration such as configs/cls.yaml"
+            f"{cfg.MODEL.WEIGHTS}: a lesion detector has no decision on the slice; give a "
+            "classifier's weights and a configuration such as configs/cls.yaml"
         )
     if args.dataset:
         classes = list(MetadataCatalog.get(args.dataset).get("image_classes", ()))

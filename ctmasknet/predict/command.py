@@ -33,12 +33,13 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     logits. A shard's slices are predicted, then its files are written.
 
     Args:
-        args: ``config_file``, ``opts`` (see :func:`ctmasknet.engine.setup.inference_cfg`),
-            ``input`` (files and folders), ``output`` (folder), ``lesions``, ``masks`` (kinds of
-            :data:`ctmasknet.predict.run.MASKS`), ``overlays``, ``score_threshold`` (0..1),
-            ``pooling``, ``top_k``, ``batch_size`` (None for the usual), ``bad`` (``error`` or
-            ``skip``), ``max_bad_share`` (0..1), ``lesion_weights`` and ``lesion_config_file`` (of a
-            lesion detector beside a classifier; "" for none, for the classifier's), ``resume``,
+        args: ``config_file``, ``opts``, ``weights`` (see
+            :func:`ctmasknet.engine.setup.inference_cfg`), ``input`` (files and folders), ``output``
+            (folder), ``lesions``, ``masks`` (kinds of :data:`ctmasknet.predict.run.MASKS`),
+            ``overlays``, ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
+            for the usual), ``bad`` (``error`` or ``skip``), ``max_bad_share`` (0..1),
+            ``lesion_weights`` and ``lesion_config_file`` (of a lesion detector beside a classifier;
+            "" for none, for what the weights state), ``resume``,
             ``overwrite``, ``num_gpus``, ``words`` (the command line, for the record).
 
     Returns:
@@ -49,7 +50,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             another run's; more bad slices than allowed, once everything is written.
     """
     setup_logger(distributed_rank=comm.get_rank(), name="ctmasknet")
-    cfg, spec = inference_cfg(args.config_file, args.opts)
+    cfg, spec = inference_cfg(args.config_file, args.opts, args.weights)
     bad = BadSlices(
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")
     )
@@ -113,7 +114,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
                     opened.add(found, one.pixels)
             opened.write()
         asked = {
-            "config_file": str(args.config_file),
+            "config_file": str(args.config_file) or None,
             "overrides": [str(word) for word in args.opts],
             "command": shlex.join(["python", "tools/predict.py", *args.words]),
             "inputs": [str(path) for path in args.input],
@@ -147,13 +148,8 @@ def _lesion_cfg(args: argparse.Namespace, cfg: CfgNode) -> CfgNode | None:
             "`lesion_weights` out, or give a classifier beside it"
         )
     overrides = ["MODEL.DEVICE", cfg.MODEL.DEVICE]
-    if args.config_file and not args.lesion_config_file:
-        # The classifier's configuration without what is a classifier's alone
-        overrides += ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.TRAINABLE", "heads"]
-        overrides += ["SOLVER.DETECTOR_LR_FACTOR", 1.0, "INPUT.CROP_TO_BODY", False]
-    config_file = args.lesion_config_file or args.config_file
     try:
-        return inference_cfg(config_file, overrides, args.lesion_weights)[0]
+        return inference_cfg(args.lesion_config_file, overrides, args.lesion_weights)[0]
     except CTMaskNetError as error:
         raise CTMaskNetError(f"`lesion_weights`: {error}") from error
 

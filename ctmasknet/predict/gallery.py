@@ -39,7 +39,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     """What ``tools/visualize.py`` does with its arguments.
 
     Args:
-        args: ``config_file`` and ``opts`` (see
+        args: ``config_file``, ``opts`` and ``weights`` (see
             :func:`ctmasknet.engine.setup.inference_cfg`), one of ``dataset`` (registered name) and
             ``input`` (files and folders of any depth), ``output`` (folder), ``limit`` (pictures;
             None for all), ``seed`` (None: evenly spread), ``score_threshold`` (0..1),
@@ -143,12 +143,15 @@ def model_cfg(args: argparse.Namespace) -> CfgNode:
     opts, checked = list(args.opts), False
     if args.dataset:
         register_prepared()
-        classifier = is_classifier(read_cfg(args.config_file, opts))
+        if args.config_file:
+            classifier = is_classifier(read_cfg(args.config_file, opts))
+        else:
+            classifier = is_classifier(inference_cfg("", opts, args.weights)[0])
         known = MetadataCatalog.get(args.dataset)
         checked = known.get("image_classes" if classifier else "thing_classes") is not None
     if checked and "DATASETS.TEST" not in opts:
         opts += ["DATASETS.TEST", f"({args.dataset!r},)"]
-    return inference_cfg(args.config_file, opts, test_sets=checked)[0]
+    return inference_cfg(args.config_file, opts, args.weights, test_sets=checked)[0]
 
 
 def _stem(name: str) -> str:

@@ -2,7 +2,7 @@
 
     from ctmasknet.predict import CTPredictor
 
-    predictor = CTPredictor.from_config_file("configs/cls.yaml", weights="model_best.pth")
+    predictor = CTPredictor.from_config_file(weights="model_best.pth")
     for scan in predictor(["/data/scans"]):
         print(scan.source.scan, scan.pooling, scan.scores)
 
@@ -205,15 +205,16 @@ class CTPredictor:
     @classmethod
     def from_config_file(
         cls,
-        config_file: str | os.PathLike,
+        config_file: str | os.PathLike = "",
         weights: str | None = None,
         overrides: Sequence[str] = (),
         **options,
     ) -> CTPredictor:
-        """The predictor of a configuration file.
+        """The predictor of a model file, or of a configuration file.
 
         Args:
-            config_file: such as ``configs/cls.yaml`` or ``configs/seg.yaml``.
+            config_file: such as ``configs/cls.yaml`` or ``configs/seg.yaml``; "" where the
+                checkpoint states its configuration.
             weights: the checkpoint; default ``model_best.pth`` of the file's ``OUTPUT_DIR``.
             overrides: ``KEY VALUE`` pairs, such as ``["MODEL.DEVICE", "cpu"]``.
             options: ``pooling``, ``top_k``, ``lesions``, ``lesion_predictor``, ``batch_size``,
@@ -428,8 +429,8 @@ class CTPredictor:
         """Raise :class:`CTMaskNetError` where slices are cropped, which a scan's cannot be."""
         if self.crop_to_body:
             raise CTMaskNetError(
-                "INPUT.CROP_TO_BODY: scans come without body boxes; set it to False, or evaluate a "
-                "prepared data set with tools/train_net.py"
+                "INPUT.CROP_TO_BODY: scans come without body boxes; give weights that were trained "
+                "on whole slices, or evaluate a prepared data set with tools/train_net.py"
             )
 
     @contextlib.contextmanager

@@ -39,6 +39,7 @@ def write_report(
     pictures: Sequence[str | os.PathLike] = (),
     gallery: int = 24,
     config_file: str = "",
+    weights: str | None = None,
     opts: Sequence[str] = (),
     **source_options: Any,
 ) -> Path:
@@ -51,7 +52,8 @@ def write_report(
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
             a prediction folder's own are used without being named where no model draws.
         gallery: slices shown at most.
-        config_file: configuration of the model that draws lesions; "" draws none.
+        config_file: configuration of the model that draws lesions.
+        weights: its file; without either none draws.
         opts: its ``KEY VALUE`` overrides.
         source_options: ``dataset``, ``evaluation``, ``burden``, ``burden_truth`` of
             :func:`read_source`.
@@ -69,8 +71,8 @@ def write_report(
     _check_writable(output)
     files = SliceFiles(source.dataset, images, recorded_window(source.entries))
     painter = None
-    if config_file:
-        painter = evidence_painter(config_file, opts, source.folder, source.class_names)
+    if config_file or weights or "MODEL.WEIGHTS" in opts:
+        painter = evidence_painter(config_file, opts, source.folder, source.class_names, weights)
     overlays = source.listing.parent if painter is None and source.listing is not None else None
     found = SlicePictures(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter

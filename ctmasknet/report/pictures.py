@@ -292,33 +292,38 @@ _SAME_SCORE = 0.1
 
 
 def evidence_painter(
-    config_file: str, opts: Sequence[str], run: str | os.PathLike, class_names: Sequence[str]
+    config_file: str,
+    opts: Sequence[str],
+    run: str | os.PathLike,
+    class_names: Sequence[str],
+    weights: str | None = None,
 ) -> Painter:
     """Load the model and return what draws a slice's lesions and, for a classifier, the weights of
     its boxes for the called class (exact occlusion, see :mod:`ctmasknet.explain`).
 
     Args:
-        config_file: of a classifier or a detector.
+        config_file: of a classifier or a detector; "" where the weights state theirs.
         opts: ``KEY VALUE`` overrides.
         run: folder of the run, or of one of its data sets, whose ``model_best.pth`` is used unless
             ``opts`` name weights or OUTPUT_DIR.
         class_names: of the predictions; a classifier has to have the same.
+        weights: the file; default as ``opts`` and ``run`` say.
 
     Raises:
         CTMaskNetError: see :func:`inference_cfg` and :class:`CTPredictor`; other classes. The
             painter raises it for a slice that the model scores otherwise than reported.
     """
     opts = list(opts)
-    named = {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
+    named = weights or {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
     folders = [] if named else run_folders(Path(run))
     own = [folder for folder in folders if (folder / BEST_CHECKPOINT).is_file()]
     opts += ["OUTPUT_DIR", str(own[0])] if own else []
     # Classes are those of the weights: the data set need not be on this machine
-    cfg, _ = inference_cfg(config_file, opts)
+    cfg, _ = inference_cfg(config_file, opts, weights)
     classifies = is_classifier(cfg)
     if classifies and list(cfg.MODEL.IMAGE_HEAD.CLASSES) != list(class_names):
         raise CTMaskNetError(
-            f"{config_file}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
+            f"{cfg.MODEL.WEIGHTS}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
             f"predictions have {', '.join(class_names)}; give the model that made them"
         )
     predictor = CTPredictor(cfg, lesions=True)

@@ -31,6 +31,7 @@ from ctmasknet.weights.layout import (
     resnet_layout,
 )
 from ctmasknet.weights.pickle import AnchorData, read_weights_file, shown
+from ctmasknet.weights.reader import check_weights
 
 _CLASSES_FROM = "roi_heads.box_predictor.cls_score.weight"
 _TRACKED = ".num_batches_tracked"
@@ -221,6 +222,7 @@ def import_file(
             raise CTMaskNetError(
                 f"{path}: {shown(name)} is not a tensor; give a published checkpoint"
             )
+    check_weights(path, tensors)
     try:
         lines = _anchor_lines(content.get("anchor_generator"))
         converted, found = import_checkpoint(tensors, mask_type)
@@ -231,7 +233,7 @@ def import_file(
         checkpoint["__author__"] = "torchvision"
         lines = []
     else:
-        checkpoint["ctmasknet"] = found.spec
+        checkpoint["ctmasknet"] = {**found.spec, "config_file": found.config}
     with writing(output), atomic_write(output, "wb") as stream:
         torch.save(checkpoint, stream)
     told = [f"{key}: {shown(content[key])}" for key in ("model_name", "epoch") if key in content]

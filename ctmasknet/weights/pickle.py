@@ -34,6 +34,7 @@ ANCHOR_CLASSES = (
     "models.mask_net.rpn_segmentation.AnchorGenerator",
     "models.mask_net.rpn.AnchorGenerator",
 )
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
@@ -106,7 +107,7 @@ def _read(stream: BinaryIO) -> Any:
     if not head:
         raise CTMaskNetError("the file is empty; fetch or copy it again")
     if length > MAX_FILE_BYTES:
-        raise _refusal(f"its {length} bytes are more than any checkpoint's")
+        raise refusal(f"its {length} bytes are more than any checkpoint's")
     entries = None
     if head == b"PK":
         source, entries = _copied_archive(stream)
@@ -116,7 +117,7 @@ def _read(stream: BinaryIO) -> Any:
     else:
         raise _foreign(f"it begins with {shown(head.decode('latin-1'))}")
 
-    class Unpickler(_Unpickler):
+    class Unpickler(WeightsUnpickler):
         file_bytes, sizes, claimed = length, entries, {}
 
     plain: list[Any] = []
@@ -132,7 +133,14 @@ def _read(stream: BinaryIO) -> Any:
         return plain[-1]
 
     module = SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load)
-    return torch.load(source, "cpu", module, weights_only=False, mmap=False)
+    # The variable asks for torch's unpickler in place of this one, which knows the authors' classes
+    # and lets no other code run either.
+    forced = os.environ.pop(_FORCED, None)
+    try:
+        return torch.load(source, "cpu", module, weights_only=False, mmap=False)
+    finally:
+        if forced is not None:
+            os.environ[_FORCED] = forced
 
 
 def _copied_archive(stream: BinaryIO) -> tuple[io.BytesIO, dict[str, int]]:
@@ -145,9 +153,9 @@ def _copied_archive(stream: BinaryIO) -> tuple[io.BytesIO, dict[str, int]]:
         if len(roots) != 1:
             raise _foreign("it is some other zip file")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise _refusal("a zip with compressed entries, which torch never writes")
+            raise refusal("a zip with compressed entries, which torch never writes")
         if entries[f"{roots[0]}data.pkl"].file_size > MAX_PICKLE_BYTES:
-            raise _refusal("its pickle is larger than any checkpoint's")
+            raise refusal("its pickle is larger than any checkpoint's")
         for name, entry in entries.items():
             short = name.removeprefix(roots[0])
             if short.startswith("data/"):
@@ -158,17 +166,19 @@ def _copied_archive(stream: BinaryIO) -> tuple[io.BytesIO, dict[str, int]]:
     return copy, sizes
 
 
-class _Unpickler(pickle._Unpickler):
+class WeightsUnpickler(pickle._Unpickler):
     """Reads one pickle, and leaves the stream just behind it.
 
     Python's own in Python: the quicker one believes a pickle's claims about memory.
 
     Attributes:
+        most: bytes that are looked at.
         file_bytes: the file's length; all storages together claim less.
         sizes: bytes of every storage by key, where the file states them.
         claimed: bytes of the storages referred to so far, by key.
     """
 
+    most: int = MAX_PICKLE_BYTES
     file_bytes: int
     sizes: dict[str, int] | None
     claimed: dict[str, int]
@@ -184,7 +194,8 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, stream: BinaryIO, **options: Any):
         self.source, self.start = stream, stream.tell()
-        self.window = io.BytesIO(stream.read(MAX_PICKLE_BYTES))
+        self.window = io.BytesIO(stream.read(self.most))
+        self.length = self.window.getbuffer().nbytes
         self.copied = self.total = 0
         super().__init__(self.window, **options)
 
@@ -198,7 +209,7 @@ class _Unpickler(pickle._Unpickler):
         if full == "collections.OrderedDict":
             return self.ordered
         if full not in _ALLOWED:
-            raise _refusal(
+            raise refusal(
                 f'its pickle asks for "{shown(full)}", which could run code and which no such '
                 "checkpoint needs"
             )
@@ -208,7 +219,7 @@ class _Unpickler(pickle._Unpickler):
         """An OrderedDict; Python 2 pickled it as a call with its items."""
         self.copied += len(pairs)
         if self.copied > MAX_COPIED_ITEMS:
-            raise _refusal("its pickle copies more items than any checkpoint has")
+            raise refusal("its pickle copies more items than any checkpoint has")
         return {_key(key): value for key, value in pairs}
 
     def load_setitem(self) -> None:
@@ -230,7 +241,7 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(target, AnchorData):
             target.state = state
         elif not isinstance(target, dict | torch.Tensor):
-            raise _refusal("its pickle sets attributes of an object that should have none")
+            raise refusal("its pickle sets attributes of an object that should have none")
 
     def load_binpersid(self) -> None:
         """A storage (class, key, location, numel[, view]) or module (class, file, source text)."""
@@ -242,21 +253,21 @@ class _Unpickler(pickle._Unpickler):
             self.claim(*rest)
             self.append(self.persistent_load(reference))
         else:
-            raise _refusal(f'its pickle holds a reference of unknown kind "{shown(kind)}"')
+            raise refusal(f'its pickle holds a reference of unknown kind "{shown(kind)}"')
 
     def claim(self, kind: Any, key: Any, location: Any, numel: Any, view: Any = None) -> None:
         if view is not None:
-            raise _refusal("a storage in it is a view, which torch 1.1 never writes")
-        if not isinstance(key, str) or not _is_count(numel) or kind.dtype not in _DTYPES:
+            raise refusal("a storage in it is a view, which torch 1.1 never writes")
+        if not isinstance(key, str) or not is_count(numel) or kind.dtype not in _DTYPES:
             raise ValueError("a storage's key, size or type is missing")
         size = numel * kind.dtype.itemsize
         if key not in self.claimed:
             self.claimed[key] = size
             self.total += size
         if self.claimed[key] != size:
-            raise _refusal(f"storage {shown(key)} is described twice")
+            raise refusal(f"storage {shown(key)} is described twice")
         if self.total > self.file_bytes:
-            raise _refusal(
+            raise refusal(
                 f"storage {shown(key)} claims {shown(numel)} values, more than the file's "
                 f"{self.file_bytes} bytes can hold (truncated, or made up)"
             )
@@ -280,18 +291,19 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> torc
     """A tensor that lies wholly inside its storage and is no larger than it."""
     if not isinstance(storage, torch.storage.TypedStorage) or len(shape) != len(stride):
         raise ValueError("a tensor's description has the wrong types")
-    if len(shape) > 8 or not all(map(_is_count, (offset, *shape, *stride))):
+    if len(shape) > 8 or not all(map(is_count, (offset, *shape, *stride))):
         raise ValueError("a tensor's description has the wrong numbers")
     values = storage._untyped_storage.nbytes() // storage.dtype.itemsize
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if math.prod(shape) > values:
-        raise _refusal(f"a tensor in it claims more than its {values} values")
+        raise refusal(f"a tensor in it claims more than its {values} values")
     if math.prod(shape) and last >= values:
-        raise _refusal(f"a tensor in it reaches beyond its {values} values")
+        raise refusal(f"a tensor in it reaches beyond its {values} values")
     return torch._utils._rebuild_tensor(storage, offset, tuple(shape), tuple(stride))
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether it is an integer that is not negative."""
     return type(value) is int and value >= 0
 
 
@@ -314,7 +326,7 @@ _ALLOWED: dict[str, Any] = {
 }
 
 
-def _refusal(why: str) -> CTMaskNetError:
+def refusal(why: str) -> CTMaskNetError:
     """The error for a file that holds what no checkpoint does."""
     return CTMaskNetError(f"refused, {why}; use a checkpoint file from its source")
 

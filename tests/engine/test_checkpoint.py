@@ -1,6 +1,8 @@
 import os
+import pickle
 import resource
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ def load(cfg, path, complete=True, model=None):
 
 
 def test_file_carries_what_it_is_for(saved):
-    assert torch.load(saved, weights_only=True)["ctmasknet"] == {
+    spec = torch.load(saved, weights_only=True)["ctmasknet"]
+    assert spec.pop("configuration")["MODEL.RPN.NMS_THRESH"] == 0.75
+    assert spec == {
         "task": "classification",
         "mask_type": "both",
         "lesion_classes": ["ggo", "consolidation"],
@@ -133,12 +137,155 @@ class TestStartingFromADetector:
         with pytest.raises(CTMaskNetError, match=r"such as image_head\.fc1\.weight"):
             load(tiny_cfg, detector)
 
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            ("backbone.bottom_up.",),
+            ("backbone.",),
+            ("backbone.", "proposal_generator."),
+            ("backbone.", "roi_heads."),
+            ("image_head.",),
+        ],
+    )
+    def test_a_classifier_does_not_start_from_part_of_a_detector(
+        self, tiny_cfg, tiny_model, tmp_path, kept
+    ):
+        state = tiny_model.state_dict()
+        part = {name: value for name, value in state.items() if name.startswith(kept)}
+        torch.save({"model": part}, tmp_path / "part.pth")
+        with pytest.raises(CTMaskNetError, match=r"part\.pth: holds no detector .*MODEL\.WEIGHTS"):
+            load(tiny_cfg, tmp_path / "part.pth", complete=False)
+        if kept != ("image_head.",):  # of which a detector has nothing
+            tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+            load(tiny_cfg, tmp_path / "part.pth", complete=False)
+
+    def test_a_classifier_starts_without_mask_head(self, tiny_cfg, tiny_model, detector):
+        content = torch.load(detector, weights_only=True)
+        weights = content["model"]
+        masks = "roi_heads.mask_head."
+        content["model"] = {n: v for n, v in weights.items() if not n.startswith(masks)}
+        torch.save(content, detector)
+        load(tiny_cfg, detector, complete=False, model=tiny_model)
+
+    def test_other_input_than_the_detectors_is_told(self, tiny_cfg, detector, caplog):
+        load(tiny_cfg, detector, complete=False)
+        assert "in this checkpoint but" not in caplog.text
+        tiny_cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
+        load(tiny_cfg, detector, complete=False)
+        assert "MODEL.PIXEL_STD is [58.395, 57.12, 57.375] in this checkpoint but" in caplog.text
+
     def test_a_torn_part_is_refused(self, tiny_cfg, detector):
         data = torch.load(detector, weights_only=True)
         del data["model"]["roi_heads.box_head.fc2.weight"]
         torch.save(data, detector)
         with pytest.raises(CTMaskNetError, match=r"such as roi_heads\.box_head\.fc2\.weight"):
             load(tiny_cfg, detector, complete=False)
+
+
+@pytest.mark.parametrize("state", [None, 5, [], {}, "text", {"value": 5}])
+def test_a_training_state_of_another_form_is_passed_over(
+    saved, tiny_cfg, tiny_model, caplog, state
+):
+    class State:
+        def state_dict(self):
+            return {"value": [1]}
+
+        def load_state_dict(self, state):
+            state.get("value")[0].real.bit_length()
+
+    options = {"spec": spec_of(tiny_cfg), "trainer": State()}
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(saved.parent), **options)
+    for iteration in (1, 3):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = saved.with_name("model_0000003.pth")
+    torch.save(torch.load(last, weights_only=True) | {"trainer": state}, last)
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    assert "model_0000003.pth: not a readable checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../outside.pth", "/tmp/outside.pth", "sub/inside.pth", "..", ".", "", "outside.pkl"),
+        *("model_final.pth\nmodel_0000001.pth", "model\0.pth", "~/model.pth"),
+    ],
+)
+def test_last_checkpoint_is_a_bare_name_in_its_folder(saved, tiny_cfg, tiny_model, name):
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(saved.parent), spec=spec_of(tiny_cfg))
+    last = saved.with_name("last_checkpoint")
+    last.write_text(name)
+    with pytest.raises(CTMaskNetError, match=r"last_checkpoint: names .* no checkpoint of this"):
+        checkpointer.resume_or_load("", resume=True)
+    last.write_bytes(b"\xff\xfe")
+    with pytest.raises(CTMaskNetError, match=r"last_checkpoint: names .* no checkpoint of this"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_passed_over_or_refused(
+    saved, tiny_cfg, tiny_model, caplog
+):
+    checkpointer = CTMaskNetCheckpointer(tiny_model, str(saved.parent), spec=spec_of(tiny_cfg))
+    for iteration in (1, 3):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = saved.with_name("model_0000003.pth")
+    content = bytearray(last.read_bytes())
+    weight = tiny_model.state_dict()["image_head.fc1.weight"].numpy().tobytes()
+    content[content.index(weight) + 3] ^= 0x20
+    last.write_bytes(content)
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    assert "model_0000003.pth: not a readable checkpoint (damaged: the check sum" in caplog.text
+    with pytest.raises(CTMaskNetError, match=r"model_0000003\.pth: not a readable checkpoint"):
+        load(tiny_cfg, last)
+
+
+class TestFilesOfDetectron2sZoo:
+    @pytest.fixture
+    def backbone(self, tiny_cfg, tiny_model):
+        """A ResNet under the names that the zoo's files have."""
+        tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+        start = "backbone.bottom_up."
+        return {
+            name.removeprefix(start): value.numpy() + 1
+            for name, value in tiny_model.state_dict().items()
+            if name.startswith(start) and not name.endswith("num_batches_tracked")
+        }
+
+    def check(self, cfg, address, backbone):
+        model = build_model(cfg)
+        load(cfg, address, complete=False, model=model)
+        for name, value in backbone.items():
+            found = model.state_dict()[f"backbone.bottom_up.{name}"]
+            assert torch.equal(found, torch.from_numpy(value)), name
+
+    def test_a_detector_starts_from_one(self, tiny_cfg, tmp_path, backbone):
+        zoo = {"model": backbone, "__author__": "torchvision", "matching_heuristics": True}
+        (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(zoo, 2))
+        self.check(tiny_cfg, tmp_path / "zoo.pkl", backbone)
+
+    def test_one_of_detectron_is_known_by_its_blobs(self, tiny_cfg, tmp_path, backbone):
+        weight = backbone["stem.conv1.weight"]
+        zoo = {"blobs": {"conv1_w": weight, "conv1_w_momentum": weight, "cfg": "text"}}
+        (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(zoo, 2))
+        with pytest.raises(CTMaskNetError, match=r"zoo\.pkl: .*cfg"):
+            load(tiny_cfg, tmp_path / "zoo.pkl", complete=False)
+        del zoo["blobs"]["cfg"]
+        (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(zoo, 2))
+        with pytest.raises(
+            CTMaskNetError, match=r"such as backbone\.bottom_up\.(?!stem\.conv1\.w)"
+        ):
+            load(tiny_cfg, tmp_path / "zoo.pkl", complete=False)
+
+    def test_one_at_an_address(self, tiny_cfg, tmp_path, backbone, monkeypatch):
+        zoo = {"model": backbone, "__author__": "torchvision", "matching_heuristics": True}
+
+        def fetch(address, filename, reporthook=None):
+            assert address == "https://example.org/zoo.pkl"
+            Path(filename).write_bytes(pickle.dumps(zoo))
+            return filename, None
+
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+        monkeypatch.setattr("urllib.request.urlretrieve", fetch)
+        self.check(tiny_cfg, "https://example.org/zoo.pkl", backbone)
 
 
 @pytest.mark.parametrize(

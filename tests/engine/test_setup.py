@@ -177,3 +177,170 @@ def test_a_python_configuration_is_named(tmp_path):
     path.write_text("model = 1\n")
     with pytest.raises(CTMaskNetError, match=r"Python \(LazyConfig\)"):
         read_cfg(path)
+
+
+def test_a_file_that_says_otherwise_is_told_and_not_used(config, two, caplog):
+    inference_cfg(config, TINY, two)
+    assert "MODEL.RANKED_BOXES.NUM 8 (file: 32)" in caplog.text
+    # What an override says anew is no matter of the file
+    assert "MODEL.FPN.OUT_CHANNELS" not in caplog.text
+    caplog.clear()
+    inference_cfg("", ["MODEL.DEVICE", "cpu"], two)
+    assert not caplog.text
+
+
+#: Keys that rows, input or scores depend on, each with another value.
+OTHER = {
+    "INPUT.MIN_SIZE_TEST": 96,
+    "INPUT.MAX_SIZE_TEST": 80,
+    "INPUT.CROP_TO_BODY": True,
+    "MODEL.PIXEL_MEAN": [100.0, 100.0, 100.0],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[4, 8, 16, 32]],
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 4,
+    "MODEL.RPN.NMS_THRESH": 0.3,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 10,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": (2.0, 2.0, 2.0, 2.0),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 3,
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True,
+    "MODEL.RANKED_BOXES.NMS_THRESH": 0.1,
+    "MODEL.RANKED_BOXES.SCORE_THRESH": 0.3,
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    "MODEL.FPN.FUSE_TYPE": "avg",
+}
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_an_override_that_differs_from_the_checkpoint_is_refused_by_key(config, two, key, caplog):
+    words = [*TINY, key, OTHER[key]]
+    for file in (config, ""):
+        cfg, spec = inference_cfg(file, words, two)
+        theirs = spec["configuration"][key]
+        with pytest.raises(CTMaskNetError) as caught:
+            load_model(cfg)
+        told = str(caught.value)
+        assert told.startswith(f"{two}: {key} is {theirs!r} in this checkpoint but ")
+        assert f"leave {key} out" in told and "\n" not in told
+    caplog.clear()
+    cfg, _ = inference_cfg(config, [*words, "MODEL.UNLIKE_CHECKPOINT", "warn"], two)
+    load_model(cfg)
+    assert f"{key} is {theirs!r} in this checkpoint but " in caplog.text
+
+
+def test_weights_that_do_not_fit_are_told_with_the_keys_that_differ(config, two):
+    cfg, _ = inference_cfg(config, [*TINY, "MODEL.RESNETS.DEPTH", 34], two)
+    with pytest.raises(CTMaskNetError, match=r"another arch.*MODEL\.RESNETS\.DEPTH 18 \(here: 34"):
+        load_model(cfg)
+
+
+def test_which_lesions_are_given_out_may_be_chosen_anew(config, two, caplog):
+    cfg, _ = inference_cfg(config, [*TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5], two)
+    assert load_model(cfg).roi_heads.box_predictor.test_score_thresh == 0.5
+    assert "SCORE_THRESH_TEST is 0.05 in this checkpoint but 0.5" in caplog.text
+
+
+def test_a_model_file_alone_is_enough(config, two):
+    with_file, _ = inference_cfg(config, TINY, two)
+    alone, _ = inference_cfg(weights=two)
+    assert alone.MODEL.META_ARCHITECTURE == "CTMaskNet"
+    assert spec_of(alone) == spec_of(with_file)
+    image = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(1)) * 255
+    (one,), (other,) = (load_model(cfg)([{"image": image}]) for cfg in (with_file, alone))
+    assert torch.equal(one["logits"], other["logits"])
+    assert torch.equal(one["ranked_boxes"], other["ranked_boxes"])
+
+
+def test_a_file_that_states_no_configuration_needs_one(two):
+    content = torch.load(two, weights_only=True)
+    del content["ctmasknet"]["configuration"]
+    torch.save(content, two)
+    with pytest.raises(CTMaskNetError, match=r"two\.pth: does not state its conf.*`config_file`"):
+        inference_cfg(weights=two)
+    with pytest.raises(CTMaskNetError, match="no configuration and no weights"):
+        inference_cfg()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.RPN.NMS_THRESH", "wide", "MODEL.RPN.NMS_THRESH 'wide', which is no such value"),
+        ("MODEL.RPN.NMS_THRESH", None, "MODEL.RPN.NMS_THRESH None"),
+        ("MODEL.MASK_ON", 1, "MODEL.MASK_ON 1"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", [["wide"]], "MODEL.ANCHOR_GENERATOR.SIZES"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", 5, "MODEL.ANCHOR_GENERATOR.SIZES 5"),
+        ("MODEL.PIXEL_STD", [True, 1.0, 1.0], "MODEL.PIXEL_STD"),
+        ("MODEL.PIXEL_STD", torch.ones(3), "ctmasknet.configuration is a dict, but a dictionary"),
+        (5, 5, "ctmasknet.configuration is a dict, but a dictionary of keys with plain values"),
+    ],
+)
+def test_a_stated_value_of_another_kind_is_one_line(two, key, value, message):
+    content = torch.load(two, weights_only=True)
+    content["ctmasknet"]["configuration"][key] = value
+    torch.save(content, two)
+    with pytest.raises(CTMaskNetError) as caught:
+        inference_cfg(weights=two)
+    assert str(caught.value).startswith(f"{two}: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_stated_values_that_make_no_model_are_one_line(two):
+    content = torch.load(two, weights_only=True)
+    for key, value in (
+        ("MODEL.RESNETS.DEPTH", 19),
+        ("MODEL.FPN.IN_FEATURES", ["res9"]),
+        ("MODEL.META_ARCHITECTURE", "Other"),
+        ("MODEL.RPN.HEAD_NAME", "Other"),
+    ):
+        keys = content["ctmasknet"]["configuration"] | {key: value}
+        spec = content["ctmasknet"] | {"configuration": keys}
+        torch.save(content | {"ctmasknet": spec}, two)
+        with pytest.raises(CTMaskNetError, match=r"two\.pth: ") as caught:
+            load_model(inference_cfg("", ["MODEL.DEVICE", "cpu"], two)[0])
+        assert "\n" not in str(caught.value)
+
+
+def test_two_weights_are_one_too_many(config, two):
+    with pytest.raises(
+        CTMaskNetError, match=r"`weights` is .* but MODEL\.WEIGHTS other\.pth; give"
+    ):
+        inference_cfg(config, [*TINY, "MODEL.WEIGHTS", "other.pth"], two)
+    inference_cfg(config, [*TINY, "MODEL.WEIGHTS", str(two)], two)
+
+
+def test_a_checkpoint_states_no_path_device_or_data_set(two, caplog):
+    content = torch.load(two, weights_only=True)
+    stranger = {"OUTPUT_DIR": "/elsewhere", "MODEL.DEVICE": "cuda", "DATASETS.TEST": ["other"]}
+    content["ctmasknet"]["configuration"] |= stranger
+    torch.save(content, two)
+    cfg, _ = inference_cfg("", ["MODEL.DEVICE", "cpu"], two)
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.DEVICE, cfg.DATASETS.TEST) == ("./output", "cpu", ())
+    assert "leaves out: DATASETS.TEST, MODEL.DEVICE, OUTPUT_DIR" in caplog.text
+
+
+def test_every_tool_takes_a_model_file_alone(repository, two, tmp_path):
+    picture = tmp_path / "in" / "slice.png"
+    picture.parent.mkdir()
+    Image.new("L", (64, 64), 90).save(picture)
+    cpu = ["MODEL.DEVICE", "cpu"]
+    files = {
+        "predict": "predictions.csv",
+        "explain": "attributions.jsonl",
+        "visualize": "001_slice.png",
+    }
+    for tool, made in files.items():
+        for number, given in enumerate((["--weights", two], ["MODEL.WEIGHTS", two])):
+            output = tmp_path / f"{tool}{number}"
+            words = ["--input", picture, "--output", output, *given, *cpu]
+            assert run_tool(repository, f"tools/{tool}.py", *words) == 0
+            assert (output / made).is_file()
+    program = tmp_path / "two.pt2"
+    sides = ["--height", 64, "--width", 64, *cpu]
+    words = ["--weights", two, "--output", program, *sides]
+    assert run_tool(repository, "tools/export.py", *words) == 0 and program.is_file()
+    page = tmp_path / "page.html"
+    words = [tmp_path / "predict0", "--output", page, "--weights", two, "--images", picture.parent]
+    assert run_tool(repository, "tools/report.py", *words, "--opts", *cpu) == 0
+    assert "no lesion found" in page.read_text() or "best of" in page.read_text()

@@ -184,7 +184,8 @@ def test_a_dicom_series_and_a_volume_give_the_same(
 
 
 def arguments(output, **given):
-    values = {"config_file": "", "opts": [], "dataset": None, "input": None, "output": str(output)}
+    values = {"config_file": "", "opts": [], "weights": None, "dataset": None, "input": None}
+    values |= {"output": str(output)}
     values |= {"limit": None, "seed": None, "method": "occlusion", "hidden": "zero"}
     values |= {"target": None, "boxes": 10, "pictures": True}
     return argparse.Namespace(**(values | given))

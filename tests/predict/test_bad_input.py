@@ -162,7 +162,10 @@ def test_a_full_disk_keeps_what_is_finished(limit_bytes, classifier, scans, tmp_
     [
         (["--pooling", "learned"], "holds no learned pooling"),
         (["--batch-size", 0], "give 1 or more"),
-        (["--", "INPUT.CROP_TO_BODY", True], "INPUT.CROP_TO_BODY: scans come without body boxes"),
+        (
+            ["--", "INPUT.CROP_TO_BODY", True, "MODEL.UNLIKE_CHECKPOINT", "warn"],
+            "INPUT.CROP_TO_BODY: scans come without body boxes",
+        ),
         (["--masks", "nifti", "--", "MODEL.MASK_ON", False], "--masks: these weights"),
         (["--max-bad-share", 2], "--max-bad-share is 2.0"),
         (["--score-threshold", 75], "--score-threshold: 75.0 is no score"),
@@ -181,11 +184,14 @@ def test_a_detector_pools_nothing(detector, scans, tmp_path, tool):
     refused(tool, "--pooling, --top-k: a lesion detector names no class", *command)
 
 
-def test_weights_that_have_diverged(own_classifier, scans, tmp_path, tool):
+def test_weights_that_have_diverged(own_classifier, scans, tmp_path, tool, monkeypatch):
     content = torch.load(own_classifier.weights, weights_only=True)
     content["model"]["image_head.fc1.weight"].fill_(float("nan"))
     torch.save(content, own_classifier.weights)
     command = words(own_classifier, [scans / "a_dicom"], tmp_path / "out")
+    refused(tool, "own.pth: tensor image_head.fc1.weight holds numbers that are not", *command)
+    # Finite weights too may give such logits
+    monkeypatch.setattr("ctmasknet.engine.checkpoint.check_weights", lambda *given: None)
     refused(tool, "000.dcm: the model gives logits that are no finite numbers", *command)
 
 

@@ -7,7 +7,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.setup import inference_cfg, read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.imported import import_checkpoint, import_file
 from ctmasknet.weights.layout import (
@@ -41,6 +41,12 @@ VARIANTS = [
 ]
 
 
+def without_configuration(spec):
+    """The specification of published weights: what else they were trained with is their
+    configuration's."""
+    return {name: value for name, value in spec.items() if name != "configuration"}
+
+
 def meta_state(variant: AuthorsVariant) -> dict[str, torch.Tensor]:
     """Tensors without numbers, as the authors name them."""
     layout = authors_layout(variant)
@@ -68,7 +74,7 @@ def test_every_variant_is_detected_and_fits_the_model_of_its_config(repository, 
     converted, found = import_checkpoint(meta_state(variant))
     assert found.variant == variant
     cfg = read_cfg(str(repository / found.config), found.overrides)
-    assert found.spec == spec_of(cfg)
+    assert found.spec == without_configuration(spec_of(cfg))
     model = build(found.config, *found.overrides, device="meta")
     expected = {
         name: tuple(tensor.shape)
@@ -93,7 +99,7 @@ def test_every_variant_is_detected_and_fits_the_model_of_its_config(repository, 
 def test_the_config_that_fits_is_named(repository, variant, mask_type, config):
     _, found = import_checkpoint(meta_state(variant), mask_type)
     assert found.config == f"configs/{config}.yaml"
-    assert found.spec == spec_of(read_cfg(str(repository / found.config)))
+    assert found.spec == without_configuration(spec_of(read_cfg(str(repository / found.config))))
 
 
 def test_a_lightweight_model_of_both_classes_names_the_overrides_it_needs(tmp_path):
@@ -207,6 +213,21 @@ def test_wrong_missing_and_unknown_tensors_are_named(tmp_path, change, words, la
     assert not output.exists() and not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("s2new.fc_scores_img.bias", torch.tensor([1.0, 2.0, float("nan")]), "are not finite"),
+        ("backbone.body.bn1.running_var", torch.full((64,), -1.0), "holds variances below 0"),
+        ("s2new.fc_scores_img.bias", torch.tensor([1, 2, 3]), "holds int64 where weights are"),
+    ],
+)
+def test_weights_that_no_training_leaves_are_not_imported(tmp_path, name, value, words):
+    path = save_stream(tmp_path / "in.pth", {"model_weights": small_state() | {name: value}})
+    with pytest.raises(CTMaskNetError, match=rf"in\.pth: tensor {name} .*{words}"):
+        import_file(path, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
 def test_the_tool_writes_a_checkpoint_that_detectron2_loads(repository, tmp_path, tool, capsys):
     state = small_state()
     state["s2new.fc_scores_img.bias"] = torch.tensor([1.0, 2.0, 3.0])
@@ -224,6 +245,15 @@ def test_the_tool_writes_a_checkpoint_that_detectron2_loads(repository, tmp_path
     assert rest["__author__"] == "COVID-CT-Mask-Net" and rest["ctmasknet"]["num_boxes"] == 128
     assert model.image_head.logits.bias.tolist() == [1.0, 2.0, 3.0]
     assert not model.roi_heads.mask_on  # the file has no mask head, so no random one may draw
+
+    alone, _ = inference_cfg(overrides=["MODEL.DEVICE", "cpu"], weights=output)
+    given, _ = inference_cfg(repository / "configs/cls_r18_t2_merge.yaml", weights=output)
+    assert spec_of(alone) == spec_of(given) and alone.MODEL.RESNETS.DEPTH == 18
+    content = torch.load(output, weights_only=True)
+    content["ctmasknet"]["config_file"] = f"../{tmp_path}/other.yaml"
+    torch.save(content, tmp_path / "astray.pth")
+    with pytest.raises(CTMaskNetError, match=r"astray\.pth: does not state .* `config_file`"):
+        inference_cfg(weights=tmp_path / "astray.pth")
 
     cfg = read_cfg(str(repository / lines[-1].removeprefix("config: ")))
     model = build("configs/cls_r18_t2_merge.yaml")

@@ -114,6 +114,16 @@ def test_tensors_come_back_exactly(tmp_path, layout):
         assert torch.equal(loaded[name], tensor), name
 
 
+def test_torchs_variable_for_safe_loading_hinders_nothing(tmp_path, monkeypatch, hostile, marker):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"a": torch.ones(2)}, tmp_path / "file.pth")
+    assert read_weights_file(tmp_path / "file.pth")["a"].tolist() == [1.0, 1.0]
+    for name in ("runs_in_a_zip", "runs_a_command"):
+        with pytest.raises(CTMaskNetError, match=r"posix\.system"):
+            read_weights_file(hostile[name][0])
+    assert not marker.exists() and os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+
+
 @pytest.mark.parametrize("layout", ["zip", "stream"])
 def test_module_and_optimizer_states_are_read(tmp_path, layout):
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))

@@ -36,7 +36,7 @@ def train_from_command_line(args: argparse.Namespace) -> None:
         cfg, spec = inference_cfg(args.config_file, args.opts, test_sets=True)
         check_weights_of_run(cfg, spec.get(RUN))
     else:
-        cfg = training_cfg(args.config_file, args.opts)
+        cfg = training_cfg(args.config_file, args.opts, resume=args.resume)
     with run_folder(cfg, args):
         before = recorded_run(cfg.OUTPUT_DIR) if args.resume else None
         with recorded(cfg, args) as record:
