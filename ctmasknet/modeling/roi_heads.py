@@ -42,7 +42,8 @@ def pad_rows(rows: Tensor, num: int) -> Tensor:
 
     Which row goes where is told by :func:`padding_index`, so the result depends on nothing but
     ``rows`` (the authors repeat rows at random places, reference). Without any row the result is
-    zero: no box, no score.
+    zero: no box, no score. It then still hangs on ``rows``, for several processes wait for the
+    gradient of every weight.
 
     Args:
         rows: (n, 5).
@@ -52,7 +53,7 @@ def pad_rows(rows: Tensor, num: int) -> Tensor:
         (N, 5)
     """
     if len(rows) == 0:
-        return rows.new_zeros(num, rows.shape[1])
+        return rows.new_zeros(num, rows.shape[1]) + rows.sum()
     return rows[padding_index(len(rows), num, rows.device)]
 
 

@@ -47,6 +47,7 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
         f"{name}.{part}"
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
+        and not name.startswith(_WITHOUT_GRADIENT)
         and not (mode == "heads_bn_no_shortcut" and ".shortcut." in name)
         for part in ("weight", "bias")
     }
