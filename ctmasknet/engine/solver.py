@@ -1,8 +1,9 @@
 """The optimiser of a training (paper section 4: Adam) and what takes its steps.
 
 In half precision convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict
-is turned to float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits
-and losses are float32; so are the weights, their optimiser's state and the checkpoints.
+is turned to float32 before anything is decoded, ranked or lost, and boxes are pooled in float32, so
+proposals, ranked rows, logits and losses are float32; so are the weights, their optimiser's state
+and the checkpoints. None of this has been run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,10 +1,16 @@
 """The optimiser's numbers; half precision: what runs in it, what stays float32, refusals."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import RoIPool
 
 from ctmasknet.engine import solver as precision
 from ctmasknet.engine.setup import read_cfg
@@ -158,6 +164,67 @@ def test_layers_in_bfloat16_losses_in_float32(amp_cfg, slices, task):
         assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
     assert losses[True] != losses[False]
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
+
+
+class BoxArithmetic(TorchDispatchMode):
+    """Notes what boxes are pooled and suppressed in: operator -> types of its floating inputs."""
+
+    OPERATORS = ("torchvision::roi_align", "torchvision::nms", "aten::_embedding_bag")
+
+    def __init__(self):
+        super().__init__()
+        self.types = defaultdict(set)
+        self.boxes = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.name().split(".")[0]
+        if name.startswith(self.OPERATORS):
+            given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            self.types[name] |= {x.dtype for x in given if x.is_floating_point()}
+            if name == "torchvision::nms":
+                self.boxes.append(args[0])
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pooler", ["ROIAlign", "ROIAlignV2", "ROIPool"])
+@pytest.mark.parametrize("task", ["GeneralizedRCNN", "CTMaskNet"])
+def test_boxes_are_never_rounded(amp_cfg, slices, monkeypatch, task, pooler):
+    amp_cfg.MODEL.META_ARCHITECTURE = task
+    amp_cfg.MODEL.TRAINABLE = "full"
+    amp_cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = pooler
+    if pooler == "ROIPool":
+        amp_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    model = build_model(amp_cfg).train()
+    precision.keep_predictions_float32(model)
+    coded, pooled = set(), []
+    apply = Box2BoxTransform.apply_deltas
+
+    def apply_deltas(transform, deltas, boxes):
+        found = apply(transform, deltas, boxes)
+        coded.update(one.dtype for one in (deltas, boxes, found))
+        return found
+
+    pool = RoIPool.forward
+
+    def roi_pool(layer, maps, boxes):
+        pooled.extend(one.dtype for one in (maps, boxes))
+        return pool(layer, maps, boxes)
+
+    monkeypatch.setattr(Box2BoxTransform, "apply_deltas", apply_deltas)
+    monkeypatch.setattr(RoIPool, "forward", roi_pool)
+    batch = [detector_input(item) for item in slices[:2]]
+    with EventStorage(), BoxArithmetic() as seen, torch.autocast("cpu", torch.bfloat16):
+        model(batch)
+        model.eval()(batch)
+    assert coded == {torch.float32}
+    assert set(pooled) == ({torch.float32} if pooler == "ROIPool" else set())
+    expected = {"torchvision::nms"}
+    if pooler != "ROIPool":
+        expected.add("aten::_embedding_bag")
+        expected |= {"torchvision::roi_align"} if task == "GeneralizedRCNN" else set()
+    assert set(seen.types) >= expected
+    assert all(types == {torch.float32} for types in seen.types.values()), dict(seen.types)
+    assert any(not torch.equal(boxes, boxes.bfloat16().float()) for boxes in seen.boxes)
 
 
 @pytest.mark.parametrize("enabled", [False, True])
