@@ -1,5 +1,6 @@
 """The optimiser's numbers; half precision: what runs in it, what stays float32, refusals."""
 
+import copy
 from collections import defaultdict
 
 import pytest
@@ -266,6 +267,24 @@ def test_ranked_rows_are_float32(amp_cfg, slices):
         rows = model(slices)[0]["ranked_boxes"]
     assert rows.dtype == torch.float32
     assert not torch.equal(rows, rows.bfloat16().float())
+
+
+def test_a_copy_computes_with_its_own_weights(amp_cfg, slices):
+    model = build_model(amp_cfg).eval()
+    precision.keep_predictions_float32(model)
+    precision.keep_predictions_float32(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (copied.image_head.logits, copied.roi_heads.box_predictor.cls_score):
+            layer.weight.zero_()
+            layer.bias.copy_(torch.arange(len(layer.bias)))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(slices)[0]
+        found = copied(slices)[0]
+    assert found["logits"].tolist() == [0, 1, 2]
+    assert found["ranked_boxes"][0, 0] == pytest.approx(float(torch.arange(3.0).softmax(0)[1]))
+    assert found["logits"].dtype == before["logits"].dtype == torch.float32
+    assert before["logits"].tolist() != [0, 1, 2]
 
 
 def test_off_by_default(tiny_cfg):
