@@ -14,7 +14,7 @@ ROWS = (
     {"errors"},
     {"classes", "files", "workers"},
     {"names"},
-    {"ct", "modeling"},
+    {"ct", "modeling", "bounds"},
     {"config"},
     {"data"},
     {"prepare", "phantom", "evaluation", "weights", "draw"},

@@ -92,6 +92,9 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
         raise CTMaskNetError(
             f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
         ) from error
+    given = {str(key) for key in words[::2]}
+    if "MODEL.LESION_CLASSES" in given and "MODEL.ROI_HEADS.NUM_CLASSES" not in given:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES) or 1
     check_keys(cfg)
     return cfg
 

@@ -54,7 +54,7 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
     if mode.startswith("heads_bn") and not norms:
         raise CTMaskNetError(
             f"MODEL.TRAINABLE is {mode!r} but the model has no batch normalisation to train; "
-            'set MODEL.RESNETS.NORM "BN"'
+            'set MODEL.RESNETS.NORM "BN" and MODEL.BACKBONE.FREEZE_AT 0'
         )
     trained = []
     for name, parameter in model.named_parameters():
