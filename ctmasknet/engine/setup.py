@@ -36,6 +36,7 @@ from ctmasknet.engine.checkpoint import (
 )
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import check_trained_on
+from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
 
 BEST_CHECKPOINT = f"{BEST}.pth"
@@ -122,9 +123,10 @@ def training_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) 
         *(cfg.DATASETS.TRAIN, cfg.DATASETS.VAL, known_sets(cfg.DATASETS.TEST)),
         cfg.DATASETS.SHARED_PATIENTS,
     )
-    _take_classes(cfg, names)
+    _take_classes(cfg, names, [str(key) for key in overrides[::2]])
     _check_windows(cfg, names)
     resolve_epochs(cfg, len(training_dicts(cfg)), overrides)
+    check_validation(cfg)
     _require_weights(cfg, config_file, training=True)
     cfg.freeze()
     return cfg
@@ -177,6 +179,8 @@ def inference_cfg(
             cfg.merge_from_list([key, spec[name]])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     if test_sets:
+        if not cfg.DATASETS.TEST:
+            raise CTMaskNetError("DATASETS.TEST is empty; name a registered data set to evaluate")
         register_prepared()
         names = tuple(known_sets(cfg.DATASETS.TEST))
         stated = spec.get("image_classes" if is_classifier(cfg) else "lesion_classes")
@@ -260,8 +264,9 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     return model.eval()
 
 
-def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    """Set the configuration's class names and count to those of the data sets."""
+def _take_classes(cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = ()) -> None:
+    """Set the configuration's class names and count to those of the data sets, from which keys that
+    are ``given`` on the command line may not differ."""
     _, attribute, _ = _TASKS[is_classifier(cfg)]
     classes: dict[str, list[str]] = {}
     for name in names:
@@ -282,9 +287,17 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
             )
     if is_classifier(cfg):
         before, cfg.MODEL.IMAGE_HEAD.CLASSES = cfg.MODEL.IMAGE_HEAD.CLASSES, found
+        keys = ["MODEL.IMAGE_HEAD.CLASSES"]
     else:
         before, cfg.MODEL.LESION_CLASSES = cfg.MODEL.LESION_CLASSES, found
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found)
+        keys = ["MODEL.LESION_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES"]
+    stated = [key for key in keys if key in given]
+    if stated and list(before) != found:
+        raise CTMaskNetError(
+            f"{stated[0]} is given for the classes {', '.join(before)}, but {first} has "
+            f"{', '.join(found)}; leave the key out, or name another data set"
+        )
     if list(before) != found:
         _LOGGER.info("Classes taken from %s: %s", first, ", ".join(found))
 
