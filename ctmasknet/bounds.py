@@ -6,7 +6,6 @@ may be hours away.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -90,6 +89,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("1 or 2", lambda value: value in (1, 2), "MODEL.RESNETS.RES5_DILATION"),
     ("-1 or a number of channels", lambda value: value == -1 or value >= 1, "MODEL.RPN.CONV_DIMS"),
 )
+_FLOAT32_MAX = 3.4e38
 _BOUND_OF = {key: (words, holds) for words, holds, keys in _NUMBERS for key in keys.split()}
 #: How many numbers a list has to have; None: at least one.
 _LENGTHS = {
@@ -124,7 +124,9 @@ def check_value(key: str, value: Any) -> None:
         words, holds = _BOUND_OF[key]
         for number in _flat(value):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
-            if number is not None and not (is_number and math.isfinite(number) and holds(number)):
+            if number is not None and not (
+                is_number and abs(number) < _FLOAT32_MAX and holds(number)
+            ):
                 raise CTMaskNetError(f"{key} is {value}; give {words}")
 
 

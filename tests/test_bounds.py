@@ -33,6 +33,7 @@ def test_every_configuration_of_the_repository_is_taken(repository):
         ("SOLVER.BASE_LR", 0.0, "give a number above 0"),
         ("SOLVER.BASE_LR", float("nan"), "give a number above 0"),
         ("SOLVER.BASE_LR", float("inf"), "give a number above 0"),
+        ("SOLVER.BASE_LR", 1e39, "give a number above 0"),
         ("SOLVER.WEIGHT_DECAY", -0.1, "give 0 or more"),
         ("SOLVER.STEPS", (20, 10), "give iterations that rise"),
         ("SOLVER.STEPS", (0, 10), "give 1 or more"),

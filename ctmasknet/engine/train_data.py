@@ -312,10 +312,16 @@ class GatherBadSlices(HookBase):
     too_many = False
 
     def after_step(self) -> None:
-        bad, solver, done = self.trainer.bad_slices, self.trainer.cfg.SOLVER, self.trainer.iter + 1
+        solver, done = self.trainer.cfg.SOLVER, self.trainer.iter + 1
         periods = (solver.LOG_PERIOD, solver.CHECKPOINT_PERIOD)
         due = any(period > 0 and done % period == 0 for period in periods)
-        if bad.skip and (due or done == self.trainer.max_iter):
+        if due or done == self.trainer.max_iter:
+            self.gather()
+
+    def gather(self) -> None:
+        """Do so now; every process has to call this."""
+        bad = self.trainer.bad_slices
+        if bad.skip:
             bad.gather(comm.all_gather)
             self.too_many = bad.exceeded() is not None
 

@@ -29,7 +29,12 @@ from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
-from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, PeriodicCheckpoint, spec_of
+from ctmasknet.engine.checkpoint import (
+    UNEVALUATED,
+    CTMaskNetCheckpointer,
+    PeriodicCheckpoint,
+    spec_of,
+)
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
@@ -46,7 +51,7 @@ from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished
-from ctmasknet.modeling.finite import slices_named
+from ctmasknet.modeling.finite import NotFiniteError, slices_named
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,7 +78,7 @@ class Trainer(DefaultTrainer):
     A training that is killed at any moment and resumed ends as it would have without: everything
     that the next iteration depends on is in the checkpoint, and what was written after it is
     written again. For that, an iteration ends with evaluation, metrics and checkpoint in this
-    order.
+    order. An evaluation that fails costs nothing: what it needs is in a checkpoint before it.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -153,15 +158,20 @@ class Trainer(DefaultTrainer):
         try:
             with slices_named(lambda: loader.drawn):
                 super().run_step()
+        except NotFiniteError as error:
+            raise self.diverged(error.problem) from error
         except FloatingPointError as error:
             names = first_few(item["file_name"] for item in loader.drawn)
-            losses = self.storage.histories().get("total_loss")
-            before = f", after {losses.latest():.4g}" if losses else ""
-            raise CTMaskNetError(
-                f"{names}: the loss is no finite number at iteration {self.iter}{before}: training "
-                "has diverged; train anew, or on from an earlier checkpoint, with a lower "
-                "SOLVER.BASE_LR"
-            ) from error
+            raise self.diverged(f"{names}: the loss is no finite number") from error
+
+    def diverged(self, problem: str) -> CTMaskNetError:
+        """The error for ``problem``, which this iteration met: numbers that are not finite."""
+        losses = self.storage.histories().get("total_loss")
+        before = f"last finite loss {losses.latest():.4g}" if losses else "no finite loss before it"
+        return CTMaskNetError(
+            f"{problem} at iteration {self.iter} ({before}): training has diverged; train anew, or "
+            "on from an earlier checkpoint, with a lower SOLVER.BASE_LR"
+        )
 
     def share_buffers(self) -> None:
         """Give every process the running statistics of the main one, which a checkpoint holds.
@@ -178,12 +188,15 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, self.checkpointer.model
         self.share_buffers()
         mapper = RowMapper(self._rows) if self._rows is not None else None
-        results = evaluate(
-            cfg,
-            model,
-            lambda name: self.build_test_loader(cfg, name, mapper, self.bad_slices),
-            lambda name: self.build_evaluator(cfg, name),
-        )
+        try:
+            results = evaluate(
+                cfg,
+                model,
+                lambda name: self.build_test_loader(cfg, name, mapper, self.bad_slices),
+                lambda name: self.build_evaluator(cfg, name),
+            )
+        except NotFiniteError as error:
+            raise self.diverged(error.problem) from error
         if cfg.TEST.VALIDATION_LOSS and cfg.DATASETS.VAL:
             if not is_classifier(cfg):
                 results["validation"] = detector_losses(cfg, model, self.bad_slices)
@@ -203,7 +216,8 @@ class Trainer(DefaultTrainer):
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
         """
         with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR):
-            if self.start_iter >= self.max_iter or self.is_stopping:
+            ended = self.start_iter >= self.max_iter or self.is_stopping
+            if ended and not self._validation.state["pending"]:
                 _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
                 if comm.is_main_process():  # it may have been killed before it drew them
                     draw_run(self.cfg.OUTPUT_DIR, self.best["best_iteration"])
@@ -211,6 +225,15 @@ class Trainer(DefaultTrainer):
             with contextlib.suppress(EarlyStop):
                 super().train()
         return self._last_eval_results
+
+    def before_train(self) -> None:
+        """See Detectron2's. An iteration that was resumed before its evaluation is ended first."""
+        super().before_train()
+        if self._validation.state["pending"]:
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks[self._hooks.index(self._validation) :]:
+                hook.after_step()
+            self.storage.iter = self.start_iter
 
     @property
     def is_stopping(self) -> bool:
@@ -316,7 +339,16 @@ class Trainer(DefaultTrainer):
         random_states, gather_bad = RandomStates(), GatherBadSlices()
         metric = cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else ""
         period, patience = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EARLY_STOPPING_PATIENCE
-        self._validation = Validation(self.validate, period, self.checkpointer, metric, patience)
+        checkpoints = PeriodicCheckpoint(random_states)
+
+        def save_first() -> None:
+            gather_bad.gather()
+            checkpoints.save(UNEVALUATED)
+
+        self._validation = Validation(
+            *(self.validate, period, self.checkpointer, metric, patience),
+            before=save_first if cfg.DATASETS.VAL else None,
+        )
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
@@ -325,7 +357,7 @@ class Trainer(DefaultTrainer):
             PeakMemory(),
             MetricWriters(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD) if main else None,
             gather_bad,
-            PeriodicCheckpoint(random_states),
+            checkpoints,
             LearningCurves() if main else None,
             EndIfStopped(self._validation),
             hooks.CallbackHook(after_step=gather_bad.end_early),

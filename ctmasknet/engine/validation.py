@@ -66,6 +66,7 @@ class Validation(HookBase):
         checkpointer: Checkpointer,
         metric: str = "",
         patience: int = 0,
+        before: Callable[[], None] | None = None,
     ):
         """
         Args:
@@ -75,29 +76,36 @@ class Validation(HookBase):
             metric: its best value chooses the checkpoint, such as ``segm/AP50``; empty: no choice.
                 Losses, counts of false positives and calibration errors are better when lower.
             patience: evaluations without a better value after which training ends; 0: never.
+            before: called in every process before an evaluation, to write a checkpoint.
         """
         self._evaluate = evaluate
         self._period = period
         self._checkpointer = checkpointer
         self._metric = metric
         self._patience = patience
+        self._before = before
         #: Best value so far, the iteration it was seen at, evaluations since, whether that ended
-        #: the training, and what the last evaluation gave.
+        #: the training, what the last evaluation gave, and whether one is still to be made.
         self.state: dict[str, Any] = {
             "best": None,
             "best_iteration": None,
             "since_best": 0,
             "stopped": False,
             "results": None,
+            "pending": False,
         }
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done != self.trainer.max_iter and (self._period <= 0 or done % self._period):
             return
-        before = random_state()
+        if self._before is not None:
+            self.state["pending"] = True
+            self._before()
+            self.state["pending"] = False
+        states = random_state()
         results = self._evaluate() or {}
-        set_random_state(before)
+        set_random_state(states)
         comm.synchronize()
         stop = False
         if comm.is_main_process():

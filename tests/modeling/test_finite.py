@@ -98,3 +98,7 @@ def test_training_runs(
     assert run_tool(repository, "tools/train_net.py", *words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(r"error: /\S+\.(png|jpg)[:,] ", error) and message in error
+    if "always" in overrides:  # while rows are cached, before the first iteration
+        return
+    assert "at iteration 0 (no finite loss before it): training has diverged" in error
+    assert error.endswith("with a lower SOLVER.BASE_LR")
