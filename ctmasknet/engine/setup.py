@@ -52,6 +52,9 @@ _TASKS = {
     True: ("classification", "image_classes", "configs/cls.yaml"),
     False: ("segmentation", "thing_classes", "configs/seg.yaml"),
 }
+#: What Detectron2 and torch raise where parts of a model do not fit together.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+_MISFITS += (ValueError,)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -245,6 +248,21 @@ def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ())
         )
 
 
+def built_model(cfg: CfgNode) -> nn.Module:
+    """The model of ``cfg``, with random weights.
+
+    Raises:
+        CTMaskNetError: its parts do not fit together.
+    """
+    try:
+        return build_model(cfg)
+    except _MISFITS as error:
+        raise CTMaskNetError(
+            f"MODEL: no model can be built as the configuration says ({type(error).__name__}: "
+            f"{_one_line(error)[:300]}); correct the keys below MODEL that differ from configs/"
+        ) from error
+
+
 def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode.
 
@@ -257,7 +275,7 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
         CTMaskNetError: the file is unreadable, was made for another configuration, or was trained
             on a patient of ``held_out``.
     """
-    model, shared = build_model(cfg), cfg.DATASETS.SHARED_PATIENTS
+    model, shared = built_model(cfg), cfg.DATASETS.SHARED_PATIENTS
     check = functools.partial(check_trained_on, names=held_out, on_shared=shared)
     options = {"spec": spec_of(cfg), "check_trained_on": check, "complete": True}
     CTMaskNetCheckpointer(model, **options).load(cfg.MODEL.WEIGHTS)

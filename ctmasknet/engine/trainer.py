@@ -38,6 +38,7 @@ from ctmasknet.engine.checkpoint import (
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
+from ctmasknet.engine.setup import built_model
 from ctmasknet.engine.solver import build_optimizer, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
@@ -45,6 +46,7 @@ from ctmasknet.engine.train_data import (
     GatherBadSlices,
     build_train_loader,
     listed_bad_slices,
+    look_at_slices,
     training_dicts,
 )
 from ctmasknet.engine.trained_on import check_trained_on, training_record
@@ -90,6 +92,7 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         # Not DefaultTrainer's, which hands GPU numbers to DistributedDataParallel on a CPU too.
         TrainerBase.__init__(self)
+        look_at_slices(cfg)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
@@ -272,6 +275,13 @@ class Trainer(DefaultTrainer):
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, seed, self.bad_slices)
             )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See :func:`ctmasknet.engine.setup.built_model`."""
+        model = built_model(cfg)
+        _LOGGER.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.export import load_exported
-from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg, resolve_epochs
+from ctmasknet.engine.setup import built_model, inference_cfg, load_model, read_cfg, resolve_epochs
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
 
@@ -145,3 +145,18 @@ def test_two_classes_are_exported_and_drawn_without_their_data_set(
     drawn = ["--input", picture, "--limit", 1, *weights]
     assert run_tool(repository, "tools/visualize.py", *words, tmp_path / "drawn", *drawn) == 0
     assert len(list((tmp_path / "drawn").glob("*_slice.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.FPN.NORM", "GN"),  # 32 groups of 16 channels
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS", 2**62),
+        ("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_line(tiny_cfg, key, value):
+    tiny_cfg.MODEL.FPN.OUT_CHANNELS = 16
+    tiny_cfg.merge_from_list([key, value])
+    with pytest.raises(CTMaskNetError, match=r"^MODEL: no model can be built as .*; correct the"):
+        built_model(tiny_cfg)
