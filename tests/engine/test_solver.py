@@ -248,6 +248,7 @@ def test_gradients_are_dropped_before_the_next_forward_pass(amp_cfg, slices, ena
 
 @needs_bfloat16
 def test_the_key_trains_under_autocast(amp_cfg, slices):
+    amp_cfg.MODEL.TRAINABLE = "full"
     model = build_model(amp_cfg).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4)
     step = build_step_trainer(amp_cfg, model, [slices], optimizer)
