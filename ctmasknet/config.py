@@ -16,6 +16,7 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 
+from ctmasknet.bounds import check_together, check_value
 from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
@@ -70,8 +71,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
     # --- detector ---
     # Names of the detector's classes, in category order. The tools take them from the training set;
-    # MODEL.ROI_HEADS.NUM_CLASSES follows.
+    # MODEL.ROI_HEADS.NUM_CLASSES has to be their number.
     cfg.MODEL.LESION_CLASSES = list(MASK_TYPES["both"])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     # Round cell anchors to whole px as the published weights expect. Some then have no height.
     cfg.MODEL.ANCHOR_GENERATOR.ROUND = True
 
@@ -177,11 +179,10 @@ def check_keys(cfg: CfgNode) -> None:
         if key in CHOICES and value not in CHOICES[key]:
             known = ", ".join(word or '""' for word in CHOICES[key])
             raise CTMaskNetError(f"{key} is {value!r}; choose one of {known}")
-        if key in _REGISTRIES and value not in _REGISTRIES[key]:
-            known = ", ".join(sorted(name for name, _ in _REGISTRIES[key]))
+        if key in _REGISTRIES and (value not in _REGISTRIES[key] or value in _ROTATED):
+            known = ", ".join(sorted({name for name, _ in _REGISTRIES[key]} - set(_ROTATED)))
             raise CTMaskNetError(f"{key} is {value!r}; choose one of those registered: {known}")
-        if value < _LEAST[key] if key in _LEAST else False:
-            raise CTMaskNetError(f"{key} is {value}; give {_LEAST[key]} or more")
+        check_value(key, value)
         changed = key in default and _tuples(value) != _tuples(default[key])
         reason = _without_effect(key, cfg) if changed else None
         if reason:
@@ -199,6 +200,7 @@ def check_keys(cfg: CfgNode) -> None:
             "MODEL.BACKBONE.NAME is 'build_resnet_backbone', which has no feature pyramid for the "
             "RPN to look at; set it to build_resnet_fpn_without_p6_backbone"
         )
+    check_together(cfg)
 
 
 def _tuples(value: object) -> object:
@@ -216,6 +218,9 @@ def _without_effect(key: str, cfg: CfgNode) -> str | None:
     return None
 
 
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+_POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 #: Enumerations and their words.
 CHOICES: dict[str, Sequence[str]] = {
     "DATASETS.SHARED_PATIENTS": ("refuse", "warn"),
@@ -223,11 +228,20 @@ CHOICES: dict[str, Sequence[str]] = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.FPN.NORM": _NORMS,
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet"),
+    "MODEL.RESNETS.NORM": _NORMS,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads",),
+    "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
     "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
@@ -250,16 +264,8 @@ _REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.IMAGE_HEAD.NAME": IMAGE_HEAD_REGISTRY,
 }
-#: The least value of a number.
-_LEAST = {
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.CHECKPOINT_PERIOD": 0,
-    "SOLVER.IMS_PER_BATCH": 1,
-    "SOLVER.LOG_PERIOD": 1,
-    "SOLVER.MAX_ITER": 1,
-    "TEST.EVAL_PERIOD": 0,
-    "TEST.IMS_PER_BATCH": 1,
-}
+#: Registered parts for boxes that are not upright, as all here are.
+_ROTATED = ("RotatedAnchorGenerator", "RRPN", "RROIHeads")
 _NO_PART = "neither the detector nor the classifier has such a part"
 #: Beginnings of Detectron2's keys that nothing reads here, with the reason and what to use instead.
 _WITHOUT_EFFECT = {

@@ -9,7 +9,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, leaves
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 
 #: Module -> keys that it reads and that so have an effect.

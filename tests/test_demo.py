@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.demo import run_demo, stages, summarize, write_readme_table
-from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.phantom.patient import SETTINGS
 

@@ -14,8 +14,9 @@ ROWS = (
     {"errors"},
     {"classes", "files", "overrides", "workers"},
     {"names"},
-    {"ct", "modeling"},
+    {"ct", "modeling", "bounds"},
     {"config"},
+    {"config_file"},
     {"data"},
     {"prepare", "phantom", "evaluation", "weights", "draw"},
     # The quicker copies of the models: for engine and above, never for modeling

@@ -20,12 +20,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ctmasknet.benchmarks.harness import comparison, spread
+from ctmasknet.config_file import read_cfg
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.metrics import peak_memory_mb
 from ctmasknet.engine.processes import keep_freed_memory
-from ctmasknet.engine.setup import read_cfg
 from ctmasknet.modeling.fast.inference import inference_model
 
 #: Axis -> its values. All others are as in _BASE meanwhile; 0 slices a volume: pictures.

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ctmasknet.benchmarks.harness import Apart, comparison, interleaved, spread
 from ctmasknet.benchmarks.peers import StockClassifier, TorchvisionDetector, calibrate_norms
+from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.export import export_classifier, load_exported
-from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.fast.inference import rechecked, to_inference
 from ctmasknet.modeling.fast.layers import has_bfloat16

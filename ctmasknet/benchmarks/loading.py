@@ -25,6 +25,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ctmasknet.benchmarks.harness import comparison, interleaved
+from ctmasknet.config_file import read_cfg
 from ctmasknet.ct.pictures import read_grey
 from ctmasknet.data.duplicates import DEFAULT_DISTANCE, close_pairs
 from ctmasknet.data.label_masks import mask_type_classes, read_mask
@@ -32,7 +33,6 @@ from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.patients import COVIDX_CT, check_held_out
 from ctmasknet.data.registry import dataset_dicts, register_prepared, unregister
 from ctmasknet.data.splits import SPLITS
-from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import LesionEvaluator
 from ctmasknet.files import write_json

@@ -8,6 +8,7 @@ the sides of the resized image in px.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ class SliceMapper:
         output = copy.deepcopy(dataset_dict)
         image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         if self.crop_to_body:
-            x0, y0, x1, y1 = output["crop_box"] = _checked_box(output, *image.shape[:2])
+            x0, y0, x1, y1 = output["crop_box"] = checked_box(output, *image.shape[:2])
             image = image[y0:y1, x0:x1]
         output["height"], output["width"] = image.shape[:2]
         augmented = T.AugInput(image)
@@ -172,7 +173,12 @@ def _image_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _checked_box(dataset_dict: dict[str, Any], height: int, width: int) -> list[int]:
+def checked_box(dataset_dict: Mapping[str, Any], height: int, width: int) -> list[int]:
+    """The body box [x0, y0, x1, y1], px, of a slice of these sides.
+
+    Raises:
+        CTMaskNetError: it has none, or one that lies outside the slice.
+    """
     file_name, box = dataset_dict["file_name"], dataset_dict.get("body_box")
     if box is None:
         raise CTMaskNetError(

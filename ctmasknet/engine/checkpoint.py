@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -39,6 +40,8 @@ from ctmasknet.weights.spec import spec_of as spec_of
 
 #: Name of the checkpoint with the best metric so far.
 BEST = "model_best"
+#: Name of the checkpoint that is written before an evaluation, until the next one is there.
+UNEVALUATED = "model_unevaluated"
 #: File that names the checkpoint to resume from, and what such a name looks like.
 LAST = "last_checkpoint"
 _CHECKPOINT_NAME = re.compile(r"\w[\w.-]*\.pth")
@@ -338,9 +341,21 @@ class PeriodicCheckpoint(HookBase):
         period = self.trainer.cfg.SOLVER.CHECKPOINT_PERIOD
         if not final and (period <= 0 or done % period):
             return
+        self.save("model_final" if final else f"model_{self.trainer.iter:07d}")
+        if comm.is_main_process():
+            Path(self.trainer.cfg.OUTPUT_DIR, f"{UNEVALUATED}.pth").unlink(missing_ok=True)
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint now; every process has to call this.
+
+        Raises:
+            CTMaskNetError: a weight is no finite number, or the file cannot be written.
+        """
         self.trainer.share_buffers()
+        for weight, value in self.trainer.checkpointer.model.state_dict().items():
+            if not value.isfinite().all():
+                raise self.trainer.diverged(f"{weight}: is no finite number")
         self._random_states.collect()
-        name = "model_final" if final else f"model_{self.trainer.iter:07d}"
         self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
+from torch.nn import functional as F
 
 from ctmasknet.config import is_classifier
 from ctmasknet.engine.checkpoint import spec_of
@@ -28,6 +29,10 @@ INPUT, OUTPUTS = "image", ("logits", "ranked_boxes")
 SPEC_NAME = "ctmasknet.json"
 #: ONNX's version of the operators; RoiAlign is as Detectron2's since 16.
 _OPSET = 17
+#: Largest difference between program and model, of logits and of rows' numbers.
+_TOLERANCE = 1e-3
+#: What torch raises where it cannot write or run a part as a program.
+_NO_FORM = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
 
 
 def export_classifier(
@@ -36,7 +41,7 @@ def export_classifier(
     """Write a classifier as a program from a slice (1, 3, H, W), float32 RGB 0..255 as the mapper
     resizes it, to ``logits`` (1, C) and ``ranked_boxes`` (1, N, 5).
 
-    The file is tried on a noise slice before it gets its name.
+    The file is tried on some drawn slices before it gets its name.
 
     Args:
         cfg: of ``model``.
@@ -46,11 +51,12 @@ def export_classifier(
         width: W, px.
 
     Returns:
-        the largest difference between the file's logits and the model's on that slice.
+        the largest difference between the file's logits and the model's on those slices.
 
     Raises:
-        CTMaskNetError: not a classifier, another suffix, sides that are not positive, or a missing
-            package.
+        CTMaskNetError: not a classifier, another suffix, sides that are not positive, a missing
+            package, a part of the model that has no form in the file, or a file that gives other
+            logits than the model: a part computes otherwise than the program knows.
     """
     path = Path(path)
     if not is_classifier(cfg):
@@ -63,17 +69,60 @@ def export_classifier(
     if min(height, width) < 1:
         raise CTMaskNetError(f"height {height}, width {width}: give both in px, above 0")
     model = model.eval().cpu()
-    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
+    images = _drawn(height, width)
+    expected = [model([{"image": image[0]}])[0] for image in images]
     spec = json.dumps(spec_of(cfg))
     write = _onnx if path.suffix == ".onnx" else _program
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        content = write(model, image, spec)
-    logits, _ = load_exported(content, path.suffix)(image)
-    difference = float((logits[0].detach() - model([{"image": image[0]}])[0]["logits"]).abs().max())
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = write(model, images[0], spec)
+            run = load_exported(content, path.suffix)
+            found = [run(image) for image in images]
+    except _NO_FORM as error:
+        raise CTMaskNetError(
+            f"{path}: this model has no form in {FORMATS[path.suffix]} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); export one of "
+            "configs/cls*.yaml"
+        ) from error
+    differences = [
+        float((logits[0] - theirs["logits"]).abs().max())
+        for (logits, _), theirs in zip(found, expected, strict=True)
+    ]
+    for difference, (logits, rows), theirs in zip(differences, found, expected, strict=True):
+        if difference <= _TOLERANCE:
+            continue
+        # Boxes of like score may change places, which an image head may take for something else.
+        by_head = (model.image_head(rows) - logits).abs().max() <= _TOLERANCE
+        if not (by_head and _same_rows(rows[0], theirs["ranked_boxes"])):
+            raise CTMaskNetError(
+                f"{path}: its logits would differ by {difference:.2g} from the model's, so it is "
+                "not written: a part of the model computes otherwise than the program knows; "
+                "export one of configs/cls*.yaml"
+            )
     with atomic_write(path, "wb") as stream:
         stream.write(content)
-    return difference
+    return max(differences)
+
+
+def _same_rows(rows: Tensor, expected: Tensor) -> bool:
+    """Whether (N, 5) rows are those expected but for their order, and for the few that suppression
+    may decide otherwise by rounding."""
+    near = _TOLERANCE * (1 + expected.abs().max())
+    apart = [
+        torch.cdist(a, b, p=torch.inf).amin(1) for a, b in ((rows, expected), (expected, rows))
+    ]
+    same_scores = ((rows[:, 0] - expected[:, 0]).abs() <= near).all()
+    return bool(same_scores) and all((one <= near).float().mean() >= 0.9 for one in apart)
+
+
+def _drawn(height: int, width: int) -> list[Tensor]:
+    """Slices (1, 3, H, W) to try a program on: noise of single px, of patches, and of both."""
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.rand(1, 3, height, width, generator=generator) * 255
+    patches = torch.rand(1, 1, 8, 8, generator=generator) * 255
+    coarse = F.interpolate(patches, (height, width), mode="bilinear").expand(-1, 3, -1, -1)
+    return [fine, coarse, (fine + coarse) / 2]
 
 
 def load_exported(

@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from ctmasknet.engine.setup import device_of
+from ctmasknet.config_file import device_of
 from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended
 from ctmasknet.workers import end_with_parent
 

@@ -1,32 +1,41 @@
 """Ranked rows cached on disk: with S alone trained, a slice's rows never change.
 
 A file holds the rows of one data set. Its name is the SHA-256 of all that the rows depend on: the
-detector's weights, the configuration, the images, the versions of the code. So a file is either
-right or not found.
+detector's weights, the configuration, the images, the code, the libraries that decode and compute.
+So a file is either right or not found. While rows are computed they are written in parts, from
+which a caching that was killed goes on; what does not fit its check sum is computed anew.
 
 Shapes: n slices, N rows a slice.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import inspect
 import json
 import logging
 import math
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import detectron2
+import numpy as np
+import PIL
 import torch
 import torchvision
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
+from PIL import features
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,11 +47,17 @@ from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.prepared import content_sha256
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import LOCK, atomic_write, remove_unfinished
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
-_FORMAT = 1
+_FORMAT = 2
+#: Slices whose rows are written together.
+_PART = 256
+#: The package, top modules whose files or versions are in every key, what of it makes rows.
+_PACKAGE = Path(ctmasknet.__file__).parent
+_HASHED_OTHERWISE = ("builtins", "ctmasknet", "torch", "torchvision")
+_CODE = ("ct", "modeling", "data/mapper.py", "engine/ranked_box_cache.py")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -70,6 +85,8 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
+    if cfg.MODEL.INFERENCE.DTYPE:
+        return f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE}, whose boxes training has not"
     for key, none in (("RANDOM_FLIP", "none"), ("MIN_SIZE_TRAIN", ()), ("MAX_SIZE_TRAIN", 0)):
         if cfg.INPUT[key] != none:
             return f"INPUT.{key} is {cfg.INPUT[key]}, which changes the images"
@@ -117,7 +134,7 @@ def cached_rows(
     """The rows of a data set, from its file or else computed and cached.
 
     All processes have to call this; each computes its share. In the file a slice that cannot be
-    read has rows of NaN.
+    read has rows of NaN. Beside it, until it is there, a folder of its name holds parts of it.
 
     Args:
         cfg: the configuration; the file goes to ``MODEL.RANKED_BOXES.CACHE_DIR``, or to
@@ -131,11 +148,13 @@ def cached_rows(
         ``file_name`` -> (N, 5) float32 on the CPU, of the slices that can be read.
 
     Raises:
-        CTMaskNetError: a slice cannot be read, and such are not to be skipped.
+        CTMaskNetError: a slice cannot be read, and such are not to be skipped; the file cannot be
+            written.
     """
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts)})
     folder = Path(cfg.MODEL.RANKED_BOXES.CACHE_DIR or os.path.join(cfg.OUTPUT_DIR, "ranked_boxes"))
     path = folder / f"{cache_key(cfg, model, dicts)}.pt"
+    parts = path.with_suffix(".parts")
     shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES))
     rows = _read(path, shape)
     usable = rows is not None and _note_unreadable(cfg, rows, dicts, name, bad)
@@ -143,11 +162,18 @@ def cached_rows(
     hit = all(comm.all_gather(usable))
     start = time.perf_counter()
     if not hit:
-        rows = _compute(cfg, model, dicts, name, bad)
-        if comm.is_main_process():
-            with atomic_write(path, "wb") as stream:
-                torch.save(rows, stream)
+        with _claimed(parts) as alone:
+            comm.synchronize()
+            rows = _compute(cfg, model, dicts, name, bad, parts)
+            if comm.is_main_process():
+                _write(path, rows)
+            if alone:
+                shutil.rmtree(parts, ignore_errors=True)
         comm.synchronize()
+    elif parts.is_dir():  # of a run that was killed when it had written the file
+        with _claimed(parts) as alone:
+            if alone:
+                shutil.rmtree(parts, ignore_errors=True)
     _LOGGER.info(
         "Ranked boxes of %s: %d slices x %d rows, %.1f MB, %s %s in %.1f s",
         *(name, *shape[:2], rows.numel() * rows.element_size() / 1e6),
@@ -169,7 +195,8 @@ def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]
         settings["MODEL"]["RANKED_BOXES"].pop(key)
     depends = {
         "format": _FORMAT,
-        "versions": [str(part.__version__) for part in (ctmasknet, detectron2, torch, torchvision)],
+        "code": _code(model),
+        "versions": _versions(),
         "model": settings["MODEL"],
         "input": settings["INPUT"],
         "batch": settings["TEST"]["IMS_PER_BATCH"],
@@ -187,32 +214,155 @@ def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]
     return total.hexdigest()
 
 
-def _compute(
-    cfg: CfgNode, model: nn.Module, dicts: Sequence[dict[str, Any]], name: str, bad: BadSlices
-) -> Tensor:
-    loader = build_detection_test_loader(
-        list(dicts),
-        mapper=Guarded(SliceMapper(cfg, False)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        batch_size=cfg.TEST.IMS_PER_BATCH,
+def _versions() -> list[str]:
+    """Of what decodes and computes."""
+    parts = [ctmasknet, detectron2, torch, torchvision, np, PIL]
+    codecs = ("jpg", "zlib", "libtiff")
+    return [str(part.__version__) for part in parts] + [
+        f"{codec} {features.version_codec(codec)}" for codec in codecs
+    ]
+
+
+def _code(model: nn.Module) -> list[str]:
+    """SHA-256 of every source file that makes rows: of the package, and of the classes of the
+    detector's parts, which may be anybody's."""
+    files = [file for part in _CODE for file in [_PACKAGE / part, *(_PACKAGE / part).rglob("*.py")]]
+    found = {str(file.relative_to(_PACKAGE)): file for file in files if file.is_file()}
+    for name, module in model.named_modules():
+        for cls in () if name.startswith("image_head") else type(module).__mro__:
+            if cls.__module__.split(".")[0] not in _HASHED_OTHERWISE:
+                with contextlib.suppress(OSError, TypeError):  # made in memory
+                    found[cls.__module__] = Path(inspect.getsourcefile(cls))
+    return [
+        f"{name} {hashlib.sha256(found[name].read_bytes()).hexdigest()}" for name in sorted(found)
+    ]
+
+
+@contextlib.contextmanager
+def _claimed(parts: Path) -> Iterator[bool]:
+    """The folder of the parts, on the main process cleared of files that a killed run left half
+    written; gives whether it is this run's alone to clear."""
+    if not comm.is_main_process():
+        yield False
+        return
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        lock = open(parts / LOCK, "ab")  # noqa: SIM115  (held until the block ends)
+    except OSError as error:
+        raise _unwritable(parts, error) from error
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except OSError:  # another run computes the same rows
+            alone = False
+        if alone:
+            remove_unfinished(parts)
+            for left in parts.parent.glob(f".{parts.stem}.*.tmp"):
+                left.unlink(missing_ok=True)
+        yield alone
+
+
+def _write(path: Path, content: Any) -> None:
+    try:
+        with atomic_write(path, "wb") as stream:
+            torch.save(content, stream)
+    except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> CTMaskNetError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return CTMaskNetError(
+        f"{path}: cannot be written ({reason}); make room there, set MODEL.RANKED_BOXES.CACHE_DIR "
+        "to another folder, or MODEL.RANKED_BOXES.CACHE never"
     )
-    training = model.training
-    form = inference_model(cfg, model.eval())
-    mine: dict[str, Tensor] = {}
-    hidden = None if comm.is_main_process() else True  # None: but on a terminal
-    desc = f"ranked boxes of {name}"
-    with tqdm(total=len(loader.dataset), desc=desc, unit="slice", disable=hidden) as bar:
-        for batch in bad.readable(loader, name):
-            for item, output in zip(batch, form(batch), strict=True):
-                mine[item["file_name"]] = output["ranked_boxes"].cpu()
-            bar.update(len(batch))
-    model.train(training)
-    every: dict[str, Tensor] = {}
+
+
+def _compute(
+    cfg: CfgNode,
+    model: nn.Module,
+    dicts: Sequence[dict[str, Any]],
+    name: str,
+    bad: BadSlices,
+    parts: Path,
+) -> Tensor:
+    known = _read_parts(parts, cfg.MODEL.RANKED_BOXES.NUM, len(dicts))
+    # One process may see a part before another; all have to leave out the same.
+    every = {
+        index: known[index] for index in set.intersection(*map(set, comm.all_gather([*known])))
+    }
+    left = [{**entry, "index": i} for i, entry in enumerate(dicts) if i not in every]
+    if every:
+        _LOGGER.info("Ranked boxes of %s: %d slices are cached already", name, len(every))
+    mine: dict[int, Tensor] = {}
+    if left:
+        training = model.training
+        form = inference_model(cfg, model.eval())
+        for index, row in _rows(cfg, form, left, name, bad, len(every)):
+            mine[index] = row
+            if len(mine) % _PART == 0:
+                _write_part(parts, mine)
+        if len(mine) % _PART:
+            _write_part(parts, mine)
+        model.train(training)
     for share in comm.all_gather(mine):
         every.update(share)
     bad.gather(comm.all_gather)
     none = torch.full((cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES)), math.nan)
-    return torch.stack([every.get(entry["file_name"], none) for entry in dicts])
+    return torch.stack([every.get(index, none) for index in range(len(dicts))])
+
+
+def _rows(
+    cfg: CfgNode,
+    model: nn.Module,
+    dicts: Sequence[dict[str, Any]],
+    name: str,
+    bad: BadSlices,
+    done: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """``index`` and rows (N, 5) of each of this process' slices that can be read."""
+    loader = build_detection_test_loader(
+        dicts,
+        mapper=Guarded(SliceMapper(cfg, False)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+    )
+    hidden = None if comm.is_main_process() else True  # None: but on a terminal
+    options = {"initial": done, "desc": f"ranked boxes of {name}", "unit": "slice"}
+    with tqdm(total=done + len(dicts), disable=hidden, **options) as bar:
+        for batch in bad.readable(loader, name):
+            for item, output in zip(batch, model(batch), strict=True):
+                yield item["index"], output["ranked_boxes"].cpu()
+            bar.update(len(batch))
+
+
+def _write_part(parts: Path, rows: Mapping[int, Tensor]) -> None:
+    """Write the last rows, those since the part before, under the number of their first slice."""
+    last = list(rows)[(len(rows) - 1) // _PART * _PART :]
+    content = {"index": torch.tensor(last), "rows": torch.stack([rows[i] for i in last])}
+    _write(parts / f"{last[0]:08d}.pt", content)
+
+
+def _read_parts(parts: Path, num: int, count: int) -> dict[int, Tensor]:
+    """Index of a slice -> its rows (N, 5), from the parts that are whole."""
+    found: dict[int, Tensor] = {}
+    for path in sorted(parts.glob("*.pt")):
+        content = _load(path)
+        if content is None:
+            continue
+        try:
+            index, rows = content["index"].tolist(), content["rows"]
+            fits = rows.shape == (len(index), num, len(ROW_FEATURES)) and set(index) <= set(
+                range(count)
+            )
+        except READ_ERRORS + (AttributeError,):
+            fits = False
+        if fits:
+            found.update(zip(index, rows, strict=True))
+        else:
+            _LOGGER.warning("%s: holds something else; its rows are computed anew", path)
+    return found
 
 
 def _note_unreadable(
@@ -230,14 +380,22 @@ def _note_unreadable(
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Tensor | None:
-    if not path.is_file():
-        return None
+    rows = _load(path) if path.is_file() else None
+    if rows is None or (rows.shape == shape and rows.dtype == torch.float32):
+        return rows
+    _LOGGER.warning("%s: holds something else; its rows are computed anew", path)
+    return None
+
+
+def _load(path: Path) -> Any:
+    """What :func:`_write` wrote; None where it does not fit its check sums."""
     try:
-        rows = torch.load(path, weights_only=True)
-        if rows.shape == shape and rows.dtype == torch.float32:
-            return rows
-        problem = f"holds {tuple(rows.shape)} instead of {shape}"
-    except READ_ERRORS as error:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is None:
+            return torch.load(path, weights_only=True)
+        problem = f"check sum of {damaged}"
+    except (*READ_ERRORS, zipfile.BadZipFile) as error:
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     _LOGGER.warning("%s: damaged (%s); its rows are computed anew", path, problem)
     return None

@@ -9,23 +9,22 @@ checkpoint states all; a data set it reads has to agree.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
 import ctmasknet
-from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, is_classifier
+from ctmasknet.config import check_keys, is_classifier
+from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
 from ctmasknet.engine.checkpoint import (
@@ -38,6 +37,7 @@ from ctmasknet.engine.checkpoint import (
 )
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
+from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.spec import put_stated, stated
@@ -56,91 +56,10 @@ _TASKS = {
     True: ("classification", "image_classes", "configs/cls.yaml"),
     False: ("segmentation", "thing_classes", "configs/seg.yaml"),
 }
+#: What Detectron2 and torch raise where parts of a model do not fit together.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+_MISFITS += (ValueError,)
 _LOGGER = logging.getLogger(__name__)
-
-
-def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Detectron2's defaults, ctmasknet's keys, the file, then ``KEY VALUE`` overrides.
-
-    Raises:
-        CTMaskNetError: missing or malformed file, unknown key, value of another type, or one that
-            :func:`ctmasknet.config.check_keys` refuses.
-    """
-    if not config_file:
-        raise CTMaskNetError(
-            "no configuration: add `config_file` configs/seg.yaml or configs/cls.yaml"
-        )
-    cfg = _from_file(config_file)
-    _override(cfg, overrides)
-    check_keys(cfg)
-    return cfg
-
-
-def device_of(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> str:
-    """``MODEL.DEVICE`` as an override says, or a file, or else the defaults."""
-    if config_file:
-        return read_cfg(config_file, overrides).MODEL.DEVICE
-    given = dict(zip(overrides[::2], overrides[1::2], strict=False))
-    return str(given.get("MODEL.DEVICE", _from_file("").MODEL.DEVICE))
-
-
-def _from_file(config_file: str | os.PathLike) -> CfgNode:
-    """The defaults and the file; the defaults alone without one."""
-    config_file = os.fspath(config_file)
-    cfg = get_cfg()
-    add_ctmasknet_config(cfg)
-    if not config_file:
-        return cfg
-    if not os.path.isfile(config_file):
-        raise CTMaskNetError(
-            f"{config_file}: no such configuration; see configs/ for those there are"
-        )
-    try:
-        cfg.merge_from_other_cfg(CfgNode(_typed(_loaded(config_file), cfg)))
-    except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise CTMaskNetError(
-            f"{config_file}: {_one_line(error)}; correct the key or its value"
-        ) from error
-    except CTMaskNetError as error:
-        raise CTMaskNetError(f"{config_file}: {error}") from None
-    return cfg
-
-
-def _override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
-    try:
-        words = list(overrides)
-        words[1::2] = [
-            _float(value, _at(cfg, key))
-            for key, value in zip(words[::2], words[1::2], strict=False)
-        ]
-        cfg.merge_from_list(words)
-    except (AssertionError, KeyError, ValueError) as error:
-        raise CTMaskNetError(
-            f"override: {_one_line(error)}; overrides are pairs KEY VALUE of known keys"
-        ) from error
-
-
-def _loaded(config_file: str) -> dict[str, Any]:
-    """The content of a YAML file over that of its ``_BASE_``."""
-    if config_file.endswith(".py"):
-        raise CTMaskNetError(
-            "a Python (LazyConfig) file; give a YAML file such as configs/cls.yaml"
-        )
-    try:
-        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-    except RecursionError:
-        raise CTMaskNetError(
-            "its _BASE_ leads back to itself, or it is nested too deep; correct the file"
-        ) from None
-    except (AttributeError, TypeError) as error:
-        # Detectron2 takes for granted that file, sections and base are what they should be.
-        raise CTMaskNetError(
-            f"not a mapping of keys with a file's name as its _BASE_ ({_one_line(error)}); write "
-            "KEY: VALUE lines as in configs/cls.yaml"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise CTMaskNetError("not a mapping of keys; write KEY: VALUE lines as in configs/cls.yaml")
-    return loaded
 
 
 def training_cfg(
@@ -169,9 +88,10 @@ def training_cfg(
         *(cfg.DATASETS.TRAIN, cfg.DATASETS.VAL, known_sets(cfg.DATASETS.TEST)),
         cfg.DATASETS.SHARED_PATIENTS,
     )
-    _take_classes(cfg, names)
+    _take_classes(cfg, names, [str(key) for key in overrides[::2]])
     _check_windows(cfg, names)
     resolve_epochs(cfg, len(training_dicts(cfg)), overrides)
+    check_validation(cfg)
     if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))):
         _require_weights(cfg.MODEL.WEIGHTS, config_file, training=True)
     cfg.freeze()
@@ -245,18 +165,21 @@ def inference_cfg(
                 f"{path}: a checkpoint for {spec['task']}, but {config_file} is for {task}; give "
                 f"{_TASKS[not is_classifier(file)][2]} or the configuration it was trained with"
             )
-    cfg = _from_file(config_file)
+    cfg = from_file(config_file)
     put_stated(cfg, path, stated(spec), os.fspath(config_file), given)
-    _override(cfg, overrides)
+    override(cfg, overrides)
+    if "MODEL.ROI_HEADS.NUM_CLASSES" not in given:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     try:
         check_keys(cfg)
     except CTMaskNetError as error:  # the file with the overrides is known to be right
         raise CTMaskNetError(f"{path}: {error}") from None
     _check_device(cfg)
     cfg.MODEL.WEIGHTS = path
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     if test_sets:
         attribute = _TASKS[is_classifier(cfg)][1]
+        if not cfg.DATASETS.TEST:
+            raise CTMaskNetError("DATASETS.TEST is empty; name a registered data set to evaluate")
         register_prepared()
         names = tuple(known_sets(cfg.DATASETS.TEST))
         classes = spec.get("image_classes" if is_classifier(cfg) else "lesion_classes")
@@ -321,6 +244,21 @@ def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ())
         )
 
 
+def built_model(cfg: CfgNode) -> nn.Module:
+    """The model of ``cfg``, with random weights.
+
+    Raises:
+        CTMaskNetError: its parts do not fit together.
+    """
+    try:
+        return build_model(cfg)
+    except _MISFITS as error:
+        raise CTMaskNetError(
+            f"MODEL: no model can be built as the configuration says ({type(error).__name__}: "
+            f"{one_line(error)[:300]}); correct the keys below MODEL that differ from configs/"
+        ) from error
+
+
 def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     """Build the model of ``cfg``, load ``MODEL.WEIGHTS`` whole, and put it into evaluation mode;
     its ``trained_on`` is the file's record, empty without one.
@@ -335,19 +273,9 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
             on a patient of ``held_out``.
     """
     try:
-        model = build_model(cfg)
-    except (
-        ArithmeticError,
-        AssertionError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise CTMaskNetError(
-            f"{cfg.MODEL.WEIGHTS}: its model cannot be built ({_one_line(error)}); give the "
-            "configuration it was trained with"
-        ) from error
+        model = built_model(cfg)
+    except CTMaskNetError as error:
+        raise CTMaskNetError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
     model.trained_on = []
 
     def check(path: str, record: Record | None) -> None:
@@ -360,8 +288,9 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     return model.eval()
 
 
-def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    """Set the configuration's class names and count to those of the data sets."""
+def _take_classes(cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = ()) -> None:
+    """Set the configuration's class names and count to those of the data sets, from which keys that
+    are ``given`` on the command line may not differ."""
     _, attribute, _ = _TASKS[is_classifier(cfg)]
     classes: dict[str, list[str]] = {}
     for name in names:
@@ -382,9 +311,17 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
             )
     if is_classifier(cfg):
         before, cfg.MODEL.IMAGE_HEAD.CLASSES = cfg.MODEL.IMAGE_HEAD.CLASSES, found
+        keys = ["MODEL.IMAGE_HEAD.CLASSES"]
     else:
         before, cfg.MODEL.LESION_CLASSES = cfg.MODEL.LESION_CLASSES, found
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found)
+        keys = ["MODEL.LESION_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES"]
+    stated = [key for key in keys if key in given]
+    if stated and list(before) != found:
+        raise CTMaskNetError(
+            f"{stated[0]} is given for the classes {', '.join(before)}, but {first} has "
+            f"{', '.join(found)}; leave the key out, or name another data set"
+        )
     if list(before) != found:
         _LOGGER.info("Classes taken from %s: %s", first, ", ".join(found))
 
@@ -428,10 +365,6 @@ def _require_weights(weights: str, config_file: str | os.PathLike, training: boo
     raise CTMaskNetError(f"{path}: no such weights file; {fix}set MODEL.WEIGHTS to another file")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _check_device(cfg: CfgNode) -> None:
     try:
         device = torch.device(cfg.MODEL.DEVICE)
@@ -444,42 +377,3 @@ def _check_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds {torch.cuda.device_count()} "
             "GPUs; set it to cpu"
         )
-
-
-def _typed(loaded: Mapping[str, Any], cfg: Any, above: str = "") -> dict[str, Any]:
-    """What a file holds, with whole numbers as float where the key is one.
-
-    Raises:
-        CTMaskNetError: a boolean where the key takes a word, a key that is no text.
-    """
-    result = {}
-    for name, value in loaded.items():
-        if not isinstance(name, str):
-            raise CTMaskNetError(f"{above}{name} is no key (a key is text); correct it")
-        key, usual = f"{above}{name}", cfg.get(name) if isinstance(cfg, CfgNode) else None
-        if isinstance(value, bool) and isinstance(usual, str):
-            raise CTMaskNetError(
-                f"{key} is {value}, as YAML reads on, off, yes and no; choose one of "
-                f"{', '.join(CHOICES.get(key, ('a word in quotes',)))}"
-            )
-        nested = isinstance(value, Mapping)
-        result[name] = _typed(value, usual, f"{key}.") if nested else _float(value, usual)
-    return result
-
-
-def _float(value: Any, usual: Any) -> Any:
-    if isinstance(usual, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            return value
-    return value
-
-
-def _at(cfg: CfgNode, key: Any) -> Any:
-    """The value of a key; None for an unknown one."""
-    return functools.reduce(
-        lambda node, name: node.get(name) if isinstance(node, CfgNode) else None,
-        str(key).split("."),
-        cfg,
-    )

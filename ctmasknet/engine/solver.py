@@ -1,12 +1,14 @@
 """The optimiser of a training (paper section 4: Adam) and what takes its steps.
 
 In half precision convolutions and linear layers run in ``SOLVER.AMP.DTYPE``. What the heads predict
-is turned to float32 before anything is decoded, ranked or lost, so proposals, ranked rows, logits
-and losses are float32; so are the weights, their optimiser's state and the checkpoints.
+is turned to float32 before anything is decoded, ranked or lost, and boxes are pooled in float32, so
+proposals, ranked rows, logits and losses are float32; so are the weights, their optimiser's state
+and the checkpoints. None of this has been run on a GPU.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import Any
@@ -144,17 +146,21 @@ def keep_predictions_float32(model: nn.Module) -> None:
     losses of half-precision inputs; that of a float32 input stays float32.
     """
     for name, module in model.named_modules():
-        if name.split(".")[-1] in _LAST:
-            module.forward = _in_float32(module.forward)
+        if name.split(".")[-1] in _LAST and not isinstance(module, _InFloat32):
+            # Its class and not its forward, which a copy of the model would share with it.
+            module.__class__ = _in_float32(type(module))
 
 
 #: The layers whose outputs are decoded, ranked or lost: RPN, box head, mask head, image head.
 _LAST = ("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor", "logits")
 
 
-def _in_float32(forward):
-    def forward_float32(x: torch.Tensor) -> torch.Tensor:
+class _InFloat32:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float())
+            return super().forward(x.float())
 
-    return forward_float32
+
+@functools.cache
+def _in_float32(layer: type[nn.Module]) -> type[nn.Module]:
+    return type(layer.__name__, (_InFloat32, layer), {})

@@ -11,11 +11,12 @@ together what one would see. What its processes know of bad slices is put togeth
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,21 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ctmasknet.config import is_classifier
+from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
+from ctmasknet.data.mapper import checked_box
+from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.engine.validation import EarlyStop
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.workers import map_in_processes
 
 #: Name of all slices trained on, in messages and reports about bad ones.
 TRAINING = "training"
+#: How PNG and JPEG files end, and in how many last bytes that is looked for.
+_ENDS, _TAIL = (b"IEND", b"\xff\xd9"), 64
+#: So many slices are looked at in this process.
+_FEW = 1000
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -163,6 +173,59 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
             "prepare the set again, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on "
             "slices without lesions too"
         ) from None
+
+
+def look_at_slices(cfg: CfgNode) -> None:
+    """Look at every slice of ``DATASETS.TRAIN`` and ``VAL`` before a training, by its headers.
+
+    A picture that does not end as its format does is decoded; other damage is found when the slice
+    is drawn. Of several processes each looks at its share.
+
+    Raises:
+        CTMaskNetError: a slice is missing, no picture that a model can take, truncated, of other
+            sides than its annotation says, or without the body box that it is to be cropped to;
+            not where bad slices are skipped.
+    """
+    if cfg.DATALOADER.BAD_SLICES == "skip":
+        return
+    entries = {
+        entry["file_name"]: (name, entry)
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.VAL)
+        for name in names
+        for entry in dataset_dicts(name)
+    }
+    mine = list(entries.values())[comm.get_rank() :: comm.get_world_size()]
+    bad = BadSlices.from_cfg(cfg, {})
+    look = functools.partial(_look_at, crop=is_classifier(cfg) and cfg.INPUT.CROP_TO_BODY)
+    workers = cfg.DATALOADER.NUM_WORKERS if len(mine) > _FEW else 1
+    looked = map_in_processes(look, [entry for _, entry in mine], workers, title="slices")
+    for (name, _), found in zip(mine, looked, strict=True):
+        if found is not None:
+            bad.add(found.file, found.reason, name)
+
+
+def _look_at(entry: Mapping[str, Any], *, crop: bool) -> BadSlice | None:
+    file_name = entry["file_name"]
+    try:
+        height, width = check_eight_bit(file_name)
+        stated = entry.get("width", width), entry.get("height", height)
+        if stated != (width, height):
+            raise CTMaskNetError(
+                f"is {width} x {height} px, but its annotation says {stated[0]} x {stated[1]}; "
+                "prepare the data set again"
+            )
+        if crop:
+            checked_box(entry, height, width)
+        with open(file_name, "rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+            tail = stream.read()
+        if not any(end in tail for end in _ENDS):
+            read_rgb(file_name)
+    except CTMaskNetError as error:
+        return BadSlice.from_error(file_name, error)
+    except OSError as error:
+        return BadSlice(file_name, f"cannot be read ({error.strerror or error})")
+    return None
 
 
 def build_train_loader(
@@ -312,10 +375,16 @@ class GatherBadSlices(HookBase):
     too_many = False
 
     def after_step(self) -> None:
-        bad, solver, done = self.trainer.bad_slices, self.trainer.cfg.SOLVER, self.trainer.iter + 1
+        solver, done = self.trainer.cfg.SOLVER, self.trainer.iter + 1
         periods = (solver.LOG_PERIOD, solver.CHECKPOINT_PERIOD)
         due = any(period > 0 and done % period == 0 for period in periods)
-        if bad.skip and (due or done == self.trainer.max_iter):
+        if due or done == self.trainer.max_iter:
+            self.gather()
+
+    def gather(self) -> None:
+        """Do so now; every process has to call this."""
+        bad = self.trainer.bad_slices
+        if bad.skip:
             bad.gather(comm.all_gather)
             self.too_many = bad.exceeded() is not None
 

@@ -31,6 +31,7 @@ from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import (
+    UNEVALUATED,
     CTMaskNetCheckpointer,
     PeriodicCheckpoint,
     UnreadableCheckpoint,
@@ -41,6 +42,7 @@ from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
 from ctmasknet.engine.runs.identity import RUN, Identity
+from ctmasknet.engine.setup import built_model
 from ctmasknet.engine.solver import build_optimizer, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
@@ -48,13 +50,14 @@ from ctmasknet.engine.train_data import (
     GatherBadSlices,
     build_train_loader,
     listed_bad_slices,
+    look_at_slices,
     training_dicts,
 )
 from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished
-from ctmasknet.modeling.finite import slices_named
+from ctmasknet.modeling.finite import NotFiniteError, slices_named
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ class Trainer(DefaultTrainer):
     A training that is killed at any moment and resumed ends as it would have without: everything
     that the next iteration depends on is in the checkpoint, and what was written after it is
     written again. For that, an iteration ends with evaluation, metrics and checkpoint in this
-    order.
+    order. An evaluation that fails costs nothing: what it needs is in a checkpoint before it.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         # Not DefaultTrainer's, which hands GPU numbers to DistributedDataParallel on a CPU too.
         TrainerBase.__init__(self)
+        look_at_slices(cfg)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
@@ -185,15 +189,20 @@ class Trainer(DefaultTrainer):
         try:
             with slices_named(lambda: loader.drawn):
                 super().run_step()
+        except NotFiniteError as error:
+            raise self.diverged(error.problem) from error
         except FloatingPointError as error:
             names = first_few(item["file_name"] for item in loader.drawn)
-            losses = self.storage.histories().get("total_loss")
-            before = f", after {losses.latest():.4g}" if losses else ""
-            raise CTMaskNetError(
-                f"{names}: the loss is no finite number at iteration {self.iter}{before}: training "
-                "has diverged; train anew, or on from an earlier checkpoint, with a lower "
-                "SOLVER.BASE_LR"
-            ) from error
+            raise self.diverged(f"{names}: the loss is no finite number") from error
+
+    def diverged(self, problem: str) -> CTMaskNetError:
+        """The error for ``problem``, which this iteration met: numbers that are not finite."""
+        losses = self.storage.histories().get("total_loss")
+        before = f"last finite loss {losses.latest():.4g}" if losses else "no finite loss before it"
+        return CTMaskNetError(
+            f"{problem} at iteration {self.iter} ({before}): training has diverged; train anew, or "
+            "on from an earlier checkpoint, with a lower SOLVER.BASE_LR"
+        )
 
     def share_buffers(self) -> None:
         """Give every process the running statistics of the main one, which a checkpoint holds.
@@ -210,12 +219,15 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, self.checkpointer.model
         self.share_buffers()
         mapper = RowMapper(self._rows) if self._rows is not None else None
-        results = evaluate(
-            cfg,
-            model,
-            lambda name: self.build_test_loader(cfg, name, mapper, self.bad_slices),
-            lambda name: self.build_evaluator(cfg, name),
-        )
+        try:
+            results = evaluate(
+                cfg,
+                model,
+                lambda name: self.build_test_loader(cfg, name, mapper, self.bad_slices),
+                lambda name: self.build_evaluator(cfg, name),
+            )
+        except NotFiniteError as error:
+            raise self.diverged(error.problem) from error
         if cfg.TEST.VALIDATION_LOSS and cfg.DATASETS.VAL:
             if not is_classifier(cfg):
                 results["validation"] = detector_losses(cfg, model, self.bad_slices)
@@ -235,7 +247,8 @@ class Trainer(DefaultTrainer):
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them.
         """
         with listed_bad_slices(self.bad_slices, self.cfg.OUTPUT_DIR), without_tracebacks():
-            if self.start_iter >= self.max_iter or self.is_stopping:
+            ended = self.start_iter >= self.max_iter or self.is_stopping
+            if ended and not self._validation.state["pending"]:
                 _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
                 if comm.is_main_process():  # it may have been killed before it drew them
                     draw_run(self.cfg.OUTPUT_DIR, self.best["best_iteration"])
@@ -243,6 +256,15 @@ class Trainer(DefaultTrainer):
             with contextlib.suppress(EarlyStop), self._ending.watching():
                 super().train()
         return self._last_eval_results
+
+    def before_train(self) -> None:
+        """See Detectron2's. An iteration that was resumed before its evaluation is ended first."""
+        super().before_train()
+        if self._validation.state["pending"]:
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks[self._hooks.index(self._validation) :]:
+                hook.after_step()
+            self.storage.iter = self.start_iter
 
     @property
     def is_stopping(self) -> bool:
@@ -291,6 +313,13 @@ class Trainer(DefaultTrainer):
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, seed, self.bad_slices)
             )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See :func:`ctmasknet.engine.setup.built_model`."""
+        model = built_model(cfg)
+        _LOGGER.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -358,8 +387,17 @@ class Trainer(DefaultTrainer):
         random_states, gather_bad = RandomStates(), GatherBadSlices()
         metric = cfg.SOLVER.BEST_METRIC if cfg.DATASETS.TEST else ""
         period, patience = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EARLY_STOPPING_PATIENCE
-        self._ending = EndAtSignal(random_states)
-        self._validation = Validation(self.validate, period, self.checkpointer, metric, patience)
+        checkpoints = PeriodicCheckpoint(random_states)
+
+        def save_first() -> None:
+            gather_bad.gather()
+            checkpoints.save(UNEVALUATED)
+
+        self._ending = EndAtSignal(checkpoints)
+        self._validation = Validation(
+            *(self.validate, period, self.checkpointer, metric, patience),
+            before=save_first if cfg.DATASETS.VAL else None,
+        )
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
@@ -368,7 +406,7 @@ class Trainer(DefaultTrainer):
             PeakMemory(),
             MetricWriters(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD) if main else None,
             gather_bad,
-            PeriodicCheckpoint(random_states),
+            checkpoints,
             LearningCurves() if main else None,
             EndIfStopped(self._validation),
             hooks.CallbackHook(after_step=gather_bad.end_early),

@@ -102,7 +102,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             if not np.isfinite(logits).all():
                 raise CTMaskNetError(
                     f"{file_name}: the model gives a logit that is no finite number; it has "
-                    "diverged, train it anew or evaluate an earlier checkpoint"
+                    "diverged, train it anew with a lower SOLVER.BASE_LR, or evaluate an earlier "
+                    "checkpoint"
                 )
             if label is not None and not 0 <= label < classes:
                 raise CTMaskNetError(

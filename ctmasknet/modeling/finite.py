@@ -29,10 +29,12 @@ class NotFiniteError(CTMaskNetError):
             name: the slice's, where it is known.
         """
         self.part, self.index = part, index
+        where = name or f"slice {index} of its batch"
+        #: What is wrong, without what to do.
+        self.problem = f"{where}: the model's {part} gives numbers that are not finite"
         super().__init__(
-            f"{name or f'slice {index} of its batch'}: the model's {part} gives numbers that are "
-            "not finite; its weights have diverged, take an earlier checkpoint, or train anew with "
-            "a lower SOLVER.BASE_LR"
+            f"{self.problem}; its weights have diverged, take an earlier checkpoint, or train anew "
+            "with a lower SOLVER.BASE_LR"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +91,12 @@ class CTMaskNet(GeneralizedRCNN):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        with torch.set_grad_enabled(self._detector_learns), slices_named(lambda: batched_inputs):
+        # A detector that does not learn is that of evaluation and of cached rows, in float32.
+        precise = contextlib.nullcontext()
+        if not self._detector_learns:
+            precise = torch.autocast(self.device.type, enabled=False)
+        learns = torch.set_grad_enabled(self._detector_learns)
+        with learns, precise, slices_named(lambda: batched_inputs):
             rows, _ = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows)
         labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)

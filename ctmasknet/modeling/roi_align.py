@@ -12,6 +12,8 @@ channels, V cells of all feature maps of a batch.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import (
@@ -98,7 +100,30 @@ def _taps(
     return torch.stack([low, high], dim=-1).flatten(2), weight.flatten(2)
 
 
-class BagROIPooler(ROIPooler):
+class Float32ROIPooler(ROIPooler):
+    """Detectron2's pooler, computed in float32 whatever the type of the maps.
+
+    Detectron2's operators turn boxes to the maps' type, and in bfloat16 px above 256 are even
+    numbers; torchvision's have no bfloat16 on CUDA at all.
+    """
+
+    @classmethod
+    def of(cls, pooler: ROIPooler) -> Float32ROIPooler:
+        """The same pooler in this class."""
+        if isinstance(pooler, cls):
+            return pooler
+        pooler = copy.copy(pooler)
+        pooler.__class__ = cls
+        return pooler
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """L maps (B, C, H_l, W_l) and B boxes -> (R, C, P, P) in the maps' type."""
+        with torch.autocast(x[0].device.type, enabled=False):
+            pooled = super().forward([one.float() for one in x], box_lists)
+        return pooled.to(x[0].dtype)
+
+
+class BagROIPooler(Float32ROIPooler):
     """Detectron2's pooler with :func:`roi_align_levels` on the CPU."""
 
     @classmethod

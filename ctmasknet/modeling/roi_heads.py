@@ -17,7 +17,7 @@ from torch import Tensor
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.finite import check_boxes
 from ctmasknet.modeling.masks import WAYS, PublishedBitMasks, PublishedROIMasks, SharedBitMasks
-from ctmasknet.modeling.roi_align import BagROIPooler
+from ctmasknet.modeling.roi_align import BagROIPooler, Float32ROIPooler
 
 #: Names of a row's numbers, in order.
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
@@ -42,7 +42,8 @@ def pad_rows(rows: Tensor, num: int) -> Tensor:
 
     Which row goes where is told by :func:`padding_index`, so the result depends on nothing but
     ``rows`` (the authors repeat rows at random places, reference). Without any row the result is
-    zero: no box, no score.
+    zero: no box, no score. It then still hangs on ``rows``, for several processes wait for the
+    gradient of every weight.
 
     Args:
         rows: (n, 5).
@@ -52,7 +53,7 @@ def pad_rows(rows: Tensor, num: int) -> Tensor:
         (N, 5)
     """
     if len(rows) == 0:
-        return rows.new_zeros(num, rows.shape[1])
+        return rows.new_zeros(num, rows.shape[1]) + rows.sum()
     return rows[padding_index(len(rows), num, rows.device)]
 
 
@@ -123,7 +124,9 @@ class RankedBoxROIHeads(StandardROIHeads):
                 )
         self.mask_paste = mask_paste
         self.mask_targets = mask_targets
-        self.box_pooler = BagROIPooler.of(self.box_pooler)
+        self.box_pooler = Float32ROIPooler.of(BagROIPooler.of(self.box_pooler))
+        if self.mask_on:
+            self.mask_pooler = Float32ROIPooler.of(self.mask_pooler)
         for pooler in (self.box_pooler, getattr(self, "mask_pooler", None)):
             if pooler is not None:
                 pooler.canonical_box_size = CANONICAL_BOX_PX

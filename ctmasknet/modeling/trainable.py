@@ -47,13 +47,14 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
         f"{name}.{part}"
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
+        and not name.startswith(_WITHOUT_GRADIENT)
         and not (mode == "heads_bn_no_shortcut" and ".shortcut." in name)
         for part in ("weight", "bias")
     }
     if mode.startswith("heads_bn") and not norms:
         raise CTMaskNetError(
             f"MODEL.TRAINABLE is {mode!r} but the model has no batch normalisation to train; "
-            'set MODEL.RESNETS.NORM "BN"'
+            'set MODEL.RESNETS.NORM "BN" and MODEL.BACKBONE.FREEZE_AT 0'
         )
     trained = []
     for name, parameter in model.named_parameters():

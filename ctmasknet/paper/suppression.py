@@ -11,11 +11,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 
 from ctmasknet.config import is_classifier
+from ctmasknet.config_file import read_cfg
 from ctmasknet.data.registry import dataset_dicts, lesion_colors
 from ctmasknet.draw.lesion_statistics import png_path
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
 from ctmasknet.draw.pages import Chunk, Panel, compose_page, contact_sheet, write_picture
-from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError, check_seed
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import read_entry

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 
 import ctmasknet
 from ctmasknet.classes import MASK_TYPES
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout
 

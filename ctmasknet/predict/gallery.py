@@ -14,11 +14,12 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ctmasknet.config import is_classifier
+from ctmasknet.config_file import read_cfg
 from ctmasknet.data.registry import register_prepared
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import check_score_threshold, side_by_side
 from ctmasknet.draw.pages import contact_sheet, write_picture
-from ctmasknet.engine.setup import inference_cfg, read_cfg
+from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import (

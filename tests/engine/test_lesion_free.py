@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.data.registry import register_prepared
-from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool

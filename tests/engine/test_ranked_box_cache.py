@@ -1,7 +1,9 @@
 """Training on kept rows is training on images, and no kept row is ever stale."""
 
+import importlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from ctmasknet.config import check_keys
+from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.engine import ranked_box_cache
 from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
+from ctmasknet.engine.solver import keep_predictions_float32
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
 from tests.test_train_net import TINY
@@ -55,6 +60,129 @@ def test_damaged_file_is_made_anew(cfg, dicts, tiny_model, tmp_path):
     again = cached_rows(cfg, tiny_model, dicts, "some")
     assert all(torch.equal(rows[name], again[name]) for name in rows)
     assert len(file.read_bytes()) == len(whole)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_one_flipped_bit_is_not_used(cfg, dicts, tiny_model, tmp_path, caplog):
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    (file,) = (tmp_path / "out" / "ranked_boxes").iterdir()
+    whole = torch.load(file, weights_only=True)
+    flip_a_bit(file)
+    assert not torch.equal(whole, torch.load(file, weights_only=True))
+    again = cached_rows(cfg, tiny_model, dicts, "some")
+    assert all(torch.equal(rows[name], again[name]) for name in rows)
+    assert f"{file}: damaged (check sum of " in caplog.text
+    assert torch.equal(whole, torch.load(file, weights_only=True))
+
+
+@pytest.fixture
+def killed(cfg, dicts, tiny_model, tmp_path, monkeypatch):
+    """A caching that was killed at its third slice, with parts of one slice: the folder, what is
+    left of it, and the names of the slices that are computed from then on."""
+    monkeypatch.setattr(ranked_box_cache, "_PART", 1)
+    inference, seen, kill = tiny_model.inference, [], [True]
+
+    def third_kills(batch):
+        seen.append(batch[0]["file_name"])
+        if len(seen) == 3 and kill.pop():
+            raise KeyboardInterrupt
+        return inference(batch)
+
+    cfg.MODEL.INFERENCE.FUSED = False
+    monkeypatch.setattr(tiny_model, "inference", third_kills)
+    with pytest.raises(KeyboardInterrupt):
+        cached_rows(cfg, tiny_model, dicts, "some")
+    folder = tmp_path / "out" / "ranked_boxes"
+    (parts,) = folder.iterdir()
+    for leftover in (folder / f".{parts.stem}.pt.x.tmp", parts / ".00000002.pt.x.tmp"):
+        leftover.write_bytes(b"half")
+    kill += [False] * 9
+    seen.clear()
+    return folder, parts, seen
+
+
+def test_a_caching_that_was_killed_goes_on(cfg, dicts, tiny_model, killed):
+    folder, parts, seen = killed
+    assert sorted(path.name for path in parts.glob("*.pt")) == ["00000000.pt", "00000001.pt"]
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    assert seen == [dicts[2]["file_name"]]
+    (file,) = folder.iterdir()
+    file.unlink()
+    whole = cached_rows(cfg, tiny_model, dicts, "some")
+    assert rows.keys() == whole.keys() and len(rows) == 3
+    assert all(torch.equal(rows[name], whole[name]) for name in rows)
+
+
+def test_parts_that_are_damaged_are_computed_anew(cfg, dicts, tiny_model, killed, caplog):
+    folder, parts, seen = killed
+    flip_a_bit(parts / "00000000.pt")
+    torch.save({"index": torch.tensor([7]), "rows": torch.zeros(1, 16, 5)}, parts / "00000001.pt")
+    (parts / "00000005.pt").write_bytes(b"no part")
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    assert seen == [entry["file_name"] for entry in dicts]
+    assert len(rows) == 3 and len(list(folder.iterdir())) == 1
+    assert caplog.text.count("computed anew") == 3
+
+
+def test_parts_beside_a_whole_file_go(cfg, dicts, tiny_model, tmp_path):
+    cached_rows(cfg, tiny_model, dicts, "some")
+    (file,) = (tmp_path / "out" / "ranked_boxes").iterdir()
+    file.with_suffix(".parts").mkdir()
+    cached_rows(cfg, tiny_model, dicts, "some")
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(cfg, dicts, tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    cfg.MODEL.RANKED_BOXES.CACHE_DIR = str(tmp_path / "file" / "rows")
+    with pytest.raises(CTMaskNetError, match=r"rows/\w+\.parts: cannot be written .*CACHE_DIR"):
+        cached_rows(cfg, tiny_model, dicts, "some")
+
+
+def test_code_and_decoders_change_the_key(cfg, dicts, tiny_model, tmp_path, monkeypatch):
+    before = cache_key(cfg, tiny_model, dicts)
+    shutil.copytree(ranked_box_cache._PACKAGE, tmp_path / "package")
+    monkeypatch.setattr(ranked_box_cache, "_PACKAGE", tmp_path / "package")
+    assert cache_key(cfg, tiny_model, dicts) == before
+    for part in ("modeling/roi_heads.py", "modeling/fast/layers.py", "ct/pictures.py"):
+        with open(tmp_path / "package" / part, "a") as stream:
+            stream.write("# another way\n")
+        after = cache_key(cfg, tiny_model, dicts)
+        assert before != after
+        before = after
+    monkeypatch.setattr(ranked_box_cache.features, "version_codec", lambda codec: "another")
+    assert cache_key(cfg, tiny_model, dicts) != before
+
+
+def test_the_code_of_anybody_s_parts_changes_the_key(cfg, dicts, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = cache_key(cfg, tiny_model, dicts)
+    source = "from ctmasknet.modeling.roi_heads import RankedBoxROIHeads\n\n\n"
+    source += "class OwnHeads(RankedBoxROIHeads):\n    pass\n"
+    (tmp_path / "own_heads.py").write_text(source)
+    tiny_model.roi_heads.__class__ = importlib.import_module("own_heads").OwnHeads
+    own = cache_key(cfg, tiny_model, dicts)
+    (tmp_path / "own_heads.py").write_text(source + "    answer = 42\n")
+    assert len({plain, own, cache_key(cfg, tiny_model, dicts)}) == 3
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_has_the_rows_that_are_cached(cfg, dicts, tiny_model, amp):
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    keep_predictions_float32(tiny_model)
+    seen = []
+    tiny_model.image_head.register_forward_pre_hook(lambda head, given: seen.append(given[0]))
+    mapper = SliceMapper(cfg, True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        tiny_model.train()([mapper(entry) for entry in dicts])
+    expected = torch.stack([rows[entry["file_name"]] for entry in dicts])
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=0)
 
 
 def test_whatever_rows_depend_on_changes_the_key(cfg, dicts, tiny_model):
@@ -105,6 +233,7 @@ def test_when_rows_may_be_kept(cfg, dicts, tmp_path):
     for key, value in (
         *(("MODEL.TRAINABLE", "full"), ("INPUT.RANDOM_FLIP", "horizontal")),
         *(("INPUT.MIN_SIZE_TRAIN", (32,)), ("INPUT.MAX_SIZE_TRAIN", 96)),
+        ("MODEL.INFERENCE.DTYPE", "bfloat16"),
     ):
         other = cfg.clone()
         other.merge_from_list([key, value])

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from ctmasknet.engine.metrics import is_timing
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.errors import CTMaskNetError
 from tests.helpers.killing import KILLED, POINTS, train
 from tests.helpers.running import run_tool
 from tests.test_train_net import TINY
@@ -137,6 +139,55 @@ def test_resumed_at_its_very_end_a_training_is_recorded_as_an_unbroken_one(heads
     assert first["iterations"] == (2 if ended == "early" else 4)
     for key in ("metrics", "iterations", "status", "best", "best_iteration"):
         assert second[key] == first[key], key
+
+
+@pytest.mark.parametrize("fails_at", [2, 4])
+def test_a_failing_evaluation_costs_nothing(heads, tmp_path, monkeypatch, capsys, fails_at):
+    overrides = ["TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 0]
+    overrides += ["SOLVER.EARLY_STOPPING_PATIENCE", 1, "SOLVER.BASE_LR", 1e-30]
+    overrides += ["SOLVER.BEST_METRIC", "slices/accuracy"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert heads(whole, 6, overrides=overrides) == 0
+    assert not list(whole.glob("*unevaluated*"))
+    validate = Trainer.validate
+
+    def failing(trainer):
+        if trainer.iter + 1 == fails_at:
+            raise CTMaskNetError("no")
+        return validate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", failing)
+        for flags in ((), ("--resume",)):  # it fails again, and costs nothing again
+            assert heads(broken, 6, *flags, overrides=overrides) == 2
+            assert capsys.readouterr().err.strip().endswith("error: no")
+            (left,) = (path.name for path in broken.glob("model_*.pth") if "best" not in path.name)
+            assert left == "model_unevaluated.pth"
+    assert heads(broken, 6, "--resume", overrides=overrides) == 0
+    ours, theirs = (
+        without_timings(torch.load(run / "model_final.pth", weights_only=True))
+        for run in (broken, whole)
+    )
+    assert all(same(ours[part], theirs[part]) for part in theirs)
+    assert ours["iteration"] == 3  # the second value is not better
+    assert (broken / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    assert not list(broken.glob("*unevaluated*"))
+    done = [json.loads((run / "run.json").read_text())["entries"][-1] for run in (broken, whole)]
+    assert done[0]["iterations"] == done[1]["iterations"] == 4
+
+
+@pytest.mark.parametrize("sets", ["('covidx_ct_val',)", "()"])
+def test_weights_that_have_diverged_are_not_written(heads, tmp_path, capsys, sets):
+    overrides = ["DATASETS.VAL", sets, "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 3e38]
+    overrides += ["SOLVER.WEIGHT_DECAY", 100.0]
+    assert heads(tmp_path, 1, overrides=overrides) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(
+        r"error: image_head\.\S+: is no finite number at iteration 0 \(last finite loss 0\.\d+\): "
+        r"training has diverged; .* lower SOLVER\.BASE_LR$",
+        error,
+    ), error
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_the_terminal_writer_ends_before_it_was_timed(tmp_path, tiny_cfg):

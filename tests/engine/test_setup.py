@@ -5,9 +5,10 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.export import load_exported
-from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg, resolve_epochs
+from ctmasknet.engine.setup import built_model, inference_cfg, load_model, resolve_epochs
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
 
@@ -344,3 +345,18 @@ def test_every_tool_takes_a_model_file_alone(repository, two, tmp_path):
     words = [tmp_path / "predict0", "--output", page, "--weights", two, "--images", picture.parent]
     assert run_tool(repository, "tools/report.py", *words, "--opts", *cpu) == 0
     assert "no lesion found" in page.read_text() or "best of" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.FPN.NORM", "GN"),  # 32 groups of 16 channels
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS", 2**62),
+        ("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_line(tiny_cfg, key, value):
+    tiny_cfg.MODEL.FPN.OUT_CHANNELS = 16
+    tiny_cfg.merge_from_list([key, value])
+    with pytest.raises(CTMaskNetError, match=r"^MODEL: no model can be built as .*; correct the"):
+        built_model(tiny_cfg)

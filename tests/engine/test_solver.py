@@ -1,13 +1,20 @@
 """The optimiser's numbers; half precision: what runs in it, what stays float32, refusals."""
 
+import copy
+from collections import defaultdict
+
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import RoIPool
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.engine import solver as precision
-from ctmasknet.engine.setup import read_cfg
 from ctmasknet.engine.solver import AutocastTrainer, amp_dtype, build_optimizer, build_step_trainer
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import needs_bfloat16
@@ -160,6 +167,67 @@ def test_layers_in_bfloat16_losses_in_float32(amp_cfg, slices, task):
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
 
+class BoxArithmetic(TorchDispatchMode):
+    """Notes what boxes are pooled and suppressed in: operator -> types of its floating inputs."""
+
+    OPERATORS = ("torchvision::roi_align", "torchvision::nms", "aten::_embedding_bag")
+
+    def __init__(self):
+        super().__init__()
+        self.types = defaultdict(set)
+        self.boxes = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.name().split(".")[0]
+        if name.startswith(self.OPERATORS):
+            given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            self.types[name] |= {x.dtype for x in given if x.is_floating_point()}
+            if name == "torchvision::nms":
+                self.boxes.append(args[0])
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pooler", ["ROIAlign", "ROIAlignV2", "ROIPool"])
+@pytest.mark.parametrize("task", ["GeneralizedRCNN", "CTMaskNet"])
+def test_boxes_are_never_rounded(amp_cfg, slices, monkeypatch, task, pooler):
+    amp_cfg.MODEL.META_ARCHITECTURE = task
+    amp_cfg.MODEL.TRAINABLE = "full"
+    amp_cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = pooler
+    if pooler == "ROIPool":
+        amp_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    model = build_model(amp_cfg).train()
+    precision.keep_predictions_float32(model)
+    coded, pooled = set(), []
+    apply = Box2BoxTransform.apply_deltas
+
+    def apply_deltas(transform, deltas, boxes):
+        found = apply(transform, deltas, boxes)
+        coded.update(one.dtype for one in (deltas, boxes, found))
+        return found
+
+    pool = RoIPool.forward
+
+    def roi_pool(layer, maps, boxes):
+        pooled.extend(one.dtype for one in (maps, boxes))
+        return pool(layer, maps, boxes)
+
+    monkeypatch.setattr(Box2BoxTransform, "apply_deltas", apply_deltas)
+    monkeypatch.setattr(RoIPool, "forward", roi_pool)
+    batch = [detector_input(item) for item in slices[:2]]
+    with EventStorage(), BoxArithmetic() as seen, torch.autocast("cpu", torch.bfloat16):
+        model(batch)
+        model.eval()(batch)
+    assert coded == {torch.float32}
+    assert set(pooled) == ({torch.float32} if pooler == "ROIPool" else set())
+    expected = {"torchvision::nms"}
+    if pooler != "ROIPool":
+        expected.add("aten::_embedding_bag")
+        expected |= {"torchvision::roi_align"} if task == "GeneralizedRCNN" else set()
+    assert set(seen.types) >= expected
+    assert all(types == {torch.float32} for types in seen.types.values()), dict(seen.types)
+    assert any(not torch.equal(boxes, boxes.bfloat16().float()) for boxes in seen.boxes)
+
+
 @pytest.mark.parametrize("enabled", [False, True])
 def test_gradients_are_dropped_before_the_next_forward_pass(amp_cfg, slices, enabled):
     amp_cfg.SOLVER.AMP.ENABLED = enabled
@@ -180,6 +248,7 @@ def test_gradients_are_dropped_before_the_next_forward_pass(amp_cfg, slices, ena
 
 @needs_bfloat16
 def test_the_key_trains_under_autocast(amp_cfg, slices):
+    amp_cfg.MODEL.TRAINABLE = "full"
     model = build_model(amp_cfg).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4)
     step = build_step_trainer(amp_cfg, model, [slices], optimizer)
@@ -199,6 +268,24 @@ def test_ranked_rows_are_float32(amp_cfg, slices):
         rows = model(slices)[0]["ranked_boxes"]
     assert rows.dtype == torch.float32
     assert not torch.equal(rows, rows.bfloat16().float())
+
+
+def test_a_copy_computes_with_its_own_weights(amp_cfg, slices):
+    model = build_model(amp_cfg).eval()
+    precision.keep_predictions_float32(model)
+    precision.keep_predictions_float32(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (copied.image_head.logits, copied.roi_heads.box_predictor.cls_score):
+            layer.weight.zero_()
+            layer.bias.copy_(torch.arange(len(layer.bias)))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(slices)[0]
+        found = copied(slices)[0]
+    assert found["logits"].tolist() == [0, 1, 2]
+    assert found["ranked_boxes"][0, 0] == pytest.approx(float(torch.arange(3.0).softmax(0)[1]))
+    assert found["logits"].dtype == before["logits"].dtype == torch.float32
+    assert before["logits"].tolist() != [0, 1, 2]
 
 
 def test_off_by_default(tiny_cfg):

@@ -1,13 +1,26 @@
-"""The order and augmentation of training data depend on seed and position alone."""
+"""The order and augmentation of training data depend on seed and position alone; slices that no
+training can use are told before its first step."""
 
+import json
 import random
+import re
+import shutil
 
 import numpy as np
 import pytest
 from detectron2.data.samplers import TrainingSampler
+from PIL import Image
 
-from ctmasknet.engine.train_data import SeededMapping, TrainingBatches, build_train_loader
+from ctmasknet.engine import train_data
+from ctmasknet.engine.train_data import (
+    SeededMapping,
+    TrainingBatches,
+    build_train_loader,
+    look_at_slices,
+)
 from ctmasknet.errors import CTMaskNetError
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
 
 DICTS = [{"file_name": f"{number}.png"} for number in range(10)]
 
@@ -77,3 +90,93 @@ def test_unknown_sampler(cfg):
     cfg.DATALOADER.SAMPLER_TRAIN = "Best"
     with pytest.raises(CTMaskNetError, match="SAMPLER_TRAIN is 'Best'"):
         build_train_loader(cfg, draw, DICTS)
+
+
+@pytest.fixture
+def slices(tmp_path, tiny_cfg, monkeypatch):
+    """Entries of a set, one a kind of picture, all in order; and how to look at them."""
+    entries = []
+    for name in ("a.png", "b.png", "c.jpg", "d.bmp", "e.tif"):
+        Image.effect_noise((64, 48), 60).save(tmp_path / name)
+        entry = {"width": 64, "height": 48, "body_box": [0, 0, 32, 32], "annotations": []}
+        entries.append({"file_name": str(tmp_path / name), **entry})
+    tiny_cfg.DATASETS.TRAIN, tiny_cfg.DATASETS.VAL = ("one",), ("two",)
+    monkeypatch.setattr(
+        train_data, "dataset_dicts", lambda name: entries[:2] if name == "one" else entries[2:]
+    )
+    return tiny_cfg, entries
+
+
+def test_slices_in_order(slices):
+    cfg, entries = slices
+    look_at_slices(cfg)
+    cfg.INPUT.CROP_TO_BODY = True
+    look_at_slices(cfg)
+    with open(entries[0]["file_name"], "ab") as stream:  # what follows a picture is none of it
+        stream.write(b"\0" * 200)
+    look_at_slices(cfg)
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("left", [0, 20, 0.7, 0.9])
+def test_a_truncated_slice(slices, number, left):
+    cfg, entries = slices
+    path = entries[number]["file_name"]
+    with open(path, "rb+") as stream:
+        size = stream.seek(0, 2)
+        stream.truncate(int(left * size) if left < 1 else left)
+    with pytest.raises(CTMaskNetError, match=rf"^{re.escape(path)}: .*BAD_SLICES skip\)$"):
+        look_at_slices(cfg)
+    cfg.DATALOADER.BAD_SLICES = "skip"
+    look_at_slices(cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file_name": "none.png"}, "none.png: "),
+        ({"width": 65}, r"b\.png: is 64 x 48 px, but its annotation says 65 x 48"),
+        ({"body_box": None}, r"b\.png: has no body box to crop to"),
+        ({"body_box": [0, 0, 70, 20]}, r"b\.png: body box \[0, 0, 70, 20\] lies outside"),
+    ],
+)
+def test_a_slice_that_is_not_what_its_set_says(slices, change, message):
+    cfg, entries = slices
+    cfg.INPUT.CROP_TO_BODY = True
+    entries[1].update(change)
+    with pytest.raises(CTMaskNetError, match=message):
+        look_at_slices(cfg)
+
+
+def test_several_processes_look_at_their_shares(slices, monkeypatch):
+    cfg, entries = slices
+    seen = []
+    monkeypatch.setattr(train_data, "_look_at", lambda entry, crop: seen.append(entry["file_name"]))
+    monkeypatch.setattr(train_data.comm, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(train_data.comm, "get_rank", lambda rank=rank: rank)
+        look_at_slices(cfg)
+        assert len(seen) in (3, 5)
+    assert sorted(seen) == [entry["file_name"] for entry in entries]
+
+
+def test_a_run_ends_before_its_first_step(repository, prepared, tmp_path, monkeypatch, capsys):
+    sets = tmp_path / "sets"
+    shutil.copytree(prepared / "cncb_lesions", sets / "cncb_lesions")
+    for path in sets.rglob("*.json"):
+        document = json.loads(path.read_text())
+        root = document["info"].get("image_root")
+        if root:
+            document["info"]["image_root"] = str(tmp_path / "images")
+            old = (prepared / path.relative_to(sets)).parent / root
+            shutil.copytree(old, tmp_path / "images", dirs_exist_ok=True)
+            path.write_text(json.dumps(document))
+    val = json.loads(next(sets.rglob("merge_val.json")).read_text())
+    damaged = tmp_path / "images" / val["images"][0]["file_name"]
+    damaged.write_bytes(damaged.read_bytes()[:900])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
+    monkeypatch.chdir(repository)
+    words = ["--config-file", "configs/seg_light.yaml", *TINY, "OUTPUT_DIR", tmp_path / "out"]
+    assert run_tool(repository, "tools/train_net.py", *words, "SOLVER.MAX_ITER", 1) == 2
+    assert f"error: {damaged}: unreadable or truncated image" in capsys.readouterr().err
+    assert "Starting training" not in (tmp_path / "out" / "log.txt").read_text()

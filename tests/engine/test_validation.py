@@ -1,18 +1,23 @@
 """Validation losses, the best model, early stopping, learning curves."""
 
+import importlib.util
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts, register_prepared
+from ctmasknet.engine import validation
 from ctmasknet.engine.metrics import draw_curves, read_metrics
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.engine.setup import training_cfg
+from ctmasknet.engine.trainer import Trainer
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
@@ -81,6 +86,126 @@ def test_unknown_metric():
         ),
     ):
         hook.after_step()
+
+
+@pytest.fixture
+def training(repository, prepared, tmp_path, monkeypatch):
+    """The configuration of a training on phantoms."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+
+    def call(config, *overrides):
+        words = [*TINY, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path / "out"), *overrides]
+        return training_cfg(repository / "configs" / f"{config}.yaml", words)
+
+    return call
+
+
+TWO_SETS = ["DATASETS.VAL", "('covidx_ct_val', 'covidx_ct_test')", "SOLVER.BEST_METRIC", ""]
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides"),
+    [
+        ("seg_light", []),
+        ("seg_light", ["MODEL.MASK_ON", "False", "SOLVER.BEST_METRIC", "bbox/AP"]),
+        ("seg_light", ["TEST.VALIDATION_LOSS", "False"]),
+        ("cls_light", []),
+        ("cls_light", TWO_SETS),
+    ],
+)
+def test_the_figures_to_choose_by_are_those_that_an_evaluation_gives(training, config, overrides):
+    cfg = training(config, *overrides)
+    found = flatten_results_dict(Trainer(cfg).validate())
+    known = validation._figures(cfg)
+    assert known.keys() == found.keys()
+    assert all(found[name] != found[name] for name, why in known.items() if why)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        ("seg_light", ["SOLVER.BEST_METRIC", "segm/AP_50"], "'segm/AP_50', which the evaluation"),
+        ("seg_light", ["SOLVER.BEST_METRIC", "slices/loss"], "choose one of bbox/AP, "),
+        ("seg_light", ["MODEL.MASK_ON", "False"], "'segm/AP50', which the evaluation does not"),
+        ("cls_light", TWO_SETS[:2], "'slices/loss', .* choose one of covidx_ct_test/patients/"),
+        (
+            *("seg_light", ["SOLVER.EARLY_STOPPING_PATIENCE", 2, "TEST.EVAL_PERIOD", 0]),
+            "PATIENCE is 2, but the model is evaluated after the last iteration only",
+        ),
+        (
+            *("cls_light", ["MODEL.IMAGE_HEAD.CLASSES", "['normal', 'covid']"]),
+            "IMAGE_HEAD.CLASSES is given for the classes normal, covid, but covidx_ct_train has",
+        ),
+        (
+            *("seg_light", ["MODEL.LESION_CLASSES", "['ggo', 'other']"]),
+            "LESION_CLASSES is given for the classes ggo, other, but cncb_lesions_merge_train has",
+        ),
+    ],
+)
+def test_what_an_evaluation_would_fail_at_is_told_at_the_start(
+    training, config, overrides, message
+):
+    with pytest.raises(CTMaskNetError, match=message):
+        training(config, *overrides)
+
+
+def test_coco_s_fast_figures_have_to_be_installed_at_the_start(training, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CTMaskNetError, match="COCO_FAST is 'always' but faster-coco-eval is"):
+        training("seg_light", "TEST.COCO_FAST", "always")
+
+
+@pytest.mark.parametrize(
+    ("names", "lesions", "metric", "message"),
+    [
+        (["lesion"], [], "segm/AP50", "s has no lesion; choose one of .*validation/total_loss"),
+        (["lesion"], [0], "segm/AP50", None),
+        (["a", "b"], [0], "bbox/AP-b", "s has no b; choose one of bbox/AP, "),
+        (["a", "b"], [0], "bbox/AP-a", None),
+        (["lesion"], [0], "lesion_free/false-positives-per-slice@0.5", "s has lesions on"),
+        (["lesion"], [], "lesion_free/false-positives-per-slice@0.5", None),
+    ],
+)
+def test_a_figure_that_will_be_no_number_is_told_at_the_start(
+    tiny_cfg, monkeypatch, names, lesions, metric, message
+):
+    tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    tiny_cfg.MODEL.LESION_CLASSES, tiny_cfg.SOLVER.BEST_METRIC = names, metric
+    tiny_cfg.DATASETS.VAL = ("s",)
+    tiny_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    dicts = [{"annotations": [{"category_id": lesion} for lesion in lesions]}]
+    monkeypatch.setattr(validation, "dataset_dicts", lambda name: dicts)
+    if message is None:
+        validation.check_validation(tiny_cfg)
+    else:
+        with pytest.raises(CTMaskNetError, match=f"will be no number: {message}"):
+            validation.check_validation(tiny_cfg)
+
+
+def test_a_class_without_a_slice_has_no_sensitivity(tiny_cfg, monkeypatch):
+    tiny_cfg.DATASETS.VAL = ("s",)
+    tiny_cfg.SOLVER.BEST_METRIC = "slices/sensitivity-covid"
+    dicts = [{"label": 0}, {"label": 1, "patient": "p", "scan": ""}]
+    monkeypatch.setattr(validation, "dataset_dicts", lambda name: dicts)
+    with pytest.raises(CTMaskNetError, match="s has no slice of covid"):
+        validation.check_validation(tiny_cfg)
+    tiny_cfg.SOLVER.BEST_METRIC = "scans/accuracy"
+    with pytest.raises(CTMaskNetError, match="'scans/accuracy', which the evaluation does not"):
+        validation.check_validation(tiny_cfg)
+
+
+def test_losses_of_a_set_without_lesions(detector, monkeypatch):
+    cfg, model = detector
+    dicts = [{**entry, "annotations": []} for entry in dataset_dicts(cfg.DATASETS.VAL[0])]
+    monkeypatch.setattr(validation, "dataset_dicts", lambda name: dicts)
+    assert detector_losses(cfg, model) == {}
+
+
+def test_a_metric_that_is_no_number_is_no_best_model_and_says_so(caplog):
+    with caplog.at_level("WARNING"):
+        assert follow([float("nan"), 50]) == ([1], None)
+    assert "BEST_METRIC slices/accuracy is no number at iteration 0" in caplog.text
+    assert len(caplog.records) == 1
 
 
 @pytest.fixture

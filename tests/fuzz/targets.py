@@ -18,12 +18,13 @@ import yaml
 from PIL import Image
 from scipy.special import expit
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.label_masks import read_mask
 from ctmasknet.data.registry import dataset_dicts, register_cncb_lesions, register_covidx_ct
 from ctmasknet.engine.record import read_record
-from ctmasknet.engine.setup import inference_cfg, load_model, read_cfg
+from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.evaluation import DiceEvaluator, LesionEvaluator, PerImageAPEvaluator
 from ctmasknet.evaluation.predictions import (
     SlicePrediction,

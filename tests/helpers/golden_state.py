@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.config_file import read_cfg
 from ctmasknet.weights.imported import ImportedVariant, import_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import to_inference
 from ctmasknet.modeling.finite import NamingSlices, NotFiniteError, check_boxes
@@ -100,3 +100,7 @@ def test_training_runs(
     assert run_tool(repository, "tools/train_net.py", *words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(r"error: /\S+\.(png|jpg)[:,] ", error) and message in error
+    if "always" in overrides:  # while rows are cached, before the first iteration
+        return
+    assert "at iteration 0 (no finite loss before it): training has diverged" in error
+    assert error.endswith("with a lower SOLVER.BASE_LR")

@@ -143,6 +143,28 @@ def test_three_steps_change_exactly_what_the_mode_says(tiny_model, slices, mode)
     assert without_gradient == parameters - changed
 
 
+@pytest.mark.parametrize("without", ["rows", "proposals"])
+@pytest.mark.parametrize("mode", EXPECTED_CHANGES)
+def test_every_trained_weight_has_a_gradient_where_no_slice_has_a_row(
+    tiny_cfg, slices, mode, without
+):
+    """Several processes wait for all of them."""
+    tiny_cfg.MODEL.ROI_MASK_HEAD.NORM = "BN"
+    tiny_cfg.MODEL.TRAINABLE = mode
+    model = build_model(tiny_cfg).train()
+    if without == "rows":
+        model.roi_heads.ranked_score_thresh = 1.0
+    else:
+        model.proposal_generator.min_box_size = 1000.0
+    loss = model(slices)["loss_image"]
+    loss.backward()
+    assert loss.isfinite()
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert trained and not any(".mask_head." in name for name in trained)
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    assert all(gradients[name] is not None and gradients[name].isfinite().all() for name in trained)
+
+
 def test_training_mode_leaves_the_detector_in_evaluation(tiny_model):
     tiny_model.train()
     assert tiny_model.training and tiny_model.image_head.training

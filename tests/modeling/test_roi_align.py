@@ -1,9 +1,12 @@
 import pytest
 import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling import poolers as roi_poolers
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ctmasknet.modeling.roi_align import BagROIPooler
+from ctmasknet.modeling.roi_align import BagROIPooler, Float32ROIPooler
 
 SCALES = [1 / 4, 1 / 8]
 
@@ -65,6 +68,28 @@ def test_half_precision_features_keep_their_type(inputs):
     found = bag([one.bfloat16() for one in features], boxes)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), stock(features, boxes), atol=0.03, rtol=0.02)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampling_ratio": 0}, {"pooler_type": "ROIAlignV2"}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gpu_pools_half_precision_in_float32(changes, dtype, monkeypatch):
+    """By tensors without values: nothing is computed on a GPU."""
+    pooler = Float32ROIPooler.of(poolers(scales=SCALES[1:], **changes)[1])
+    given, forward = [], ROIAlign.forward
+
+    def noted(layer, maps, boxes):
+        given.extend([maps.dtype, boxes.dtype])
+        return forward(layer, maps, boxes)
+
+    monkeypatch.setattr(ROIAlign, "forward", noted)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        maps = [torch.empty(2, 16, 8, 12, dtype=dtype, device="cuda")]
+        boxes = [Boxes(torch.empty(3, 4, device="cuda")) for _ in range(2)]
+        numbered = torch.empty(6, 5, device="cuda")
+        monkeypatch.setattr(roi_poolers, "convert_boxes_to_pooler_format", lambda _: numbered)
+        found = pooler(maps, boxes)
+    assert found.dtype == dtype
+    assert given and set(given) == {torch.float32}
 
 
 def test_no_boxes(inputs):

@@ -10,9 +10,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from PIL import Image
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.data.statistics import lesion_statistics
 from ctmasknet.draw.lesion_statistics import _rounded_up, figure_1
-from ctmasknet.engine.setup import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper.suppression import choose, detect, figure_2
 

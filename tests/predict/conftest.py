@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ctmasknet.engine.setup import read_cfg
+from ctmasknet.config_file import read_cfg
 from tests.helpers.running import run_tool
 from tests.helpers.small_world import SMALL, save_model, write_scans
 

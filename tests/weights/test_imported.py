@@ -6,8 +6,9 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
-from ctmasknet.engine.setup import inference_cfg, read_cfg
+from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.imported import import_checkpoint, import_file
 from ctmasknet.weights.layout import (

@@ -12,7 +12,7 @@ from types import FrameType
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ctmasknet.engine.random_states import RandomStates
+from ctmasknet.engine.checkpoint import PeriodicCheckpoint
 from ctmasknet.errors import Ended, ending_by, second_ends_at_once
 
 
@@ -24,8 +24,8 @@ class EndAtSignal(HookBase):
     training ask each other, so that all end when one of them is signalled.
     """
 
-    def __init__(self, random_states: RandomStates):
-        self._random_states = random_states
+    def __init__(self, checkpoints: PeriodicCheckpoint):
+        self._checkpoints = checkpoints
         self._asked: int = 0
 
     @contextlib.contextmanager
@@ -53,10 +53,8 @@ class EndAtSignal(HookBase):
             return
         if trainer.bad_slices.skip:
             trainer.bad_slices.gather(comm.all_gather)
-        trainer.share_buffers()
-        self._random_states.collect()
         name = f"model_{trainer.iter:07d}"
-        trainer.checkpointer.save(name, iteration=trainer.iter)
+        self._checkpoints.save(name)
         comm.synchronize()  # nobody ends before it is written
         raise Ended(
             asked,

@@ -47,6 +47,12 @@ def lesion_free_metrics(
     )
 
 
+def ap_names(class_names: Sequence[str]) -> list[str]:
+    """What Detectron2 calls the figures of boxes or masks: over all, by IoU, by size, by class."""
+    each = [f"AP-{name}" for name in class_names] if len(class_names) > 1 else []
+    return ["AP", "AP50", "AP75", "APs", "APm", "APl", *each]
+
+
 def use_fast_coco(wanted: str) -> bool:
     """Whether faster-coco-eval evaluates.
 
@@ -196,7 +202,4 @@ class LesionEvaluator(COCOEvaluator):
             iou_type,
             value,
         )
-        names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-        if class_names is not None and len(class_names) > 1:
-            names += [f"AP-{name}" for name in class_names]
-        return dict.fromkeys(names, value)
+        return dict.fromkeys(ap_names(class_names or ()), value)

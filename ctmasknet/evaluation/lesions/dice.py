@@ -35,6 +35,9 @@ from ctmasknet.evaluation.lesions.per_image_ap import EachSliceEvaluator
 #: levels, so the last bit decides.
 _LEVELS = 1 - np.arange(256) / 255
 
+#: What stands before the name of a map.
+DICE_KINDS = ("mean", "maximum", "at-0.5", "slices")
+
 
 def dice_by_level(lesion_map: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Dice of one slice at each level of its scaled map.
@@ -62,6 +65,12 @@ def dice_at(lesion_map: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -
     return 2.0 * int((found & truth).sum()) / max(int(found.sum()) + int(truth.sum()), 1)
 
 
+def dice_maps(class_names: Sequence[str]) -> dict[str, set[int]]:
+    """Name of each map that has figures -> the classes that it joins."""
+    maps = {name: {index} for index, name in enumerate(class_names)}
+    return maps | ({"lesions": set(range(len(class_names)))} if len(class_names) > 1 else {})
+
+
 class DiceEvaluator(EachSliceEvaluator):
     """Dice of lesion maps over a registered lesion data set.
 
@@ -72,11 +81,7 @@ class DiceEvaluator(EachSliceEvaluator):
 
     def __init__(self, dataset_name: str, *, distributed: bool = True):
         super().__init__(dataset_name, distributed)
-        names = MetadataCatalog.get(dataset_name).thing_classes
-        #: Name -> classes that its map joins.
-        self._maps = {name: {index} for index, name in enumerate(names)}
-        if len(names) > 1:
-            self._maps["lesions"] = set(range(len(names)))
+        self._maps = dice_maps(MetadataCatalog.get(dataset_name).thing_classes)
 
     def measure(
         self, instances: Instances, annotations: Sequence[dict[str, Any]]
@@ -101,12 +106,11 @@ class DiceEvaluator(EachSliceEvaluator):
         for name in self._maps:
             found = [item[name] for item in slices if name in item]
             levels = np.mean([item[0] for item in found], axis=0) if found else np.array(math.nan)
-            results[f"mean-{name}"] = float(levels.mean())
-            results[f"maximum-{name}"] = float(levels.max())
-            results[f"at-0.5-{name}"] = (
-                float(np.mean([item[1] for item in found])) if found else math.nan
-            )
-            results[f"slices-{name}"] = float(len(found))
+            at_half = float(np.mean([item[1] for item in found])) if found else math.nan
+            figures = (float(levels.mean()), float(levels.max()), at_half, float(len(found)))
+            results |= {
+                f"{kind}-{name}": value for kind, value in zip(DICE_KINDS, figures, strict=True)
+            }
         logging.getLogger(__name__).info(
             "Dice of lesion maps (0..1), slices with the lesion alone:\n%s",
             create_small_table(results),

@@ -97,8 +97,16 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
 
     Raises:
         CTMaskNetError: bfloat16 on a device without it, or a normalisation that cannot be folded
-            in it.
+            in it; ``model`` is such a copy in another type.
     """
+    made = getattr(model, "inference_dtype", None)
+    if made == dtype:
+        return copy.deepcopy(model)
+    if made is not None:
+        raise CTMaskNetError(
+            f"this model is an inference copy in {made}, which cannot be made one in {dtype}; give "
+            "the model that it was made of"
+        )
     if dtype == torch.bfloat16:
         _check_bfloat16(model)
     fused = copy.deepcopy(model).eval().requires_grad_(False)
@@ -119,6 +127,7 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
         heads.box_pooler = _Float32Pooler(heads.box_pooler)
     if getattr(heads, "mask_on", False):
         heads.mask_pooler = _Float32Pooler(BagROIPooler.of(heads.mask_pooler))
+    fused.inference_dtype = dtype
     return fused
 
 

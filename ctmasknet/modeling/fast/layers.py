@@ -7,6 +7,8 @@ weights laid out once; elsewhere the same is done in plain steps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicStem, CNNBlockBase
@@ -79,6 +81,14 @@ class FusedConv2d(nn.Module):
             *(x, add, self.weight, self.bias, *window, "add", 1.0),
             *("relu" if self.relu else None, [], ""),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: weights in oneDNN's own layout cannot be copied."""
+        state = self.__dict__.copy()
+        if self.weight.is_mkldnn:
+            weight = self.weight.to_dense().contiguous(memory_format=torch.channels_last)
+            state["_buffers"] = {**self._buffers, "weight": weight}
+        return state
 
 
 def _one_dnn(x: Tensor) -> bool:

@@ -147,7 +147,7 @@ class ExportableClassifier(nn.Module):
         """Class logits (R, K + 1), deltas (R, 4 K) and boxes (R, 4) of which some are real (R,)
         -> rows (N, 5)."""
         heads = self._heads[0]
-        scores = class_logits.softmax(dim=1)[:, :-1]
+        scores = self.box_predictor.predict_probs((class_logits, deltas), [boxes])[0][:, :-1]
         decoded = self.box_predictor.box2box_transform.apply_deltas(deltas, boxes)
         decoded = self._clip(decoded.view(-1, 4)).view(self._proposals, -1, 4)
         sides = decoded[..., 2:] - decoded[..., :2]

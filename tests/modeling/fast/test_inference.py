@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -87,6 +88,22 @@ def test_a_box_head_with_convolutions_stays_in_float32(tiny_cfg, slices, bfloat1
     assert copied.roi_heads.box_head.conv1.weight.dtype == torch.float32
     for ours, theirs in zip(copied(slices), model(slices), strict=True):
         assert_near(ours["ranked_boxes"], theirs["ranked_boxes"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param("half", marks=needs_bfloat16)])
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_copy_of_a_copy_gives_the_same(model, slices, dtype, deep):
+    dtype = torch.bfloat16 if dtype == "half" else dtype
+    again = copy.deepcopy if deep else functools.partial(to_inference, dtype=dtype)
+    copied = to_inference(model, dtype)
+    early, expected = again(copied), copied(slices)  # weights change their layout at first use
+    for found in (again(copied), early, copied):
+        for ours, theirs in zip(found(slices), expected, strict=True):
+            assert torch.equal(ours["ranked_boxes"], theirs["ranked_boxes"])
+            assert torch.equal(ours["logits"], theirs["logits"])
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    with pytest.raises(CTMaskNetError, match="is an inference copy in torch"):
+        to_inference(copied, other)
 
 
 @pytest.mark.parametrize("norm", [None, "BN", "FrozenBN"])

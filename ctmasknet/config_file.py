@@ -1,0 +1,153 @@
+"""A configuration from its file: Detectron2's defaults and ours, the YAML file, the overrides."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys
+from ctmasknet.errors import CTMaskNetError
+
+
+def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Detectron2's defaults, ctmasknet's keys, the file, then ``KEY VALUE`` overrides.
+
+    Raises:
+        CTMaskNetError: missing or malformed file, unknown key, value of another type, or one that
+            :func:`ctmasknet.config.check_keys` refuses.
+    """
+    if not config_file:
+        raise CTMaskNetError(
+            "no configuration: add `config_file` configs/seg.yaml or configs/cls.yaml"
+        )
+    cfg = from_file(config_file)
+    override(cfg, overrides)
+    check_keys(cfg)
+    return cfg
+
+
+def device_of(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> str:
+    """``MODEL.DEVICE`` as an override says, or a file, or else the defaults."""
+    if config_file:
+        return read_cfg(config_file, overrides).MODEL.DEVICE
+    given = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    return str(given.get("MODEL.DEVICE", from_file("").MODEL.DEVICE))
+
+
+def from_file(config_file: str | os.PathLike) -> CfgNode:
+    """The defaults and the file, unchecked; the defaults alone without one.
+
+    Raises:
+        CTMaskNetError: missing or malformed file, unknown key, value of another type.
+    """
+    config_file = os.fspath(config_file)
+    cfg = get_cfg()
+    add_ctmasknet_config(cfg)
+    if not config_file:
+        return cfg
+    if not os.path.isfile(config_file):
+        raise CTMaskNetError(
+            f"{config_file}: no such configuration; see configs/ for those there are"
+        )
+    try:
+        cfg.merge_from_other_cfg(CfgNode(_typed(_loaded(config_file), cfg)))
+    except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CTMaskNetError(
+            f"{config_file}: {one_line(error)}; correct the key or its value"
+        ) from error
+    except CTMaskNetError as error:
+        raise CTMaskNetError(f"{config_file}: {error}") from None
+    return cfg
+
+
+def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+    """Put ``KEY VALUE`` pairs into ``cfg``, in place.
+
+    Raises:
+        CTMaskNetError: unknown key, value of another type, a key without a value.
+    """
+    try:
+        words = list(overrides)
+        words[1::2] = [
+            _float(value, _at(cfg, key))
+            for key, value in zip(words[::2], words[1::2], strict=False)
+        ]
+        cfg.merge_from_list(words)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise CTMaskNetError(
+            f"override: {one_line(error)}; overrides are pairs KEY VALUE of known keys"
+        ) from error
+    given = {str(key) for key in words[::2]}
+    if "MODEL.LESION_CLASSES" in given and "MODEL.ROI_HEADS.NUM_CLASSES" not in given:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES) or 1
+
+
+def _loaded(config_file: str) -> dict[str, Any]:
+    """The content of a YAML file over that of its ``_BASE_``."""
+    if config_file.endswith(".py"):
+        raise CTMaskNetError(
+            "a Python (LazyConfig) file; give a YAML file such as configs/cls.yaml"
+        )
+    try:
+        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+    except RecursionError:
+        raise CTMaskNetError(
+            "its _BASE_ leads back to itself, or it is nested too deep; correct the file"
+        ) from None
+    except (AttributeError, TypeError) as error:
+        # Detectron2 takes for granted that file, sections and base are what they should be.
+        raise CTMaskNetError(
+            f"not a mapping of keys with a file's name as its _BASE_ ({one_line(error)}); write "
+            "KEY: VALUE lines as in configs/cls.yaml"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CTMaskNetError("not a mapping of keys; write KEY: VALUE lines as in configs/cls.yaml")
+    return loaded
+
+
+def _typed(loaded: Mapping[str, Any], cfg: Any, above: str = "") -> dict[str, Any]:
+    """What a file holds, with whole numbers as float where the key is one.
+
+    Raises:
+        CTMaskNetError: a boolean where the key takes a word, a key that is no text.
+    """
+    result = {}
+    for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise CTMaskNetError(f"{above}{name} is no key (a key is text); correct it")
+        key, usual = f"{above}{name}", cfg.get(name) if isinstance(cfg, CfgNode) else None
+        if isinstance(value, bool) and isinstance(usual, str):
+            raise CTMaskNetError(
+                f"{key} is {value}, as YAML reads on, off, yes and no; choose one of "
+                f"{', '.join(CHOICES.get(key, ('a word in quotes',)))}"
+            )
+        nested = isinstance(value, Mapping)
+        result[name] = _typed(value, usual, f"{key}.") if nested else _float(value, usual)
+    return result
+
+
+def _float(value: Any, usual: Any) -> Any:
+    if isinstance(usual, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return value
+    return value
+
+
+def _at(cfg: CfgNode, key: Any) -> Any:
+    """The value of a key; None for an unknown one."""
+    return functools.reduce(
+        lambda node, name: node.get(name) if isinstance(node, CfgNode) else None,
+        str(key).split("."),
+        cfg,
+    )
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
