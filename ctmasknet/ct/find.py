@@ -18,6 +18,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES
 
 _HEAD_BYTES = 540
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: Names that promise a CT file: with other content they are damaged, not merely something else.
 _CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
@@ -103,7 +104,7 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
 
 
 def check_name(file: str) -> None:
-    """Refuse a path that no UTF-8 file can hold, as every list of slices would have to.
+    """Refuse a path that no line of a UTF-8 file can hold, as every list of slices would have to.
 
     Raises:
         CTMaskNetError: such a path.
@@ -112,6 +113,10 @@ def check_name(file: str) -> None:
         file.encode()
     except UnicodeEncodeError:
         raise CTMaskNetError(f"{file}: its name is no UTF-8 text; rename the file") from None
+    if _CONTROL.search(file):
+        raise CTMaskNetError(
+            f"{file!a}: its name holds a line break or another control character; rename the file"
+        )
 
 
 def kind_of(file: str) -> str:
