@@ -17,6 +17,7 @@ from ctmasknet.prepare.arguments import (
     parse_class_folders,
     parse_grey_window,
     parse_samples,
+    show_warnings,
 )
 from ctmasknet.prepare.slices import prepare_slices, slice_table
 
@@ -143,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    show_warnings()
     root = datasets_root(args.output_root)
     summary = prepare_slices(
         root,
@@ -169,6 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(slice_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
+    if unlisted := summary["unlisted_images"]:
+        print(f"{unlisted} images are on no list and were left out")
     print(f"classes: {', '.join(summary['classes'])}")
     print(f"registered as: {names} (below {root})")
 

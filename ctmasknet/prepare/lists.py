@@ -179,6 +179,17 @@ def resolve_images(
     return resolved
 
 
+def count_unlisted(resolved: Mapping[str, list[SliceRecord]], image_root: str | os.PathLike) -> int:
+    """How many pictures lie beside those of the lists, in their folders, and are on no list."""
+    listed = {record.file for records in resolved.values() for record in records}
+    count = 0
+    for parent in {os.path.dirname(file) for file in listed}:
+        for entry in os.scandir(Path(image_root, parent)):
+            file = f"{parent}/{entry.name}" if parent else entry.name
+            count += file.lower().endswith(IMAGE_SUFFIXES) and file not in listed
+    return count
+
+
 class _Folder:
     """The files of one folder, found by exact name or by what the name states of the slice."""
 

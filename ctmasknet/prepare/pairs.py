@@ -6,6 +6,7 @@ slice.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -13,15 +14,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ctmasknet.ct.find import kind_of, natural_key
+from ctmasknet.ct.find import find_files, kind_of, natural_key
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.data.label_masks import MASK_SUFFIXES, files_by_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
-from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
+from ctmasknet.prepare.volumes import (
+    Volume,
+    find_volumes,
+    log_others,
+    volume_files,
+    without_extension,
+)
 
+_LOGGER = logging.getLogger(__name__)
 #: What names of masks, and of nnU-Net's images, have behind the name of the case.
 _ENDINGS = re.compile(r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000)$", re.IGNORECASE)
 
@@ -115,6 +123,9 @@ def find_pairs(
         raise CTMaskNetError(
             f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
         )
+    log_others(images, (each.path for each in find_files([images])), IMAGE_SUFFIXES)
+    if not one_folder:
+        log_others(masks, (each.path for each in find_files([masks])), MASK_SUFFIXES)
     alone = [
         (folder / file, f"no {wanted} of the same name in {other}")
         for folder, found, wanted, other, partners in (
@@ -272,9 +283,9 @@ def find_volume_pairs(
     (:func:`slice_masks`).
 
     Raises:
-        CTMaskNetError: a volume without a mask or the reverse, two masks of one volume, a SEG whose
-            name is that of another series than it references, an unknown patient; damaged files
-            unless ``on_bad`` takes them.
+        CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
+            references, an unknown patient; unless ``on_bad`` takes them: damaged files, volumes
+            that cannot be used such as those not in HU, a volume without a mask or the reverse.
     """
     rule = replace(rule, groups={without_extension(k): who for k, who in rule.groups.items()})
     bad: dict[str, str] = {}
@@ -284,15 +295,22 @@ def find_volume_pairs(
         on_bad(file, reason)
 
     report = note if on_bad else None
-    volumes = find_volumes(images, on_bad=report)
-    used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     one_folder = images.resolve() == masks.resolve()
+    # In one folder what is no CT in HU is a mask, or ought to be CT
+    lost: dict[str, str] = {}
+    on_lost = (
+        (lambda file, reason: lost.update({os.path.realpath(file): reason})) if one_folder else None
+    )
+    volumes = find_volumes(images, on_bad=report, on_lost=on_lost)
+    used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     files = [
         Path(file)
         for file in volume_files(masks)
-        if os.path.realpath(file) not in used | bad.keys() and _is_mask(file, one_folder, report)
+        if os.path.realpath(file) not in used | bad.keys()
+        and _is_mask(file, lost if one_folder else None, report)
     ]
-    mask_of = _matched(volumes, files, masks, {_stem(without_extension(f)) for f in bad.values()})
+    left_out = {_stem(without_extension(file)) for file in bad.values()}
+    mask_of = _matched(volumes, files, masks, left_out, lost, report)
     pairs = []
     for volume in volumes:
         mask = mask_of.get(volume.key) or _picture_folder(masks, volume)
@@ -303,6 +321,7 @@ def find_volume_pairs(
                 on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
+    _log_spare_pictures(masks, {pair.mask for pair in pairs})
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
     if missing and not bad:
         raise CTMaskNetError(
@@ -311,13 +330,17 @@ def find_volume_pairs(
     return pairs
 
 
-def _is_mask(file: str, others: bool, on_bad: Callable[[str, str], None] | None) -> bool:
-    """Whether a file is NIfTI or DICOM-SEG; ``others``: there may be other DICOM beside the
-    masks."""
+def _is_mask(
+    file: str, lost: Mapping[str, str] | None, on_bad: Callable[[str, str], None] | None
+) -> bool:
+    """Whether a file is NIfTI or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
+    cannot be used where it ought to be CT; None: there is to be none."""
     try:
         if kind_of(file) == "nifti" or seg_series(file) is not None:
             return True
-        if not others:
+        if lost is not None and (real := os.path.realpath(file)) in lost:
+            raise CTMaskNetError(f"{file}: {lost[real]}")
+        if lost is None:
             raise CTMaskNetError(f"{file}: DICOM, but no DICOM-SEG; remove it or restore the mask")
     except CTMaskNetError as error:
         if on_bad is None:
@@ -327,9 +350,15 @@ def _is_mask(file: str, others: bool, on_bad: Callable[[str, str], None] | None)
 
 
 def _matched(
-    volumes: Sequence[Volume], files: Sequence[Path], root: Path, bad: set[str]
+    volumes: Sequence[Volume],
+    files: Sequence[Path],
+    root: Path,
+    bad: set[str],
+    lost: Mapping[str, str],
+    on_bad: Callable[[str, str], None] | None,
 ) -> dict[str, Path]:
-    """Key of a volume -> its mask file; masks of volumes in ``bad`` (stems) are left out."""
+    """Key of a volume -> its mask file; masks of volumes in ``bad`` (stems) are left out, and why
+    a file is no volume itself is in ``lost``, by its real path."""
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
     by_stem = _unique((_stem(volume.key), volume.key) for volume in volumes)
     folder = {volume.key: _folder_of(volume) for volume in volumes}
@@ -351,9 +380,13 @@ def _matched(
         ):
             continue
         if key is None:
-            raise CTMaskNetError(
-                f"{file}: no volume of the same name; add the volume or remove this mask"
-            )
+            reason = "no volume of the same name; add the volume or remove this mask"
+            if why := lost.get(os.path.realpath(file)):
+                reason = f"{why}; and as a mask it is of no volume"
+            if on_bad is None:
+                raise CTMaskNetError(f"{file}: {reason}")
+            on_bad(os.fspath(file), reason)
+            continue
         if series and series not in by_scan and kind_of_volume[key] == "dicom":
             raise CTMaskNetError(
                 f"{file}: is the mask of the series {series}, which is not among the volumes, and "
@@ -389,6 +422,18 @@ def _picture_folder(masks: Path, volume: Volume) -> Path | None:
     if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
         return folder
     return None
+
+
+def _log_spare_pictures(masks: Path, used: Collection[Path]) -> None:
+    spare = [
+        each.path
+        for each in find_files([masks])
+        if each.path.lower().endswith(IMAGE_SUFFIXES) and Path(each.path).parent not in used
+    ]
+    if spare:
+        _LOGGER.warning(
+            "%s: %d pictures left out, such as %s: of no volume's mask", masks, len(spare), spare[0]
+        )
 
 
 def _without_mask(volume: Volume, masks: Path) -> str:

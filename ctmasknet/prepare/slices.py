@@ -23,8 +23,17 @@ from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
 from ctmasknet.data.splits import SPLITS, split_patients
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.prepare.classified import read_class_folders, read_volume_list
-from ctmasknet.prepare.lists import find_standard_lists, read_slice_lists, resolve_images
+from ctmasknet.prepare.classified import (
+    check_rows_tell_patients,
+    read_class_folders,
+    read_volume_list,
+)
+from ctmasknet.prepare.lists import (
+    count_unlisted,
+    find_standard_lists,
+    read_slice_lists,
+    resolve_images,
+)
 from ctmasknet.prepare.staging import writing_set
 from ctmasknet.prepare.volumes import Volume, write_copies
 
@@ -90,7 +99,8 @@ def prepare_slices(
         verify: decode every image first (copying does so anyway); otherwise headers are read.
 
     Returns:
-        the summary, as in ``root/name/slices_summary.json``.
+        the summary, as in ``root/name/slices_summary.json``, and ``unlisted_images``: how many
+        pictures beside those of the lists no list names.
 
     Raises:
         CTMaskNetError: bad input of any kind; nothing has been written then.
@@ -107,6 +117,7 @@ def prepare_slices(
     if classes and not volume_list:
         raise CTMaskNetError("`classes`: names the classes of a `volume_list`; leave it out")
     volumes: dict[str, tuple[Volume, int]] = {}
+    unlisted = 0
     if volume_list:
         if lists or source or class_folders:
             raise CTMaskNetError(
@@ -120,6 +131,7 @@ def prepare_slices(
             raise CTMaskNetError(
                 f"{volume_list}: needs either a column split or `split`, such as train:0.8,test:0.2"
             )
+        check_rows_tell_patients(volume_list, found.unknown)
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
         description = f"slices of {Path(volume_list).name}"
@@ -145,6 +157,7 @@ def prepare_slices(
             raise CTMaskNetError("`list`: needs the folder of the images, `images` DIR")
         classes = list(IMAGE_CLASSES)
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
+        unlisted = count_unlisted(splits, images)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
     if not volumes and (window is not None or every != 1):
@@ -163,7 +176,8 @@ def prepare_slices(
         "grey_window": list(grey_window) if grey_window else None,
         "window_hu": [window.center_hu, window.width_hu] if volumes else None,
     }
-    return _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
+    summary = _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
+    return {**summary, "unlisted_images": unlisted}
 
 
 def split_records(
