@@ -129,6 +129,11 @@ def parser() -> argparse.ArgumentParser:
         "default: %(default)s",
     )
     p.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
+    )
+    p.add_argument(
         "--bad",
         choices=BAD_SLICE_MODES,
         default="error",
@@ -187,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         split_like=set_folder(root, args.split_like) if args.split_like else None,
         workers=args.workers,
         bad=bad_slices_from(args),
+        strict=args.strict,
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

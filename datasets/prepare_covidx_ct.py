@@ -110,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     p.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
+    )
+    p.add_argument(
         "--bad",
         choices=BAD_SLICE_MODES,
         default="error",
@@ -168,6 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
         window=parse_window(args.window) if args.window else None,
         every=args.every,
         bad=bad_slices_from(args),
+        strict=args.strict,
     )
     print(slice_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])

@@ -6,9 +6,12 @@ stratum).
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Hashable, Iterable, Mapping
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from ctmasknet.errors import CTMaskNetError
 #: The names a split may have; data sets are registered as ``<name>_<split>``.
 SPLITS = ("train", "val", "test")
 _MAX_PASSES = 20
+_LOGGER = logging.getLogger(__name__)
 
 
 def split_patients(
@@ -104,6 +108,62 @@ def check_disjoint(patients_by_split: Mapping[str, Iterable[str]]) -> None:
             f"patient {patient} is in two splits, {first} and {second}{more}; "
             "keep all slices of a patient in one split"
         )
+
+
+def spelled_otherwise(
+    patients: Iterable[str], others: Iterable[str] | None = None
+) -> list[tuple[str, str]]:
+    """Pairs of unlike ids that may be one patient: they meet after Unicode's NFKC, case folding,
+    stripping and without the leading zeros of their numbers.
+
+    Args:
+        patients: ids of a set.
+        others: those of another, which are looked for among the first; default: all of one set are
+            held against each other, each later spelling against the first.
+    """
+    spellings: dict[str, list[str]] = {}
+    for patient in sorted(set(patients)):
+        spellings.setdefault(_plain_spelling(patient), []).append(patient)
+    if others is None:
+        return [(first, one) for first, *more in spellings.values() for one in more]
+    return [
+        (patient, other)
+        for other in sorted(set(others))
+        for patient in spellings.get(_plain_spelling(other), ())
+        if patient != other
+    ]
+
+
+def _plain_spelling(patient: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", patient).casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", folded.strip())
+
+
+def tell_spellings(
+    pairs: Sequence[tuple[str, str]], where: str, strict: bool, remedy: str = "write them alike"
+) -> None:
+    """Log the pairs of :func:`spelled_otherwise`, or refuse them.
+
+    Args:
+        pairs: none is no word.
+        where: the sets they are of, for the message.
+        strict: refuse.
+        remedy: what else can be done.
+
+    Raises:
+        CTMaskNetError: with ``strict``; names the first pair and how many more there are.
+    """
+    if not pairs:
+        return
+    (first, second), *more = pairs
+    message = (
+        f"patients {first!r} and {second!r} of {where} may be one, spelled otherwise"
+        + (f" (and {len(more)} more pairs)" if more else "")
+        + f"; they count as two and may stand on both sides of a split: {remedy}"
+    )
+    if strict:
+        raise CTMaskNetError(message)
+    _LOGGER.warning("%s", message)
 
 
 def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:

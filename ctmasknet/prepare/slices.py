@@ -21,7 +21,7 @@ from ctmasknet.ct.scan import Window
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
-from ctmasknet.data.splits import SPLITS, split_patients
+from ctmasknet.data.splits import SPLITS, spelled_otherwise, split_patients, tell_spellings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.classified import (
     check_rows_tell_patients,
@@ -65,6 +65,7 @@ def prepare_slices(
     window: Window | None = None,
     every: int = 1,
     bad: BadSlices | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Prepare a set of classified slices below ``root/name``.
 
@@ -96,6 +97,7 @@ def prepare_slices(
         grey_window: (low, high) 8-bit grey levels of pictures: contrast-stretched PNG copies go to
             ``root/name/image`` (:func:`~ctmasknet.ct.pictures.write_in_grey_window`), and the json
             names these.
+        strict: patients that may be one, spelled otherwise, are an error.
         verify: decode every image first (copying does so anyway); otherwise headers are read.
 
     Returns:
@@ -165,6 +167,8 @@ def prepare_slices(
             f"{images}: the slices are pictures; `window` and `every` are for DICOM and NIfTI "
             "volumes, leave them out (pictures have `grey_window`)"
         )
+    known = {record.patient for records in splits.values() for record in records}
+    tell_spellings(spelled_otherwise(known | (placed or {}).keys()), name, strict)
     by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     window = window or Window()
