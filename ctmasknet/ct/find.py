@@ -15,10 +15,10 @@ from ctmasknet.ct.nifti import is_nifti_header
 from ctmasknet.ct.pictures import is_picture_header
 from ctmasknet.ct.scan import UnsuitableFile, decoding
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 from ctmasknet.names import IMAGE_SUFFIXES
 
 _HEAD_BYTES = 540
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: Names that promise a CT file: with other content they are damaged, not merely something else.
 _CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
@@ -113,10 +113,16 @@ def check_name(file: str) -> None:
         file.encode()
     except UnicodeEncodeError:
         raise CTMaskNetError(f"{file}: its name is no UTF-8 text; rename the file") from None
-    if _CONTROL.search(file):
+    if has_control_character(file):
         raise CTMaskNetError(
-            f"{file!a}: its name holds a line break or another control character; rename the file"
+            f"{shown_name(file)}: its name holds a line break or another control character; rename "
+            "the file"
         )
+
+
+def shown_name(file: str) -> str:
+    """A path as a message of one line can show it."""
+    return ascii(file) if has_control_character(file) else file
 
 
 def kind_of(file: str) -> str:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.ct.find import find_files
+from ctmasknet.ct.find import check_name, find_files
 from ctmasknet.ct.pictures import read_values
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
@@ -201,12 +201,18 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
-    """Relative path of each slice's file; linked folders count, each once, hidden ones do not."""
+    """Relative path of each slice's file; linked folders count, each once, hidden ones do not.
+
+    Raises:
+        CTMaskNetError: a name that no list can hold, that says nothing by ``rule``, or that says
+            what another says.
+    """
     found: dict[str, str] = {}
     for path in (Path(each.path) for each in find_files([folder])):
         if path.suffix.lower() not in suffixes:
             continue
         file = path.relative_to(folder).as_posix()
+        check_name(str(path))
         try:
             key = rule.key(file)
         except CTMaskNetError as error:

@@ -18,6 +18,7 @@ from detectron2.structures import BoxMode
 from ctmasknet.data.coco import checked_coco, is_number, read_coco
 from ctmasknet.data.splits import SPLITS
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 
 #: Environment variable that names the root, as in Detectron2.
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -39,7 +40,7 @@ def set_folder(root: Path, name: str) -> Path:
     Raises:
         CTMaskNetError: ``name`` is no name of one folder; such a set would not be registered.
     """
-    if name in ("", ".", "..") or "/" in name or os.sep in name:
+    if name in ("", ".", "..") or "/" in name or os.sep in name or has_control_character(name):
         raise CTMaskNetError(f"set name {name!r}: give the name of one folder below {root}")
     return root / name
 
@@ -276,7 +277,9 @@ def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
 
 def _is_id(value: Any) -> bool:
     """Whether a patient, scan or slice can be called so: text, or a whole number."""
-    return type(value) in (str, int) and value != ""
+    return type(value) is int or (
+        isinstance(value, str) and value != "" and not has_control_character(value)
+    )
 
 
 def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:

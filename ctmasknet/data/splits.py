@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 
 #: The names a split may have; data sets are registered as ``<name>_<split>``.
 SPLITS = ("train", "val", "test")
@@ -185,10 +186,13 @@ def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:
         raise CTMaskNetError(f"{path}: cannot be read as a text list ({error})") from None
     entries: list[tuple[int, str]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which also breaks names at form feeds and the like
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         line = line.strip()
         if not line:
             continue
+        if has_control_character(line.replace("\t", " ")):
+            raise CTMaskNetError(f"{path}:{number}: {line!r} holds a control character; correct it")
         if line in seen:
             raise CTMaskNetError(
                 f"{path}:{number}: {line} is already on line {seen[line]}; remove one"

@@ -9,6 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 
+from ctmasknet.data.prepared import set_folder
+from ctmasknet.data.splits import read_list
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.classified import (
     check_rows_tell_patients,
@@ -258,3 +260,29 @@ class TestLesionVolumes:
 
 def masks(path: Path) -> None:
     label_samples.volume(path, label_samples.MASK)
+
+
+class TestNamesThatNoListHolds:
+    @pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x0bb", "a\x85b", "a\u2028b"])
+    def test_pictures(self, tmp_path, prepare, repository, name, capfd):
+        for folder in ("x", "y", "image", "mask"):
+            write_image(tmp_path / folder / f"{name}.png", level=0)
+        words = ["--class-folder", "x=x", "--class-folder", "y=y", *SPLIT]
+        lesions = ["--source", tmp_path, "--output-root", tmp_path / "out", "--workers", "1", *EACH]
+        assert prepare("--images", tmp_path, *words) == 2
+        assert run_tool(repository, "datasets/prepare_cncb_lesions.py", *lesions) == 2
+        for line in capfd.readouterr().err.splitlines():
+            assert "its name holds a line break or another control character" in line
+
+    def test_lists_break_at_line_ends_alone(self, tmp_path):
+        path = tmp_path / "list.txt"
+        path.write_text("\ufeffa.png\t0\r\nb c.png 1\rd.png 2\n\n", newline="")
+        assert [line for _, line in read_list(path)] == ["a.png\t0", "b c.png 1", "d.png 2"]
+        for name in ("a\x0bb", "a\x85b", "a\u2028b", "a\x00b"):
+            path.write_text(f"x.png\n{name}.png\n")
+            with pytest.raises(CTMaskNetError, match=r"list\.txt:2: .*control character"):
+                read_list(path)
+
+    def test_name_of_the_set(self, tmp_path):
+        with pytest.raises(CTMaskNetError, match=r"set name 'a\\nb'"):
+            set_folder(tmp_path, "a\nb")
