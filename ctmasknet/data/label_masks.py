@@ -16,6 +16,8 @@ from ctmasknet.ct.pictures import read_values
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 
+#: How far from a whole number a label may be stored.
+_ROUNDED = 0.01
 #: Names a mask value may have. All but the last three are background for the detector.
 LABEL_NAMES = ("background", "lung", "ggo", "consolidation", "lesion")
 LESION_LABELS = LABEL_NAMES[2:]
@@ -154,16 +156,20 @@ def check_known_values(
     path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str]
 ) -> np.ndarray:
     """``values`` (H, W) of the mask ``path`` as uint8 if they have 8 bits, else int32, if
-    ``labels`` names every one of them.
+    ``labels`` names every one of them. Values within 0.01 of a whole number are that number.
 
     Raises:
         CTMaskNetError: it does not, the message has values and labels; or some are no whole
             numbers.
     """
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
-        raise CTMaskNetError(
-            f"{path}: holds values that are no whole numbers; a label mask is expected"
-        )
+    if values.dtype.kind == "f":
+        # Stored through a float scale: 0.9960785 is 1
+        whole = np.rint(values)
+        if not (np.abs(values - whole) <= _ROUNDED).all():
+            raise CTMaskNetError(
+                f"{path}: holds values that are no whole numbers; a label mask is expected"
+            )
+        values = whole
     values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
     unknown = sorted(set(values_present(values)) - set(labels))
     if unknown:

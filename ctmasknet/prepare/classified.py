@@ -17,6 +17,7 @@ from ctmasknet.data.splits import check_disjoint, check_split_name
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
+from ctmasknet.prepare.lists import PictureFolder
 from ctmasknet.prepare.volumes import (
     Volume,
     every_kth,
@@ -273,12 +274,19 @@ def read_volume_list(
     found = ClassifiedSlices(patient_pattern, every)
     seen: dict[str, int] = {}
     pictures: set[str] = set()
+    folders: dict[str, PictureFolder] = {}
     for number, row in rows:
         where = f"{path}:{number}"
         try:
-            part = part_below(root, row["path"])
+            part = part_below(root, row["path"].replace("\\", "/"))
         except CTMaskNetError as error:
             raise CTMaskNetError(f"{where}: {error}") from None
+        if not os.path.exists(os.path.join(root, part)):
+            # As lists of names do: another ending, or another word for the class
+            parent, _, name = part.rpartition("/")
+            if parent not in folders:
+                folders[parent] = PictureFolder(Path(root, parent))
+            part = "/".join(filter(None, (parent, folders[parent].find(name) or name)))
         if part in seen:
             raise CTMaskNetError(f"{where}: {part} is listed twice, first on line {seen[part]}")
         seen[part] = number
