@@ -30,7 +30,7 @@ _CNCB_FOLDERS = {"0": "Normal", "1": "CP", "2": "NCP"}
 _NAMED = re.compile(
     rf"(.*(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))((?:\s.*)?)$", re.IGNORECASE
 )
-_IMAGE_FOLDERS = ("images", "2A_images", ".")
+_IMAGE_FOLDERS = ("images", "2A_images", "3A_images", ".")
 
 
 def read_slice_list(
@@ -104,7 +104,7 @@ def find_standard_lists(source: str | os.PathLike) -> tuple[dict[str, Path], Pat
 
     Returns:
         split -> list file, for the lists that are there; and the folder of the images:
-        ``source/images``, ``source/2A_images`` or ``source`` itself.
+        ``source/images``, ``source/2A_images``, ``source/3A_images`` or ``source`` itself.
 
     Raises:
         CTMaskNetError: no such folder, no such list in it, or two lists of one split.

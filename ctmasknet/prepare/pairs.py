@@ -6,6 +6,7 @@ slice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -30,8 +31,10 @@ from ctmasknet.prepare.volumes import (
 )
 
 _LOGGER = logging.getLogger(__name__)
-#: What names of masks, and of nnU-Net's images, have behind the name of the case.
-_ENDINGS = re.compile(r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000)$", re.IGNORECASE)
+#: What names of masks, and of images that lie beside them, have behind the name of the case.
+_ENDINGS = re.compile(
+    r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000|ct|im|img|images?|org)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ def find_pairs(
 ) -> list[LesionPair]:
     """Pair the images under ``images`` with the masks under ``masks``, sorted by slice.
 
+    A mask has the name of its image, endings such as ``_mask`` and ``_ct`` aside; failing that, the
+    same in another folder, where no other image has it.
+
     Args:
         images, masks: the folders; they may be one.
         rule: what names mean.
@@ -126,8 +132,20 @@ def find_pairs(
     log_others(images, (each.path for each in find_files([images])), IMAGE_SUFFIXES)
     if not one_folder:
         log_others(masks, (each.path for each in find_files([masks])), MASK_SUFFIXES)
+    image_keys = [key for key in image_of if key not in mask_of]
+    for key, other in _paired(image_keys, [key for key in mask_of if key not in image_of]).items():
+        mask_of[key] = mask_of.pop(other)
+    lossy: dict[str, str] = {}
+    if not one_folder:
+        with contextlib.suppress(CTMaskNetError):
+            lossy = files_by_key(masks, (".jpg", ".jpeg"), rule)
     alone = [
-        (folder / file, f"no {wanted} of the same name in {other}")
+        (
+            folder / file,
+            f"its mask {masks / lossy[key]} is a JPEG, which cannot hold labels; store it as PNG"
+            if wanted == "mask" and key in lossy
+            else f"no {wanted} of the same name in {other}",
+        )
         for folder, found, wanted, other, partners in (
             (images, image_of, "mask", masks, mask_of),
             (masks, mask_of, "image", images, image_of),
@@ -277,8 +295,9 @@ def find_volume_pairs(
 
     The two may be one folder. A DICOM-SEG belongs to the series it references. Any other mask, and
     a SEG whose series is not there (as when its volume was converted to NIfTI), belongs to the
-    volume of the same relative path without extension, endings such as ``_mask`` or ``_seg`` aside;
-    failing that, to the only volume of the folder of the same relative path. Masks may also be
+    volume of the same relative path without extension, endings such as ``_mask`` or ``_ct`` aside;
+    failing that, to the only volume of the folder of the same relative path, or to the only one of
+    the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
     (:func:`slice_masks`).
 
@@ -361,6 +380,7 @@ def _matched(
     a file is no volume itself is in ``lost``, by its real path."""
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
     by_stem = _unique((_stem(volume.key), volume.key) for volume in volumes)
+    by_base = _unique((_base(volume.key), volume.key) for volume in volumes)
     folder = {volume.key: _folder_of(volume) for volume in volumes}
     by_folder = _unique((folder[volume.key], volume.key) for volume in volumes)
     kind_of_volume = {volume.key: volume.scan.kind for volume in volumes}
@@ -374,9 +394,12 @@ def _matched(
             or by_stem.get(_stem(name))
             or by_folder.get(name)
             or by_folder.get(os.path.dirname(name))
+            or by_base.get(_base(name))
         )
         if key is None and (
-            _stem(name) in bad or os.path.dirname(name) in map(os.path.dirname, bad)
+            _stem(name) in bad
+            or (_base(name) and _base(name) in map(_base, bad))
+            or os.path.dirname(name) in map(os.path.dirname, bad)
         ):
             continue
         if key is None:
@@ -400,6 +423,18 @@ def _matched(
     return found
 
 
+def _paired(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
+    """Key of an image -> key of the mask that has its name but for the ending or, where these are
+    unique on both sides, the folder."""
+    found: dict[str, str] = {}
+    for name in (_stem, _base):
+        left = [key for key in images if key not in found]
+        spare = [key for key in masks if key not in found.values()]
+        image_of, mask_of = (_unique((name(key), key) for key in keys) for keys in (left, spare))
+        found |= {image_of[each]: mask_of[each] for each in image_of.keys() & mask_of.keys()}
+    return found
+
+
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """name -> key, of the names that one key alone has."""
     pairs = list(pairs)
@@ -415,6 +450,12 @@ def _folder_of(volume: Volume) -> str:
 
 def _stem(name: str) -> str:
     return _ENDINGS.sub("", name)
+
+
+def _base(name: str) -> str:
+    """The stem without its folder; "" for words such as ``image`` that name no case."""
+    base = os.path.basename(_stem(name))
+    return base if re.search("[0-9]", base) else ""
 
 
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
