@@ -22,6 +22,7 @@ from ctmasknet.files import has_control_character
 #: The names a split may have; data sets are registered as ``<name>_<split>``.
 SPLITS = ("train", "val", "test")
 _MAX_PASSES = 20
+_LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -165,6 +166,27 @@ def tell_spellings(
     if strict:
         raise CTMaskNetError(message)
     _LOGGER.warning("%s", message)
+
+
+def tell_numbered(files: Iterable[str]) -> None:
+    """Log files that are patients of their own though their names differ in the last number only:
+    they may be several of one patient. No word where all names are numbered alike.
+
+    Args:
+        files: paths or keys.
+    """
+    groups: dict[str, list[str]] = {}
+    for file in sorted(set(files)):
+        groups.setdefault(_LAST_NUMBER.sub("", os.path.basename(file)), []).append(file)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if alike and len(groups) > 1:
+        first, second, *_ = min(alike, key=len)
+        _LOGGER.warning(
+            "%d files are patients of their own whose names differ from another's in the last "
+            "number only, such as %s and %s; where these are of one patient, say so with "
+            "`patient_pattern` or `groups`",
+            *(sum(map(len, alike)), first, second),
+        )
 
 
 def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:

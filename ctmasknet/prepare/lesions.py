@@ -19,7 +19,13 @@ from ctmasknet.data.bad_slices import SOURCE, BadSlice, BadSlices
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.patients import CNCB_LESIONS, numbering_of
 from ctmasknet.data.prepared import split_of_patients
-from ctmasknet.data.splits import SPLITS, spelled_otherwise, split_patients, tell_spellings
+from ctmasknet.data.splits import (
+    SPLITS,
+    spelled_otherwise,
+    split_patients,
+    tell_numbered,
+    tell_spellings,
+)
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.masks_to_coco import (
@@ -121,6 +127,7 @@ def prepare_lesions(
             "are for these, leave them out"
         )
     pairs, listed, unlisted = _find(images, masks, rule, lists or {}, of_volumes, bad)
+    tell_numbered(pair.key for pair in pairs if pair.patient == pair.key)
     known = {pair.patient for pair in pairs}
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), output.name, strict)
     copied = of_volumes or not how.orientation.is_upright

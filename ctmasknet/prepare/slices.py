@@ -21,7 +21,13 @@ from ctmasknet.ct.scan import Window
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
-from ctmasknet.data.splits import SPLITS, spelled_otherwise, split_patients, tell_spellings
+from ctmasknet.data.splits import (
+    SPLITS,
+    spelled_otherwise,
+    split_patients,
+    tell_numbered,
+    tell_spellings,
+)
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.classified import (
     check_rows_tell_patients,
@@ -167,7 +173,11 @@ def prepare_slices(
             f"{images}: the slices are pictures; `window` and `every` are for DICOM and NIfTI "
             "volumes, leave them out (pictures have `grey_window`)"
         )
-    known = {record.patient for records in splits.values() for record in records}
+    records = [record for each in splits.values() for record in each]
+    if not lists and patient_pattern is None:
+        key_of = os.path.dirname if volumes else lambda file: os.path.splitext(file)[0]
+        tell_numbered(r.patient for r in records if r.patient == key_of(r.file))
+    known = {record.patient for record in records}
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), name, strict)
     by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
