@@ -29,6 +29,8 @@ from ctmasknet.errors import CTMaskNetError
 _LONGEST_OUTLINE = 200
 #: px by which a box may reach over the image's edge; tools round.
 _BOX_TOLERANCE_PX = 1.0
+#: How far an edge of a box may lie from that of its mask: so many px and this share of its side.
+_LOOSE_PX, _LOOSE_SHARE = 3.0, 0.05
 
 
 class _Fault(Exception):
@@ -182,9 +184,12 @@ def _annotation(
         if not covered and not predicted:
             raise _Fault("its mask covers no px of the image")
         found["segmentation"] = {"size": list(shape), "counts": mask["counts"].decode("ascii")}
-        box = rle.toBbox(mask).tolist() if box is None else box
+        of_mask = rle.toBbox(mask).tolist()
+        box = of_mask if box is None else box
         area = covered if area is None else area
     found["bbox"] = _box(box, *shape, predicted)
+    if masks and not predicted:
+        _check_fits(box, of_mask)
     found["area"] = box[2] * box[3] if area is None else area
     if not is_number(found["area"]) or found["area"] < 0:
         raise _Fault(f"area={area!r:.40} is no number of px")
@@ -202,6 +207,21 @@ def _box(box: Any, height: int, width: int, predicted: bool) -> list[float]:
             f"{width} x {height} px (width x height)"
         )
     return box
+
+
+def _check_fits(box: list[float], of_mask: list[float]) -> None:
+    """A box by its corners is mostly inside the image too, but beside the mask."""
+    for side in (0, 1):
+        far = _LOOSE_PX + _LOOSE_SHARE * box[2 + side]
+        ends = (
+            box[side] - of_mask[side],
+            box[side] + box[2 + side] - of_mask[side] - of_mask[2 + side],
+        )
+        if max(map(abs, ends)) > far:
+            raise _Fault(
+                f"bbox={box} [x, y, width, height] is not that of its mask, {of_mask}; leave bbox "
+                "out to have it from the mask"
+            )
 
 
 def _mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def test_malformed_masks_are_refused_by_annotation(document, value, message):
         ({"bbox": []}, r"bbox=\[\]"),
         ({"bbox": [1, 2, "3", 4]}, "bbox=.* is not"),
         ({"bbox": [1, 2, 0, 4]}, "empty or reaches over the image of 30 x 20 px"),
+        ({"bbox": [1, 1, 14, 18]}, r"is not that of its mask, \[15.0, 1.0, 14.0, 18.0\]"),
         ({"bbox": [15, 1, 29, 19]}, "empty or reaches over the image of 30 x 20 px"),  # x0 y0 x1 y1
     ],
 )
