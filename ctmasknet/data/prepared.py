@@ -286,6 +286,8 @@ def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
     classes, slices = document.get("classes"), document.get("slices")
     if not isinstance(classes, list) or not classes or not isinstance(slices, list):
         raise _broken(json_file, "it lacks 'classes' or 'slices'")
+    if not all(isinstance(name, str) and name for name in classes):
+        raise _broken(json_file, f"its classes are {classes!r:.60}, no names")
     labels = range(len(classes))
     for index, item in enumerate(slices):
         if not isinstance(item, dict) or not item.keys() >= _SLICE_KEYS:
