@@ -46,8 +46,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # DATASETS.TEST is only looked at when a trained model is evaluated.
     cfg.DATASETS.VAL = ()
     # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
-    # trained on him (a classifier's: its detector's too): refuse | warn. Only ids of one numbering
-    # can be compared (datasets/README.md, "Leaks").
+    # trained on him (a classifier's: its detector's too): refuse | warn | strict (patients spelled
+    # otherwise are refused too). Only ids of one numbering can be compared (datasets/README.md,
+    # "Leaks").
     cfg.DATASETS.SHARED_PATIENTS = "refuse"
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
@@ -223,7 +224,7 @@ _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 #: Enumerations and their words.
 CHOICES: dict[str, Sequence[str]] = {
-    "DATASETS.SHARED_PATIENTS": ("refuse", "warn"),
+    "DATASETS.SHARED_PATIENTS": ("refuse", "warn", "strict"),
     "DATALOADER.BAD_SLICES": ("error", "skip"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal"),

@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ctmasknet.errors import CTMaskNetError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @contextlib.contextmanager
@@ -211,6 +214,12 @@ def _umask() -> int:
     return mask
 
 
+def has_control_character(text: str) -> bool:
+    """Whether a text holds a line break or another control character, with which no list, table or
+    log would read back."""
+    return not text.isprintable() and _CONTROL.search(text) is not None
+
+
 def read_csv_rows(
     path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str] = (), what: str = "list"
 ) -> list[tuple[int, dict[str, str]]]:
@@ -227,7 +236,8 @@ def read_csv_rows(
         is empty or its column is not there.
 
     Raises:
-        CTMaskNetError: the file is missing, is no CSV, or lacks a column.
+        CTMaskNetError: the file is missing, is no CSV, lacks a column, or has a cell with a line
+            break or another control character.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
@@ -240,7 +250,15 @@ def read_csv_rows(
         raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
     if not set(needed) <= set(columns):
         raise CTMaskNetError(f"{path}: needs the columns {','.join(needed)} in its first line")
-    return [
+    found = [
         (number, {name: (row.get(name) or "").strip() for name in (*needed, *optional)})
         for number, row in rows
     ]
+    for number, row in found:
+        for name, text in row.items():
+            if has_control_character(text):
+                raise CTMaskNetError(
+                    f"{path}:{number}: {name} {text!r} holds a line break or another control "
+                    "character; correct it"
+                )
+    return found

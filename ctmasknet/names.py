@@ -6,6 +6,7 @@ The names of the two published sets state the patient (:func:`parse_slice_name`,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +19,20 @@ from ctmasknet.files import read_csv_rows
 _CLASS_TOKENS = {"normal": 0, "cp": 1, "ncp": 2, "0": 0, "1": 1, "2": 2}
 _SLICE_NAME = re.compile(
     r"(?P<label>[A-Za-z]+|[012])_(?P<patient>\d+)_(?P<scan>\d+)_(?P<slice>\d+)$"
+)
+#: Of the sources that COVIDx-CT-2 and -3 added, each patient as their metadata call him.
+_OTHER_SOURCES = tuple(
+    re.compile(rf"{pattern}(?P<slice>\d+)$")
+    for pattern in (
+        r"(?P<scan>(?:\d+covid|normal(?:cd)?\d+|cdnormal\d+)_(?P<patient>patient\d+)_SR_\d+)_IM",
+        r"(?P<patient>volume-covid19-A-\d+(?:_\d+)?)_ct-",
+        r"(?P<patient>coronacases_\d+)-",
+        r"(?P<patient>radiopaedia_\d+_\d+)_(?P<scan>\d+)-",
+        r"(?P<patient>LIDC-IDRI-\d+)-(?P<scan>[\d.]+)-",
+        r"(?P<patient>COVIDCTMD-(?:P|cap|normal)\d+)-IM",
+        # Not on the lists that are known; their metadata name the patients so
+        r"(?P<patient>(?:HUST-Patient|STOIC-|study_|radiopaedia-)\d+|A\d{6})-(?:(?P<scan>.+)-)?(?:IM)?",
+    )
 )
 _LESION_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<slice>\d+)$")
 #: What the names of pictures end in.
@@ -36,19 +51,25 @@ class SliceName:
 
 
 def parse_slice_name(file_name: str) -> SliceName:
-    """Read a COVIDx-CT name (``NCP_341_1834_0022.png``) or the authors' form of it
-    (``2_341_1834_0022.png``).
+    """Read a COVIDx-CT name (``NCP_341_1834_0022.png``), the authors' form of it
+    (``2_341_1834_0022.png``), or one of another source of COVIDx-CT-2 and -3
+    (``radiopaedia_36_86526_0-0000.png``), whose class the lists alone state.
 
-    Patient numbers are unique across the three classes in COVIDx-CT, so the patient is the number
-    alone.
+    CNCB's patient numbers are unique across the three classes in COVIDx-CT, so the patient is the
+    number alone; patients of other sources have letters in their names.
 
     Raises:
         CTMaskNetError: the name has another form.
     """
     # Not pathlib: a list has 100,000 names.
-    match = _SLICE_NAME.match(os.path.splitext(os.path.basename(file_name))[0])
+    stem = os.path.splitext(os.path.basename(file_name))[0]
+    match = _SLICE_NAME.match(stem)
     label = _CLASS_TOKENS.get(match["label"].lower()) if match else None
     if label is None:
+        for pattern in _OTHER_SOURCES:
+            if match := pattern.match(stem):
+                patient = match["patient"]
+                return SliceName(patient, match.groupdict().get("scan") or patient, match["slice"])
         raise CTMaskNetError(
             f"{file_name}: not a COVIDx-CT slice name; expected CLASS_PATIENT_SCAN_SLICE with the "
             "class Normal, CP or NCP (or 0, 1, 2), such as NCP_341_1834_0022.png"
@@ -82,13 +103,11 @@ def parse_published_name(file_name: str) -> SliceName | None:
 
     Lesion patients are numbers here: ``slice_12.png`` is no patient called "slice".
     """
-    for parse in (parse_slice_name, parse_lesion_name):
-        try:
-            name = parse(file_name)
-        except CTMaskNetError:
-            continue
-        if name.patient.isdigit():
-            return name
+    with contextlib.suppress(CTMaskNetError):
+        return parse_slice_name(file_name)
+    with contextlib.suppress(CTMaskNetError):
+        name = parse_lesion_name(file_name)
+        return name if name.patient.isdigit() else None
     return None
 
 

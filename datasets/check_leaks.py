@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         help="unlike bits, of 256, up to which two slices count as near-identical "
         "(default: %(default)s)",
     )
+    p.add_argument(
+        "--strict",
+        action="store_true",
+        help="patients that may be one, spelled otherwise, count as shared",
+    )
     p.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
     p.add_argument("--output", metavar="FILE", help="write all pairs of slices to this CSV file")
     return p
@@ -44,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.output:
         write_near_duplicates(args.output, pairs)
     print("\n".join([*overlap_lines(found), *near_duplicate_lines(pairs, args.distance)]))
-    return 1 if pairs or any(overlap.shared for overlap in found) else 0
+    shared = any(overlap.shared or (args.strict and overlap.spelled) for overlap in found)
+    return 1 if pairs or shared else 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,12 @@ from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
-from ctmasknet.prepare.arguments import bad_slices_from, parse_assignments, parse_segments
+from ctmasknet.prepare.arguments import (
+    bad_slices_from,
+    parse_assignments,
+    parse_segments,
+    show_warnings,
+)
 from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.prepare.pairs import source_folders
@@ -124,6 +129,11 @@ def parser() -> argparse.ArgumentParser:
         "default: %(default)s",
     )
     p.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
+    )
+    p.add_argument(
         "--bad",
         choices=BAD_SLICE_MODES,
         default="error",
@@ -146,6 +156,7 @@ def parser() -> argparse.ArgumentParser:
 @command_line
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    show_warnings()
     lists = parse_assignments(args.list, "list")
     if lists and args.split:
         raise CTMaskNetError("`split` and `list`: give one of the two")
@@ -181,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         split_like=set_folder(root, args.split_like) if args.split_like else None,
         workers=args.workers,
         bad=bad_slices_from(args),
+        strict=args.strict,
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

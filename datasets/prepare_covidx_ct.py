@@ -17,6 +17,7 @@ from ctmasknet.prepare.arguments import (
     parse_class_folders,
     parse_grey_window,
     parse_samples,
+    show_warnings,
 )
 from ctmasknet.prepare.slices import prepare_slices, slice_table
 
@@ -109,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     p.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
+    )
+    p.add_argument(
         "--bad",
         choices=BAD_SLICE_MODES,
         default="error",
@@ -143,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    show_warnings()
     root = datasets_root(args.output_root)
     summary = prepare_slices(
         root,
@@ -166,9 +173,12 @@ def main(arguments: list[str] | None = None) -> None:
         window=parse_window(args.window) if args.window else None,
         every=args.every,
         bad=bad_slices_from(args),
+        strict=args.strict,
     )
     print(slice_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
+    if unlisted := summary["unlisted_images"]:
+        print(f"{unlisted} images are on no list and were left out")
     print(f"classes: {', '.join(summary['classes'])}")
     print(f"registered as: {names} (below {root})")
 

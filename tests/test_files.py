@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json, writing
+from ctmasknet.files import has_control_character, read_csv_rows, write_json, writing
 
 
 def test_json_has_no_nan(tmp_path):
@@ -36,3 +36,20 @@ def test_what_cannot_be_written_is_one_clear_error(tmp_path):
         writing(path),
     ):
         write_json(path, {})
+
+
+CONTROL = ["a\nb", "a\rb", "a\tb", "a\x00b", "a\x0bb", "a\x1cb", "a\x85b", "a\u2028b"]
+
+
+@pytest.mark.parametrize("text", CONTROL)
+def test_control_characters_of_names_and_cells(text, tmp_path):
+    assert has_control_character(text)
+    path = tmp_path / "list.csv"
+    path.write_text(f'path,patient\nx,"{text}"\n', newline="")
+    with pytest.raises(CTMaskNetError, match=r"list\.csv:\d: patient '.*' holds a line break"):
+        read_csv_rows(path, ("path",), ("patient",))
+
+
+@pytest.mark.parametrize("text", ["Ren\u00e9 (1).png", "a\u00a0b", "\u80ba", "a\u200db", ""])
+def test_other_names_hold_none(text):
+    assert not has_control_character(text)

@@ -41,6 +41,34 @@ def test_slice_name_states_class_patient_scan_and_slice(file, expected):
     assert parse_slice_name(file) == expected
 
 
+UID = "1.3.6.1.4.1.14519.5.2.1.6279.6001.106164978370116976238911317774"
+
+
+@pytest.mark.parametrize(
+    ("file", "patient", "scan", "slice_"),
+    [
+        *(
+            (f"{scan}_IM00007.png", f"patient{number}", scan, "00007")
+            for number, scan in (
+                *((318, "normal2_patient318_SR_2"), (45, "137covid_patient45_SR_2")),
+                *((408, "normalcd1_patient408_SR_2"), (146, "cdnormal4_patient146_SR_2")),
+            )
+        ),
+        ("volume-covid19-A-0437_ct-0008.png", "volume-covid19-A-0437", None, "0008"),
+        ("volume-covid19-A-0383_1_ct-0018.png", "volume-covid19-A-0383_1", None, "0018"),
+        ("coronacases_007-0078.png", "coronacases_007", None, "0078"),
+        ("radiopaedia_36_86526_0-0000.png", "radiopaedia_36_86526", "0", "0000"),
+        (f"LIDC-IDRI-0236-{UID}-0039.png", "LIDC-IDRI-0236", UID, "0039"),
+        ("COVIDCTMD-P001-IM0027.png", "COVIDCTMD-P001", None, "0027"),
+        ("COVIDCTMD-cap001-IM0049.png", "COVIDCTMD-cap001", None, "0049"),
+        ("2A_images/COVIDCTMD-normal001-IM0001.png", "COVIDCTMD-normal001", None, "0001"),
+    ],
+)
+def test_other_sources_of_covidx_ct_state_no_class(file, patient, scan, slice_):
+    assert parse_slice_name(file) == SliceName(patient, scan or patient, slice_, None)
+    assert parse_published_name(file) == parse_slice_name(file)
+
+
 @pytest.mark.parametrize(
     "file",
     [

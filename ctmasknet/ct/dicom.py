@@ -14,6 +14,8 @@ from ctmasknet.ct.dicom_frames import Frame, check_is_ct, frames_of
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, CTSlice, UnsuitableFile, decoding, mark_outside
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 
 #: Positions closer than this are one position, mm (or than this share of the usual step).
 _SAME_MM, _SAME_SHARE = 0.05, 0.05
@@ -85,6 +87,10 @@ def read_dicom_file(file: str, name: str) -> list[CTSlice]:
             "instance": int(header.get("InstanceNumber") or 0),
         }
         shape = (int(header.Columns), int(header.Rows), 1)
+    if any(map(has_control_character, source["series"])):
+        raise CTMaskNetError(
+            f"{file}: its PatientID or UIDs hold a line break or another control character; mend it"
+        )
     many = len(frames) > 1
     return [
         _slice(

@@ -15,6 +15,7 @@ from ctmasknet.ct.nifti import is_nifti_header
 from ctmasknet.ct.pictures import is_picture_header
 from ctmasknet.ct.scan import UnsuitableFile, decoding
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 from ctmasknet.names import IMAGE_SUFFIXES
 
 _HEAD_BYTES = 540
@@ -103,7 +104,7 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
 
 
 def check_name(file: str) -> None:
-    """Refuse a path that no UTF-8 file can hold, as every list of slices would have to.
+    """Refuse a path that no line of a UTF-8 file can hold, as every list of slices would have to.
 
     Raises:
         CTMaskNetError: such a path.
@@ -112,6 +113,16 @@ def check_name(file: str) -> None:
         file.encode()
     except UnicodeEncodeError:
         raise CTMaskNetError(f"{file}: its name is no UTF-8 text; rename the file") from None
+    if has_control_character(file):
+        raise CTMaskNetError(
+            f"{shown_name(file)}: its name holds a line break or another control character; rename "
+            "the file"
+        )
+
+
+def shown_name(file: str) -> str:
+    """A path as a message of one line can show it."""
+    return ascii(file) if has_control_character(file) else file
 
 
 def kind_of(file: str) -> str:

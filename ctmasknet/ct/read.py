@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ctmasknet.ct.dicom import dicom_scans, read_dicom_file
-from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of
+from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
 from ctmasknet.ct.hounsfield import hu_doubts
 from ctmasknet.ct.nifti import read_nifti_file
 from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
@@ -136,7 +136,7 @@ class _Reading:
 
     def bad(self, file: str, reason: str, given: int | None = None) -> None:
         if self.on_bad is None:
-            raise CTMaskNetError(f"{file}: {reason}")
+            raise CTMaskNetError(f"{shown_name(file)}: {reason}")
         self.reported.add(given)
         self.on_bad(file, reason)
 
@@ -172,7 +172,7 @@ class _Reading:
 
 
 def _reason(file: str, error: CTMaskNetError) -> str:
-    return str(error).removeprefix(f"{file}: ")
+    return str(error).removeprefix(f"{shown_name(file)}: ")
 
 
 def _distinct(scans: list[CTScan]) -> list[CTScan]:

@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.ct.find import find_files
+from ctmasknet.ct.find import check_name, find_files
 from ctmasknet.ct.pictures import read_values
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 
+#: How far from a whole number a label may be stored.
+_ROUNDED = 0.01
 #: Names a mask value may have. All but the last three are background for the detector.
 LABEL_NAMES = ("background", "lung", "ggo", "consolidation", "lesion")
 LESION_LABELS = LABEL_NAMES[2:]
@@ -154,16 +156,20 @@ def check_known_values(
     path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str]
 ) -> np.ndarray:
     """``values`` (H, W) of the mask ``path`` as uint8 if they have 8 bits, else int32, if
-    ``labels`` names every one of them.
+    ``labels`` names every one of them. Values within 0.01 of a whole number are that number.
 
     Raises:
         CTMaskNetError: it does not, the message has values and labels; or some are no whole
             numbers.
     """
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
-        raise CTMaskNetError(
-            f"{path}: holds values that are no whole numbers; a label mask is expected"
-        )
+    if values.dtype.kind == "f":
+        # Stored through a float scale: 0.9960785 is 1
+        whole = np.rint(values)
+        if not (np.abs(values - whole) <= _ROUNDED).all():
+            raise CTMaskNetError(
+                f"{path}: holds values that are no whole numbers; a label mask is expected"
+            )
+        values = whole
     values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
     unknown = sorted(set(values_present(values)) - set(labels))
     if unknown:
@@ -201,12 +207,18 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:
-    """Relative path of each slice's file; linked folders count, each once, hidden ones do not."""
+    """Relative path of each slice's file; linked folders count, each once, hidden ones do not.
+
+    Raises:
+        CTMaskNetError: a name that no list can hold, that says nothing by ``rule``, or that says
+            what another says.
+    """
     found: dict[str, str] = {}
     for path in (Path(each.path) for each in find_files([folder])):
         if path.suffix.lower() not in suffixes:
             continue
         file = path.relative_to(folder).as_posix()
+        check_name(str(path))
         try:
             key = rule.key(file)
         except CTMaskNetError as error:

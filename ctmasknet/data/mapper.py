@@ -100,6 +100,11 @@ class LesionMapper(DatasetMapper):
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if self.use_instance_mask and not instances.has("gt_masks"):
+            if len(instances):
+                raise CTMaskNetError(
+                    f"{dataset_dict['file_name']}: its lesions are boxes alone, and MODEL.MASK_ON "
+                    "learns masks; set it to False, or give the annotations masks"
+                )
             # Detectron2 leaves the field out without annotations; every image shall have it.
             instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctmasknet.data.registry import dataset_dicts, patients_of, source_of
-from ctmasknet.data.splits import check_disjoint
+from ctmasknet.data.splits import check_disjoint, spelled_otherwise, tell_spellings
 from ctmasknet.errors import CTMaskNetError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ PHANTOM_IDS = "phantom-v"
 PHANTOM_RECIPE = "phantom.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: Values of ``DATASETS.SHARED_PATIENTS``.
-REFUSE, WARN = "refuse", "warn"
+REFUSE, WARN, STRICT = "refuse", "warn", "strict"
 #: Ends the message about a shared patient.
 ADVICE = "or set DATASETS.SHARED_PATIENTS warn to go on all the same"
 
@@ -75,12 +75,17 @@ class Patients(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """What is known of the patients that two sets share: their ids, or that nothing is."""
+    """What is known of the patients that two sets share: their ids, or that nothing is.
+
+    ``spelled`` pairs ids of the first and the second that may be one patient spelled otherwise
+    (:func:`~ctmasknet.data.splits.spelled_otherwise`).
+    """
 
     first: Patients
     second: Patients
     shared: list[str]
     comparable: bool
+    spelled: list[tuple[str, str]]
 
 
 def overlaps(names: Sequence[str]) -> list[Overlap]:
@@ -91,7 +96,9 @@ def overlaps(names: Sequence[str]) -> list[Overlap]:
     """
     sets = [Patients.of(name) for name in dict.fromkeys(names)]
     return [
-        Overlap(a, b, sorted(a.ids & b.ids), True) if a.comparable(b) else Overlap(a, b, [], False)
+        Overlap(a, b, sorted(a.ids & b.ids), True, spelled_otherwise(a.ids, b.ids))
+        if a.comparable(b)
+        else Overlap(a, b, [], False, [])
         for a, b in itertools.combinations(sets, 2)
     ]
 
@@ -99,11 +106,13 @@ def overlaps(names: Sequence[str]) -> list[Overlap]:
 def check_patients_disjoint(names: Sequence[str], on_shared: str = REFUSE) -> None:
     """Check that no patient is in two of the named sets.
 
-    Sets whose ids cannot be compared are named in the log.
+    Sets whose ids cannot be compared are named in the log, and so are ids that may be one patient
+    spelled otherwise.
 
     Args:
         names: registered sets.
-        on_shared: ``refuse`` raises, ``warn`` logs.
+        on_shared: ``refuse`` raises, ``warn`` logs, ``strict`` raises for patients spelled
+            otherwise too.
 
     Raises:
         CTMaskNetError: names the patient and both sets.
@@ -116,6 +125,10 @@ def check_patients_disjoint(names: Sequence[str], on_shared: str = REFUSE) -> No
                 check_disjoint({part.name: part.ids for part in overlap[:2]})
             except CTMaskNetError as error:
                 report(f"{error}, {ADVICE}", on_shared)
+        where = f"{overlap.first.name} and {overlap.second.name}"
+        tell_spellings(
+            overlap.spelled, where, on_shared == STRICT, "prepare the sets with one spelling"
+        )
 
 
 def check_held_out(
@@ -191,7 +204,7 @@ def log_not_comparable(first: str, second: str) -> None:
 def overlap_lines(found: Iterable[Overlap]) -> list[str]:
     """What :func:`overlaps` found, a line for every two sets."""
     lines = []
-    for first, second, shared, comparable in found:
+    for first, second, shared, comparable, spelled in found:
         if not comparable:
             ids = " and ".join(part.numbering or "not stated" for part in (first, second))
             said = f"not compared (ids: {ids})"
@@ -199,6 +212,9 @@ def overlap_lines(found: Iterable[Overlap]) -> list[str]:
             said = f"{len(shared)} shared: {first_few(shared)}"
         else:
             said = "none shared"
+        if spelled:
+            pairs = first_few(f"{one!r} and {other!r}" for one, other in spelled)
+            said += f"; may be one, spelled otherwise: {pairs}"
         lines.append(f"patients of {first.name} and {second.name}: {said}")
     return lines
 

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
 
+from ctmasknet.data.coco import checked_coco, is_number, read_coco
 from ctmasknet.data.splits import SPLITS
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 
 #: Environment variable that names the root, as in Detectron2.
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -38,7 +40,7 @@ def set_folder(root: Path, name: str) -> Path:
     Raises:
         CTMaskNetError: ``name`` is no name of one folder; such a set would not be registered.
     """
-    if name in ("", ".", "..") or "/" in name or os.sep in name:
+    if name in ("", ".", "..") or "/" in name or os.sep in name or has_control_character(name):
         raise CTMaskNetError(f"set name {name!r}: give the name of one folder below {root}")
     return root / name
 
@@ -166,19 +168,31 @@ def split_of_patients(folder: str | os.PathLike, numbering: str | None) -> dict[
     return found
 
 
-def load_lesions(name: str, json_file: str, root: str) -> list[dict[str, Any]]:
-    """Detectron2's dataset dicts of a COCO file plus the ``patient`` of each image.
+def load_lesions(json_file: str, root: str) -> list[dict[str, Any]]:
+    """Detectron2's dataset dicts of a COCO file plus the ``patient`` of each image, by image id.
 
     Raises:
         CTMaskNetError: the file is missing or broken, or the images are not where it says.
     """
     patients = read_lesions(json_file)["patients"]
-    try:
-        dicts = load_coco_json(json_file, root, name)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise _broken(json_file, f"{type(error).__name__}: {error}") from error
-    for record in dicts:
-        record["patient"] = patients[record["image_id"]]
+    document = read_coco(json_file)
+    class_of = {id_: k for k, id_ in enumerate(sorted(c["id"] for c in document["categories"]))}
+    lesions: dict[int, list[dict[str, Any]]] = {}
+    for item in document["annotations"]:
+        lesion = {key: item[key] for key in ("iscrowd", "bbox", "segmentation") if key in item}
+        lesion |= {"category_id": class_of[item["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+        lesions.setdefault(item["image_id"], []).append(lesion)
+    dicts = [
+        {
+            "file_name": os.path.join(root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": lesions.get(image["id"], []),
+            "patient": patients[image["id"]],
+        }
+        for image in sorted(document["images"], key=lambda image: image["id"])
+    ]
     _check_images(json_file, root, dicts)
     return dicts
 
@@ -214,10 +228,13 @@ def _read(json_file: str, check) -> dict[str, Any]:
     try:
         with open(json_file, encoding="utf-8") as stream:
             document = json.load(stream)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _broken(json_file, str(error)) from None
+    if isinstance(document, dict) and "images" in document:
+        document.setdefault("info", {})  # annotated by hand
     if not isinstance(document, dict) or not isinstance(document.get("info"), dict):
         raise _broken(json_file, "it has no 'info'")
+    _check_info(json_file, document["info"])
     document = check(json_file, document)
     _parsed[json_file] = now, document
     return document
@@ -228,22 +245,49 @@ def _checked(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
     return check(json_file, document)
 
 
+def _check_info(json_file: str, info: dict[str, Any]) -> None:
+    for key in ("mask_type", "patient_ids"):
+        if not isinstance(info.get(key), str | None):
+            raise _broken(json_file, f"info.{key} is {info[key]!r:.40}, not text")
+    window = info.get("window_hu")
+    if window is not None and not (
+        isinstance(window, list) and len(window) == 2 and all(map(is_number, window))
+    ):
+        raise _broken(json_file, f"info.window_hu is {window!r:.40}, not [center, width] in HU")
+
+
 def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
-    try:
-        categories = [{"id": c["id"], "name": str(c["name"])} for c in document["categories"]]
-        patients = {image["id"]: str(image["patient"]) for image in document["images"]}
-        document["annotations"]
-    except (KeyError, TypeError) as error:
-        raise _broken(json_file, f"not a COCO document with patients, {error!r}") from None
-    if not categories:
-        raise _broken(json_file, "it has no categories")
-    return {"info": document["info"], "categories": categories, "patients": patients}
+    ids = [item.get("id") for item in document.get("annotations") or () if isinstance(item, dict)]
+    document = checked_coco(document, json_file)
+    # Numbered anew where they are used, but Detectron2's evaluator also indexes the file as it is
+    if not all(isinstance(id_, str | int | float) for id_ in ids):
+        raise CTMaskNetError(f"{json_file}: an annotation has no id; number all of them from 1")
+    for image in document["images"]:
+        if not _is_id(image.get("patient")):
+            raise CTMaskNetError(
+                f"{json_file}: image {image['id']} ({image['file_name']}) states no 'patient'; add "
+                "one to every image, that patients can be kept apart"
+            )
+    return {
+        "info": document["info"],
+        "categories": [{"id": c["id"], "name": c["name"]} for c in document["categories"]],
+        "patients": {image["id"]: str(image["patient"]) for image in document["images"]},
+    }
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a patient, scan or slice can be called so: text, or a whole number."""
+    return type(value) is int or (
+        isinstance(value, str) and value != "" and not has_control_character(value)
+    )
 
 
 def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
     classes, slices = document.get("classes"), document.get("slices")
     if not isinstance(classes, list) or not classes or not isinstance(slices, list):
         raise _broken(json_file, "it lacks 'classes' or 'slices'")
+    if not all(isinstance(name, str) and name for name in classes):
+        raise _broken(json_file, f"its classes are {classes!r:.60}, no names")
     labels = range(len(classes))
     for index, item in enumerate(slices):
         if not isinstance(item, dict) or not item.keys() >= _SLICE_KEYS:
@@ -255,6 +299,14 @@ def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
                 json_file,
                 f"slices[{index}] has the label {item['label']}, of {len(classes)} classes",
             )
+        if not all(_is_id(item[key]) for key in ("file", "patient", "scan", "slice")):
+            raise _broken(
+                json_file, f"slices[{index}] has a file, patient, scan or slice that is no name"
+            )
+        item.update({key: str(item[key]) for key in ("file", "patient", "scan", "slice")})
+        box = item.get("body_box")
+        if box and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+            raise _broken(json_file, f"slices[{index}] has the body_box {box!r:.40}")
     return document
 
 

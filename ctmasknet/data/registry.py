@@ -20,6 +20,7 @@ from detectron2.utils.colormap import colormap
 
 from ctmasknet.classes import LESION_COLORS, MASK_TYPES
 from ctmasknet.data import prepared as prepared_json
+from ctmasknet.data.coco import read_coco
 from ctmasknet.data.prepared import datasets_root
 from ctmasknet.data.splits import SPLITS, check_disjoint
 from ctmasknet.errors import CTMaskNetError
@@ -66,7 +67,7 @@ def register_cncb_lesions(
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
         "window_hu": document["info"].get("window_hu"),
     }
-    load = functools.partial(prepared_json.load_lesions, name, json_file, root)
+    load = functools.partial(prepared_json.load_lesions, json_file, root)
     _register(name, json_file, image_root, load, metadata)
 
 
@@ -147,7 +148,13 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
             f"{', '.join(sorted(_registered)) or 'none'}; make it with datasets/{tool} or "
             "datasets/prepare_phantom.py"
         )
+    foreign = None if name in _registered else MetadataCatalog.get(name).get("json_file")
+    known = {image["id"] for image in read_coco(foreign)["images"]} if foreign else None
     dicts = DatasetCatalog.get(name)
+    if known is not None and not known.issuperset(
+        entry["image_id"] for entry in dicts if "image_id" in entry
+    ):
+        raise CTMaskNetError(f"{foreign}: ids of images are no whole numbers; number them")
     if not dicts:
         source = _registered.get(name, (name,))[0]
         raise CTMaskNetError(f"data set {name}: {source} holds no image; prepare the set again")

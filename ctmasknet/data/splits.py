@@ -6,18 +6,24 @@ stratum).
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Hashable, Iterable, Mapping
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 
 #: The names a split may have; data sets are registered as ``<name>_<split>``.
 SPLITS = ("train", "val", "test")
 _MAX_PASSES = 20
+_LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
+_LOGGER = logging.getLogger(__name__)
 
 
 def split_patients(
@@ -106,6 +112,83 @@ def check_disjoint(patients_by_split: Mapping[str, Iterable[str]]) -> None:
         )
 
 
+def spelled_otherwise(
+    patients: Iterable[str], others: Iterable[str] | None = None
+) -> list[tuple[str, str]]:
+    """Pairs of unlike ids that may be one patient: they meet after Unicode's NFKC, case folding,
+    stripping and without the leading zeros of their numbers.
+
+    Args:
+        patients: ids of a set.
+        others: those of another, which are looked for among the first; default: all of one set are
+            held against each other, each later spelling against the first.
+    """
+    spellings: dict[str, list[str]] = {}
+    for patient in sorted(set(patients)):
+        spellings.setdefault(_plain_spelling(patient), []).append(patient)
+    if others is None:
+        return [(first, one) for first, *more in spellings.values() for one in more]
+    return [
+        (patient, other)
+        for other in sorted(set(others))
+        for patient in spellings.get(_plain_spelling(other), ())
+        if patient != other
+    ]
+
+
+def _plain_spelling(patient: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", patient).casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", folded.strip())
+
+
+def tell_spellings(
+    pairs: Sequence[tuple[str, str]], where: str, strict: bool, remedy: str = "write them alike"
+) -> None:
+    """Log the pairs of :func:`spelled_otherwise`, or refuse them.
+
+    Args:
+        pairs: none is no word.
+        where: the sets they are of, for the message.
+        strict: refuse.
+        remedy: what else can be done.
+
+    Raises:
+        CTMaskNetError: with ``strict``; names the first pair and how many more there are.
+    """
+    if not pairs:
+        return
+    (first, second), *more = pairs
+    message = (
+        f"patients {first!r} and {second!r} of {where} may be one, spelled otherwise"
+        + (f" (and {len(more)} more pairs)" if more else "")
+        + f"; they count as two and may stand on both sides of a split: {remedy}"
+    )
+    if strict:
+        raise CTMaskNetError(message)
+    _LOGGER.warning("%s", message)
+
+
+def tell_numbered(files: Iterable[str]) -> None:
+    """Log files that are patients of their own though their names differ in the last number only:
+    they may be several of one patient. No word where all names are numbered alike.
+
+    Args:
+        files: paths or keys.
+    """
+    groups: dict[str, list[str]] = {}
+    for file in sorted(set(files)):
+        groups.setdefault(_LAST_NUMBER.sub("", os.path.basename(file)), []).append(file)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if alike and len(groups) > 1:
+        first, second, *_ = min(alike, key=len)
+        _LOGGER.warning(
+            "%d files are patients of their own whose names differ from another's in the last "
+            "number only, such as %s and %s; where these are of one patient, say so with "
+            "`patient_pattern` or `groups`",
+            *(sum(map(len, alike)), first, second),
+        )
+
+
 def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:
     """Read a list file: one entry a line, blank lines skipped.
 
@@ -125,10 +208,13 @@ def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:
         raise CTMaskNetError(f"{path}: cannot be read as a text list ({error})") from None
     entries: list[tuple[int, str]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which also breaks names at form feeds and the like
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         line = line.strip()
         if not line:
             continue
+        if has_control_character(line.replace("\t", " ")):
+            raise CTMaskNetError(f"{path}:{number}: {line!r} holds a control character; correct it")
         if line in seen:
             raise CTMaskNetError(
                 f"{path}:{number}: {line} is already on line {seen[line]}; remove one"

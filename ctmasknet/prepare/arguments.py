@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.data.label_masks import LABEL_NAMES
 from ctmasknet.errors import CTMaskNetError
+
+
+def show_warnings() -> None:
+    """Let what is logged as a warning be a line on the terminal that says so."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
 def bad_slices_from(args: argparse.Namespace) -> BadSlices:

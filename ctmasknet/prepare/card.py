@@ -83,7 +83,9 @@ def data_card(
             "mixed_labels": _mixed_labels(dicts),
             "same_pixels": _same_pixels(looks.values()),
             "unlike_sizes": _unlike_sizes(dicts, looks),
-            "shared_patients": [line for overlap, line in told if overlap.shared],
+            "shared_patients": [
+                line for overlap, line in told if overlap.shared or overlap.spelled
+            ],
             "not_compared": [line for overlap, line in told if not overlap.comparable],
             "near_duplicates": {
                 "distance": distance,

@@ -11,13 +11,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.classes import IMAGE_CLASSES
-from ctmasknet.ct.find import find_files, natural_key
+from ctmasknet.ct.find import check_name, find_files, natural_key
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import check_disjoint, check_split_name
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
-from ctmasknet.prepare.volumes import Volume, every_kth, find_volumes, volume_files
+from ctmasknet.prepare.lists import PictureFolder
+from ctmasknet.prepare.volumes import (
+    Volume,
+    every_kth,
+    find_volumes,
+    log_others,
+    volume_files,
+    without_extension,
+)
 
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -29,6 +37,8 @@ class ClassifiedSlices:
         records: of all slices; those of volumes name the copy to write.
         volumes: copy -> (volume, index of the slice from the feet).
         split_of: split of each record, "" where none is stated.
+        unknown: of a CSV list: file or key, path of its row and class of each picture or volume
+            whose patient nothing tells.
     """
 
     def __init__(self, patient_pattern: str | None = None, every: int = 1):
@@ -43,6 +53,7 @@ class ClassifiedSlices:
         self.records: list[SliceRecord] = []
         self.volumes: dict[str, tuple[Volume, int]] = {}
         self.split_of: list[str] = []
+        self.unknown: list[tuple[str, str, str]] = []
         self._of_pictures = PatientRule(patient_pattern, each_file=patient_pattern is None)
         self._of_volumes = PatientRule(patient_pattern)
         self._every = every
@@ -131,7 +142,7 @@ def read_class_folders(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
             if of_volumes:
-                volumes = find_volumes(root, [part_below(root, part)], on_bad)
+                volumes = find_volumes(root, part_below(root, part), on_bad)
                 if patient_pattern is None:
                     unknown = [volume.key for volume in volumes if not volume.scan.patient]
                     _check_no_patient_folders(root, part, unknown, class_folders)
@@ -192,6 +203,43 @@ def _check_no_patient_folders(
     )
 
 
+def check_rows_tell_patients(
+    path: str | os.PathLike, unknown: Sequence[tuple[str, str, str]]
+) -> None:
+    """Refuse rows without a patient that name folders of several files, or files in folders of
+    several: dealing them one by one would put a patient on both sides. Folders that are the
+    classes, one of each, pass.
+
+    Args:
+        path: the CSV list.
+        unknown: see :class:`ClassifiedSlices`.
+
+    Raises:
+        CTMaskNetError: such a folder, with the pattern to give.
+    """
+    in_row = Counter(row for file, row, _ in unknown if file != row)
+    crowded, count = next(((row, n) for row, n in in_row.items() if n > 1), ("", 0))
+    if not count:
+        above = os.path.commonpath([os.path.dirname(file) or "." for file, *_ in unknown] or ["."])
+        start = len(PurePosixPath(above).parts)
+        parts = [(PurePosixPath(file).parts, name) for file, _, name in unknown]
+        for depth in range(start + 1, max((len(each) for each, _ in parts), default=0)):
+            folders = Counter("/".join(each[:depth]) for each, _ in parts if len(each) > depth)
+            classes = {("/".join(each[:depth]), name) for each, name in parts if len(each) > depth}
+            one_each = len(classes) == len(folders) == len({name for _, name in classes})
+            if folders.most_common(1)[0][1] > 1 and not one_each:
+                crowded, count = folders.most_common(1)[0]
+                break
+    if count:
+        pattern = "[^/]+/" * (len(PurePosixPath(crowded).parts) - 1) + "[^/]+"
+        raise CTMaskNetError(
+            f"{path}: the folder {crowded} holds {count} files, and without a patient rule each "
+            "would be a patient of its own; fill a column patient, or give `patient_pattern` "
+            f"'^(?P<patient>{pattern})' where such a folder is a patient, or '(?P<patient>.+)' "
+            "where each file is"
+        )
+
+
 def read_volume_list(
     path: str | os.PathLike,
     root: str | os.PathLike,
@@ -226,12 +274,19 @@ def read_volume_list(
     found = ClassifiedSlices(patient_pattern, every)
     seen: dict[str, int] = {}
     pictures: set[str] = set()
+    folders: dict[str, PictureFolder] = {}
     for number, row in rows:
         where = f"{path}:{number}"
         try:
-            part = part_below(root, row["path"])
+            part = part_below(root, row["path"].replace("\\", "/"))
         except CTMaskNetError as error:
             raise CTMaskNetError(f"{where}: {error}") from None
+        if not os.path.exists(os.path.join(root, part)):
+            # As lists of names do: another ending, or another word for the class
+            parent, _, name = part.rpartition("/")
+            if parent not in folders:
+                folders[parent] = PictureFolder(Path(root, parent))
+            part = "/".join(filter(None, (parent, folders[parent].find(name) or name)))
         if part in seen:
             raise CTMaskNetError(f"{where}: {part} is listed twice, first on line {seen[part]}")
         seen[part] = number
@@ -250,6 +305,9 @@ def read_volume_list(
                 f"{where}: {target} holds pictures and DICOM or NIfTI volumes; list the one or the "
                 "other, in a folder of its own"
             )
+        told = bool(row["patient"]) or patient_pattern is not None
+        if not told:
+            found.unknown += [(file, part, row["class"]) for file in files]
         for file in files:
             if file in pictures:
                 raise CTMaskNetError(
@@ -259,8 +317,10 @@ def read_volume_list(
             pictures.add(file)
             found.add_picture(file, *given)
         if not files:
-            for volume in find_volumes(root, [part], on_bad):
+            for volume in find_volumes(root, part, on_bad):
                 found.add_volume(volume, *given)
+                if not told and not volume.scan.patient:
+                    found.unknown.append((volume.key, without_extension(part), row["class"]))
     if pictures and found.volumes:
         raise CTMaskNetError(
             f"{path}: lists pictures and volumes; prepare them as two sets, for pictures stay "
@@ -273,12 +333,16 @@ def read_volume_list(
 
 def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
     """Paths relative to ``root`` of the picture ``part``, or of the pictures in this folder and its
-    subfolders; linked folders count, hidden ones do not."""
-    return [
-        part_below(root, found.path)
-        for found in find_files([os.path.join(root, part_below(root, part))])
-        if found.path.lower().endswith(IMAGE_SUFFIXES)
-    ]
+    subfolders; linked folders count, hidden ones do not. Where there are pictures, other files are
+    counted in the log."""
+    folder = os.path.join(root, part_below(root, part))
+    files = [found.path for found in find_files([folder])]
+    pictures = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
+    if pictures:
+        log_others(folder, files, IMAGE_SUFFIXES)
+    for file in pictures:
+        check_name(file)
+    return [part_below(root, file) for file in pictures]
 
 
 def _check_class_name(name: str) -> None:

@@ -19,7 +19,13 @@ from ctmasknet.data.bad_slices import SOURCE, BadSlice, BadSlices
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.patients import CNCB_LESIONS, numbering_of
 from ctmasknet.data.prepared import split_of_patients
-from ctmasknet.data.splits import SPLITS, split_patients
+from ctmasknet.data.splits import (
+    SPLITS,
+    spelled_otherwise,
+    split_patients,
+    tell_numbered,
+    tell_spellings,
+)
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.masks_to_coco import (
@@ -58,6 +64,7 @@ def prepare_lesions(
     workers: int = 1,
     progress: bool = True,
     bad: BadSlices | None = None,
+    strict: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
     pictures, ``output/image/``.
@@ -88,6 +95,7 @@ def prepare_lesions(
         bad: what to do with slices and volumes that cannot be used, as those of the set
             :data:`SOURCE`; default: the first one is an error. Where they are skipped,
             ``output/bad_slices.json`` lists them.
+        strict: patients that may be one, spelled otherwise, are an error.
 
     Returns:
         For each mask type ``mask_type``, ``unlisted_images`` (images that no list names) and
@@ -119,6 +127,9 @@ def prepare_lesions(
             "are for these, leave them out"
         )
     pairs, listed, unlisted = _find(images, masks, rule, lists or {}, of_volumes, bad)
+    tell_numbered(pair.key for pair in pairs if pair.patient == pair.key)
+    known = {pair.patient for pair in pairs}
+    tell_spellings(spelled_otherwise(known | (placed or {}).keys()), output.name, strict)
     copied = of_volumes or not how.orientation.is_upright
     with writing_set(output, images, copied=copied, mark=_COPIES_MARK, bad=bad) as new:
         how = replace(how, copies=new.copies, skip_bad=bad.skip)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,13 +19,18 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import SPLITS, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import IMAGE_SUFFIXES, PatientRule, parse_slice_name
+from ctmasknet.names import IMAGE_SUFFIXES, PatientRule, SliceName, parse_slice_name
 
 _LINE_FORM = (
     "expected 'file class xmin ymin xmax ymax', such as 'NCP_96_1328_0032.png 2 9 94 512 405', "
     "or the file name alone"
 )
-_IMAGE_FOLDERS = ("images", "2A_images", ".")
+_CNCB_NAME = re.compile(r"(Normal|CP|NCP|[012])_(\d+)_(\d+)_(.+)$")
+_CNCB_FOLDERS = {"0": "Normal", "1": "CP", "2": "NCP"}
+_NAMED = re.compile(
+    rf"(.*(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))((?:\s.*)?)$", re.IGNORECASE
+)
+_IMAGE_FOLDERS = ("images", "2A_images", "3A_images", ".")
 
 
 def read_slice_list(
@@ -98,7 +104,7 @@ def find_standard_lists(source: str | os.PathLike) -> tuple[dict[str, Path], Pat
 
     Returns:
         split -> list file, for the lists that are there; and the folder of the images:
-        ``source/images``, ``source/2A_images`` or ``source`` itself.
+        ``source/images``, ``source/2A_images``, ``source/3A_images`` or ``source`` itself.
 
     Raises:
         CTMaskNetError: no such folder, no such list in it, or two lists of one split.
@@ -134,9 +140,10 @@ def resolve_images(
     """Replace each record's file by the one that is on disk.
 
     A name that is not there as written is looked for by class, patient, scan and slice, so that
-    lists with ``NCP_`` fit folders with ``2_`` and the other way round. One directory listing a
-    folder, no call a file. ``on_missing`` is called with (file, reason) for an image that is not
-    there, which is then left out; None: an error.
+    lists with ``NCP_`` fit folders with ``2_`` and the other way round; by its stem, so that
+    ``.png`` fits ``.jpeg``; and ``NCP_341_1834_0022.png`` as ``NCP/341/1834/0022.png``, as CNCB's
+    archive has it. One directory listing a folder, no call a file. ``on_missing`` is called with
+    (file, reason) for an image that is not there, which is then left out; None: an error.
 
     Raises:
         CTMaskNetError: no such folder; images that are missing (counted, the first named) or lie
@@ -145,7 +152,7 @@ def resolve_images(
     root = Path(image_root)
     if not root.is_dir():
         raise CTMaskNetError(f"{root}: no such folder; give the folder of the images with `images`")
-    folders: dict[str, _Folder] = {}
+    folders: dict[str, PictureFolder] = {}
     resolved, missing, total = {}, [], 0
     taken: set[str] = set()
     for split, split_records in records.items():
@@ -154,9 +161,15 @@ def resolve_images(
             listed = part_below(root, record.file) if "/" in record.file else record.file
             parent, _, name = listed.rpartition("/")
             if parent not in folders:
-                folders[parent] = _Folder(root / parent)
+                folders[parent] = PictureFolder(root / parent)
             on_disk = folders[parent].find(name)
             total += 1
+            if on_disk is None and (tree := _CNCB_NAME.match(name)):
+                of_class = _CNCB_FOLDERS.get(tree[1], tree[1])
+                inner = "/".join(filter(None, (parent, of_class, tree[2], tree[3])))
+                if inner not in folders:
+                    folders[inner] = PictureFolder(root / inner)
+                parent, on_disk = inner, folders[inner].find(tree[4])
             if on_disk is None and on_missing is not None:
                 on_missing(str(root / record.file), f"no such image ({split})")
             elif on_disk is None:
@@ -179,13 +192,25 @@ def resolve_images(
     return resolved
 
 
-class _Folder:
-    """The files of one folder, found by exact name or by what the name states of the slice."""
+def count_unlisted(resolved: Mapping[str, list[SliceRecord]], image_root: str | os.PathLike) -> int:
+    """How many pictures lie beside those of the lists, in their folders, and are on no list."""
+    listed = {record.file for records in resolved.values() for record in records}
+    count = 0
+    for parent in {os.path.dirname(file) for file in listed}:
+        for entry in os.scandir(Path(image_root, parent)):
+            file = f"{parent}/{entry.name}" if parent else entry.name
+            count += file.lower().endswith(IMAGE_SUFFIXES) and file not in listed
+    return count
+
+
+class PictureFolder:
+    """The files of one folder, found by exact name, by what the name states of the slice, or by its
+    stem."""
 
     def __init__(self, path: Path):
         self.path = path
         self.names = {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
-        self._by_slice: dict[tuple, list[str]] | None = None
+        self._by_slice: dict[SliceName | str, list[str]] | None = None
 
     def find(self, name: str) -> str | None:
         if name in self.names:
@@ -195,12 +220,15 @@ class _Folder:
             for other in sorted(self.names):
                 # Other files may lie in the folder
                 if other.lower().endswith(IMAGE_SUFFIXES):
+                    self._by_slice.setdefault(os.path.splitext(other)[0], []).append(other)
                     with contextlib.suppress(CTMaskNetError):
                         self._by_slice.setdefault(parse_slice_name(other), []).append(other)
         try:
             fitting = self._by_slice.get(parse_slice_name(name), [])
-        except CTMaskNetError:  # a name of another set: only the exact one will do
-            return None
+        except CTMaskNetError:  # a name of another set
+            fitting = []
+        if not fitting and name.lower().endswith(IMAGE_SUFFIXES):
+            fitting = self._by_slice.get(os.path.splitext(name)[0], [])
         if len(fitting) > 1:
             raise CTMaskNetError(
                 f"{self.path}: {fitting[0]} and {fitting[1]} both fit the listed slice {name}; "
@@ -216,7 +244,10 @@ def _identity(record: SliceRecord, patient_pattern: str | None) -> tuple:
 
 
 def _parse_line(line: str, where: str, rule: PatientRule) -> SliceRecord:
-    fields = line.split()
+    line = line.replace("\\", "/")
+    # Names may hold blanks: the rest begins behind the last ending of a picture
+    named = _NAMED.match(line)
+    fields = [named[1], *named[2].split()] if named else line.split()
     if len(fields) not in (1, 2, 6):
         raise CTMaskNetError(f"{where}: {line!r} has {len(fields)} fields; {_LINE_FORM}")
     file = fields[0]

@@ -6,6 +6,8 @@ slice.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 from collections import Counter
@@ -13,17 +15,26 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ctmasknet.ct.find import kind_of, natural_key
+from ctmasknet.ct.find import find_files, kind_of, natural_key
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.data.label_masks import MASK_SUFFIXES, files_by_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
-from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
+from ctmasknet.prepare.volumes import (
+    Volume,
+    find_volumes,
+    log_others,
+    volume_files,
+    without_extension,
+)
 
-#: What names of masks, and of nnU-Net's images, have behind the name of the case.
-_ENDINGS = re.compile(r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000)$", re.IGNORECASE)
+_LOGGER = logging.getLogger(__name__)
+#: What names of masks, and of images that lie beside them, have behind the name of the case.
+_ENDINGS = re.compile(
+    r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000|ct|im|img|images?|org)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,9 @@ def find_pairs(
 ) -> list[LesionPair]:
     """Pair the images under ``images`` with the masks under ``masks``, sorted by slice.
 
+    A mask has the name of its image, endings such as ``_mask`` and ``_ct`` aside; failing that, the
+    same in another folder, where no other image has it.
+
     Args:
         images, masks: the folders; they may be one.
         rule: what names mean.
@@ -115,8 +129,23 @@ def find_pairs(
         raise CTMaskNetError(
             f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
         )
+    log_others(images, (each.path for each in find_files([images])), IMAGE_SUFFIXES)
+    if not one_folder:
+        log_others(masks, (each.path for each in find_files([masks])), MASK_SUFFIXES)
+    image_keys = [key for key in image_of if key not in mask_of]
+    for key, other in _paired(image_keys, [key for key in mask_of if key not in image_of]).items():
+        mask_of[key] = mask_of.pop(other)
+    lossy: dict[str, str] = {}
+    if not one_folder:
+        with contextlib.suppress(CTMaskNetError):
+            lossy = files_by_key(masks, (".jpg", ".jpeg"), rule)
     alone = [
-        (folder / file, f"no {wanted} of the same name in {other}")
+        (
+            folder / file,
+            f"its mask {masks / lossy[key]} is a JPEG, which cannot hold labels; store it as PNG"
+            if wanted == "mask" and key in lossy
+            else f"no {wanted} of the same name in {other}",
+        )
         for folder, found, wanted, other, partners in (
             (images, image_of, "mask", masks, mask_of),
             (masks, mask_of, "image", images, image_of),
@@ -266,15 +295,16 @@ def find_volume_pairs(
 
     The two may be one folder. A DICOM-SEG belongs to the series it references. Any other mask, and
     a SEG whose series is not there (as when its volume was converted to NIfTI), belongs to the
-    volume of the same relative path without extension, endings such as ``_mask`` or ``_seg`` aside;
-    failing that, to the only volume of the folder of the same relative path. Masks may also be
+    volume of the same relative path without extension, endings such as ``_mask`` or ``_ct`` aside;
+    failing that, to the only volume of the folder of the same relative path, or to the only one of
+    the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
     (:func:`slice_masks`).
 
     Raises:
-        CTMaskNetError: a volume without a mask or the reverse, two masks of one volume, a SEG whose
-            name is that of another series than it references, an unknown patient; damaged files
-            unless ``on_bad`` takes them.
+        CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
+            references, an unknown patient; unless ``on_bad`` takes them: damaged files, volumes
+            that cannot be used such as those not in HU, a volume without a mask or the reverse.
     """
     rule = replace(rule, groups={without_extension(k): who for k, who in rule.groups.items()})
     bad: dict[str, str] = {}
@@ -284,15 +314,22 @@ def find_volume_pairs(
         on_bad(file, reason)
 
     report = note if on_bad else None
-    volumes = find_volumes(images, on_bad=report)
-    used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     one_folder = images.resolve() == masks.resolve()
+    # In one folder what is no CT in HU is a mask, or ought to be CT
+    lost: dict[str, str] = {}
+    on_lost = (
+        (lambda file, reason: lost.update({os.path.realpath(file): reason})) if one_folder else None
+    )
+    volumes = find_volumes(images, on_bad=report, on_lost=on_lost)
+    used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     files = [
         Path(file)
         for file in volume_files(masks)
-        if os.path.realpath(file) not in used | bad.keys() and _is_mask(file, one_folder, report)
+        if os.path.realpath(file) not in used | bad.keys()
+        and _is_mask(file, lost if one_folder else None, report)
     ]
-    mask_of = _matched(volumes, files, masks, {_stem(without_extension(f)) for f in bad.values()})
+    left_out = {_stem(without_extension(file)) for file in bad.values()}
+    mask_of = _matched(volumes, files, masks, left_out, lost, report)
     pairs = []
     for volume in volumes:
         mask = mask_of.get(volume.key) or _picture_folder(masks, volume)
@@ -303,6 +340,7 @@ def find_volume_pairs(
                 on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
+    _log_spare_pictures(masks, {pair.mask for pair in pairs})
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
     if missing and not bad:
         raise CTMaskNetError(
@@ -311,13 +349,17 @@ def find_volume_pairs(
     return pairs
 
 
-def _is_mask(file: str, others: bool, on_bad: Callable[[str, str], None] | None) -> bool:
-    """Whether a file is NIfTI or DICOM-SEG; ``others``: there may be other DICOM beside the
-    masks."""
+def _is_mask(
+    file: str, lost: Mapping[str, str] | None, on_bad: Callable[[str, str], None] | None
+) -> bool:
+    """Whether a file is NIfTI or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
+    cannot be used where it ought to be CT; None: there is to be none."""
     try:
         if kind_of(file) == "nifti" or seg_series(file) is not None:
             return True
-        if not others:
+        if lost is not None and (real := os.path.realpath(file)) in lost:
+            raise CTMaskNetError(f"{file}: {lost[real]}")
+        if lost is None:
             raise CTMaskNetError(f"{file}: DICOM, but no DICOM-SEG; remove it or restore the mask")
     except CTMaskNetError as error:
         if on_bad is None:
@@ -327,11 +369,18 @@ def _is_mask(file: str, others: bool, on_bad: Callable[[str, str], None] | None)
 
 
 def _matched(
-    volumes: Sequence[Volume], files: Sequence[Path], root: Path, bad: set[str]
+    volumes: Sequence[Volume],
+    files: Sequence[Path],
+    root: Path,
+    bad: set[str],
+    lost: Mapping[str, str],
+    on_bad: Callable[[str, str], None] | None,
 ) -> dict[str, Path]:
-    """Key of a volume -> its mask file; masks of volumes in ``bad`` (stems) are left out."""
+    """Key of a volume -> its mask file; masks of volumes in ``bad`` (stems) are left out, and why
+    a file is no volume itself is in ``lost``, by its real path."""
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
     by_stem = _unique((_stem(volume.key), volume.key) for volume in volumes)
+    by_base = _unique((_base(volume.key), volume.key) for volume in volumes)
     folder = {volume.key: _folder_of(volume) for volume in volumes}
     by_folder = _unique((folder[volume.key], volume.key) for volume in volumes)
     kind_of_volume = {volume.key: volume.scan.kind for volume in volumes}
@@ -345,15 +394,22 @@ def _matched(
             or by_stem.get(_stem(name))
             or by_folder.get(name)
             or by_folder.get(os.path.dirname(name))
+            or by_base.get(_base(name))
         )
         if key is None and (
-            _stem(name) in bad or os.path.dirname(name) in map(os.path.dirname, bad)
+            _stem(name) in bad
+            or (_base(name) and _base(name) in map(_base, bad))
+            or os.path.dirname(name) in map(os.path.dirname, bad)
         ):
             continue
         if key is None:
-            raise CTMaskNetError(
-                f"{file}: no volume of the same name; add the volume or remove this mask"
-            )
+            reason = "no volume of the same name; add the volume or remove this mask"
+            if why := lost.get(os.path.realpath(file)):
+                reason = f"{why}; and as a mask it is of no volume"
+            if on_bad is None:
+                raise CTMaskNetError(f"{file}: {reason}")
+            on_bad(os.fspath(file), reason)
+            continue
         if series and series not in by_scan and kind_of_volume[key] == "dicom":
             raise CTMaskNetError(
                 f"{file}: is the mask of the series {series}, which is not among the volumes, and "
@@ -364,6 +420,18 @@ def _matched(
                 f"{found[key]} and {file}: both are masks of the volume {key}; remove one"
             )
         found[key] = file
+    return found
+
+
+def _paired(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
+    """Key of an image -> key of the mask that has its name but for the ending or, where these are
+    unique on both sides, the folder."""
+    found: dict[str, str] = {}
+    for name in (_stem, _base):
+        left = [key for key in images if key not in found]
+        spare = [key for key in masks if key not in found.values()]
+        image_of, mask_of = (_unique((name(key), key) for key in keys) for keys in (left, spare))
+        found |= {image_of[each]: mask_of[each] for each in image_of.keys() & mask_of.keys()}
     return found
 
 
@@ -384,11 +452,29 @@ def _stem(name: str) -> str:
     return _ENDINGS.sub("", name)
 
 
+def _base(name: str) -> str:
+    """The stem without its folder; "" for words such as ``image`` that name no case."""
+    base = os.path.basename(_stem(name))
+    return base if re.search("[0-9]", base) else ""
+
+
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
     folder = masks / volume.key
     if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
         return folder
     return None
+
+
+def _log_spare_pictures(masks: Path, used: Collection[Path]) -> None:
+    spare = [
+        each.path
+        for each in find_files([masks])
+        if each.path.lower().endswith(IMAGE_SUFFIXES) and Path(each.path).parent not in used
+    ]
+    if spare:
+        _LOGGER.warning(
+            "%s: %d pictures left out, such as %s: of no volume's mask", masks, len(spare), spare[0]
+        )
 
 
 def _without_mask(volume: Volume, masks: Path) -> str:

@@ -21,10 +21,25 @@ from ctmasknet.ct.scan import Window
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
-from ctmasknet.data.splits import SPLITS, split_patients
+from ctmasknet.data.splits import (
+    SPLITS,
+    spelled_otherwise,
+    split_patients,
+    tell_numbered,
+    tell_spellings,
+)
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.prepare.classified import read_class_folders, read_volume_list
-from ctmasknet.prepare.lists import find_standard_lists, read_slice_lists, resolve_images
+from ctmasknet.prepare.classified import (
+    check_rows_tell_patients,
+    read_class_folders,
+    read_volume_list,
+)
+from ctmasknet.prepare.lists import (
+    count_unlisted,
+    find_standard_lists,
+    read_slice_lists,
+    resolve_images,
+)
 from ctmasknet.prepare.staging import writing_set
 from ctmasknet.prepare.volumes import Volume, write_copies
 
@@ -56,6 +71,7 @@ def prepare_slices(
     window: Window | None = None,
     every: int = 1,
     bad: BadSlices | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Prepare a set of classified slices below ``root/name``.
 
@@ -87,10 +103,12 @@ def prepare_slices(
         grey_window: (low, high) 8-bit grey levels of pictures: contrast-stretched PNG copies go to
             ``root/name/image`` (:func:`~ctmasknet.ct.pictures.write_in_grey_window`), and the json
             names these.
+        strict: patients that may be one, spelled otherwise, are an error.
         verify: decode every image first (copying does so anyway); otherwise headers are read.
 
     Returns:
-        the summary, as in ``root/name/slices_summary.json``.
+        the summary, as in ``root/name/slices_summary.json``, and ``unlisted_images``: how many
+        pictures beside those of the lists no list names.
 
     Raises:
         CTMaskNetError: bad input of any kind; nothing has been written then.
@@ -107,6 +125,7 @@ def prepare_slices(
     if classes and not volume_list:
         raise CTMaskNetError("`classes`: names the classes of a `volume_list`; leave it out")
     volumes: dict[str, tuple[Volume, int]] = {}
+    unlisted = 0
     if volume_list:
         if lists or source or class_folders:
             raise CTMaskNetError(
@@ -120,6 +139,7 @@ def prepare_slices(
             raise CTMaskNetError(
                 f"{volume_list}: needs either a column split or `split`, such as train:0.8,test:0.2"
             )
+        check_rows_tell_patients(volume_list, found.unknown)
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
         description = f"slices of {Path(volume_list).name}"
@@ -145,6 +165,7 @@ def prepare_slices(
             raise CTMaskNetError("`list`: needs the folder of the images, `images` DIR")
         classes = list(IMAGE_CLASSES)
         splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
+        unlisted = count_unlisted(splits, images)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
     if not volumes and (window is not None or every != 1):
@@ -152,6 +173,12 @@ def prepare_slices(
             f"{images}: the slices are pictures; `window` and `every` are for DICOM and NIfTI "
             "volumes, leave them out (pictures have `grey_window`)"
         )
+    records = [record for each in splits.values() for record in each]
+    if not lists and patient_pattern is None:
+        key_of = os.path.dirname if volumes else lambda file: os.path.splitext(file)[0]
+        tell_numbered(r.patient for r in records if r.patient == key_of(r.file))
+    known = {record.patient for record in records}
+    tell_spellings(spelled_otherwise(known | (placed or {}).keys()), name, strict)
     by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     window = window or Window()
@@ -163,7 +190,8 @@ def prepare_slices(
         "grey_window": list(grey_window) if grey_window else None,
         "window_hu": [window.center_hu, window.width_hu] if volumes else None,
     }
-    return _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
+    summary = _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
+    return {**summary, "unlisted_images": unlisted}
 
 
 def split_records(

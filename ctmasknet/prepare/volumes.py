@@ -7,10 +7,11 @@ into it.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.workers import map_in_processes
 
+_LOGGER = logging.getLogger(__name__)
+#: Why :func:`read_scans` leaves files out that lie beside CT in any export. Other reasons are those
+#: of a volume that would be missed.
+_BESIDE_CT = re.compile("a localizer|not CT|not axial|holds no image|in colour|no PNG, JPEG")
 _EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
 
 
@@ -74,23 +79,50 @@ def volume_files(folder: str | os.PathLike) -> Iterator[str]:
 
 def find_volumes(
     root: str | os.PathLike,
-    below: Sequence[str] = (".",),
+    below: str = ".",
     on_bad: Callable[[str, str], None] | None = None,
+    on_lost: Callable[[str, str], None] | None = None,
 ) -> list[Volume]:
-    """The volumes in folders or files below ``root``, in natural order.
+    """The volumes in a folder or file below ``root``, in natural order.
+
+    What usually lies beside CT (localizers, reports, texts, ...) and what is wrong with a volume
+    that is taken all the same is logged, as a count and an example.
 
     Args:
         root: keys are relative to it.
-        below: paths relative to ``root``.
-        on_bad: see :func:`ctmasknet.ct.read.read_scans`.
+        below: path relative to ``root``.
+        on_bad: called with (file, reason) for each damaged file, which is then left out; None: the
+            first raises.
+        on_lost: the same for each sound file that ought to be CT and cannot be used, such as a
+            volume that is not in HU; default: ``on_bad``.
 
     Raises:
-        CTMaskNetError: a damaged file; pictures among the volumes; two of them that cannot be told
-            apart by name.
+        CTMaskNetError: a damaged or unusable file; nothing found; pictures among the volumes; two
+            of them that cannot be told apart by name.
     """
+    path = os.path.normpath(os.path.join(root, below))
+    left_out: dict[str, str] = {}
+    bad: dict[str, str] = {}
     scans = read_scans(
-        [os.path.normpath(os.path.join(root, part)) for part in below], on_bad=on_bad
+        path, on_bad=on_bad and bad.setdefault, on_left_out=lambda *found: left_out.update([found])
     )
+    lost = {file: why for file, why in left_out.items() if not _BESIDE_CT.match(why)}
+    if on_lost is None:
+        bad |= lost
+    else:
+        for file, reason in lost.items():
+            on_lost(file, reason)
+    if not scans and not bad:
+        bad[path] = "holds no DICOM and no NIfTI that is CT"
+        if left_out:
+            file, reason = next(iter(left_out.items()))
+            bad[path] += f"; the first of {len(left_out)} files, {file}: {reason}"
+    for file, reason in bad.items():
+        if on_bad is None:
+            more = f" (and {len(bad) - 1} more files cannot be used)" if len(bad) > 1 else ""
+            raise CTMaskNetError(f"{file}: {reason}{more}")
+        on_bad(file, reason)
+    _log_left_out(path, {file: why for file, why in left_out.items() if file not in lost}, scans)
     for scan in scans:
         if scan.kind == "image":
             raise CTMaskNetError(
@@ -109,6 +141,31 @@ def find_volumes(
             )
         volumes[key] = Volume(key, scan)
     return list(volumes.values())
+
+
+def log_others(folder: str | os.PathLike, files: Iterable[str], suffixes: Sequence[str]) -> None:
+    """Say how many of the files of a folder do not end in one of the suffixes."""
+    others = [file for file in files if not file.lower().endswith(tuple(suffixes))]
+    if others:
+        _LOGGER.warning(
+            "%s: %d files left out, such as %s: their names end in none of %s",
+            *(folder, len(others), others[0], ", ".join(suffixes)),
+        )
+
+
+def _log_left_out(path: str, left_out: Mapping[str, str], scans: Sequence[CTScan]) -> None:
+    files: dict[str, list[str]] = {}
+    for file, reason in left_out.items():
+        files.setdefault(reason, []).append(file)
+    for reason, found in files.items():
+        _LOGGER.warning("%s: %d files left out, such as %s: %s", path, len(found), found[0], reason)
+    problems: dict[str, list[str]] = {}
+    for scan in scans:
+        for problem in scan.problems:
+            if " left out, such as " not in problem:  # said above
+                problems.setdefault(problem, []).append(scan.slices[0].file)
+    for problem, found in problems.items():
+        _LOGGER.warning("%s (%d volumes alike): %s", found[0], len(found), problem)
 
 
 def write_copies(

@@ -290,7 +290,7 @@ def test_a_file_that_is_named_itself_is_no_less_refused_after_its_folder(tmp_pat
     assert len(scan.slices) == len(HU) and len(scan.problems) == 1
 
 
-@pytest.mark.parametrize("name", ["Müller ÄÖÜ", "肺 #1 %s {0}", "two\nlines", "-x"])
+@pytest.mark.parametrize("name", ["Müller ÄÖÜ", "肺 #1 %s {0}", "-x"])
 def test_odd_names_are_read(tmp_path, name):
     folder = ct_samples.dicom_series(tmp_path / name, HU)
     nib.save(ct_samples.nifti(HU), folder / f"{name}.nii.gz")
@@ -443,3 +443,26 @@ def test_real_series(shared):
     values = np.asarray(image.dataobj)
     assert (values.min(), len(scan.slices)) == (-1078, 164)
     np.testing.assert_array_equal(scan.slices[70].hu(), values[:, :, 70].T)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x0bb", "a\u2028b", "a\nb/c"])
+def test_names_with_line_breaks_are_refused(tmp_path, name):
+    path = tmp_path / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("L", (20, 20)).save(path)
+    for given in (path, tmp_path):
+        with pytest.raises(CTMaskNetError, match=r"its name holds a line break") as refused:
+            read_scans(given)
+        assert len(str(refused.value).splitlines()) == 1
+    bad = []
+    read_scans(tmp_path, on_bad=lambda *found: bad.append(found))
+    assert bad[0][0] == str(path)
+
+
+def test_a_patient_with_a_line_break_is_refused(tmp_path):
+    for patient in ("P1\rX", "P1\nX"):
+        data = ct_samples.dicom(HU[0], 0)
+        data.PatientID = patient
+        ct_samples.save(data, tmp_path / "0.dcm")
+        with pytest.raises(CTMaskNetError, match="PatientID or UIDs hold a line break"):
+            read_scans(tmp_path)

@@ -98,6 +98,11 @@ class TestLesionMapper:
         assert instances.gt_classes.tolist() == [1]
         assert instances.gt_masks.tensor[0].tolist() == mask.tolist()
 
+    def test_boxes_alone_are_told_where_masks_are_learnt(self, lesion):
+        del lesion[0]["annotations"][0]["segmentation"]
+        with pytest.raises(CTMaskNetError, match=r"boxes alone, and MODEL\.MASK_ON"):
+            LesionMapper(config(), is_train=True)(lesion[0])
+
     def test_resize_scales_image_box_and_mask_and_keeps_the_file_size(self, lesion):
         output = LesionMapper(config(side=8), is_train=True)(lesion[0])
         assert output["image"].shape == (3, 8, 12)

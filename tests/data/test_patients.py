@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -16,7 +17,7 @@ from ctmasknet.data.patients import (
     overlaps,
 )
 from ctmasknet.data.registry import dataset_dicts, register_prepared
-from ctmasknet.data.splits import read_list
+from ctmasknet.data.splits import read_list, spelled_otherwise
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.pairs import LesionPair, split_by_lists
@@ -255,3 +256,84 @@ class TestPublishedLists:
             lists[split].write_text("\n".join(lines[side]))
         with pytest.raises(CTMaskNetError, match=f"patient {moved} is in two splits, train and"):
             split_by_lists(pairs, lists, rule.key)
+
+
+SPELLINGS = [
+    *(("96", "096"), ("P7 ", "p007"), ("Pat1", "pat1"), ("Ren\u00e9", "Rene\u0301")),
+    *(("p1", "p\uff11"), ("STRASSE", "stra\u00dfe"), ("\u212b", "\u00e5")),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_one_patient_spelled_otherwise(one, other):
+    assert spelled_otherwise([one, "x"], [other, "y"]) == [(one, other)]
+    assert spelled_otherwise([one, other, "x"]) == [tuple(sorted((one, other)))]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("96", "960"), ("1-10", "11-0"), ("a b", "ab"), ("p0", "p"), ("7", "7")]
+)
+def test_unlike_patients_are_no_spellings_of_one(one, other):
+    assert spelled_otherwise([one], [other]) == spelled_otherwise([one, other]) == []
+
+
+def test_published_patients_are_spelled_in_one_way(shared):
+    for path in sorted((shared / "data/splits").glob("covidx_ct1_*.txt")):
+        names = {line.split()[0] for line in path.read_text().splitlines()}
+        patients = {n.split("_")[1] for n in names if n.split("_")[0] in ("Normal", "CP", "NCP")}
+        assert patients and spelled_otherwise(patients) == []
+
+
+class TestSpelledOtherwise:
+    def test_a_run_warns_or_is_strict(self, write_set, caplog):
+        write_set("one", "train", "17 018", "clinic")
+        write_set("two", "test", "18 19", "clinic")
+        check_held_out(["one_train"], [], ["two_test"])
+        assert "patients '018' and '18' of one_train and two_test may be one" in caplog.text
+        with pytest.raises(CTMaskNetError, match="patients '018' and '18' of one_train"):
+            check_held_out(["one_train"], [], ["two_test"], "strict")
+
+    def test_ids_of_two_numberings_are_not_compared(self, write_set, caplog):
+        write_set("one", "train", "17 018", "clinic")
+        write_set("two", "test", "18 19", "other")
+        check_held_out(["one_train"], [], ["two_test"], "strict")
+        assert "may be one" not in caplog.text
+
+    def test_check_leaks(self, write_set, root, repository, capsys):
+        for name, split, patients in (("one", "train", "17 018"), ("two", "test", "18 19")):
+            folder = write_set(name, split, patients, "clinic").parent.parent / "image"
+            for number, patient in enumerate(patients.split()):
+                noise = np.random.default_rng(len(name) + ord(name[0]) + number)
+                picture = noise.integers(0, 255, (64, 64), np.uint8)
+                Image.fromarray(picture).save(folder / f"{patient}.png")
+        words = ["datasets/check_leaks.py", "one_train", "two_test"]
+        assert run_tool(repository, *words) == 0
+        said = capsys.readouterr().out
+        assert "none shared; may be one, spelled otherwise: '018' and '18'" in said
+        assert run_tool(repository, *words, "--strict") == 1
+
+    @pytest.mark.parametrize("kind", ["slices", "lesions"])
+    def test_preparation(self, root, repository, capsys, caplog, kind):
+        for patient in ("7", "007", "8"):
+            for folder in ("image", "mask"):
+                path = root / "raw" / folder / f"{patient}_1.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (30, 20)).save(path)
+        pattern = r"(?P<patient>\d+)_1"
+        if kind == "lesions":
+            words = [
+                "datasets/prepare_cncb_lesions.py",
+                "--source",
+                root / "raw",
+                "--split",
+                "val:1",
+            ]
+        else:
+            words = ["datasets/prepare_covidx_ct.py", "--images", root / "raw", "--split", "val:1"]
+            words += ["--class-folder", "a=image", "--class-folder", "b=mask"]
+        words += ["--patient-pattern", pattern, "--name", "set", "--workers", "1"]
+        assert run_tool(repository, *words, "--strict") == 2
+        told = "patients '007' and '7' of set may be one, spelled otherwise"
+        assert told in capsys.readouterr().err and not (root / "set").exists()
+        assert run_tool(repository, *words) == 0
+        assert told in caplog.text

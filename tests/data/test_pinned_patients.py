@@ -377,7 +377,7 @@ class TestClassesOfPictures:
         ("words", "ids"),
         [
             (
-                (),
+                ("--patient-pattern", r"(?P<patient>.+)\.\w+$"),
                 [
                     *(("well/p1/a",) * 2, ("well/p1/b",) * 2, ("P9", "P9")),
                     *(("sick/p2/c", "S1"), ("P8", "S8")),

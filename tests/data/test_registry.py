@@ -217,6 +217,21 @@ def test_unknown_name_says_what_there_is_and_what_makes_it(root):
             '"label": 1, "patient": "1", "scan": "1", "slice": "1"}]}',
             r"slices\[0\] has the label 1, of 1 classes",
         ),
+        ('{"info": {"image_root": "i"}, "classes": [["a"]], "slices": []}', "classes are"),
+        *(
+            (
+                '{"info": {"image_root": "image"}, "classes": ["a"], "slices": [{"file": "x", '
+                f'"label": 0, "scan": "1", "slice": "1", {entry}}}]}}',
+                rf"slices\[0\] has {message}",
+            )
+            for entry, message in (
+                ('"patient": ["1"]', "a file, patient, scan or slice that is no name"),
+                ('"patient": ""', "a file, patient, scan or slice that is no name"),
+                ('"patient": "a\\nb"', "a file, patient, scan or slice that is no name"),
+                ('"patient": "1", "body_box": [1, 2, 3]', "the body_box"),
+                ('"patient": "1", "body_box": [1, 2, 3, "4"]', "the body_box"),
+            )
+        ),
         ('{"info": {"image_root": "i"}, "classes": ["a"], "slices": []}', "holds no image|missing"),
         ('{"info": {}, "classes": ["a"], "slices": []}', "info.image_root is missing"),
     ],
@@ -255,7 +270,7 @@ def test_broken_lesion_files(lesions):
     wrong = [{**a, "category_id": 9} for a in document["annotations"]]
     assert "category_id=9" in error_of(annotations=wrong)
     same_id = [{**a, "id": 1} for a in document["annotations"]]
-    assert "not unique" in error_of(annotations=same_id)
+    assert "image folder" in error_of(annotations=same_id, info={"image_root": "gone"})
     assert "image folder" in error_of(info={**document["info"], "image_root": "gone"})
     path.unlink()
     with pytest.raises(CTMaskNetError, match="no such file"):

@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from ctmasknet.data.splits import check_disjoint, parse_shares, read_list, split_patients
+from ctmasknet.data.splits import (
+    check_disjoint,
+    parse_shares,
+    read_list,
+    split_patients,
+    tell_numbered,
+)
 from ctmasknet.errors import CTMaskNetError
 
 
@@ -203,3 +209,27 @@ def test_published_lesion_lists(shared):
         "test": (100, 20),
     }
     check_disjoint(sides)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (
+            "coronacases_001 radiopaedia_10_85902_1 radiopaedia_10_85902_3",
+            "2 radiopaedia_10_85902_1",
+        ),
+        ("a/P1_1 b/P1_2 c/P2_1", "2 a/P1_1 and b/P1_2"),
+        ("NCP_1_2_0003 NCP_1_2_0004 NCP_2_2_0003", "2 NCP_1_2_0003 and NCP_1_2_0004"),
+        ("a (1) b (1)", None),
+        ("ct0/study_0001 ct1/study_0002 ct1/study_0003", None),  # all of one form
+        ("x y z", None),
+        ("", None),
+    ],
+)
+def test_files_numbered_alike_are_told_where_each_is_a_patient(caplog, files, told):
+    tell_numbered(files.replace(" (", "(").split())
+    assert bool(caplog.records) == bool(told)
+    if told:
+        count, names = told.split(" ", 1)
+        assert caplog.messages[0].startswith(f"{count} files are patients of their own")
+        assert f"such as {names}" in caplog.messages[0]

@@ -42,3 +42,8 @@ def read(tmp_path: Path, file: str, name: str = "cncb_lesions") -> dict:
 
 def tree(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def write_list(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path

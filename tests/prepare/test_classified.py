@@ -1,10 +1,12 @@
 """Classified slices from DICOM series and NIfTI volumes: class folders and CSV lists."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -187,8 +189,6 @@ def test_bad_list(message, raw, prepare, capfd, tmp_path):
     split = [] if "needs either" in message or "some rows" in message else ["--split", "train:1"]
     assert prepare("--volume-list", listed, *split) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
-    import re
-
     assert re.search(message, line), line
     assert not (tmp_path / "out" / "set").exists()
 
@@ -196,8 +196,6 @@ def test_bad_list(message, raw, prepare, capfd, tmp_path):
 def test_bad_slices_are_left_out_and_listed(raw, prepare, slices, tmp_path, capfd):
     """Of a series the pixels of one file are damaged, so that only decoding shows it; of another a
     header; and of the volumes one is cut short."""
-    import pydicom
-
     damaged = raw / "healthy" / "s1" / "2.dcm"
     data = pydicom.dcmread(damaged)
     data.compress(pydicom.uid.RLELossless)

@@ -14,6 +14,7 @@ from ctmasknet.benchmarks.loading import usual_instances
 from ctmasknet.ct.pictures import read_picture
 from ctmasknet.data.label_masks import (
     Orientation,
+    check_known_values,
     mask_type_classes,
     parse_labels,
     read_mask,
@@ -284,3 +285,18 @@ def test_the_way_of_a_mask_enters_each_room_once(repository, tmp_path, monkeypat
     for way in ways:
         entered = [room for room, _ in itertools.groupby(way)]
         assert entered == ["errors.py", "datasets", "prepare"], way
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_stored_through_a_float_scale(tmp_path, dtype):
+    mask = np.array([[0, 1], [2, 3]])
+    for path, share in (("near.tif", 0.0099), ("far.tif", 0.0101)):
+        Image.fromarray((mask * (1 - share / 3)).astype(np.float32)).save(tmp_path / path)
+    assert read_mask(tmp_path / "near.tif").tolist() == mask.tolist()
+    with pytest.raises(CTMaskNetError, match="no whole numbers"):
+        read_mask(tmp_path / "far.tif")
+    for wrong in (np.nan, np.inf, 0.5):
+        values = mask.astype(dtype)
+        values[0, 0] = wrong
+        with pytest.raises(CTMaskNetError, match="no whole numbers"):
+            check_known_values("a", values, {0: "background", 1: "lung", 2: "ggo", 3: "lesion"})

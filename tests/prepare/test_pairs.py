@@ -4,7 +4,8 @@ import pytest
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
-from ctmasknet.prepare.pairs import find_pairs, split_by_lists
+from ctmasknet.prepare.pairs import find_pairs, find_volume_pairs, split_by_lists
+from tests.prepare import test_mask_volumes as label_samples
 from tests.prepare.small_sets import grouped, lesion_mask, read, write_slice
 
 
@@ -113,3 +114,71 @@ def test_published_lists_fit_both_layouts(shared, tmp_path):
     overlap = dict(lists, test=lists["val"])
     with pytest.raises(CTMaskNetError, match="was already named at"):
         split_by_lists(pairs, overlap, rule.key)
+
+
+PAIRED = {
+    "nnU-Net": (["s_001_0000", "s_002_0000"], ["s_001", "s_002"]),
+    "masks called so": (["1_10", "2_10"], ["1_10_mask", "2_10_Mask"]),
+    "COVID-19-20": (
+        ["volume-A-0003_ct", "volume-A-0004_ct"],
+        ["volume-A-0003_seg", "volume-A-0004_seg"],
+    ),
+    "MedSeg": (["tr_im", "val_im"], ["tr_mask", "val_mask"]),
+    "MosMed": (["CT-1/study_0255", "CT-2/study_0256"], ["study_0255_mask", "study_0256_mask"]),
+    "deeper masks": (["a1", "a2"], ["x/a1-labels", "y/a2-labels"]),
+    "with dots": (["a.1.img", "a.2.img"], ["a.1.gt", "a.2.gt"]),
+    "numbers that are endings elsewhere": (["a_0000", "a_0001"], ["a_0000", "a_0001"]),
+}
+ALONE = {
+    "words that name no case": (["p/image", "p2"], ["q/mask", "p2"]),
+    "one base twice": (["a/1", "b/1", "c2"], ["1", "c2"]),
+    "one stem twice": (["a_ct", "a_im"], ["a_seg", "a_mask"]),
+    "another number": (["a_1", "b"], ["a_2", "b"]),
+}
+
+
+class TestPairing:
+    """Of pictures and of volumes alike."""
+
+    @pytest.fixture
+    def paired(self, tmp_path):
+        def find(images, masks, kind):
+            ending = {"pictures": ".png", "volumes": ".nii.gz"}[kind]
+            for folder, names in (("image", images), ("mask", masks)):
+                for name in names:
+                    path = tmp_path / folder / f"{name}{ending}"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if kind == "pictures":
+                        path.touch()
+                    else:
+                        label_samples.volume(
+                            path, label_samples.MASK if folder == "mask" else label_samples.HU
+                        )
+            find = find_pairs if kind == "pictures" else find_volume_pairs
+            pairs = find(tmp_path / "image", tmp_path / "mask", PatientRule(each_file=True))
+            return {
+                pair.key: pair.mask.relative_to(tmp_path / "mask").as_posix().removesuffix(ending)
+                for pair in pairs
+            }
+
+        return find
+
+    @pytest.mark.parametrize("kind", ["pictures", "volumes"])
+    @pytest.mark.parametrize("name", PAIRED)
+    def test_names_that_belong_together(self, paired, name, kind):
+        images, masks = PAIRED[name]
+        assert paired(images, masks, kind) == dict(zip(images, masks, strict=True))
+
+    @pytest.mark.parametrize("kind", ["pictures", "volumes"])
+    @pytest.mark.parametrize("name", ALONE)
+    def test_names_that_do_not(self, paired, name, kind):
+        with pytest.raises(CTMaskNetError, match=r"no (mask|image|volume) "):
+            paired(*ALONE[name], kind)
+
+    def test_a_mask_stored_as_jpeg_is_told_to_be_one(self, tmp_path):
+        for file in ("image/1_1.png", "mask/1_1.jpg"):
+            path = tmp_path / file
+            path.parent.mkdir()
+            path.touch()
+        with pytest.raises(CTMaskNetError, match=r"1_1\.png: its mask .*1_1\.jpg is a JPEG"):
+            find_pairs(tmp_path / "image", tmp_path / "mask", PatientRule())

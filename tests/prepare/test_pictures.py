@@ -2,10 +2,12 @@
 
 import json
 import runpy
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
@@ -69,3 +71,45 @@ def test_classified_slices(prepare, tmp_path, kind):
     assert prepare("covidx_ct", *arguments) == 0
     documents = [json.loads(path.read_text()) for path in tmp_path.glob("root/made/slices/*.json")]
     assert sum(len(document["slices"]) for document in documents) == 4
+
+
+RAISED = [IndexError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, KeyError]
+RAISED += [struct.error, zlib.error, EOFError, AttributeError, ZeroDivisionError, AssertionError]
+WAYS = {
+    "slices": ("image", "covidx_ct", ["--verify"]),
+    "slices in a grey window": ("image", "covidx_ct", ["--grey-window", "20,200"]),
+    "lesions": ("image", "cncb_lesions", []),
+    "lesions, turned": ("image", "cncb_lesions", ["--transpose"]),
+    "masks": ("mask", "cncb_lesions", []),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_a_decoder_raises_is_a_bad_file(prepare, tmp_path, monkeypatch, capfd, way):
+    folder, tool, words = WAYS[way]
+    for name in ("1_1", "2_1", "3_1", "4_1"):
+        for kind in ("image", "mask"):
+            save(tmp_path / f"in/{kind}/{name}.png", Image.fromarray(GREY * (kind == "image")))
+    if tool == "cncb_lesions":
+        words = ["--source", tmp_path / "in", *words]
+    else:
+        classes = ["--class-folder", "a=image", "--class-folder", "b=mask"]
+        words = ["--images", tmp_path / "in", *classes, *words]
+    words += ["--split", "train:0.5,val:0.5"]
+    load = ImageFile.ImageFile.load
+    for error in RAISED:
+
+        def broken(self, error=error):
+            if str(self.filename).endswith(f"{folder}/2_1.png"):
+                raise error("of a decoder")
+            return load(self)
+
+        monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
+        assert prepare(tool, *words) == 2
+        told = capfd.readouterr().err
+        (line,) = (line for line in told.splitlines() if line.startswith("error: "))
+        assert "2_1.png" in line and "Traceback" not in told
+        assert prepare(tool, *words, "--bad", "skip", "--max-bad-share", "0.25") == 0
+        report = json.loads((tmp_path / "root/made/bad_slices.json").read_text())
+        (bad,) = report["sets"]["source"]["files"]
+        assert bad["file"].endswith("image/2_1.png") and "of a decoder" in bad["reason"]

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS
+from ctmasknet.data.coco import checked_coco
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
     MASK_SUFFIXES,
@@ -80,7 +81,7 @@ def measure_burden(
             raise CTMaskNetError(
                 f"{dataset}: has no lesions; name a set of datasets/prepare_cncb_lesions.py"
             )
-    document = _checked(_json(path, dict), path)
+    document = checked_coco(_json(path, dict), path)
     if not document["images"]:
         raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
     masks = None
@@ -88,7 +89,9 @@ def measure_burden(
         masks = LabelMasks.of(label_masks, document, parse_labels(labels) if labels else None)
     if predictions:
         path, source = predictions, str(predictions)
-        document = _checked({**document, "annotations": _json(path, list)}, path)
+        found = _json(path, list)
+        _check_images(found, document, path)
+        document = checked_coco({**document, "annotations": found}, path)
     cautions = _cautions(document)
     if any("score" in item for item in document["annotations"]):
         source += f", score > {score_threshold:g}"
@@ -236,28 +239,23 @@ def _slice_names(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _checked(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-    """The document, whose images, annotations and categories belong together."""
-    try:
-        for item in document["images"]:
-            item["id"], item["file_name"], item["height"], item["width"]
-        for item in document["categories"]:
-            item["id"], item["name"]
-        for item in document["annotations"]:
-            item["image_id"], item["category_id"]
-    except (KeyError, TypeError) as error:
-        raise CTMaskNetError(
-            f"{path}: no COCO lesions ({type(error).__name__} {error}); give a file of "
-            "datasets/prepare_cncb_lesions.py or tools/predict.py"
-        ) from error
+def _check_images(
+    predictions: list[Any], document: Mapping[str, Any], path: str | os.PathLike
+) -> None:
+    """Refuse predictions for another set."""
     known = {item["id"] for item in document["images"]}
-    strays = [item for item in document["annotations"] if item["image_id"] not in known]
+    strays = [
+        item
+        for item in predictions
+        if isinstance(item, dict)
+        and isinstance(item.get("image_id"), int)
+        and item["image_id"] not in known
+    ]
     if strays:
         raise CTMaskNetError(
             f"{path}: {len(strays)} lesions are of images that are not in the set, such as image "
             f"{strays[0]['image_id']}; give the predictions for this very set"
         )
-    return document
 
 
 def _coco_slices(
@@ -277,10 +275,10 @@ def _coco_slices(
         shape = (image["height"], image["width"])
         lesions: dict[str, list[np.ndarray]] = {name: [] for name in names.values()}
         for item in by_image.get(image["id"], ()):
-            if not item.get("segmentation") or item["category_id"] not in names:
+            if "segmentation" not in item:
                 raise CTMaskNetError(
-                    f"{path}: a lesion of {image['file_name']} has no mask or an unknown category; "
-                    "boxes alone have no burden, use a detector with masks"
+                    f"{path}: a lesion of {image['file_name']} has no mask; boxes alone have no "
+                    "burden, use a detector with masks"
                 )
             mask = GenericMask(item["segmentation"], *shape).mask.astype(bool)
             lesions[names[item["category_id"]]].append(mask)
@@ -323,7 +321,7 @@ def _cautions(document: Mapping[str, Any]) -> list[str]:
 def _json(path: str | os.PathLike, kind: type) -> Any:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CTMaskNetError(f"{path}: cannot read lesions ({error}); check the path") from error
     if not isinstance(value, kind):
         raise CTMaskNetError(f"{path}: holds no lesions in COCO's form; check the path")

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import create_small_table
 
+from ctmasknet.data.coco import coco_index
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 
@@ -109,9 +111,12 @@ class LesionEvaluator(COCOEvaluator):
             fast: whether faster-coco-eval evaluates (``TEST.COCO_FAST``): auto | always | never.
 
         Raises:
-            CTMaskNetError: ``fast`` is something else, or on without the library.
+            CTMaskNetError: ``fast`` is something else, or on without the library; a broken file
+                (:func:`~ctmasknet.data.coco.checked_coco`).
         """
         self._fast = use_fast_coco(fast)
+        # Checked before Detectron2 reads the file, which takes it as it is
+        lesions = coco_index(MetadataCatalog.get(dataset_name).json_file)
         super().__init__(
             dataset_name,
             tuple(tasks) if tasks else None,
@@ -119,6 +124,7 @@ class LesionEvaluator(COCOEvaluator):
             output_dir,
             max_dets_per_image=max_dets_per_image,
         )
+        self._coco_api = lesions
         self._false_positive_score = false_positive_score
 
     def reset(self) -> None:

@@ -33,8 +33,6 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -45,8 +43,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
-from pycocotools.coco import COCO
 
+from ctmasknet.data.coco import coco_index
 from ctmasknet.errors import CTMaskNetError
 
 #: .50:.05:.95, exact to the last digit so that ``== 0.75`` finds its column.
@@ -109,8 +107,7 @@ class EachSliceEvaluator(DatasetEvaluator):
             distributed: gather from all processes; False evaluates this process alone.
         """
         metadata = MetadataCatalog.get(dataset_name)
-        with redirect_stdout(StringIO()):
-            self._coco = COCO(metadata.json_file)
+        self._coco = coco_index(metadata.json_file)
         to_index = metadata.get("thing_dataset_id_to_contiguous_id")
         self._class_index = to_index or {
             category: index for index, category in enumerate(sorted(self._coco.getCatIds()))

@@ -267,8 +267,14 @@ class TestFiles:
             ({"dataset": "hand_both_test", "label_masks": "{}/image"}, "no mask for 7/1.jpg"),
             ({"lesions": "{}/boxes.json"}, "a lesion of 1 has no mask"),
             ({"lesions": "{}/list.json"}, "holds no lesions"),
-            ({"lesions": "{}/size.json"}, "1: is 20 x 10 px but a mask 5 x 5"),
-            ({"dataset": "hand_both_test", "predictions": "{}/other_list.json"}, "no COCO lesions"),
+            (
+                {"lesions": "{}/size.json"},
+                r"size.json: annotation number 1 .* of 1: the size of its RLE is \[5, 5\]",
+            ),
+            (
+                {"dataset": "hand_both_test", "predictions": "{}/other_list.json"},
+                "category_id=None",
+            ),
             (
                 {"dataset": "hand_both_test", "predictions": "{}/strays.json"},
                 "strays.json: 1 lesions are of images .* such as image 9; give the predictions",

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,3 +256,58 @@ def test_without_the_library_the_stock_evaluation_is_used_or_one_error_says_what
 def test_the_package_is_imported_without_the_library():
     code = "import sys; sys.modules['faster_coco_eval'] = None; import ctmasknet.evaluation"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _rewritten(name, change):
+    path = MetadataCatalog.get(name).json_file
+    document = json.loads(Path(path).read_text())
+    change(document)
+    Path(path).write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("fast", ["never", pytest.param("always", marks=needs_library)])
+class TestFilesOfAnotherHand:
+    """Both back ends give the figures of a file that the preparation wrote."""
+
+    @pytest.fixture
+    def ap(self, lesion_dataset, detections, run, fast):
+        """``ap(change of the json)``: AP of boxes and masks; of two lesions and a false positive
+        one lesion is found."""
+
+        def of(change, *found):
+            name = lesion_dataset([[(SQUARE, 0), (ELSEWHERE, 1)]], classes=("ggo", "consolidation"))
+            _rewritten(name, change)
+            results = run(LesionEvaluator(name, fast=fast), [detections(*found)])
+            return [results[task]["AP"] for task in ("bbox", "segm")]
+
+        return of
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda d: [a.update(id=k) for k, a in enumerate(d["annotations"])],
+            lambda d: [a.update(id=0) for a in d["annotations"]],
+            lambda d: [(a.pop("area"), a.pop("iscrowd")) for a in d["annotations"]],
+            lambda d: [a.update(image_id=str(a["image_id"])) for a in d["annotations"]],
+            lambda d: [a.update(category_id=str(a["category_id"])) for a in d["annotations"]],
+            lambda d: d.pop("info"),
+        ],
+    )
+    def test_perfect_predictions_have_ap_100(self, ap, change):
+        assert ap(change, (SQUARE, 0.9, 0), (ELSEWHERE, 0.8, 1)) == pytest.approx([100, 100])
+
+    def test_a_crowd_is_neither_found_nor_missed(self, ap):
+        """The other lesion is one of 2 classes; the class of the crowd alone has no AP."""
+
+        def crowd(document):
+            document["annotations"][1]["iscrowd"] = 1
+
+        assert ap(crowd, (SQUARE, 0.9, 0)) == pytest.approx([100, 100])
+        assert ap(crowd, (SQUARE, 0.9, 0), (ELSEWHERE, 0.95, 1)) == pytest.approx([100, 100])
+
+    def test_malformed_masks_are_refused(self, ap):
+        def polygon(document):
+            document["annotations"][0]["segmentation"] = [[0, 0, 2**31, 0, 2**31, 2**31]]
+
+        with pytest.raises(CTMaskNetError, match=r"annotation 1 of .*: a polygon reaches"):
+            ap(polygon)
