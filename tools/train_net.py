@@ -1,24 +1,47 @@
-"""Train or evaluate the lesion detector (configs/seg.yaml) or the slice classifier
-(configs/cls.yaml)."""
+"""Train or evaluate the lesion detector or the slice classifier.
 
+    python tools/train_net.py --config-file configs/seg.yaml OUTPUT_DIR output/seg
+    python tools/train_net.py --config-file configs/seg.yaml --resume OUTPUT_DIR output/seg
+    python tools/train_net.py --config-file configs/cls.yaml --eval-only OUTPUT_DIR output/cls
+    torchrun --nproc-per-node 4 tools/train_net.py --config-file configs/cls.yaml
+
+Evaluation takes the best checkpoint of OUTPUT_DIR, or MODEL.WEIGHTS.
+"""
+
+import argparse
 import sys
 
 from ctmasknet.engine.processes import launch
-from ctmasknet.engine.runs.command import train_from_command_line, training_parser
+from ctmasknet.engine.runs.command import train_from_command_line
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import OverrideParser
 
 
-@command_line(go_on="the same command with `resume` goes on")
-def main(argv=None):
-    parser = training_parser()
-    parser.add_argument(
+def parse(argv=None):
+    parser = OverrideParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="configs/seg.yaml, configs/cls.yaml, ...")
+    add("--eval-only", action="store_true", help="evaluate on DATASETS.TEST, train nothing")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add(
         "--overwrite",
         action="store_true",
         help="remove what an earlier training left in OUTPUT_DIR, and begin anew",
     )
+    add("--num-gpus", type=int, default=1, help="processes of this machine, on a CPU too")
+    add("--num-machines", type=int, default=1, help="they have to share OUTPUT_DIR")
+    add("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    add("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
     args = parser.parse_args(argv)
-    args.words = sys.argv[1:] if argv is None else argv
-    launch(train_from_command_line, args)
+    args.words = list(sys.argv[1:] if argv is None else argv)
+    return args
+
+
+@command_line(go_on="the same command with `resume` goes on")
+def main(argv=None):
+    launch(train_from_command_line, parse(argv))
 
 
 if __name__ == "__main__":

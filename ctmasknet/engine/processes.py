@@ -62,7 +62,8 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
 
     Args:
         run: importable by name, for it is called in new processes.
-        args: from Detectron2's ``default_argument_parser``.
+        args: ``config_file``, ``opts``, ``num_gpus``, ``num_machines``, ``machine_rank``,
+            ``dist_url``.
 
     Raises:
         CTMaskNetError: what any process raised; a process that was killed; more processes than

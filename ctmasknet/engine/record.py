@@ -140,7 +140,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[Found]:
 
     Args:
         cfg: the run's configuration.
-        args: from Detectron2's ``default_argument_parser``, and ``words`` (the command line).
+        args: ``eval_only``, ``resume``, ``num_gpus`` and ``words`` (the command line).
 
     Yields:
         a dict; what the block puts there stands in the completed entry, such as ``metrics``, and

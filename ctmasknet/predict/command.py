@@ -8,13 +8,13 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
 from ctmasknet.draw.lesions import check_score_threshold
 from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.record import environment
+from ctmasknet.engine.runs.start import start_logs
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.dicom_seg import require_highdicom
@@ -49,7 +49,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         CTMaskNetError: bad arguments, weights or inputs; a folder that cannot be written or is
             another run's; more bad slices than allowed, once everything is written.
     """
-    setup_logger(distributed_rank=comm.get_rank(), name="ctmasknet")
+    start_logs()
     cfg, spec = inference_cfg(args.config_file, args.opts, args.weights)
     bad = BadSlices(
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")

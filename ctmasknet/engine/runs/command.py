@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-
 from ctmasknet.engine.record import recorded
 from ctmasknet.engine.runs.folder import check_weights_of_run, recorded_run, run_folder
 from ctmasknet.engine.runs.identity import RUN
+from ctmasknet.engine.runs.start import start_run
 from ctmasknet.engine.setup import inference_cfg, load_model, training_cfg
 from ctmasknet.engine.trainer import Trainer
-
-
-def training_parser() -> argparse.ArgumentParser:
-    """Detectron2's options of a training."""
-    return default_argument_parser()
 
 
 def train_from_command_line(args: argparse.Namespace) -> None:
     """Train, or evaluate with ``eval_only``; called in every process of the run.
 
     Args:
-        args: of :func:`training_parser`, with ``overwrite`` and ``words`` (the command line, for
-            the record).
+        args: ``config_file``, ``opts``, ``eval_only``, ``resume``, ``overwrite``, ``num_gpus``,
+            ``words`` (the command line, for the record).
 
     Raises:
         CTMaskNetError: see :func:`ctmasknet.engine.setup.training_cfg` and ``inference_cfg``,
@@ -40,8 +32,7 @@ def train_from_command_line(args: argparse.Namespace) -> None:
     with run_folder(cfg, args):
         before = recorded_run(cfg.OUTPUT_DIR) if args.resume else None
         with recorded(cfg, args) as record:
-            default_setup(cfg, args)
-            setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="ctmasknet")
+            start_run(cfg, training=not args.eval_only)
             if args.eval_only:
                 record["weights_run"] = spec.get(RUN)
                 record["metrics"] = Trainer.test(cfg, load_model(cfg, cfg.DATASETS.TEST))
