@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from pycocotools import mask as rle
 
 from ctmasknet.data.coco import checked_coco, read_coco
@@ -91,6 +93,13 @@ def _plain_runs(d):
     for item in d["annotations"]:
         mask = rle.decode(item["segmentation"])
         item["segmentation"]["counts"] = runs_of(mask)
+
+
+def _image_ids_as_text(d):
+    for item in d["images"]:
+        item["id"] = str(item["id"])
+    for item in d["annotations"]:
+        item["image_id"] = str(item["image_id"])
 
 
 def _sizes_as_floats(d):
@@ -314,3 +323,26 @@ class TestRegistered:
         change(document)
         with pytest.raises(CTMaskNetError, match=message):
             register(document)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda d: d["annotations"][1].update(segmentation=[[5, 5, 9, 9]]), "annotation 2 of"),
+            (_image_ids_as_text, "ids of images are no whole numbers"),
+        ],
+    )
+    def test_sets_that_detectron2_registers_are_checked_too(
+        self, tmp_path, document, change, message
+    ):
+        path = tmp_path / "theirs.json"
+        path.write_text(json.dumps(document))
+        register_coco_instances("theirs", {}, str(path), str(tmp_path))
+        try:
+            assert len(dataset_dicts("theirs")) == 2
+            change(document)
+            path.write_text(json.dumps(document))
+            with pytest.raises(CTMaskNetError, match=message):
+                dataset_dicts("theirs")
+        finally:
+            DatasetCatalog.remove("theirs")
+            MetadataCatalog.remove("theirs")
