@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -203,7 +203,7 @@ def _box(box: Any, height: int, width: int, predicted: bool) -> list[float]:
     beyond = max(-x, -y, x + w - width, y + h - height) > _BOX_TOLERANCE_PX
     if not predicted and (min(w, h) <= 0 or beyond):
         raise _Fault(
-            f"bbox={box} [x, y, width, height] is empty or reaches over the image of "
+            f"bbox={box!r:.80} [x, y, width, height] is empty or reaches over the image of "
             f"{width} x {height} px (width x height)"
         )
     return box
@@ -240,9 +240,10 @@ def _mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:
                 f"{height} x {width} px"
             )
         if isinstance(counts, str):
-            code = {"size": size, "counts": counts.encode("ascii")}
+            code = {"size": [height, width], "counts": counts.encode("ascii")}
         else:
-            code = rle.frPyObjects({"size": size, "counts": runs.tolist()}, height, width)
+            code = {"size": [height, width], "counts": runs.tolist()}
+            code = rle.frPyObjects(code, height, width)
         # pycocotools has wrong boxes for masks with empty runs
         return code if runs[1:].all() else rle.encode(np.asfortranarray(rle.decode(code)))
     if not isinstance(segmentation, list) or not segmentation:
@@ -297,4 +298,6 @@ def _whole(value: Any) -> int | None:
 
 def is_number(value: Any) -> bool:
     """Whether a value of a JSON file is a finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # isfinite fails at whole numbers of 400 digits

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from pycocotools import mask as rle
 
 from ctmasknet.data.coco import checked_coco, read_coco
@@ -93,6 +95,18 @@ def _plain_runs(d):
         item["segmentation"]["counts"] = runs_of(mask)
 
 
+def _image_ids_as_text(d):
+    for item in d["images"]:
+        item["id"] = str(item["id"])
+    for item in d["annotations"]:
+        item["image_id"] = str(item["image_id"])
+
+
+def _sizes_as_floats(d):
+    for item in d["annotations"]:
+        item["segmentation"]["size"] = [20.0, 30.0]
+
+
 def _empty_runs(d):
     for item in d["annotations"]:
         first, *others = runs_of(rle.decode(item["segmentation"]))
@@ -110,7 +124,7 @@ def _polygons(d):
     "change",
     [
         *(_ids_from_0, _one_id_for_all, _ids_as_text, _no_area_crowd_box_info, _plain_runs),
-        *(_empty_runs, _polygons),
+        *(_empty_runs, _polygons, _sizes_as_floats),
     ],
 )
 def test_files_of_another_hand_are_read_as_the_same(document, change):
@@ -168,6 +182,7 @@ POLYGONS = {
     "2^31": ([[0, 0, BIG, 0, BIG, BIG]], "far outside"),
     "1e30": ([[0, 0, 1e30, 0, 1e30, 1e30]], "far outside"),
     "not a number": ([[float("nan")] * 6], "finite numbers"),
+    "400 digits": ([[0, 0, 10**400, 0, 9, 9]], "finite numbers"),
     "infinite": ([[0, 0, float("inf"), 0, 9, 9]], "finite numbers"),
     "of text": ([["1", "2", "3", "4", "5", "6"]], "finite numbers"),
     "one level less": ([1, 1, 9, 1, 9, 9], "finite numbers"),
@@ -214,6 +229,9 @@ def test_malformed_masks_are_refused_by_annotation(document, value, message):
         ({"score": float("nan")}, "score=nan"),
         ({"score": 1.5}, "score=1.5"),
         ({"bbox": []}, r"bbox=\[\]"),
+        ({"bbox": [1, 2, 3, 10**400]}, "bbox=.* is not"),
+        ({"bbox": [1, 2, 3, 10**300]}, "empty or reaches over"),
+        ({"area": 10**400}, "area=1000"),
         ({"bbox": [1, 2, "3", 4]}, "bbox=.* is not"),
         ({"bbox": [1, 2, 0, 4]}, "empty or reaches over the image of 30 x 20 px"),
         ({"bbox": [1, 1, 14, 18]}, r"is not that of its mask, \[15.0, 1.0, 14.0, 18.0\]"),
@@ -305,3 +323,26 @@ class TestRegistered:
         change(document)
         with pytest.raises(CTMaskNetError, match=message):
             register(document)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda d: d["annotations"][1].update(segmentation=[[5, 5, 9, 9]]), "annotation 2 of"),
+            (_image_ids_as_text, "ids of images are no whole numbers"),
+        ],
+    )
+    def test_sets_that_detectron2_registers_are_checked_too(
+        self, tmp_path, document, change, message
+    ):
+        path = tmp_path / "theirs.json"
+        path.write_text(json.dumps(document))
+        register_coco_instances("theirs", {}, str(path), str(tmp_path))
+        try:
+            assert len(dataset_dicts("theirs")) == 2
+            change(document)
+            path.write_text(json.dumps(document))
+            with pytest.raises(CTMaskNetError, match=message):
+                dataset_dicts("theirs")
+        finally:
+            DatasetCatalog.remove("theirs")
+            MetadataCatalog.remove("theirs")
