@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctmasknet.ct.find import list_folder
@@ -91,24 +91,34 @@ def list_units(
 
 @dataclass
 class _Folder:
-    """A folder as listed. ``files`` is None where it need not be cut: a name costs memory."""
+    """A folder as listed. ``files`` is None where it need not be cut: a name costs memory.
+    ``inner`` are the paths of those below it until they are listed."""
 
     path: str
     weight: int
     files: list[str] | None
     folders: list[_Folder]
+    inner: list[str] = field(default_factory=list)
 
 
-def _units_of(folder: _Folder, named: bool) -> list[Unit]:
-    if folder.files is None:
-        return [Unit((folder.path,), folder.weight, named)] if folder.weight or named else []
-    units = [Unit((path,), _VOLUME_FILES, False) for path in folder.files if _is_volume(path)]
-    if not units and not folder.folders:
-        return [Unit((folder.path,), folder.weight, named)]
-    if others := tuple(path for path in folder.files if not _is_volume(path)):
-        units.append(Unit(others, len(others), False))
-    for inner in folder.folders:
-        units += _units_of(inner, False)
+def _units_of(top: _Folder, named: bool) -> list[Unit]:
+    units: list[Unit] = []
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        is_named = named and folder is top
+        if folder.files is None:
+            if folder.weight or is_named:
+                units.append(Unit((folder.path,), folder.weight, is_named))
+            continue
+        volumes = [Unit((path,), _VOLUME_FILES, False) for path in folder.files if _is_volume(path)]
+        if not volumes and not folder.folders:
+            units.append(Unit((folder.path,), folder.weight, is_named))
+            continue
+        units += volumes
+        if others := tuple(path for path in folder.files if not _is_volume(path)):
+            units.append(Unit(others, len(others), False))
+        waiting += reversed(folder.folders)
     return units
 
 
@@ -160,6 +170,25 @@ class _Listing:
                 )
 
     def _listed(self, path: str) -> _Folder:
+        """A folder and those below it, listed in the order of a walk and weighed from the ends; no
+        recursion, for folders may be nested deeper than Python's calls."""
+        top = self._opened(path)
+        open_folders = [(top, iter(top.inner))]
+        while open_folders:
+            folder, inner = open_folders[-1]
+            if (below := next(inner, None)) is not None:
+                folder.folders.append(self._opened(below))
+                open_folders.append((folder.folders[-1], iter(folder.folders[-1].inner)))
+                continue
+            open_folders.pop()
+            folder.weight += sum(one.weight for one in folder.folders)
+            if folder.weight <= UNIT_FILES:
+                folder.files, folder.folders = None, []
+            folder.inner = []
+        return top
+
+    def _opened(self, path: str) -> _Folder:
+        """A folder with its own files counted and those below it still to be listed."""
         number = len(self._cut) - 1
         try:
             identity = _identity(path)
@@ -177,12 +206,8 @@ class _Listing:
                 target = Path(file).resolve()
                 if target.name[0] != ".":  # those are no inputs
                     self._links.append((file, _identity(target.parent), number))
-        inner_folders = [self._listed(folder) for folder in folders]
         weight = sum(_VOLUME_FILES if _is_volume(file) else 1 for file in files)
-        weight += sum(folder.weight for folder in inner_folders)
-        if weight <= UNIT_FILES:
-            return _Folder(path, weight, None, [])
-        return _Folder(path, weight, files, inner_folders)
+        return _Folder(path, weight, files, [], folders)
 
     def _unseen(self, problem: str) -> str:
         """What counts for the hash of what cannot be looked at."""

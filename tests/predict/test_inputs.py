@@ -197,3 +197,24 @@ def test_a_name_that_no_csv_can_hold_is_refused_at_once(tmp_path):
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/M\xfcller.png")
     with pytest.raises(CTMaskNetError, match=r"M.udcfcller\.png': its name is no UTF-8"):
         list_units([tmp_path], skip_bad=True)
+
+
+@pytest.mark.parametrize("most", [units.UNIT_FILES, 0])
+def test_folders_nested_deeper_than_pythons_calls(tmp_path, monkeypatch, most):
+    """Folders are removed by hand, for tools that recurse cannot."""
+    monkeypatch.setattr(units, "UNIT_FILES", most)
+    deep = [tmp_path / "deep"]
+    try:
+        deep[0].mkdir()
+        for _ in range(1100):
+            deep.append(deep[-1] / "d")
+            deep[-1].mkdir()
+        write_pictures(deep[-1], 1, ["x.png"])
+        found, _ = list_units([deep[0]])
+        (scan,) = (scan for unit in found for scan in read_unit(unit, skip_bad=False).scans)
+        assert len(scan.slices) == 1
+    finally:
+        (deep[-1] / "x.png").unlink(missing_ok=True)
+        for folder in reversed(deep):
+            if folder.exists():
+                folder.rmdir()
