@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -30,6 +31,8 @@ from ctmasknet.report.tables import (
     units_table,
 )
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def write_report(
     folder: str | os.PathLike,
@@ -47,7 +50,8 @@ def write_report(
     Args:
         folder: see :func:`read_source`.
         output: the file; written whole or not at all.
-        images: folder that the slices' names are relative to.
+        images: folder below which the slices lie, where it is not ``folder``; relative names are
+            relative to it.
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
             a prediction folder's own are used without being named where no model draws.
         gallery: slices shown at most.
@@ -67,7 +71,7 @@ def write_report(
     output = Path(output)
     # Tried before a model is loaded
     _check_writable(output)
-    files = SliceFiles(source.dataset, images, recorded_window(source.entries))
+    files = SliceFiles(source.dataset, images, recorded_window(source.entries), source.folder)
     painter = None
     if config_file:
         painter = evidence_painter(config_file, opts, source.folder, source.class_names)
@@ -76,6 +80,12 @@ def write_report(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
     )
     page = _render(source, found, gallery)
+    if files.elsewhere:
+        _LOGGER.warning(
+            "%s: %d of the slices lie neither here nor in `images`, and are shown without their "
+            "picture, such as %s; name their folder as `images`",
+            *(folder, len(files.elsewhere), min(files.elsewhere)),
+        )
     with writing(output), atomic_write(output) as stream:
         stream.write(page)
     return output
@@ -143,6 +153,11 @@ def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[
     groups = []
     number = 0
     for chosen in choose_slices(source, count):
+        if source.evaluation and len(chosen.rows) < min(count, chosen.found):
+            _LOGGER.warning(
+                "The gallery shows %d of the %d slices asked for: of a patient not more than %d",
+                *(len(chosen.rows), count, PER_PATIENT),
+            )
         items = []
         for row in chosen.rows:
             number += 1
