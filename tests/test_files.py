@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json, writing
+from ctmasknet.files import safe_cell, text_of_cell, write_json, writing
 
 
 def test_json_has_no_nan(tmp_path):
@@ -36,3 +36,14 @@ def test_what_cannot_be_written_is_one_clear_error(tmp_path):
         writing(path),
     ):
         write_json(path, {})
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_is_a_formula_and_all_read_back(start):
+    for text in (f"{start}1+1", start, f"'{start}x", f"''{start}x"):
+        assert safe_cell(text)[0] == "'" and text_of_cell(safe_cell(text)) == text
+
+
+def test_other_cells_stay_as_they_are():
+    for text in ("", "a=1", "'a", "''", "1", " =1"):
+        assert safe_cell(text) == text == text_of_cell(text)

@@ -248,3 +248,12 @@ def test_nothing_outside_of_the_given_folders_is_shown(tmp_path):
     grey(tmp_path / "plain" / "b.png", 40)
     (tmp_path / "plain" / "a.png").symlink_to(private / "a.png")
     assert set(index_pictures(tmp_path / "plain")) == {"b"}
+
+
+def test_without_labels_one_patient_fills_the_gallery(source):
+    rows = [row(str(n), "1", None, 0, (0.9 - n / 100, 0.1, 0.0)) for n in range(6)]
+    groups = choose_slices(replace(source, rows=rows), 40)
+    assert [len(group.rows) for group in groups] == [6, 6, 6]
+    rows.append(row("other", "2", None, 0, (0.99, 0.1, 0.0)))
+    (uncertain, *_) = choose_slices(replace(source, rows=rows), 6)
+    assert [item.file for item in uncertain.rows] == ["5", "4", "other"]
