@@ -75,6 +75,7 @@ class Appearance:
 
 
 _NOTHING = GreyLevels(None, None, None)
+_NO_LUNG = "it shows no air-filled lung"
 
 
 def appearance(pixels: np.ndarray) -> Appearance:
@@ -86,7 +87,7 @@ def appearance(pixels: np.ndarray) -> Appearance:
     if pixels.ndim == 3 and (np.ptp(pixels, axis=2) > _COLOUR).mean() > _COLOUR_SHARE:
         return Appearance("it is in colour", _NOTHING)
     grey = _reduced(pixels)
-    if grey.std() < _CONTRAST:
+    if min(grey.shape) < 2 or grey.std() < _CONTRAST:
         return Appearance("it has next to no contrast", _NOTHING)
     if np.abs(np.diff(grey, axis=1)).mean() > _NOISE * grey.std():
         return Appearance("it is noise", _NOTHING)
@@ -94,7 +95,9 @@ def appearance(pixels: np.ndarray) -> Appearance:
     edge[1:-1, 1:-1] = False
     padding = _padding(grey, edge)
     threshold = _otsu(grey[~padding])
-    dark = (grey <= threshold) & ~padding
+    dark, tissue = (grey <= threshold) & ~padding, grey[(grey > threshold) & ~padding]
+    if not tissue.size:
+        return Appearance(_NO_LUNG, _NOTHING)
     # One px is taken off, so that a thin wall parts a lung from the air behind it
     core = ndimage.binary_erosion(dark, np.ones((3, 3)), border_value=1)
     regions, count = ndimage.label(core)
@@ -105,7 +108,6 @@ def appearance(pixels: np.ndarray) -> Appearance:
     contact = border / np.sqrt(np.maximum(area, 1))
     outside = contact > _OUTSIDE
     around = np.isin(regions, numbers[outside])
-    tissue = grey[(grey > threshold) & ~padding]
     air = _air_level(grey, around, padding)
     inside = np.ones((grey.shape[0] + 2, grey.shape[1] + 2), dtype=bool)
     inside[1:-1, 1:-1] = dark
@@ -122,7 +124,7 @@ def appearance(pixels: np.ndarray) -> Appearance:
             sure, (share >= _BRIGHTER) | (area >= _LARGE * grey.size), share >= 2 * _BRIGHTER
         )
     least = _LUNG if told else _LUNG_UNTOLD
-    fault = None if area[lung].sum() >= least * grey.size else "it shows no air-filled lung"
+    fault = None if area[lung].sum() >= least * grey.size else _NO_LUNG
     return Appearance(fault, GreyLevels(air, *_tissue_levels(tissue)))
 
 

@@ -52,6 +52,8 @@ NO_CHEST = {
     "a dark page": (page(20, 220), "no air-filled lung"),
     "a coloured page": (page(255, (40, 40, 160), colour=True), "colour"),
     "a ramp": (np.tile(np.arange(256, dtype=np.uint8), (256, 1)), "no air-filled lung"),
+    "a line": (np.arange(200, dtype=np.uint8)[:, None], "no contrast"),
+    "a white box": (np.pad(np.full((60, 90), 255, np.uint8), 30), "no air-filled lung"),
     "an abdomen": (body(gas=51), "no air-filled lung"),
     "an abdomen in a narrow window": (body(air=0, gas=0), "no air-filled lung"),
     "an abdomen without gas": (body(air=0), "no air-filled lung"),
