@@ -19,6 +19,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, writing
 from ctmasknet.report.burden_section import burden_section
+from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
 from ctmasknet.report.sections import page_values
 from ctmasknet.report.source import ReportSource, dataset_names, read_source
@@ -48,7 +49,8 @@ def write_report(
     """Write the report of an evaluation or prediction folder as one HTML file.
 
     Args:
-        folder: see :func:`read_source`.
+        folder: see :func:`read_source`; or of a lesion detector's prediction, whose page has
+            scans, problems and pictures alone.
         output: the file; written whole or not at all.
         images: folder below which the slices lie, where it is not ``folder``; relative names are
             relative to it.
@@ -67,8 +69,13 @@ def write_report(
         CTMaskNetError: see :func:`read_source`, :class:`SlicePictures`, :func:`evidence_painter`;
             an output that cannot be written.
     """
-    source = read_source(folder, **source_options)
     output = Path(output)
+    if is_of_a_detector(folder):
+        _check_writable(output)
+        unused = {"config_file": config_file, "opts": opts, **source_options}
+        page, files = lesion_page(folder, images, pictures, gallery, unused)
+        return _written(output, page, folder, files)
+    source = read_source(folder, **source_options)
     # Tried before a model is loaded
     _check_writable(output)
     files = SliceFiles(source.dataset, images, recorded_window(source.entries), source.folder)
@@ -79,7 +86,11 @@ def write_report(
     found = SlicePictures(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
     )
-    page = _render(source, found, gallery)
+    return _written(output, _render(source, found, gallery), folder, files)
+
+
+def _written(output: Path, page: str, folder: str | os.PathLike, files: SliceFiles) -> Path:
+    """Write the page; say which slices could not be shown."""
     if files.elsewhere:
         _LOGGER.warning(
             "%s: %d of the slices lie neither here nor in `images`, and are shown without their "

@@ -209,3 +209,20 @@ def test_names_that_a_spreadsheet_would_run(repository, classifier, tmp_path, to
     rows, _ = read_predictions_csv(output / "predictions.csv")
     assert {row.patient for row in rows} == {"=1+1"}
     assert {one["patient"] for one in objects(output, "patient")} == {"=1+1"}
+
+
+def test_the_page_of_a_detector(repository, detector, own_scans, tmp_path, tool, capsys):
+    """Scans, problems and pictures; what only a classifier's has is refused."""
+    output, page = tmp_path / "out", tmp_path / "r.html"
+    assert tool(*words(detector, [own_scans], output, "--overlays"))[0] == 0
+    report = ["tools/report.py", output, "--output", page, "--gallery", 4]
+    assert run_tool(repository, *report, "--images", own_scans) == 0
+    text = page.read_text()
+    assert text.count("<img") >= 4 and "no axial chest CT" in text and "With ggo" in text
+    assert "P1" in text and "tools/predict.py" in text
+    capsys.readouterr()
+    assert run_tool(repository, *report, "--config-file", detector.config) == 2
+    assert "--config-file: the page of a lesion detector" in capsys.readouterr().err
+    (output / "predictions.jsonl").write_text('{"level": "scan"}\n')
+    assert run_tool(repository, *report) == 2
+    assert "predictions.jsonl: no prediction of a lesion detector" in capsys.readouterr().err
