@@ -10,13 +10,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.files import atomic_write, safe_cell, write_json, writing
+from ctmasknet.files import atomic_write, write_json, writing
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant
 from ctmasknet.paper.variants import HEADINGS, Variant, count, model_rows, variants
@@ -25,7 +24,6 @@ from ctmasknet.paper.variants import HEADINGS, Variant, count, model_rows, varia
 NOT_RUN = "not run"
 #: Source of the rows that are not published figures.
 OURS = "this project"
-_NUMBER = re.compile(r"[+-]?[\d.]+")
 _CLASSES = ("covid", "pneumonia", "normal")
 _CLASSIFIER_COLUMNS = [
     *("model", "source", "COVID", "pneumonia", "normal", "overall"),
@@ -58,11 +56,7 @@ class Table:
     def csv(self) -> str:
         """Columns and rows, a line each."""
         stream = io.StringIO()
-        rows = (
-            [cell if _NUMBER.fullmatch(cell) else safe_cell(cell) for cell in row]
-            for row in (self.columns, *self.rows)
-        )
-        csv.writer(stream, lineterminator="\n").writerows(rows)
+        csv.writer(stream, lineterminator="\n").writerows([self.columns, *self.rows])
         return stream.getvalue()
 
     def to_json(self) -> dict[str, Any]:
