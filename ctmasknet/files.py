@@ -197,6 +197,21 @@ def replace_between_marks(path: str | os.PathLike, name: str, text: str) -> None
         stream.write(f"{old[: old.index(begin)]}{begin}\n{text.strip()}\n{old[old.index(end) :]}")
 
 
+#: What a cell begins with that a spreadsheet runs, or that :func:`safe_cell` made of such.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def safe_cell(text: str) -> str:
+    """Text as a cell of a CSV file that no spreadsheet runs as a formula: with ``'`` in front where
+    it begins as one. :func:`text_of_cell` gives the text back."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """The text that :func:`safe_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
 def plain(value: Any) -> Any:
     """``value`` for JSON, which has no NaN: what is not finite becomes null, at any depth."""
     if isinstance(value, dict):

@@ -5,7 +5,14 @@ import json
 import pytest
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import has_control_character, read_csv_rows, write_json, writing
+from ctmasknet.files import (
+    has_control_character,
+    read_csv_rows,
+    safe_cell,
+    text_of_cell,
+    write_json,
+    writing,
+)
 
 
 def test_json_has_no_nan(tmp_path):
@@ -53,3 +60,14 @@ def test_control_characters_of_names_and_cells(text, tmp_path):
 @pytest.mark.parametrize("text", ["Ren\u00e9 (1).png", "a\u00a0b", "\u80ba", "a\u200db", ""])
 def test_other_names_hold_none(text):
     assert not has_control_character(text)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_is_a_formula_and_all_read_back(start):
+    for text in (f"{start}1+1", start, f"'{start}x", f"''{start}x"):
+        assert safe_cell(text)[0] == "'" and text_of_cell(safe_cell(text)) == text
+
+
+def test_other_cells_stay_as_they_are():
+    for text in ("", "a=1", "'a", "''", "1", " =1"):
+        assert safe_cell(text) == text == text_of_cell(text)

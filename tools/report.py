@@ -22,7 +22,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", help="OUTPUT_DIR of a classifier, or a folder of predictions")
+    parser.add_argument(
+        "folder", help="OUTPUT_DIR of a classifier, or a folder of tools/predict.py"
+    )
     parser.add_argument("--output", help="the HTML file, default: FOLDER/report.html")
     parser.add_argument("--dataset", help="which of several evaluated sets, default: the last")
     parser.add_argument("--evaluation", help="folder of report.json, default: FOLDER/report")
@@ -30,7 +32,7 @@ def main(argv=None):
     parser.add_argument(
         "--burden-truth", help="the same of ground truth, default: FOLDER/burden_truth"
     )
-    parser.add_argument("--images", help="folder that the slices' names are relative to")
+    parser.add_argument("--images", help="folder below which the slices lie")
     parser.add_argument(
         "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"
     )

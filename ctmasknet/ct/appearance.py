@@ -29,15 +29,16 @@ _NOISE = 0.6
 _COLOUR, _COLOUR_SHARE = 40, 0.05
 #: Grey levels above the lowest that padding has.
 _PADDING = 1.5
-#: Border against the edge, in square roots of the area, from which a region lies outside.
-_OUTSIDE = 1.5
+#: Border against the edge, in square roots of the area, from which a region lies outside, and from
+#: which it may: a triangle in a corner has 2.8, a quarter of a disc 2.3, half a disc 1.6.
+_OUTSIDE, _MAYBE = 2.4, 1.5
 #: Least area of a region of lung, and of all, as shares of the picture; of all where no air around
 #: the patient tells lung from gas.
 _REGION, _LUNG, _LUNG_UNTOLD = 0.0006, 0.0015, 0.02
 #: Half the least thickness of a region, px: letters and lines are thinner.
 _THICKNESS_PX = 2.1
-#: How much brighter than air lung is, as a share of the way to tissue; regions above the area need
-#: not be.
+#: How much brighter than air lung is, as a share of the way to tissue; regions of this share of the
+#: picture need not be, and what may lie outside has to be twice so.
 _BRIGHTER, _LARGE = 0.05, 0.06
 #: Share of the picture that air has to cover for its level to be told.
 _AIR = 0.01
@@ -74,6 +75,7 @@ class Appearance:
 
 
 _NOTHING = GreyLevels(None, None, None)
+_NO_LUNG = "it shows no air-filled lung"
 
 
 def appearance(pixels: np.ndarray) -> Appearance:
@@ -85,7 +87,7 @@ def appearance(pixels: np.ndarray) -> Appearance:
     if pixels.ndim == 3 and (np.ptp(pixels, axis=2) > _COLOUR).mean() > _COLOUR_SHARE:
         return Appearance("it is in colour", _NOTHING)
     grey = _reduced(pixels)
-    if grey.std() < _CONTRAST:
+    if min(grey.shape) < 2 or grey.std() < _CONTRAST:
         return Appearance("it has next to no contrast", _NOTHING)
     if np.abs(np.diff(grey, axis=1)).mean() > _NOISE * grey.std():
         return Appearance("it is noise", _NOTHING)
@@ -93,7 +95,9 @@ def appearance(pixels: np.ndarray) -> Appearance:
     edge[1:-1, 1:-1] = False
     padding = _padding(grey, edge)
     threshold = _otsu(grey[~padding])
-    dark = (grey <= threshold) & ~padding
+    dark, tissue = (grey <= threshold) & ~padding, grey[(grey > threshold) & ~padding]
+    if not tissue.size:
+        return Appearance(_NO_LUNG, _NOTHING)
     # One px is taken off, so that a thin wall parts a lung from the air behind it
     core = ndimage.binary_erosion(dark, np.ones((3, 3)), border_value=1)
     regions, count = ndimage.label(core)
@@ -101,9 +105,9 @@ def appearance(pixels: np.ndarray) -> Appearance:
     area = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     near = edge | ndimage.binary_dilation(padding, np.ones((3, 3)), iterations=2)
     border = np.bincount(regions[near], minlength=count + 1)[1:]
-    outside = border / np.sqrt(np.maximum(area, 1)) > _OUTSIDE
+    contact = border / np.sqrt(np.maximum(area, 1))
+    outside = contact > _OUTSIDE
     around = np.isin(regions, numbers[outside])
-    tissue = grey[(grey > threshold) & ~padding]
     air = _air_level(grey, around, padding)
     inside = np.ones((grey.shape[0] + 2, grey.shape[1] + 2), dtype=bool)
     inside[1:-1, 1:-1] = dark
@@ -114,10 +118,13 @@ def appearance(pixels: np.ndarray) -> Appearance:
     told = air is not None and air > 0
     if told and count:
         level = np.array(ndimage.median(grey, regions, numbers)).reshape(-1)
-        brighter = level >= air + _BRIGHTER * (np.median(tissue) - air)
-        lung &= brighter | (area >= _LARGE * grey.size)
+        share = (level - air) / max(1.0, np.median(tissue) - air)
+        sure = contact <= _MAYBE
+        lung &= np.where(
+            sure, (share >= _BRIGHTER) | (area >= _LARGE * grey.size), share >= 2 * _BRIGHTER
+        )
     least = _LUNG if told else _LUNG_UNTOLD
-    fault = None if area[lung].sum() >= least * grey.size else "it shows no air-filled lung"
+    fault = None if area[lung].sum() >= least * grey.size else _NO_LUNG
     return Appearance(fault, GreyLevels(air, *_tissue_levels(tissue)))
 
 
@@ -151,7 +158,7 @@ def _padding(grey: np.ndarray, edge: np.ndarray) -> np.ndarray:
     regions, count = ndimage.label(grey <= grey.min() + _PADDING)
     area = np.bincount(regions.ravel(), minlength=count + 1)
     border = np.bincount(regions[edge], minlength=count + 1)
-    outside = border / np.sqrt(area) > _OUTSIDE
+    outside = border / np.sqrt(area) > _MAYBE
     outside[0] = False
     return outside[regions]
 

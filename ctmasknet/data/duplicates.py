@@ -24,7 +24,7 @@ from tabulate import tabulate
 from ctmasknet.ct.pictures import raise_problems, read_grey
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, safe_cell
 from ctmasknet.workers import map_in_processes
 
 #: Side of the block of low frequencies whose signs are the hash.
@@ -236,7 +236,8 @@ def write_near_duplicates(path: str | os.PathLike, pairs: Iterable[NearDuplicate
     with atomic_write(path) as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(NearDuplicate._fields)
-        table.writerows(pairs)
+        for pair in pairs:
+            table.writerow(safe_cell(one) if isinstance(one, str) else one for one in pair)
 
 
 def _hash_of_file(path: str) -> np.ndarray | str:

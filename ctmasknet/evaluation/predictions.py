@@ -13,7 +13,7 @@ from pathlib import Path
 from scipy.special import expit
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, safe_cell, text_of_cell
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
 # A score and the sigmoid of its logit, both rounded to four decimals, differ by less.
@@ -41,7 +41,8 @@ def write_predictions_csv(
 ) -> None:
     """Write ``file,patient,scan,label,pred,logit_<class>...,score_<class>...``, whole or not.
 
-    Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly.
+    Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly. Text
+    that a spreadsheet would run has a ``'`` in front (:func:`ctmasknet.files.safe_cell`).
     """
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -49,9 +50,8 @@ def write_predictions_csv(
         for row in rows:
             label = "" if row.label is None else class_names[row.label]
             values = [format(float(value), ".9g") for value in (*row.logits, *row.scores)]
-            writer.writerow(
-                [row.file, row.patient, row.scan, label, class_names[row.pred], *values]
-            )
+            words = (row.file, row.patient, row.scan, label, class_names[row.pred])
+            writer.writerow([*map(safe_cell, words), *values])
 
 
 def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction], list[str]]:
@@ -95,7 +95,8 @@ def _header(class_names: Sequence[str]) -> list[str]:
 def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SlicePrediction:
     """One line of a predictions file; ``number`` counts from 1 for the message."""
     try:
-        file, patient, scan, label, pred, *values = line
+        *words, values = *line[: len(_ROW_FIELDS)], line[len(_ROW_FIELDS) :]
+        file, patient, scan, label, pred = map(text_of_cell, words)
         if len(values) != 2 * len(names):
             raise ValueError(f"{len(line)} fields instead of {len(_ROW_FIELDS) + 2 * len(names)}")
         numbers = tuple(float(value) for value in values)

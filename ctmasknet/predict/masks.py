@@ -106,7 +106,7 @@ def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray], *, caution: bool = F
     image.header.extensions.clear()
     image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.set_xyzt_units(unit)
-    told = b"; CAUTION: no measure of lesions, see lesions.json" if caution else b""
+    told = b"; CAUTION: see info.cautions of lesions.json" if caution else b""
     image.header["descrip"] = b"ctmasknet lesions" + told
     # Without a name and a time in it: the same labels are the same bytes
     stream = io.BytesIO()

@@ -202,7 +202,9 @@ class Outputs:
                     else:
                         record = self._slice_object(line)
                         write(record)
-                        levels = GreyLevels(*line["grey_levels"])
+                        # A run that began before slices were looked at has no levels
+                        levels = line.get("grey_levels")
+                        levels = None if levels is None else GreyLevels(*levels)
                         doubts.add(line["file"], line.get("problems", ()), levels)
                         seen = {
                             lesion["class"]

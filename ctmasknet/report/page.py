@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -18,6 +19,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, writing
 from ctmasknet.report.burden_section import burden_section
+from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
 from ctmasknet.report.sections import page_values
 from ctmasknet.report.source import ReportSource, dataset_names, read_source
@@ -29,6 +31,8 @@ from ctmasknet.report.tables import (
     threshold_data,
     units_table,
 )
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def write_report(
@@ -46,9 +50,11 @@ def write_report(
     """Write the report of an evaluation or prediction folder as one HTML file.
 
     Args:
-        folder: see :func:`read_source`.
+        folder: see :func:`read_source`; or of a lesion detector's prediction, whose page has
+            scans, problems and pictures alone.
         output: the file; written whole or not at all.
-        images: folder that the slices' names are relative to.
+        images: folder below which the slices lie, where it is not ``folder``; relative names are
+            relative to it.
         pictures: folders of pictures made before (``tools/explain.py``, ``tools/visualize.py``);
             a prediction folder's own are used without being named where no model draws.
         gallery: slices shown at most.
@@ -65,11 +71,16 @@ def write_report(
         CTMaskNetError: see :func:`read_source`, :class:`SlicePictures`, :func:`evidence_painter`;
             an output that cannot be written.
     """
-    source = read_source(folder, **source_options)
     output = Path(output)
+    if is_of_a_detector(folder):
+        _check_writable(output)
+        unused = {"config_file": config_file, "opts": opts, **source_options}
+        page, files = lesion_page(folder, images, pictures, gallery, unused)
+        return _written(output, page, folder, files)
+    source = read_source(folder, **source_options)
     # Tried before a model is loaded
     _check_writable(output)
-    files = SliceFiles(source.dataset, images, recorded_window(source.entries))
+    files = SliceFiles(source.dataset, images, recorded_window(source.entries), source.folder)
     painter = None
     if config_file or weights or "MODEL.WEIGHTS" in opts:
         painter = evidence_painter(config_file, opts, source.folder, source.class_names, weights)
@@ -77,7 +88,17 @@ def write_report(
     found = SlicePictures(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
     )
-    page = _render(source, found, gallery)
+    return _written(output, _render(source, found, gallery), folder, files)
+
+
+def _written(output: Path, page: str, folder: str | os.PathLike, files: SliceFiles) -> Path:
+    """Write the page; say which slices could not be shown."""
+    if files.elsewhere:
+        _LOGGER.warning(
+            "%s: %d of the slices lie neither here nor in `images`, and are shown without their "
+            "picture, such as %s; name their folder as `images`",
+            *(folder, len(files.elsewhere), min(files.elsewhere)),
+        )
     with writing(output), atomic_write(output) as stream:
         stream.write(page)
     return output
@@ -145,6 +166,11 @@ def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[
     groups = []
     number = 0
     for chosen in choose_slices(source, count):
+        if source.evaluation and len(chosen.rows) < min(count, chosen.found):
+            _LOGGER.warning(
+                "The gallery shows %d of the %d slices asked for: of a patient not more than %d",
+                *(len(chosen.rows), count, PER_PATIENT),
+            )
         items = []
         for row in chosen.rows:
             number += 1

@@ -55,10 +55,16 @@ class FoundSlice:
 class SliceFiles:
     """Finds slices of a data set, pictures, and slices of DICOM and NIfTI files.
 
+    Names in predictions may be a stranger's: a file that they name elsewhere is not looked at.
+
     Args:
         dataset: name of the data set, whose prepared json tells where slices lie; None without.
-        images: folder that names in the predictions are relative to; None for where one is.
+        images: folder below which slices lie, and that relative names are relative to.
         window: shows HU as grey levels.
+        folder: of the run, where they may lie as well; without either they may lie anywhere.
+
+    Attributes:
+        elsewhere: names of files that are there, but below neither folder.
 
     Raises:
         CTMaskNetError: ``images`` does not exist.
@@ -69,11 +75,13 @@ class SliceFiles:
         dataset: str | None = None,
         images: str | os.PathLike | None = None,
         window: Window | None = None,
+        folder: str | os.PathLike | None = None,
     ):
+        self.elsewhere: set[str] = set()
         self._entries = _entries_of(dataset)
-        self._images = None if images is None else Path(images)
-        if self._images is not None and not self._images.is_dir():
+        if images is not None and not Path(images).is_dir():
             raise CTMaskNetError(f"{images}: no such folder; correct `images`")
+        self._folders = [Path(one) for one in (images, folder) if one is not None]
         self._window = window or Window()
         # Slices of a volume come one after the other
         self._volume = functools.lru_cache(maxsize=4)(_slices_of)
@@ -88,8 +96,11 @@ class SliceFiles:
         if entry is not None and os.path.isfile(entry["file_name"]):
             return FoundSlice(entry, read_entry(entry))
         name = _FRAME.sub("", file)
-        for path in ([self._images / name] if self._images else []) + [Path(name)]:
+        for path in [*(one / name for one in self._folders), Path(name)]:
             if not path.is_file():
+                continue
+            if self._folders and not any(lies_below(path, one) for one in self._folders):
+                self.elsewhere.add(name)
                 continue
             # A page of a TIFF is named as a slice of a volume is
             if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
@@ -100,6 +111,11 @@ class SliceFiles:
                 if one.name == wanted:
                     return FoundSlice({"file_name": wanted}, as_rgb(one.pixels(self._window)))
         return None
+
+
+def lies_below(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder or deeper, wherever links lead."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def recorded_window(entries: Sequence[Mapping[str, Any]]) -> Window | None:
@@ -229,7 +245,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
     """Pictures in a folder by the slice they show.
 
     A ``.jsonl`` file there tells: lines with ``file`` and ``picture`` (``tools/explain.py``) or
-    ``overlay`` (``tools/predict.py``), relative to the folder, by name or else by stem. Otherwise a
+    ``overlay`` (``tools/predict.py``), below the folder, by name or else by stem. Otherwise a
     picture belongs to the slice whose stem it has, after the number in front where all are numbered
     as by ``tools/visualize.py`` (``001_110_104.png`` shows ``110_104``). A stem that several
     pictures or slices have tells nothing.
@@ -249,7 +265,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
         for item in json_lines(listing):
             for key, caption in _PICTURE_KEYS.items():
                 path = folder / str(item.get(key, ""))
-                if "file" in item and path.is_file():
+                if "file" in item and path.is_file() and lies_below(path, folder):
                     told.setdefault(str(item["file"]), []).append((caption, path))
     if listings:
         # The same slices may be named by another path there
@@ -258,7 +274,9 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
     paths = [
         path
         for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name != CONTACT_SHEET
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.name != CONTACT_SHEET
+        and lies_below(path, folder)
     ]
     if not paths:
         raise CTMaskNetError(f"{folder}: no picture in this folder; correct `pictures`")

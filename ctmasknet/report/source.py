@@ -111,7 +111,7 @@ def read_source(
             f"{folder}: no such folder; give the OUTPUT_DIR of an evaluation or a folder of "
             "predictions"
         )
-    record, entries = _read_record(folder)
+    record, entries = read_run(folder)
     path, name = _find_predictions(folder, dataset, entries)
     rows, class_names = read_predictions_csv(path)
     check_rows(rows, str(path))
@@ -139,7 +139,7 @@ def read_source(
         pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
         pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
     measured, truth = _read_burdens(folder, burden, burden_truth)
-    problems, cautions = ([], []) if listing is None else _read_told(listing)
+    problems, cautions = ([], []) if listing is None else read_told(listing)
     return ReportSource(
         folder=folder,
         predictions=path,
@@ -295,7 +295,7 @@ def _check_burden(found: Any) -> dict[str, Any]:
     return found
 
 
-def _read_record(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
     """``run.json`` as it is, and the runs in it.
 
     A report only shows the record, so any JSON will do; what is no list of runs is shown whole.
@@ -365,7 +365,7 @@ def _read_pooled(
     return name, pooled
 
 
-def _read_told(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+def read_told(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """Problems of scans, then of slices, and cautions of a ``predictions.jsonl``."""
     of_level: dict[str, list[tuple[str, str]]] = {"scan": [], "slice": []}
     cautions: dict[str, None] = {}

@@ -141,7 +141,8 @@ class ChosenSlices(NamedTuple):
 
 
 def choose_slices(source: ReportSource, count: int) -> list[ChosenSlices]:
-    """The slices to show, at most ``count``, under each heading :data:`PER_PATIENT` of a patient.
+    """The slices to show, at most ``count``, under each heading :data:`PER_PATIENT` of a patient;
+    without labels more where there is room.
 
     With labels: errors, that with the largest margin (score of the called class less that of the
     true one) first. Without: half of them slices whose best two classes are closest, half those
@@ -160,7 +161,7 @@ def choose_slices(source: ReportSource, count: int) -> list[ChosenSlices]:
             "Slices called wrong, the most confident error first (score of the called class less "
             "that of the true one)"
         )
-        return [_chosen("Worst errors", rule, wrong, count)]
+        return [_chosen("Worst errors", rule, wrong, count, more=False)]
     closest = sorted(source.rows, key=lambda row: _margin(row.scores, row.pred, None))
     half = -(-count // 2)
     rule = "Slices whose best two classes score closest"
@@ -177,22 +178,23 @@ def choose_slices(source: ReportSource, count: int) -> list[ChosenSlices]:
     return [group for group in groups if group.rows]
 
 
-def _chosen(heading: str, rule: str, rows: Sequence[SlicePrediction], count: int) -> ChosenSlices:
-    return ChosenSlices(heading, rule, _few_of_each(rows, count), len(rows))
+def _chosen(
+    heading: str, rule: str, rows: Sequence[SlicePrediction], count: int, *, more: bool = True
+) -> ChosenSlices:
+    return ChosenSlices(heading, rule, _few_of_each(rows, count, more), len(rows))
 
 
-def _few_of_each(rows: Iterable[SlicePrediction], count: int) -> list[SlicePrediction]:
-    """The first ``count`` rows, without the third and later of a patient."""
+def _few_of_each(rows: Iterable[SlicePrediction], count: int, more: bool) -> list[SlicePrediction]:
+    """The first ``count`` rows in their order without the third and later of a patient; with
+    ``more``, these too where the others leave room."""
     seen: Counter[str] = Counter()
-    chosen = []
-    for row in rows:
-        if len(chosen) == count:
-            break
-        if row.patient and seen[row.patient] == PER_PATIENT:
-            continue
+    first, later = [], []
+    for place, row in enumerate(rows):
         seen[row.patient] += 1
-        chosen.append(row)
-    return chosen
+        of = later if row.patient and seen[row.patient] > PER_PATIENT else first
+        of.append((place, row))
+    chosen = [*first, *(later if more else ())][:count]
+    return [row for _, row in sorted(chosen, key=lambda one: one[0])]
 
 
 def threshold_data(

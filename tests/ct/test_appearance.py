@@ -52,6 +52,8 @@ NO_CHEST = {
     "a dark page": (page(20, 220), "no air-filled lung"),
     "a coloured page": (page(255, (40, 40, 160), colour=True), "colour"),
     "a ramp": (np.tile(np.arange(256, dtype=np.uint8), (256, 1)), "no air-filled lung"),
+    "a line": (np.arange(200, dtype=np.uint8)[:, None], "no contrast"),
+    "a white box": (np.pad(np.full((60, 90), 255, np.uint8), 30), "no air-filled lung"),
     "an abdomen": (body(gas=51), "no air-filled lung"),
     "an abdomen in a narrow window": (body(air=0, gas=0), "no air-filled lung"),
     "an abdomen without gas": (body(air=0), "no air-filled lung"),
@@ -73,8 +75,10 @@ def test_lungs_are_seen_in_any_window_and_size(side, air, lungs):
 
 
 def test_lungs_are_seen_in_a_picture_cut_to_them():
-    picture = body(300, lungs=90)[85:215, 45:255]
-    assert appearance(picture).fault is None
+    """With a wall around them, or cut through."""
+    picture = body(300, lungs=90)
+    for rows, columns in ((slice(85, 215), slice(45, 255)), (slice(110, 215), slice(75, 225))):
+        assert appearance(picture[rows, columns]).fault is None
 
 
 @pytest.mark.parametrize("kind", ["normal", "pneumonia", "covid"])

@@ -13,6 +13,7 @@ from PIL import Image
 from ctmasknet.engine.checkpoint import TRAINED_ON
 from ctmasknet.engine.record import read_record
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.predict import CTPredictor
 from ctmasknet.predict.command import summary_text
 from ctmasknet.predict.outputs import Summary
@@ -192,3 +193,36 @@ def test_grey_levels_unlike_trainings_are_a_problem(
     problems = objects(output, "scan")[0]["problems"]
     assert len(problems) == count
     assert not count or ("another HU window" in problems[0] and "muscle 200" in problems[0])
+
+
+def test_names_that_a_spreadsheet_would_run(repository, classifier, tmp_path, tool):
+    """They are no formulas in any table, and other tools read them as they are."""
+    series = write_series(tmp_path / "scans" / "ct", hu_volume(1, 4), patient="=1+1")
+    output = tmp_path / "out"
+    assert tool(*words(classifier, [series], output, "--lesions"))[0] == 0
+    burden = ["--lesions", output / "lesions.json", "--output", output / "burden"]
+    assert run_tool(repository, "tools/lesion_burden.py", *burden) == 0
+    for name in ("predictions.csv", "burden/burden.csv"):
+        with open(output / name, newline="") as stream:
+            cells = {row["patient"] for row in csv.DictReader(stream)}
+        assert cells == {"'=1+1"}
+    rows, _ = read_predictions_csv(output / "predictions.csv")
+    assert {row.patient for row in rows} == {"=1+1"}
+    assert {one["patient"] for one in objects(output, "patient")} == {"=1+1"}
+
+
+def test_the_page_of_a_detector(repository, detector, own_scans, tmp_path, tool, capsys):
+    """Scans, problems and pictures; what only a classifier's has is refused."""
+    output, page = tmp_path / "out", tmp_path / "r.html"
+    assert tool(*words(detector, [own_scans], output, "--overlays"))[0] == 0
+    report = ["tools/report.py", output, "--output", page, "--gallery", 4]
+    assert run_tool(repository, *report, "--images", own_scans) == 0
+    text = page.read_text()
+    assert text.count("<img") >= 4 and "no axial chest CT" in text and "With ggo" in text
+    assert "P1" in text and "tools/predict.py" in text
+    capsys.readouterr()
+    assert run_tool(repository, *report, "--config-file", detector.config) == 2
+    assert "--config-file: the page of a lesion detector" in capsys.readouterr().err
+    (output / "predictions.jsonl").write_text('{"level": "scan"}\n')
+    assert run_tool(repository, *report) == 2
+    assert "predictions.jsonl: no prediction of a lesion detector" in capsys.readouterr().err

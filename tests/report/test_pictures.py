@@ -228,3 +228,32 @@ def test_more_than_999_numbered_pictures_are_still_known(tmp_path):
     for number in range(1, 1002):
         (tmp_path / f"{number:03d}_{number}_7.png").touch()
     assert set(index_pictures(tmp_path)) == {f"{number}_7" for number in range(1, 1002)}
+
+
+def test_nothing_outside_of_the_given_folders_is_shown(tmp_path):
+    """A stranger's predictions may name any file of this disk."""
+    run, slices, private = (tmp_path / name for name in ("run", "slices", "private"))
+    for folder, level in ((run, 10), (slices, 20), (private, 30)):
+        grey(folder / "a.png", level)
+    (run / "link.png").symlink_to(private / "a.png")
+    files = SliceFiles(images=slices, folder=run)
+    assert files.find(str(run / "a.png")).pixels.max() == 10
+    assert files.find(str(slices / "a.png")).pixels.max() == 20
+    outside = [str(private / "a.png"), "../private/a.png", "link.png", str(run / "link.png")]
+    assert [files.find(name) for name in outside] == [None] * 4
+    assert files.elsewhere == set(outside)
+    lines = [{"file": name, "overlay": name} for name in (*outside, "a.png")]
+    (run / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert set(index_pictures(run)) == {"a.png", "a"}
+    grey(tmp_path / "plain" / "b.png", 40)
+    (tmp_path / "plain" / "a.png").symlink_to(private / "a.png")
+    assert set(index_pictures(tmp_path / "plain")) == {"b"}
+
+
+def test_without_labels_one_patient_fills_the_gallery(source):
+    rows = [row(str(n), "1", None, 0, (0.9 - n / 100, 0.1, 0.0)) for n in range(6)]
+    groups = choose_slices(replace(source, rows=rows), 40)
+    assert [len(group.rows) for group in groups] == [6, 6, 6]
+    rows.append(row("other", "2", None, 0, (0.99, 0.1, 0.0)))
+    (uncertain, *_) = choose_slices(replace(source, rows=rows), 6)
+    assert [item.file for item in uncertain.rows] == ["5", "4", "other"]

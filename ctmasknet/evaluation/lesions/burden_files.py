@@ -30,7 +30,7 @@ from ctmasknet.data.label_masks import (
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
-from ctmasknet.files import atomic_write, write_json, writing
+from ctmasknet.files import atomic_write, safe_cell, write_json, writing
 from ctmasknet.names import PatientRule
 
 BURDEN_FORMAT = "ctmasknet lesion burden 1"
@@ -308,7 +308,9 @@ def _write_csv(path: Path, found: Mapping[str, Any]) -> None:
                 values = [item["percent"][name] for name in names]
                 values += [(item["ml"] or {}).get(name) for name in volumes]
                 cells = ("" if value is None else format(value, ".6g") for value in values)
-                writer.writerow([*(row[column] for column in columns), *cells, *caution])
+                writer.writerow(
+                    [*(safe_cell(str(row[column])) for column in columns), *cells, *caution]
+                )
 
 
 def _cautions(document: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,105 @@
+"""The page of a lesion detector's prediction: scans with their lesions, problems, pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jinja2
+
+import ctmasknet
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.report.pictures import SliceFiles, SlicePictures, recorded_window
+from ctmasknet.report.source import json_lines, read_run, read_told
+from ctmasknet.report.tables import MAX_ROWS
+
+_LISTING = "predictions.jsonl"
+
+
+def is_of_a_detector(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a prediction that names no class of any slice."""
+    folder = Path(folder)
+    evaluated = (folder / "predictions.csv").is_file() or any(folder.glob("inference/*/*.csv"))
+    return (folder / _LISTING).is_file() and not evaluated
+
+
+def lesion_page(
+    folder: str | os.PathLike,
+    images: str | os.PathLike | None,
+    pictures: Sequence[str | os.PathLike],
+    gallery: int,
+    options: Mapping[str, Any],
+) -> tuple[str, SliceFiles]:
+    """The page as text, and what found its slices.
+
+    Args:
+        folder: of ``tools/predict.py`` with a detector.
+        images, pictures, gallery: see :func:`ctmasknet.report.page.write_report`.
+        options: its other arguments, which such a page has no use for.
+
+    Raises:
+        CTMaskNetError: one of the options is given; a broken listing.
+    """
+    for name, value in options.items():
+        if value:
+            raise CTMaskNetError(
+                f"`{name}`: the page of a lesion detector's prediction has none; leave it out"
+            )
+    listing = Path(folder) / _LISTING
+    scans, slices = [], []
+    try:
+        for item in json_lines(listing):
+            if item["level"] == "scan":
+                names = [str(item[key] or "–") for key in ("patient", "scan")]
+                with_lesion = {str(name): int(n) for name, n in item["slices_with"].items()}
+                scans.append((*names, int(item["slices"]), with_lesion))
+            elif item["level"] == "slice":
+                best = max((float(box["score"]) for box in item["boxes"]), default=0.0)
+                slices.append((best, str(item["file"]), int(item["lesions"])))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CTMaskNetError(
+            f"{listing}: no prediction of a lesion detector ({type(error).__name__}: {error}); "
+            "predict again"
+        ) from error
+    problems, cautions = read_told(listing)
+    _, entries = read_run(Path(folder))
+    files = SliceFiles(None, images, recorded_window(entries), folder)
+    found = SlicePictures(
+        [name for _, name, _ in slices], files, folders=pictures, more=Path(folder)
+    )
+    shown = [
+        {"file": name, "best": best, "lesions": count, "pictures": found.of(_named(name))}
+        for best, name, count in sorted(slices, key=lambda one: -one[0])[: max(0, gallery)]
+    ]
+    style = resources.files("ctmasknet.report") / "assets" / "report.css"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("lesions.html.j2").render(
+        title=f"Lesions: {Path(folder).resolve().name}",
+        style=style.read_text(encoding="utf-8").strip(),
+        version=ctmasknet.__version__,
+        cautions=cautions,
+        problems=problems[:MAX_ROWS],
+        more_problems=max(0, len(problems) - MAX_ROWS),
+        classes=list(dict.fromkeys(name for *_, counts in scans for name in counts)),
+        scans=scans[:MAX_ROWS],
+        more_scans=max(0, len(scans) - MAX_ROWS),
+        slices=len(slices),
+        lesions=sum(count for *_, count in slices),
+        shown=shown,
+        commands=[str(entry["command"]) for entry in entries if "command" in entry],
+    )
+    return page.encode("utf-8", "replace").decode("utf-8"), files
+
+
+def _named(file: str) -> Any:
+    return SimpleNamespace(file=file)
