@@ -103,10 +103,10 @@ def command_line(
         except Exception as error:
             if debug:
                 raise
-            place = getattr(error, "filename", None)
-            if isinstance(error, OSError) and place and error.errno in _OF_THE_PLACE:
-                reason = f"{place}: cannot be read or written ({error.strerror})"
-                return _say(f"error: {reason}; choose another place, or make room there", 2)
+            if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
+                reason = f"{error.filename or 'a file'}: cannot be read or written"
+                reason = f"{reason} ({error.strerror}); choose another place, or make room there"
+                return _say(f"error: {reason}", 2)
             return _say(_defect(error), 1)
 
     return wrapped

@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -65,12 +66,17 @@ def test_a_place_that_cannot_be_written_is_no_defect(capsys, tmp_path):
     (tmp_path / "file").touch()
 
     @command_line
-    def main():
+    def below_a_file(argv):
         (tmp_path / "file" / "below").write_text("x")
 
-    assert main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path}/file/below: cannot be read or written (Not a dir")
+    @command_line
+    def on_a_full_disk(argv):
+        raise OSError(errno.ENOSPC, "No space left on device")  # names no file, as write(2)
+
+    for main, where in (below_a_file, f"{tmp_path}/file/below"), (on_a_full_disk, "a file"):
+        assert main([]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {where}: cannot be read or written (No")
 
 
 _PROGRAM = """

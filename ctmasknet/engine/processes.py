@@ -32,6 +32,8 @@ from ctmasknet.workers import end_with_parent
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: Blocks above it, such as a whole volume, still go back, bytes.
 _KEPT_BYTES = 256 * 2**20
+#: How long processes may go on after one of them has failed.
+_GRACE_SECONDS = 1
 #: What torchrun tells each process.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -106,10 +108,12 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         start_method="spawn",
         join=False,
     )
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     ended_by = _Signals(context.pids())
     try:
         with ending_by(ended_by.forward):
-            while not context.join():
+            # Those that wait for one that has ended do not see a signal, and are killed then
+            while not context.join(grace_period=_GRACE_SECONDS):
                 pass
     except mp.ProcessExitedException as error:
         if not ended_by.number:
@@ -167,12 +171,11 @@ def _worker(local: int, parent: int, run, args, url: str, world: int, on_gpu: bo
     except Ended as end:
         if str(end):  # in good order, as all the others
             problems.put((end.number, str(end)))
-            _leave()
-        sys.exit(128 + end.number)
+        _leave(0 if str(end) else 128 + end.number)
     _leave()
 
 
-def _leave() -> None:
+def _leave(code: int = 0) -> None:
     """End this process, whose files are written, without taking the interpreter apart.
 
     Threads that still live then (of gloo, of writers) now and then abort the process while that
@@ -183,7 +186,7 @@ def _leave() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _join(

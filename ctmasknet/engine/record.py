@@ -2,7 +2,8 @@
 
 The file stands in ``OUTPUT_DIR`` and holds ``{"format": 1, "entries": [...]}``, one entry for every
 training and evaluation (see :func:`recorded`), or the one of a prediction; each says what it ran
-on and with (:func:`environment`). It is for reading afterwards only: no run depends on it.
+on and with (:func:`environment`). No result depends on it; a checkpoint that states another run
+than it is refused (see :mod:`ctmasknet.engine.runs`).
 """
 
 from __future__ import annotations
@@ -289,7 +290,12 @@ def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any
     if entry["kind"] == "training":
         # Weights change: no evaluation so far is of what will be in the folder
         earlier = read_record(path.parent) if resume else []
-        return [old for old in earlier if old["kind"] == "training"]
+        killed = {"status": "stopped", "error": "killed"}
+        return [
+            {**old, **(killed if old["status"] == "running" else {})}
+            for old in earlier
+            if old["kind"] == "training"
+        ]
     tested = [item["name"] for item in entry["datasets"]["test"]]
     return [
         old

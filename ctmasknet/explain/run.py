@@ -28,7 +28,7 @@ from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import atomic_write, remove_unfinished, writing
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
@@ -126,6 +126,7 @@ def explain_slices(
         if rank == 0:
             with writing(output):
                 shards.remove()
+                remove_unfinished(output, below=True)
         _check_same(entries)
         with bar:
             for shard in mine:

@@ -190,6 +190,23 @@ def test_weights_that_have_diverged_are_not_written(heads, tmp_path, capsys, set
     assert not list(tmp_path.glob("*.pth"))
 
 
+def test_killed_after_its_last_checkpoint_a_training_is_finished_by_resuming(
+    repository, prepared, tmp_path
+):
+    words = ["configs/cls_light.yaml", *TINY, "MODEL.WEIGHTS", "", "MODEL.TRAINABLE", "heads"]
+    words = ["--config-file", *words, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path]
+    assert train(repository, prepared, words, ("curves", 1)) == KILLED
+    assert not (tmp_path / "learning_curves.png").exists()
+    left = tmp_path / "inference" / "covidx_ct_val" / ".results.json.ab12.tmp"
+    left.touch()
+    assert train(repository, prepared, [*words[:2], "--resume", *words[2:]]) == 0
+    assert (tmp_path / "learning_curves.png").exists() and not left.exists()
+    killed, done = json.loads((tmp_path / "run.json").read_text())["entries"]
+    assert (killed["status"], killed["error"]) == ("stopped", "killed")
+    assert (done["status"], done["iterations"], done["run"]) == ("finished", 2, killed["run"])
+    assert {"slices", "scans", "patients"} <= set(done["metrics"])
+
+
 def test_the_terminal_writer_ends_before_it_was_timed(tmp_path, tiny_cfg):
     tiny_cfg.OUTPUT_DIR = str(tmp_path)
     trainer = Trainer.__new__(Trainer)

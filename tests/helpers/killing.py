@@ -10,6 +10,7 @@ import signal
 
 import torch
 
+from ctmasknet.engine import metrics
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer
 from ctmasknet.engine.metrics import JSONLinesWriter
 from ctmasknet.engine.trainer import Trainer
@@ -23,8 +24,8 @@ def train(repository, datasets, words, kill=None) -> int:
     """Run tools/train_net.py in a process of its own.
 
     Args:
-        kill: (one of POINTS, n): the process ends without notice within the n-th of these; or
-            (POINT, n, signal): it gets another signal there.
+        kill: (one of POINTS or "curves", n): the process ends without notice within the n-th of
+            these; or (point, n, signal): it gets another signal there.
 
     Returns:
         its exit code; KILLED if it was.
@@ -89,6 +90,8 @@ def _arm(point, nth, number=signal.SIGKILL):
         on_call(CTMaskNetCheckpointer, "tag_last_checkpoint", nothing)
     elif point == "metrics":
         on_call(JSONLinesWriter, "write", half_a_line)
+    elif point == "curves":  # everything else is written
+        on_call(metrics, "draw_run", nothing)
     elif point == "evaluation":
         build = Trainer.build_evaluator.__func__
 
