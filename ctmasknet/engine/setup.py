@@ -226,13 +226,13 @@ def inference_cfg(
     cfg = _from_file(config_file)
     put_stated(cfg, path, stated(spec), os.fspath(config_file), given)
     _override(cfg, overrides)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     try:
         check_keys(cfg)
     except CTMaskNetError as error:  # the file with the overrides is known to be right
         raise CTMaskNetError(f"{path}: {error}") from None
     _check_device(cfg)
     cfg.MODEL.WEIGHTS = path
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     if test_sets:
         attribute = _TASKS[is_classifier(cfg)][1]
         register_prepared()

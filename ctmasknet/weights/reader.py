@@ -23,7 +23,10 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.pickle import MAX_FILE_BYTES, WeightsUnpickler, is_count, refusal, shown
 
 #: What torch raises at a damaged file.
-READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError)
+READ_ERRORS = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError),
+    zipfile.BadZipFile,
+)
 _UNSAFE = re.compile(r"GLOBAL (\S+) was not an allowed global|whose module (\S+) is blocked")
 #: Stands for the class of arrays in a pickle, which could be called for one of any size.
 _NDARRAY = object()
