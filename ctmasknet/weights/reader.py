@@ -120,7 +120,8 @@ def unreadable(path: str | os.PathLike, error: Exception) -> UnreadableCheckpoin
     """The error for a damaged file, from what its reader raised."""
     first = first_line(error)
     # torch's own advice is to read the file with whatever code it holds
-    first = "its pickle is malformed" if first.startswith("Weights only load failed") else first
+    if re.search("weights.only", first, re.IGNORECASE):
+        first = "its pickle is malformed, or it is a program of torch's"
     return UnreadableCheckpoint(f"{path}: not a readable checkpoint ({first}); get the file anew")
 
 
