@@ -1,3 +1,5 @@
+import logging
+
 from ctmasknet.errors import CTMaskNetError, command_line
 
 
@@ -12,3 +14,10 @@ def test_a_tool_names_its_options_where_the_library_names_arguments(capsys):
     assert capsys.readouterr().err == (
         "error: --max-bad-share is 3; give 0..1, or see `python tools/predict.py --help`\n"
     )
+
+
+def test_a_warning_before_there_is_a_log_says_that_it_is_one(monkeypatch):
+    monkeypatch.setattr(logging, "lastResort", logging.Handler())
+    command_line(lambda: 0)()
+    record = logging.LogRecord("ctmasknet", logging.WARNING, "", 0, "told", (), None)
+    assert logging.lastResort.format(record) == "WARNING: told"
