@@ -227,10 +227,10 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads",),
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
-    "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
+    "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "SOLVER.OPTIMIZER": ("ADAM", "SGD"),
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.LR_SCHEDULER_NAME": (

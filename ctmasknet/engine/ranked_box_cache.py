@@ -36,11 +36,11 @@ from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.prepared import content_sha256
+from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
-from ctmasknet.weights.reader import READ_ERRORS, check_sums
 
 _FORMAT = 1
 _LOGGER = logging.getLogger(__name__)
@@ -233,12 +233,11 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        check_sums(path)
         rows = torch.load(path, weights_only=True)
         if rows.shape == shape and rows.dtype == torch.float32:
             return rows
         problem = f"holds {tuple(rows.shape)} instead of {shape}"
-    except (CTMaskNetError, *READ_ERRORS) as error:
+    except READ_ERRORS as error:
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     _LOGGER.warning("%s: damaged (%s); its rows are computed anew", path, problem)
     return None
