@@ -241,11 +241,11 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
     "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
-    "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
+    "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "SOLVER.OPTIMIZER": ("ADAM", "SGD"),
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.LR_SCHEDULER_NAME": (

@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import re
 import signal
@@ -152,3 +153,10 @@ def test_every_tool_ends_in_one_place(repository):
             text = path.read_text()
             assert re.search(r"\n@command_line(\(.*\))?\ndef main\(", text), path
             assert text.endswith('if __name__ == "__main__":\n    sys.exit(main())\n'), path
+
+
+def test_a_warning_before_there_is_a_log_says_that_it_is_one(monkeypatch):
+    monkeypatch.setattr(logging, "lastResort", logging.Handler())
+    command_line(lambda: 0)()
+    record = logging.LogRecord("ctmasknet", logging.WARNING, "", 0, "told", (), None)
+    assert logging.lastResort.format(record) == "WARNING: told"

@@ -237,7 +237,13 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return read_checkpoint(f)
+        content = read_checkpoint(f)
+        if "model_weights" in content:
+            raise CTMaskNetError(
+                f"{self._path}: a published file of the authors; turn it into a checkpoint with "
+                f"{_IMPORT}"
+            )
+        return content
 
     def _load_model(self, checkpoint: dict[str, Any]):
         if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import atomic_write, safe_cell, writing
 from ctmasknet.paper.runs import Run
 
 #: A cell that a result file would fill.
@@ -43,7 +43,8 @@ class Table:
     def csv(self) -> str:
         """Columns and rows, a line each."""
         stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows([self.columns, *self.rows])
+        rows = ([safe_cell(cell) for cell in row] for row in (self.columns, *self.rows))
+        csv.writer(stream, lineterminator="\n").writerows(rows)
         return stream.getvalue()
 
     def to_json(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def write_report(
     output = Path(output)
     if is_of_a_detector(folder):
         _check_writable(output)
-        unused = {"config_file": config_file, "opts": opts, **source_options}
+        unused = {"config_file": config_file, "weights": weights, "opts": opts, **source_options}
         page, files = lesion_page(folder, images, pictures, gallery, unused)
         return _written(output, page, folder, files)
     source = read_source(folder, **source_options)

@@ -1,4 +1,5 @@
-"""The authors' weight files: read as data, renamed to Detectron2's parts.
+"""Checkpoints as files: the one reader, what they state, and the authors' renamed to Detectron2's.
 
-The door is :func:`ctmasknet.weights.imported.import_file`.
+The doors are :func:`ctmasknet.weights.reader.read_checkpoint` and
+:func:`ctmasknet.weights.imported.import_file`.
 """

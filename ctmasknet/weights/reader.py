@@ -23,7 +23,10 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.pickle import MAX_FILE_BYTES, WeightsUnpickler, is_count, refusal, shown
 
 #: What torch raises at a damaged file.
-READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError)
+READ_ERRORS = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError),
+    zipfile.BadZipFile,
+)
 _UNSAFE = re.compile(r"GLOBAL (\S+) was not an allowed global|whose module (\S+) is blocked")
 #: Stands for the class of arrays in a pickle, which could be called for one of any size.
 _NDARRAY = object()
@@ -117,7 +120,8 @@ def unreadable(path: str | os.PathLike, error: Exception) -> UnreadableCheckpoin
     """The error for a damaged file, from what its reader raised."""
     first = first_line(error)
     # torch's own advice is to read the file with whatever code it holds
-    first = "its pickle is malformed" if first.startswith("Weights only load failed") else first
+    if re.search("weights.only", first, re.IGNORECASE):
+        first = "its pickle is malformed, or it is a program of torch's"
     return UnreadableCheckpoint(f"{path}: not a readable checkpoint ({first}); get the file anew")
 
 

@@ -108,6 +108,11 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
     Raises:
         CTMaskNetError: they disagree; names the key, both values and the override that would agree.
     """
+    if tuple(found.get("row_features", ROW_FEATURES)) != ROW_FEATURES:
+        raise CTMaskNetError(
+            f"{path}: its image head reads {', '.join(found['row_features'])} of a box, but the "
+            f"detector here gives {', '.join(ROW_FEATURES)}; use a checkpoint of this version"
+        )
     for name, key in SPEC_KEYS.items():
         if name not in found or name not in expected or found[name] == expected[name]:
             continue

@@ -299,6 +299,22 @@ def test_unreadable_file_is_named(tiny_cfg, tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_published_files_are_told_how_to_be_imported(tiny_cfg, tmp_path):
+    weights = {"layer1.0.conv1.weight": torch.ones(2), "fc.weight": torch.ones(2)}
+    for number, content in enumerate(({"model_weights": weights, "epoch": "1"}, weights)):
+        torch.save(content, tmp_path / f"{number}.pth")
+        with pytest.raises(CTMaskNetError, match=rf"{number}\.pth: .*tools/import_weights\.py"):
+            load(tiny_cfg, tmp_path / f"{number}.pth", complete=False)
+
+
+def test_rows_of_other_numbers_are_refused(tiny_cfg, saved):
+    content = torch.load(saved, weights_only=True)
+    content["ctmasknet"]["row_features"] = ["score", "dy", "dx", "dh", "dw"]
+    torch.save(content, saved)
+    with pytest.raises(CTMaskNetError, match="its image head reads score, dy, dx, dh, dw of a box"):
+        load(tiny_cfg, saved)
+
+
 def test_missing_file_is_named(tiny_cfg):
     with pytest.raises(CTMaskNetError, match=r"nowhere\.pth: no such weights file"):
         load(tiny_cfg, "nowhere.pth")

@@ -298,7 +298,7 @@ def test_stated_values_that_make_no_model_are_one_line(two):
         keys = content["ctmasknet"]["configuration"] | {key: value}
         spec = content["ctmasknet"] | {"configuration": keys}
         torch.save(content | {"ctmasknet": spec}, two)
-        with pytest.raises(CTMaskNetError, match=r"two\.pth: ") as caught:
+        with pytest.raises(CTMaskNetError) as caught:
             load_model(inference_cfg("", ["MODEL.DEVICE", "cpu"], two)[0])
         assert "\n" not in str(caught.value)
 
