@@ -24,7 +24,7 @@ from detectron2.utils.events import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import idle_keys, is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.patients import first_few
@@ -92,6 +92,8 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         # Not DefaultTrainer's, which hands GPU numbers to DistributedDataParallel on a CPU too.
         TrainerBase.__init__(self)
+        for idle in idle_keys(cfg):
+            _LOGGER.warning("%s", idle)
         look_at_slices(cfg)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
