@@ -234,6 +234,12 @@ def _backbone(model: CfgNode) -> str | None:
     levels = [name.replace("res", "p") for name in model.FPN.IN_FEATURES]
     if model.BACKBONE.NAME == "build_resnet_fpn_backbone":
         levels.append("p6")
+        if "p5" not in levels:
+            return (
+                "MODEL.BACKBONE.NAME is 'build_resnet_fpn_backbone', which adds a level p6 to p5, "
+                f"but MODEL.FPN.IN_FEATURES is {list(model.FPN.IN_FEATURES)}; set it to "
+                "build_resnet_fpn_without_p6_backbone"
+            )
     for key, names, known in (
         ("RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, stages),
         ("FPN.IN_FEATURES", model.FPN.IN_FEATURES, list(model.RESNETS.OUT_FEATURES)),

@@ -39,7 +39,7 @@ from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, 
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.setup import built_model
-from ctmasknet.engine.solver import build_optimizer, build_step_trainer
+from ctmasknet.engine.solver import build_optimizer, build_schedule, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
     TRAINING,
@@ -110,7 +110,7 @@ class Trainer(DefaultTrainer):
         #: Cached ranked rows by file name, when the training draws them instead of images.
         self._rows: dict[str, Tensor] | None = None
         self._last_eval_results: OrderedDict[str, Any] | None = None
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.scheduler = build_schedule(cfg, optimizer)
         spec = spec_of(cfg)
         self.checkpointer = CTMaskNetCheckpointer(
             model,
