@@ -136,6 +136,8 @@ def check_together(cfg: CfgNode) -> None:
     Raises:
         CTMaskNetError: names the keys, their values and what to do.
     """
+    if not cfg.OUTPUT_DIR:
+        raise CTMaskNetError("OUTPUT_DIR is empty; name a folder")
     for problem in (
         *(_classes(cfg), _solver(cfg), _inference(cfg), _matching(cfg.MODEL)),
         *(_backbone(cfg.MODEL), _anchors(cfg.MODEL), _heads(cfg.MODEL)),
@@ -198,6 +200,14 @@ def _inference(cfg: CfgNode) -> str | None:
             f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE} but MODEL.INFERENCE.FUSED is "
             "False; set it True"
         )
+    for part in ("RESNETS", "FPN"):
+        norm = cfg.MODEL[part].NORM
+        if cfg.MODEL.INFERENCE.DTYPE and norm in ("GN", "LN"):
+            return (
+                f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE}, but MODEL.{part}.NORM "
+                f"{norm} cannot be folded into convolutions in it; set MODEL.INFERENCE.DTYPE "
+                "to ''"
+            )
     return None
 
 
