@@ -94,7 +94,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         for idle in idle_keys(cfg):
             _LOGGER.warning("%s", idle)
-        look_at_slices(cfg)
+        look_at_slices(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL])
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
@@ -335,6 +335,7 @@ class Trainer(DefaultTrainer):
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (the
                 results of the others are written).
         """
+        look_at_slices(cfg, cfg.DATASETS.TEST)
         totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
         bad = BadSlices.from_cfg(cfg, totals)
         with listed_bad_slices(bad, inference_folder(cfg)):
