@@ -136,6 +136,8 @@ def check_together(cfg: CfgNode) -> None:
     Raises:
         CTMaskNetError: names the keys, their values and what to do.
     """
+    if not cfg.OUTPUT_DIR:
+        raise CTMaskNetError("OUTPUT_DIR is empty; name a folder")
     for problem in (
         *(_classes(cfg), _solver(cfg), _inference(cfg), _matching(cfg.MODEL)),
         *(_backbone(cfg.MODEL), _anchors(cfg.MODEL), _heads(cfg.MODEL)),
@@ -198,6 +200,14 @@ def _inference(cfg: CfgNode) -> str | None:
             f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE} but MODEL.INFERENCE.FUSED is "
             "False; set it True"
         )
+    for part in ("RESNETS", "FPN"):
+        norm = cfg.MODEL[part].NORM
+        if cfg.MODEL.INFERENCE.DTYPE and norm in ("GN", "LN"):
+            return (
+                f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE}, but MODEL.{part}.NORM "
+                f"{norm} cannot be folded into convolutions in it; set MODEL.INFERENCE.DTYPE "
+                "to ''"
+            )
     return None
 
 
@@ -234,6 +244,12 @@ def _backbone(model: CfgNode) -> str | None:
     levels = [name.replace("res", "p") for name in model.FPN.IN_FEATURES]
     if model.BACKBONE.NAME == "build_resnet_fpn_backbone":
         levels.append("p6")
+        if "p5" not in levels:
+            return (
+                "MODEL.BACKBONE.NAME is 'build_resnet_fpn_backbone', which adds a level p6 to p5, "
+                f"but MODEL.FPN.IN_FEATURES is {list(model.FPN.IN_FEATURES)}; set it to "
+                "build_resnet_fpn_without_p6_backbone"
+            )
     for key, names, known in (
         ("RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, stages),
         ("FPN.IN_FEATURES", model.FPN.IN_FEATURES, list(model.RESNETS.OUT_FEATURES)),

@@ -204,6 +204,23 @@ def check_keys(cfg: CfgNode) -> None:
     check_together(cfg)
 
 
+def idle_keys(cfg: CfgNode) -> Iterator[str]:
+    """Keys of a training that its other keys leave without effect, each as a line that says why.
+
+    They are not refused, for configurations inherit them.
+    """
+    usual = get_cfg()
+    add_ctmasknet_config(usual)
+    default = dict(leaves(usual))
+    for key, value in leaves(cfg):
+        if key not in default or _tuples(value) == _tuples(default[key]):
+            continue
+        for starts, condition, reason in _IDLE_WHERE:
+            if key.startswith(starts) and condition(cfg):
+                yield f"{key} {value!r} has no effect: {reason}"
+                break
+
+
 def _tuples(value: object) -> object:
     """A sequence as tuples all through, for a file that was dumped has lists in their place."""
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
@@ -342,5 +359,63 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS"),
         lambda cfg: not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
         "no stage is deformable (MODEL.RESNETS.DEFORM_ON_PER_STAGE)",
+    ),
+)
+#: The same for keys that configurations inherit, about which a training warns.
+_IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
+    (
+        ("MODEL.IMAGE_HEAD.", "MODEL.RANKED_BOXES."),
+        lambda cfg: not is_classifier(cfg),
+        "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "TEST.COCO_FAST"),
+        is_classifier,
+        "it is a detector's (MODEL.META_ARCHITECTURE GeneralizedRCNN)",
+    ),
+    (
+        ("SOLVER.DETECTOR_LR_FACTOR",),
+        lambda cfg: cfg.MODEL.TRAINABLE == "heads",
+        "the image head alone is trained (MODEL.TRAINABLE heads)",
+    ),
+    (
+        ("MODEL.RANKED_BOXES.CACHE_DIR",),
+        lambda cfg: cfg.MODEL.TRAINABLE != "heads" or cfg.MODEL.RANKED_BOXES.CACHE == "never",
+        "no rows are cached (MODEL.TRAINABLE, MODEL.RANKED_BOXES.CACHE)",
+    ),
+    (
+        ("MODEL.INFERENCE.RECHECK_MARGIN",),
+        lambda cfg: not cfg.MODEL.INFERENCE.DTYPE,
+        "everything is named in float32 (MODEL.INFERENCE.DTYPE)",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.NORM"),
+        lambda cfg: not cfg.MODEL.ROI_BOX_HEAD.NUM_CONV,
+        "the box head has no convolution (MODEL.ROI_BOX_HEAD.NUM_CONV)",
+    ),
+    (
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING",),
+        lambda cfg: not cfg.INPUT.MIN_SIZE_TRAIN,
+        "training sees slices in the size of testing (INPUT.MIN_SIZE_TRAIN)",
+    ),
+    (
+        ("DATALOADER.MAX_BAD_SHARE",),
+        lambda cfg: cfg.DATALOADER.BAD_SLICES == "error",
+        "the first bad slice ends the run (DATALOADER.BAD_SLICES)",
+    ),
+    (
+        ("SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD"),
+        lambda cfg: not cfg.SOLVER.WARMUP_ITERS,
+        "there is no warm-up (SOLVER.WARMUP_ITERS)",
+    ),
+    (
+        ("SOLVER.GAMMA",),
+        lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR",
+        "WarmupCosineLR has no steps (SOLVER.LR_SCHEDULER_NAME)",
+    ),
+    (
+        ("SOLVER.STEPS",),
+        lambda cfg: cfg.SOLVER.STEPS and cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR",
+        "they are WarmupMultiStepLR's (SOLVER.LR_SCHEDULER_NAME)",
     ),
 )

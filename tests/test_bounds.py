@@ -112,6 +112,16 @@ def test_a_value_that_no_run_can_work_with(repository, key, value, message):
             "DEFORM_ON_PER_STAGE: deformable convolutions need .* a GPU",
         ),
         ("seg", ["MODEL.ROI_BOX_HEAD.NUM_FC", 0], "NUM_FC and NUM_CONV are both 0"),
+        ("seg", ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"], None),
+        ("seg", ["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
+        (
+            *("seg", ["MODEL.INFERENCE.DTYPE", "bfloat16", "MODEL.FPN.NORM", "GN"]),
+            "DTYPE is bfloat16, but MODEL.FPN.NORM GN cannot be folded",
+        ),
+        (
+            *("seg_light", ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]),
+            r"'build_resnet_fpn_backbone', which adds a level p6 to p5, but .*\['res3'\]",
+        ),
         (
             "seg",
             [

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, leaves
+from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, idle_keys, leaves
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 
@@ -183,6 +183,39 @@ def test_keys_that_depend_on_others(repository, config, overrides, message):
     else:
         with pytest.raises(CTMaskNetError, match=message):
             read_cfg(path, overrides)
+
+
+def test_no_configuration_of_the_repository_has_idle_keys(repository):
+    files = [
+        path for path in (repository / "configs").rglob("*.yaml") if path.parent.name != "parts"
+    ]
+    assert len(files) > 20
+    assert [idle for path in files for idle in idle_keys(read_cfg(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "key"),
+    [
+        ("seg", ["MODEL.RANKED_BOXES.NUM", 8], "MODEL.RANKED_BOXES.NUM 8"),
+        ("seg", ["MODEL.IMAGE_HEAD.FC_DIM", 8], "MODEL.IMAGE_HEAD.FC_DIM 8"),
+        ("cls", ["SOLVER.DETECTOR_LR_FACTOR", 0.5], "SOLVER.DETECTOR_LR_FACTOR 0.5"),
+        ("cls_full", ["SOLVER.DETECTOR_LR_FACTOR", 0.5], None),
+        ("cls_full", ["MODEL.RANKED_BOXES.CACHE_DIR", "x"], "MODEL.RANKED_BOXES.CACHE_DIR 'x'"),
+        ("cls", ["MODEL.RANKED_BOXES.CACHE_DIR", "x"], None),
+        ("cls", ["MODEL.INFERENCE.RECHECK_MARGIN", 2.0], "MODEL.INFERENCE.RECHECK_MARGIN 2.0"),
+        ("cls", ["TEST.COCO_FAST", "never"], "TEST.COCO_FAST 'never'"),
+        ("seg", ["TEST.COCO_FAST", "never"], None),
+        ("seg", ["SOLVER.GAMMA", 0.5], None),
+        ("seg_light", ["SOLVER.GAMMA", 0.5], "SOLVER.GAMMA 0.5"),
+        ("seg_light", ["SOLVER.STEPS", (5,)], "SOLVER.STEPS (5,)"),
+        ("seg", ["SOLVER.WARMUP_FACTOR", 0.5], "SOLVER.WARMUP_FACTOR 0.5"),
+        ("seg", ["DATALOADER.MAX_BAD_SHARE", 0.5], "DATALOADER.MAX_BAD_SHARE 0.5"),
+        ("seg", ["MODEL.ROI_BOX_HEAD.NORM", "GN"], "MODEL.ROI_BOX_HEAD.NORM 'GN'"),
+    ],
+)
+def test_idle_keys(repository, config, overrides, key):
+    found = list(idle_keys(read_cfg(repository / "configs" / f"{config}.yaml", overrides)))
+    assert [line.split(" has no effect: ")[0] for line in found] == ([key] if key else [])
 
 
 @pytest.mark.parametrize("config", ["seg", "cls", "seg_light", "cls_light"])

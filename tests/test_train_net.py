@@ -66,6 +66,12 @@ def test_training_looks_at_the_validation_set_only(runs):
         assert "_test" not in training[training.index("Starting training") :]
 
 
+def test_keys_without_effect_are_told(runs):
+    line = "MODEL.RANKED_BOXES.NUM 16 has no effect: it is a classifier's"
+    assert line in (runs / "seg" / "log.txt").read_text()
+    assert "has no effect" not in (runs / "cls" / "log.txt").read_text()
+
+
 def test_lesion_results(runs):
     found = results(runs / "seg", "cncb_lesions_merge_val")
     assert set(found) == {"bbox", "segm", "lesion_free", "per_image", "dice"}

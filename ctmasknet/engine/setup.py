@@ -39,6 +39,7 @@ from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.spec import put_stated, stated
 
@@ -376,4 +377,9 @@ def _check_device(cfg: CfgNode) -> None:
         raise CTMaskNetError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds {torch.cuda.device_count()} "
             "GPUs; set it to cpu"
+        )
+    if cfg.MODEL.INFERENCE.DTYPE == "bfloat16" and not has_bfloat16(device):
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.DTYPE is bfloat16, which device {device} does not compute in; set it "
+            'to ""'
         )

@@ -16,8 +16,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import (
+    build_lr_scheduler,
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ctmasknet.config import is_classifier
 from ctmasknet.errors import CTMaskNetError
@@ -52,6 +58,40 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr_factor_func=lambda name: _lr_factor(cfg, name),
     )
     return maybe_add_gradient_clipping(cfg, _OPTIMIZERS[cfg.SOLVER.OPTIMIZER](parameters, cfg))
+
+
+def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Detectron2's learning rate by iteration, asked once before it is needed.
+
+    Raises:
+        CTMaskNetError: it has no rate for some iteration.
+    """
+    solver, last = cfg.SOLVER, cfg.SOLVER.MAX_ITER
+    try:
+        scheduler = build_lr_scheduler(cfg, optimizer)
+        if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+            # It has none behind the last iteration, where no step follows but it is asked.
+            scheduler._multiplier = _BeforeTheEnd(scheduler._multiplier, 1 - 0.5 / last)
+        for at in {*range(0, last, 1 + last // 1000), last - 1, last}:
+            scheduler._multiplier(at / last)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+        raise CTMaskNetError(
+            f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME} has no rate for every iteration "
+            f"({type(error).__name__}: {error}) with SOLVER.MAX_ITER {last}, SOLVER.STEPS "
+            f"{solver.STEPS}, SOLVER.NUM_DECAYS {solver.NUM_DECAYS}, SOLVER.WARMUP_ITERS "
+            f"{solver.WARMUP_ITERS}; train longer, or with fewer steps"
+        ) from error
+    return scheduler
+
+
+class _BeforeTheEnd(ParamScheduler):
+    """A schedule whose rate stays what it is at ``end``, as a share of all iterations."""
+
+    def __init__(self, schedule: ParamScheduler, end: float):
+        self._schedule, self._end = schedule, end
+
+    def __call__(self, where: float) -> float:
+        return self._schedule(min(where, self._end))
 
 
 def _lr_factor(cfg: CfgNode, parameter: str) -> float:

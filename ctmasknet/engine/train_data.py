@@ -16,7 +16,7 @@ import itertools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,8 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         ) from None
 
 
-def look_at_slices(cfg: CfgNode) -> None:
-    """Look at every slice of ``DATASETS.TRAIN`` and ``VAL`` before a training, by its headers.
+def look_at_slices(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Look at every slice of registered sets before a training or evaluation, by its headers.
 
     A picture that does not end as its format does is decoded; other damage is found when the slice
     is drawn. Of several processes each looks at its share.
@@ -188,12 +188,7 @@ def look_at_slices(cfg: CfgNode) -> None:
     """
     if cfg.DATALOADER.BAD_SLICES == "skip":
         return
-    entries = {
-        entry["file_name"]: (name, entry)
-        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.VAL)
-        for name in names
-        for entry in dataset_dicts(name)
-    }
+    entries = {entry["file_name"]: (name, entry) for name in names for entry in dataset_dicts(name)}
     mine = list(entries.values())[comm.get_rank() :: comm.get_world_size()]
     bad = BadSlices.from_cfg(cfg, {})
     look = functools.partial(_look_at, crop=is_classifier(cfg) and cfg.INPUT.CROP_TO_BODY)

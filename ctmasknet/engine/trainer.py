@@ -25,7 +25,7 @@ from detectron2.utils.events import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import idle_keys, is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
 from ctmasknet.data.patients import first_few
@@ -43,7 +43,7 @@ from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
 from ctmasknet.engine.runs.identity import RUN, Identity
 from ctmasknet.engine.setup import built_model
-from ctmasknet.engine.solver import build_optimizer, build_step_trainer
+from ctmasknet.engine.solver import build_optimizer, build_schedule, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
     TRAINING,
@@ -104,7 +104,9 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         # Not DefaultTrainer's, which hands GPU numbers to DistributedDataParallel on a CPU too.
         TrainerBase.__init__(self)
-        look_at_slices(cfg)
+        for idle in idle_keys(cfg):
+            _LOGGER.warning("%s", idle)
+        look_at_slices(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL])
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
@@ -120,7 +122,7 @@ class Trainer(DefaultTrainer):
         #: Cached ranked rows by file name, when the training draws them instead of images.
         self._rows: dict[str, Tensor] | None = None
         self._last_eval_results: OrderedDict[str, Any] | None = None
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.scheduler = build_schedule(cfg, optimizer)
         spec = spec_of(cfg)
         self.checkpointer = CTMaskNetCheckpointer(
             model,
@@ -371,6 +373,7 @@ class Trainer(DefaultTrainer):
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (the
                 results of the others are written).
         """
+        look_at_slices(cfg, cfg.DATASETS.TEST)
         totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
         bad = BadSlices.from_cfg(cfg, totals)
         with listed_bad_slices(bad, inference_folder(cfg)):

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from ctmasknet.config_file import read_cfg
+from ctmasknet.engine import setup
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.export import load_exported
 from ctmasknet.engine.setup import built_model, inference_cfg, load_model, resolve_epochs
@@ -129,6 +130,19 @@ def test_the_other_tasks_checkpoint_and_missing_weights_are_refused(repository, 
 def test_a_device_that_is_not_there_is_refused_at_the_start(config, two, device, message):
     with pytest.raises(CTMaskNetError, match=f"MODEL.DEVICE is '{device}'.*{message}"):
         inference_cfg(config, [*TINY, "MODEL.DEVICE", device], two)
+
+
+def test_a_type_that_the_device_does_not_compute_in_is_refused_at_the_start(
+    config, two, monkeypatch
+):
+    words = [*TINY, "MODEL.INFERENCE.DTYPE", "bfloat16"]
+    for has in (False, True):
+        monkeypatch.setattr(setup, "has_bfloat16", lambda device, has=has: has)
+        if has:
+            assert inference_cfg(config, words, two)[0].MODEL.INFERENCE.DTYPE == "bfloat16"
+        else:
+            with pytest.raises(CTMaskNetError, match="DTYPE is bfloat16, which device cpu does"):
+                inference_cfg(config, words, two)
 
 
 def test_two_classes_are_exported_and_drawn_without_their_data_set(

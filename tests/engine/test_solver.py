@@ -15,7 +15,13 @@ from torchvision.ops import RoIPool
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine import solver as precision
-from ctmasknet.engine.solver import AutocastTrainer, amp_dtype, build_optimizer, build_step_trainer
+from ctmasknet.engine.solver import (
+    AutocastTrainer,
+    amp_dtype,
+    build_optimizer,
+    build_schedule,
+    build_step_trainer,
+)
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import needs_bfloat16
 
@@ -109,6 +115,35 @@ class TestOptimizer:
             parameter.grad = torch.full_like(parameter, 8.0)
         optimizer.step()
         assert [parameter.item() for parameter in model.parameters()] == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"], [1, 1e-1, 1e-2, 1e-3, 1e-3]),
+        (["SOLVER.STEPS", (2,)], [1, 1, 1e-1, 1e-1, 1e-1]),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], [1, 0.8535534, 0.5, 0.1464466, 0]),
+        (["SOLVER.WARMUP_ITERS", 100, "SOLVER.WARMUP_FACTOR", 0.5], [0.5, 0.625, 0.75, 0.875, 1]),
+    ],
+)
+def test_a_schedule_has_a_rate_for_every_iteration_and_after_the_last(tiny_cfg, overrides, rates):
+    tiny_cfg.SOLVER.MAX_ITER, tiny_cfg.SOLVER.BASE_LR = 4, 1.0
+    tiny_cfg.merge_from_list(overrides)
+    optimizer = build_optimizer(tiny_cfg, torch.nn.Linear(1, 1))
+    scheduler = build_schedule(tiny_cfg, optimizer)
+    found = []
+    for _ in rates:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(found) < len(rates) else None
+    assert found == pytest.approx(rates, abs=1e-6)
+
+
+def test_a_schedule_without_a_rate_for_some_iteration_is_refused(tiny_cfg):
+    tiny_cfg.SOLVER.STEPS, tiny_cfg.SOLVER.MAX_ITER = (3, 2), 9
+    optimizer = build_optimizer(tiny_cfg, torch.nn.Linear(1, 1))
+    with pytest.raises(CTMaskNetError, match=r"has no rate for every .*SOLVER.STEPS \(3, 2\)"):
+        build_schedule(tiny_cfg, optimizer)
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data.samplers import TrainingSampler
 from PIL import Image
 
 from ctmasknet.engine import train_data
+from ctmasknet.engine.setup import built_model, read_cfg
 from ctmasknet.engine.train_data import (
     SeededMapping,
     TrainingBatches,
@@ -109,12 +111,12 @@ def slices(tmp_path, tiny_cfg, monkeypatch):
 
 def test_slices_in_order(slices):
     cfg, entries = slices
-    look_at_slices(cfg)
+    look_at_slices(cfg, ["one", "two"])
     cfg.INPUT.CROP_TO_BODY = True
-    look_at_slices(cfg)
+    look_at_slices(cfg, ["one", "two"])
     with open(entries[0]["file_name"], "ab") as stream:  # what follows a picture is none of it
         stream.write(b"\0" * 200)
-    look_at_slices(cfg)
+    look_at_slices(cfg, ["one", "two"])
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -126,9 +128,9 @@ def test_a_truncated_slice(slices, number, left):
         size = stream.seek(0, 2)
         stream.truncate(int(left * size) if left < 1 else left)
     with pytest.raises(CTMaskNetError, match=rf"^{re.escape(path)}: .*BAD_SLICES skip\)$"):
-        look_at_slices(cfg)
+        look_at_slices(cfg, ["one", "two"])
     cfg.DATALOADER.BAD_SLICES = "skip"
-    look_at_slices(cfg)
+    look_at_slices(cfg, ["one", "two"])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_slice_that_is_not_what_its_set_says(slices, change, message):
     cfg.INPUT.CROP_TO_BODY = True
     entries[1].update(change)
     with pytest.raises(CTMaskNetError, match=message):
-        look_at_slices(cfg)
+        look_at_slices(cfg, ["one", "two"])
 
 
 def test_several_processes_look_at_their_shares(slices, monkeypatch):
@@ -155,7 +157,7 @@ def test_several_processes_look_at_their_shares(slices, monkeypatch):
     monkeypatch.setattr(train_data.comm, "get_world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(train_data.comm, "get_rank", lambda rank=rank: rank)
-        look_at_slices(cfg)
+        look_at_slices(cfg, ["one", "two"])
         assert len(seen) in (3, 5)
     assert sorted(seen) == [entry["file_name"] for entry in entries]
 
@@ -177,6 +179,13 @@ def test_a_run_ends_before_its_first_step(repository, prepared, tmp_path, monkey
     monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
     monkeypatch.chdir(repository)
     words = ["--config-file", "configs/seg_light.yaml", *TINY, "OUTPUT_DIR", tmp_path / "out"]
-    assert run_tool(repository, "tools/train_net.py", *words, "SOLVER.MAX_ITER", 1) == 2
-    assert f"error: {damaged}: unreadable or truncated image" in capsys.readouterr().err
+    for flags in ([], ["--eval-only"]):
+        given = [*flags, *words, "SOLVER.MAX_ITER", 1, "MODEL.WEIGHTS"]
+        weights = tmp_path / "w.pth" if flags else ""
+        if flags:
+            model = built_model(read_cfg("configs/seg_light.yaml", TINY))
+            torch.save({"model": model.state_dict()}, weights)
+        assert run_tool(repository, "tools/train_net.py", *given, weights) == 2
+        assert f"error: {damaged}: unreadable or truncated image" in capsys.readouterr().err
+    assert "Start inference" not in (tmp_path / "out" / "log.txt").read_text()
     assert "Starting training" not in (tmp_path / "out" / "log.txt").read_text()
