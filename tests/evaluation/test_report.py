@@ -285,7 +285,7 @@ def test_checkpoints_that_a_calibration_does_not_belong_to(tmp_path, validation_
         (["--predictions", "test.csv", "--output", "test.csv"], "cannot be written"),
         (
             ["--predictions", "test.csv", "--validation", "val.csv", "--checkpoint", "test.csv"],
-            "test.csv: not a readable checkpoint",
+            "test.csv: weights are read from a .pth written by training",
         ),
     ],
 )

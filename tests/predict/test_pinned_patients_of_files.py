@@ -42,11 +42,11 @@ PICTURES = {
     "XY_7_1_0000.png": ("", None),
     "P8/12.png": ("", None),
     "site/a.png": ("", None),
-    "137covid_patient76_SR_2_IM00014.png": ("", None),
-    "volume-covid19-A-0383_1_ct-0018.png": ("", None),
-    "coronacases_010-0075.png": ("", None),
-    "LIDC-IDRI-0273-1.2.3-0032.png": ("", None),
-    "COVIDCTMD-P002-IM0025.png": ("", None),
+    "137covid_patient76_SR_2_IM00014.png": ("patient76", "137covid_patient76_SR_2"),
+    "volume-covid19-A-0383_1_ct-0018.png": ("volume-covid19-A-0383_1",) * 2,
+    "coronacases_010-0075.png": ("coronacases_010", "coronacases_010"),
+    "LIDC-IDRI-0273-1.2.3-0032.png": ("LIDC-IDRI-0273", "1.2.3"),
+    "COVIDCTMD-P002-IM0025.png": ("COVIDCTMD-P002", "COVIDCTMD-P002"),
 }
 
 

@@ -70,10 +70,14 @@ def test_one_process_s_failure_ends_the_one_that_waits(repository, classifier, o
 
 
 def test_a_process_that_is_killed_is_one_line(classifier, scans, tmp_path, tool, monkeypatch):
-    def start(*args, **kwargs):
-        raise ProcessExitedException("", 1, 4711, -9, "SIGKILL")
+    class Started:
+        def pids(self):
+            return []
 
-    monkeypatch.setattr("torch.multiprocessing.start_processes", start)
+        def join(self, *args, **kwargs):
+            raise ProcessExitedException("", 1, 4711, -9, "SIGKILL")
+
+    monkeypatch.setattr("torch.multiprocessing.start_processes", lambda *_, **__: Started())
     command = words(classifier, [scans], tmp_path / "out", "--num-gpus", 2)
     code, line = tool(*command)
     assert code == 2 and line.startswith("error: process 2 of 2 was ended by SIGKILL")

@@ -7,19 +7,21 @@ import logging
 import os
 import re
 import sys
+from typing import TextIO
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
+from termcolor import colored
 
 from ctmasknet.files import atomic_write
 
 CONFIG = "config.yaml"
 _LOGGERS = ("fvcore", "detectron2", "ctmasknet")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_FORMAT, _TIME = "[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"
 #: Lines that a message may have on the terminal; evaluation's tables have fewer.
 _MOST_LINES = 20
 _LOGGER = logging.getLogger(__name__)
@@ -48,32 +50,61 @@ def start_run(cfg: CfgNode, *, training: bool) -> None:
 
 def start_logs(folder: str | os.PathLike | None = None) -> None:
     """Log to the terminal, and to ``log.txt`` in ``folder`` where one is given, which has what
-    Detectron2 says too.
+    Detectron2 says too. Replaces what an earlier call set up.
 
     The terminal of the main process shows the beginning of long messages, with colours if it is
     one; the file has all of them, without.
     """
-    output = None if folder is None else os.fspath(folder)
-    for name in _LOGGERS if output is not None else ("ctmasknet",):
-        logger = setup_logger(output, comm.get_rank(), color=sys.stdout.isatty(), name=name)
-        for handler in logger.handlers:
-            if not isinstance(handler.formatter, _Shown):
-                on_terminal = getattr(handler, "stream", None) in (sys.stdout, sys.__stdout__)
-                handler.setFormatter(_Shown(handler.formatter, on_terminal, output is not None))
+    rank = comm.get_rank()
+    handlers: list[logging.Handler] = [] if rank else [_Terminal(folder is not None)]
+    if folder is not None:
+        name = os.path.join(folder, "log.txt" if not rank else f"log.txt.rank{rank}")
+        handlers.append(_LogFile(name, encoding="utf-8"))
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for handler in [one for one in logger.handlers if isinstance(one, _Terminal | _LogFile)]:
+            logger.removeHandler(handler)
+            handler.close()
+        if folder is None and name != "ctmasknet":
+            continue
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
 
 
-class _Shown(logging.Formatter):
-    """Another formatter's text, shortened on the terminal, and without colours elsewhere."""
+class _Terminal(logging.StreamHandler):
+    """Standard output, whatever that is when something is said."""
 
-    def __init__(self, inner: logging.Formatter, on_terminal: bool, has_file: bool):
+    def __init__(self, has_file: bool):
         super().__init__()
-        self._inner, self._on_terminal, self._has_file = inner, on_terminal, has_file
+        self._has_file = has_file
+        self.setFormatter(logging.Formatter(_FORMAT, _TIME))
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """The base class sets it once."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = self._inner.format(logging.makeLogRecord(vars(record)))
-        if not (self._on_terminal and sys.stdout.isatty()):
+        text = super().format(record)
+        if not sys.stdout.isatty():
             text = _COLOUR.sub("", text)
+        elif record.levelno >= logging.WARNING:
+            text = colored(text, "red", force_color=True)
         lines = text.splitlines()
-        if self._on_terminal and self._has_file and len(lines) > _MOST_LINES:
+        if self._has_file and len(lines) > _MOST_LINES:
             return f"{lines[0]} ({len(lines) - 1} lines, in log.txt)"
         return text
+
+
+class _LogFile(logging.FileHandler):
+    def __init__(self, path: str, encoding: str):
+        super().__init__(path, encoding=encoding)
+        self.setFormatter(logging.Formatter(_FORMAT, _TIME))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOUR.sub("", super().format(record))

@@ -14,19 +14,17 @@ CODES = "\x1b["
 
 
 @pytest.fixture
-def fresh_logs(monkeypatch):
-    """Loggers of the run without handlers, as in a new process; as before afterwards."""
+def fresh_logs():
+    """The run's loggers are as before afterwards."""
     loggers = [logging.getLogger(name) for name in start._LOGGERS]
     before = [(item, item.handlers[:], item.level, item.propagate) for item in loggers]
     for item in loggers:
         item.handlers.clear()
-    start.setup_logger.cache_clear()
     yield
     for item, handlers, level, propagate in before:
         item.handlers[:] = handlers
         item.setLevel(level)
         item.propagate = propagate
-    start.setup_logger.cache_clear()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -39,13 +37,24 @@ def test_short_on_the_terminal_whole_and_plain_in_the_file(
     logger.info("Model:\n%s", "\n".join(map(str, range(400))))
     logger.info("\x1b[34mblue\x1b[0m words")
     logger.warning("look here")
-    for handler in logging.getLogger("detectron2").handlers:
-        handler.flush()
     shown, kept = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
     assert len(shown.splitlines()) == 3 and "Model: (400 lines, in log.txt)" in shown
     assert (CODES in shown) is terminal
     assert "\n399\n" in kept and "blue words" in kept and "WARNING: look here" in kept
     assert CODES not in kept
+
+
+def test_a_second_start_replaces_the_first(tmp_path, fresh_logs, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        start_logs(tmp_path / name)
+        logging.getLogger("ctmasknet").info("in %s", name)
+    assert "in b" not in (tmp_path / "a" / "log.txt").read_text()
+    assert capsys.readouterr().out.count("in b") == 1
+    start_logs()
+    logging.getLogger("ctmasknet").info("of a prediction")
+    assert "of a prediction" not in (tmp_path / "b" / "log.txt").read_text()
+    assert "of a prediction" in capsys.readouterr().out
 
 
 def test_configuration_seed_and_environment(tmp_path, fresh_logs, capsys):
