@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data import registry as datasets
 from ctmasknet.evaluation.predictions import SlicePrediction
 from tests.helpers.running import run_tool
+
+# A run in a script's background ignores Ctrl-C, and so would the tools that tests start.
+for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real lists, real slices and golden vectors; absent in a plain clone.
