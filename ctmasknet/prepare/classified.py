@@ -294,7 +294,7 @@ def read_volume_list(
             check_split_name(row["split"])
         given = classes.index(row["class"]), row["patient"], row["scan"], row["split"]
         target = Path(root, part)
-        if not target.exists():
+        if not os.path.exists(target):  # Path.exists raises at names that are too long
             if on_bad is None:
                 raise CTMaskNetError(f"{where}: {target}: no such file or folder; correct the list")
             on_bad(str(target), "no such file or folder")

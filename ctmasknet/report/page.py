@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
 from ctmasknet.report.sections import page_values
-from ctmasknet.report.source import ReportSource, dataset_names, read_source
+from ctmasknet.report.source import ReportSource, dataset_names, of_another_form, read_source
 from ctmasknet.report.tables import (
     MAX_ROWS,
     PER_PATIENT,
@@ -88,7 +89,12 @@ def write_report(
     found = SlicePictures(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
     )
-    return _written(output, _render(source, found, gallery), folder, files)
+    with contextlib.ExitStack() as stack:
+        if source.read:
+            names = ", ".join(map(str, source.read))
+            stack.enter_context(of_another_form(f"{names}: cannot be shown"))
+        page = _render(source, found, gallery)
+    return _written(output, page, folder, files)
 
 
 def _written(output: Path, page: str, folder: str | os.PathLike, files: SliceFiles) -> Path:

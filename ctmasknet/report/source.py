@@ -3,6 +3,7 @@ the run's record says of it."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -58,6 +59,7 @@ class ReportSource:
         problems: (scan or slice, what is wrong with it) of a prediction folder, scans first.
         cautions: what has to be said of a prediction's weights and lesions.
         bad_slices: (unreadable, all) slices or files, None where the run left none out.
+        read: the JSON files that figures are taken from, which may be a stranger's.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class ReportSource:
     problems: list[tuple[str, str]]
     cautions: list[str]
     bad_slices: tuple[int, int] | None
+    read: list[Path]
 
 
 def read_source(
@@ -120,7 +123,8 @@ def read_source(
     report, learned = None, None
     if found is not None:
         report = _read_json(found, f"a report of {_EVALUATION_TOOL}", _check_evaluation)
-        _check_same(found, report, path, rows, class_names)
+        with of_another_form(f"{found}: not a report of {_EVALUATION_TOOL}"):
+            _check_same(found, report, path, rows, class_names)
         if report["settings"]["pooling"] == "learned":
             learned = load_learned_pooling(found.with_name(_LEARNED), class_names)
     elif any(row.label is not None for row in rows):
@@ -158,6 +162,11 @@ def read_source(
         problems=problems,
         cautions=cautions,
         bad_slices=_read_bad_slices(path, name),
+        read=[
+            *([found] if found else []),
+            *([listing] if listing else []),
+            *(one["read_from"] for one in (measured, truth) if one),
+        ],
     )
 
 
@@ -215,11 +224,19 @@ def _find(argument: str, given: str | os.PathLike | None, tool: str, *usual: Pat
 
 def _read_json(path: Path, what: str, checked: Callable[[Any], Any]) -> Any:
     """``checked`` of the file's content; the errors of a content of another form are one line."""
-    try:
+    with of_another_form(f"{path}: not {what}"):
         return checked(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+
+
+@contextlib.contextmanager
+def of_another_form(message: str) -> Iterator[None]:
+    """What a content of another form raises where it is used becomes one line."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise CTMaskNetError(
-            f"{path}: not {what} ({type(error).__name__}: {error}); make it anew or remove it"
+            f"{message} ({type(error).__name__}: {reason}); make it anew or remove it"
         ) from error
 
 
@@ -273,8 +290,10 @@ def _read_burdens(
                 "the predicted lesions as `burden`"
             )
         return None, None
-    found = _read_json(path, what, _check_burden)
-    truth = None if truth_path is None else _read_json(truth_path, what, _check_burden)
+    found = _read_json(path, what, _check_burden) | {"read_from": path}
+    truth = None
+    if truth_path is not None:
+        truth = _read_json(truth_path, what, _check_burden) | {"read_from": truth_path}
     if truth is not None and truth["of"] != found["of"]:
         raise CTMaskNetError(
             f"{path}: shares of the {found['of']}, but those in {truth_path} are of the "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 import yaml
 from PIL import Image
@@ -36,7 +37,7 @@ from ctmasknet.names import read_groups
 from ctmasknet.predict.manifest import read_manifest
 from ctmasknet.prepare.classified import read_volume_list
 from ctmasknet.prepare.lists import read_slice_list
-from ctmasknet.report.source import read_source
+from ctmasknet.report.page import write_report
 from ctmasknet.weights.imported import import_file
 from tests.fuzz import mutations
 from tests.helpers.checkpoint_files import Call
@@ -121,8 +122,12 @@ def _texts(folder: Path, marker: Path) -> dict[str, Target]:
     volumes = "path,class,patient,scan,split\na.nii.gz,normal,p1,s1,train\nb,covid,p2,s2,test\n"
 
     def configuration(made: Path, rng: random.Random) -> Path:
-        def changed() -> str:
-            text = yaml.safe_dump(mutations.tree(sound, rng), allow_unicode=True)
+        def odd_text() -> str:
+            changed = mutations.tree(sound, rng)
+            try:
+                text = yaml.safe_dump(changed, allow_unicode=True)
+            except RecursionError:  # YAML's writer goes less deep than its reader
+                text = json.dumps(changed)
             if rng.random() < 0.4:
                 lines = text.splitlines()
                 place = rng.randrange(len(lines))
@@ -134,7 +139,7 @@ def _texts(folder: Path, marker: Path) -> dict[str, Target]:
         data = mutations.raw(yaml.safe_dump(sound).encode(), rng)
         return _written(
             made / "x.yaml",
-            data if rng.random() < 0.2 else changed().encode(errors="surrogatepass"),
+            data if rng.random() < 0.2 else odd_text().encode(errors="surrogatepass"),
         )
 
     def listed(made: Path, rng: random.Random) -> Path:
@@ -160,10 +165,14 @@ def _lesions(folder: Path) -> dict[str, Target]:
     for number in range(2):
         _written(folder / f"{number}.png", b"")
         Image.fromarray(np.full((24, 32), 90, np.uint8)).save(folder / f"{number}.png")
-    runs = {"size": [24, 32], "counts": [100, 8, 16, 8, 636]}
+    runs = {"size": [24, 32], "counts": [100, *([8, 16] * 7), 8, 492]}
     images = [{"id": i, "file_name": f"{i}.png", "height": 24, "width": 32} for i in range(2)]
     images = [image | {"patient": f"p{i}"} for i, image in enumerate(images)]
-    shapes = ([[4, 4, 12, 4, 12, 12, 4, 12]], runs, {"size": [24, 32], "counts": "T3h0X9h0"})
+    filled = np.zeros((24, 32), np.uint8, order="F")
+    filled[4:12, 4:12] = 1
+    packed = mask_util.encode(filled)
+    packed = {"size": [24, 32], "counts": packed["counts"].decode()}
+    shapes = ([[4, 4, 12, 4, 12, 12, 4, 12]], runs, packed)
     annotations = [
         {"id": n + 1, "image_id": n % 2, "category_id": 1 + n % 2, "bbox": [4, 4, 8, 8]}
         | {"area": 64, "iscrowd": 0, "segmentation": shape}
@@ -256,7 +265,7 @@ def _results(folder: Path) -> dict[str, Target]:
         "predictions": Target(
             lambda made, rng: _written(made / "x.csv", _csv(rng, text)), read_predictions_csv
         ),
-        "report": Target(source, lambda path: read_source(path.parent)),
+        "report": Target(source, lambda path: write_report(path.parent, path.parent / "page.html")),
         "record": Target(
             lambda made, rng: _written(made / "run.json", _json(rng, record)),
             lambda path: read_record(path.parent),

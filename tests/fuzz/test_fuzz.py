@@ -75,3 +75,16 @@ def test_trees_change_and_leave_their_source_alone():
     made = [mutations.tree(sound, random.Random(seed)) for seed in range(50)]
     assert sound == {"a": [1, 2, {"b": "c"}], "d": 0.5}
     assert sum(repr(value) != repr(sound) for value in made) > 45
+
+
+def test_what_is_not_damaged_is_read(tmp_path, monkeypatch):
+    """Else a reader that refuses everything would pass."""
+    for name in ("tree", "table", "raw"):
+        monkeypatch.setattr(mutations, name, lambda value, rng: value)
+    targets = all_targets(tmp_path / "sound", tmp_path / "marker")
+    assert len(targets) > 15
+    for name in set(targets) - {"yaml", "pickle", "checkpoint", "import", "volumes"}:
+        (tmp_path / name).mkdir()
+        path = targets[name].damage(tmp_path / name, random.Random(1))
+        outcome = runner.attempt(targets[name].read, path, tmp_path / "marker")
+        assert outcome.kind == "read", (name, outcome)

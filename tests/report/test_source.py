@@ -257,3 +257,30 @@ def test_limits_of_the_page(repository, unlabelled_folder, tmp_path, monkeypatch
     words = (unlabelled_folder, "--output", tmp_path / "r.html")
     assert run_tool(repository, "tools/report.py", *words) == 0
     assert counts == [24, 24]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("class_names",), None),
+        (("levels", "slices", "confusion_matrix"), "x"),
+        (("levels", "slices", "metrics", "accuracy"), []),
+        (("levels", "slices", "metrics", "auroc-covid", "value"), {}),
+        (("levels", "patients", "curves"), 5),
+        (("settings",), []),
+        (("poolings",), 3),
+    ],
+)
+def test_a_report_of_another_form_is_one_line(copied_run, tmp_path, keys, value):
+    path = copied_run / "report" / "report.json"
+    content = part = json.loads(path.read_text())
+    for key in keys[:-1]:
+        part = part[key]
+    if value is None:
+        del part[keys[-1]]
+    else:
+        part[keys[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(CTMaskNetError, match=r"report\.json.*(make it anew|other predictions)") as told:
+        write_report(copied_run, tmp_path / "page.html")
+    assert "\n" not in str(told.value) and not (tmp_path / "page.html").exists()
