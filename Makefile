@@ -8,6 +8,8 @@ VENV ?= .venv
 PHANTOM_SEED ?= 1
 SEED ?= 1
 DEMO ?= output/demo
+# Processes of the tests
+JOBS ?= 2
 
 ifeq ($(origin PY), undefined)
 PY := $(VENV)/bin/python
@@ -20,7 +22,7 @@ demo: $(READY)
 	$(PY) tools/demo.py --output $(DEMO) --phantom-seed $(PHANTOM_SEED) --seed $(SEED)
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -22,6 +22,11 @@ for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
 
+# Processes that test side by side take a core each, and so do the tools that they start.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real lists, real slices and golden vectors; absent in a plain clone.
 SHARED = Path(os.environ.get("CTMASKNET_SHARED", REPOSITORY.parent / "shared"))
