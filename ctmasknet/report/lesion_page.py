@@ -9,11 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jinja2
-
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, recorded_window
+from ctmasknet.report.sections import rendered
 from ctmasknet.report.source import json_lines, read_run, read_told
 from ctmasknet.report.tables import MAX_ROWS
 
@@ -76,14 +75,8 @@ def lesion_page(
         for best, name, count in sorted(slices, key=lambda one: -one[0])[: max(0, gallery)]
     ]
     style = resources.files("ctmasknet.report") / "assets" / "report.css"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("lesions.html.j2").render(
+    page = rendered(
+        "lesions.html.j2",
         title=f"Lesions: {Path(folder).resolve().name}",
         style=style.read_text(encoding="utf-8").strip(),
         version=ctmasknet.__version__,
@@ -98,7 +91,7 @@ def lesion_page(
         shown=shown,
         commands=[str(entry["command"]) for entry in entries if "command" in entry],
     )
-    return page.encode("utf-8", "replace").decode("utf-8"), files
+    return page, files
 
 
 def _named(file: str) -> Any:

@@ -13,8 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
@@ -22,7 +20,7 @@ from ctmasknet.files import atomic_write, writing
 from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
-from ctmasknet.report.sections import page_values
+from ctmasknet.report.sections import page_values, rendered
 from ctmasknet.report.source import ReportSource, dataset_names, of_another_form, read_source
 from ctmasknet.report.tables import (
     MAX_ROWS,
@@ -156,16 +154,7 @@ def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "version": ctmasknet.__version__,
         **page_values(source, levels, first_level),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(values).lstrip()
-    # Names of files need not be text; what is none becomes a question mark
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return rendered("report.html.j2", **values)
 
 
 def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 
 from ctmasknet.evaluation.pooling import POOLED_LEVELS
@@ -50,6 +51,20 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value} ({self.interval})" if self.interval else self.value
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page of the folder ``assets`` with its values, all of them escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ctmasknet.report", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).render(values).lstrip()
+    # Names of files need not be text; what is none becomes a question mark
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def page_values(

@@ -281,6 +281,8 @@ def test_a_report_of_another_form_is_one_line(copied_run, tmp_path, keys, value)
     else:
         part[keys[-1]] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(CTMaskNetError, match=r"report\.json.*(make it anew|other predictions)") as told:
+    with pytest.raises(
+        CTMaskNetError, match=r"report\.json.*(make it anew|other predictions)"
+    ) as told:
         write_report(copied_run, tmp_path / "page.html")
     assert "\n" not in str(told.value) and not (tmp_path / "page.html").exists()
