@@ -196,11 +196,15 @@ def _default_signals() -> None:
 
 def quiet_start() -> None:
     """Until :func:`command_line` takes over, Ctrl-C ends a tool that still loads its libraries with
-    one line. Does nothing but in a tool of this project."""
+    one line; and Python's helper process says nothing of semaphores that ended processes left, for
+    it clears them up. Does nothing but in a tool of this project."""
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     root = Path(__file__).resolve().parent.parent
     if Path(script).resolve().parent not in (root / "tools", root / "datasets"):
         return
+    given = os.environ.get("PYTHONWARNINGS", "")
+    if "resource_tracker" not in given:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (given, "ignore:resource_tracker")))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
         def end(number: int, frame: FrameType | None) -> None:
