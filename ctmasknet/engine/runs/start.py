@@ -20,6 +20,8 @@ from ctmasknet.files import atomic_write
 
 CONFIG = "config.yaml"
 _LOGGERS = ("fvcore", "detectron2", "ctmasknet")
+#: They warn of a CUDA compiler that nobody needs, and of a change in torch.fx.
+_LOUD = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FORMAT, _TIME = "[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"
 #: Lines that a message may have on the terminal; evaluation's tables have fewer.
@@ -55,6 +57,8 @@ def start_logs(folder: str | os.PathLike | None = None) -> None:
     The terminal of the main process shows the beginning of long messages, with colours if it is
     one; the file has all of them, without.
     """
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     rank = comm.get_rank()
     handlers: list[logging.Handler] = [] if rank else [_Terminal(folder is not None)]
     if folder is not None:
