@@ -22,8 +22,8 @@ __all__ = ["add_ctmasknet_config", "modeling"]
 __version__ = "0.1.0"
 
 quiet_start()
-# Detectron2 calls torch.jit.script when imported, torch.meshgrid when run, and makes tensors of arrays
-# that nobody writes to, which torch warns about: nothing a user can act on.
+# Detectron2 calls torch.jit.script when imported, torch.meshgrid when run, and makes tensors of
+# arrays that nobody writes to, which torch warns about: nothing a user can act on.
 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
 warnings.filterwarnings("ignore", message=r"torch\.meshgrid", category=UserWarning)
 warnings.filterwarnings("ignore", message=r"The given NumPy array is not wri", category=UserWarning)
