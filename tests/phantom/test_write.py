@@ -390,3 +390,11 @@ def test_workers_start_after_opencv_has_used_its_threads(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout.strip() == "2"
+
+
+def test_a_tree_whose_run_was_killed_once_it_was_in_place_is_whole(tmp_path):
+    made = write_slices(tmp_path)
+    lock = tmp_path / "covidx_ct_raw" / ".lock"
+    lock.touch()
+    assert write_slices(tmp_path) == made
+    assert not lock.exists()
