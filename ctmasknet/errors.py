@@ -90,7 +90,7 @@ def command_line(
         # What is warned of before a log is set up
         logging.lastResort.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         try:
-            with ending_by(raise_ended), _ended_on_the_way_out():
+            with ending_by(raise_ended):
                 return main(*args, **kwargs) or 0
         except CTMaskNetError as error:
             if debug:
@@ -135,9 +135,18 @@ def ending_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
     for number in before:
         signal.signal(number, handler)
     _handlers.append(handler)
-    unraisable, sys.unraisablehook = sys.unraisablehook, _not_lost
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_not_lost, unraisable)
     try:
         yield
+    except Exception as error:
+        # Raised on the way out, such as by a library that was half-way: it is the signal's
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, Ended):
+            behind = behind.__context__
+        if behind is not None:
+            raise behind from None
+        raise
     finally:
         sys.unraisablehook = unraisable
         _handlers.pop()
@@ -187,29 +196,14 @@ def _send_later(number: int) -> None:
     _thread.start_new_thread(send, ())
 
 
-def _not_lost(unraisable: Any) -> None:
+def _not_lost(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
     """Where exceptions are passed over, as while an object is removed: the signal comes again."""
     if isinstance(unraisable.exc_value, Ended):
         number = unraisable.exc_value.number
         signal.signal(number, raise_ended)
         _send_later(number)
     else:
-        sys.__unraisablehook__(unraisable)
-
-
-@contextlib.contextmanager
-def _ended_on_the_way_out() -> Iterator[None]:
-    """What is raised while a signal ends the block, such as by a library that was half-way, is the
-    signal's."""
-    try:
-        yield
-    except Exception as error:
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, Ended):
-            behind = behind.__context__
-        if behind is not None:
-            raise behind from None
-        raise
+        otherwise(unraisable)
 
 
 def second_ends_at_once() -> None:
