@@ -7,6 +7,7 @@ or absent.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -257,12 +258,13 @@ def _write_tree(
         elif os.path.lexists(target):
             target.unlink()
         folder.rename(target)
-        (target / LOCK).unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        lock.close()
+        with lock, contextlib.suppress(OSError):  # there is none but in its place
+            if os.path.samestat(os.fstat(lock.fileno()), (target / LOCK).stat()):
+                (target / LOCK).unlink()
     return made
 
 
