@@ -7,7 +7,6 @@ or absent.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -257,14 +256,13 @@ def _write_tree(
             shutil.rmtree(target)
         elif os.path.lexists(target):
             target.unlink()
+        (folder / LOCK).unlink()  # before: whatever ends this now, a tree in its place has none
         folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        with lock, contextlib.suppress(OSError):  # there is none but in its place
-            if os.path.samestat(os.fstat(lock.fileno()), (target / LOCK).stat()):
-                (target / LOCK).unlink()
+        lock.close()
     return made
 
 
