@@ -6,6 +6,7 @@ in it once, so that it leaves nothing half-made; a second one ends it at once.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import functools
@@ -19,6 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,9 +135,20 @@ def ending_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
     for number in before:
         signal.signal(number, handler)
     _handlers.append(handler)
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_not_lost, unraisable)
     try:
         yield
+    except Exception as error:
+        # Raised on the way out, such as by a library that was half-way: it is the signal's
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, Ended):
+            behind = behind.__context__
+        if behind is not None:
+            raise behind from None
+        raise
     finally:
+        sys.unraisablehook = unraisable
         _handlers.pop()
         for number, old in before.items():
             signal.signal(number, old)
@@ -145,10 +158,52 @@ def raise_ended(number: int, frame: FrameType | None) -> None:
     """A signal handler.
 
     Raises:
-        Ended: always; the next signal ends the process at once.
+        Ended: always, but a moment later while a process is forked, where it would get lost; the
+            next signal ends the process at once.
     """
+    if _forking or time.monotonic() < _forked + _FORK_SECONDS:
+        _send_later(number)
+        return
     second_ends_at_once()
     raise Ended(number)
+
+
+#: Whether a process is being forked, and when the last was. Who forks calls libraries back, which
+#: hold locks meanwhile, and passes over what is raised in them.
+_forking, _forked = False, 0.0
+_FORK_SECONDS = 0.01
+
+
+def _before_fork() -> None:
+    global _forking
+    _forking = True
+
+
+def _after_fork() -> None:
+    global _forking, _forked
+    _forking, _forked = False, time.monotonic()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
+
+
+def _send_later(number: int) -> None:
+    def send() -> None:
+        time.sleep(2 * _FORK_SECONDS)
+        os.kill(os.getpid(), number)
+
+    # Not by threading: the signal may have come while that holds its lock
+    _thread.start_new_thread(send, ())
+
+
+def _not_lost(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
+    """Where exceptions are passed over, as while an object is removed: the signal comes again."""
+    if isinstance(unraisable.exc_value, Ended):
+        number = unraisable.exc_value.number
+        signal.signal(number, raise_ended)
+        _send_later(number)
+    else:
+        otherwise(unraisable)
 
 
 def second_ends_at_once() -> None:
@@ -167,6 +222,7 @@ _handlers: list[Callable] = []
 def _leave_signals_to_the_parent() -> None:
     """In a forked process: Ctrl-C and schedulers signal all processes, but one decides, and needs a
     loader's workers until its iteration has ended."""
+    _after_fork()
     if not _handlers:
         return
     for number in SIGNALS:

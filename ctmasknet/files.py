@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import functools
 import json
 import math
 import os
@@ -25,7 +26,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
 
-    If the block raises, the temporary file is removed and ``path`` stays as it was.
+    If the block raises, the temporary file is removed and ``path`` stays as it was. Of killed
+    processes that were at the same file, theirs is removed.
 
     Args:
         path: where the file shall stand; missing parent folders are made.
@@ -33,6 +35,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _left_in(os.path.abspath(path.parent)):
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp", left, re.ASCII):
+            _remove_unlocked_file(path.parent / left)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -73,10 +78,21 @@ def remove_unfinished(folder: str | os.PathLike, *, below: bool = False) -> None
     """Remove the temporary files that a killed process left of :func:`atomic_write` in ``folder``,
     and with ``below`` in all folders in it; not those that are being written."""
     for path in Path(folder).glob("**/.*.tmp" if below else ".*.tmp"):
-        # An OSError: locked by who writes it, no file, or removed by another
-        with contextlib.suppress(OSError), open(path, "ab") as stream:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        _remove_unlocked_file(path)
+
+
+@functools.cache
+def _left_in(folder: str) -> tuple[str, ...]:
+    """Names of the temporary files that were in a folder before this process first wrote there; to
+    list it for every file would take long where there are many."""
+    return tuple(path.name for path in Path(folder).glob(".*.tmp"))
+
+
+def _remove_unlocked_file(path: Path) -> None:
+    # An OSError: locked by who writes it, no file, or removed by another
+    with contextlib.suppress(OSError), open(path, "r+b") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 #: In a folder that is being written, until it takes its place.
@@ -95,7 +111,13 @@ def lock_folder(folder: str | os.PathLike) -> IO:
 
 
 @contextlib.contextmanager
-def folder_of_one(folder: str | os.PathLike, work: str, *, shared: bool = False) -> Iterator[None]:
+def folder_of_one(
+    folder: str | os.PathLike,
+    work: str,
+    *,
+    shared: bool = False,
+    elsewhere: str = "set OUTPUT_DIR to another folder",
+) -> Iterator[None]:
     """Hold a folder for the block: nobody else may come here meanwhile, but for others that share
     it. What a dead process left locked is free.
 
@@ -103,12 +125,13 @@ def folder_of_one(folder: str | os.PathLike, work: str, *, shared: bool = False)
         folder: made if it is missing.
         work: what is done there, such as "training", for others to be told.
         shared: several may come here together.
+        elsewhere: how another folder is chosen, for others to be told.
 
     Raises:
         CTMaskNetError: another process holds it; names that one.
     """
     path, kind = Path(folder) / LOCK, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with writing(folder, "set OUTPUT_DIR to another folder, or make room there"):
+    with writing(folder, f"{elsewhere}, or make room there"):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the lock)
@@ -122,8 +145,7 @@ def folder_of_one(folder: str | os.PathLike, work: str, *, shared: bool = False)
             if held:
                 with stream:
                     raise CTMaskNetError(
-                        f"{folder}: {_holder(stream)} here; wait for its end, or "
-                        "set OUTPUT_DIR to another folder"
+                        f"{folder}: {_holder(stream)} here; wait for its end, or {elsewhere}"
                     )
             # Who had it may have removed it in between
             with contextlib.suppress(FileNotFoundError):

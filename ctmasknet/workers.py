@@ -6,6 +6,7 @@ work 25 s later), and its other backends cannot hand out results as they come.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import functools
@@ -87,7 +88,7 @@ def _in_processes(
             initargs=(os.getpid(),),
         ) as pool:
             try:
-                yield from bar(pool.map(function, items, chunksize=chunk))
+                yield from bar(_results(pool, function, list(items), chunk))
             except KeyboardInterrupt:  # nobody waits for what they are at
                 for process in set(multiprocessing.active_children()) - others:
                     process.kill()
@@ -98,6 +99,26 @@ def _in_processes(
         ) from None
     finally:
         cv2.setNumThreads(threads)
+
+
+def _results(pool: ProcessPoolExecutor, function: Callable, items: list, chunk: int) -> Iterator:
+    """Not by the pool's ``map``: at Ctrl-C that cancels what is left, and the pool's thread does
+    not expect that of a pool whose processes are killed."""
+    starts = range(0, len(items), chunk)
+    left = collections.deque(
+        pool.submit(_all_of, function, items[at : at + chunk]) for at in starts
+    )
+    try:
+        while left:
+            yield from left.popleft().result()
+    except (Exception, GeneratorExit):
+        for future in left:
+            future.cancel()
+        raise
+
+
+def _all_of(function: Callable[[Any], Any], items: list) -> list:
+    return list(map(function, items))
 
 
 def _begin(parent: int) -> None:

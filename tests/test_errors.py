@@ -119,6 +119,46 @@ def test_a_signal_ends_a_tool_in_one_line(number, given, line):
     assert (process.returncode, out, error) == (128 + number, "clearing up\n", f"{line}\n")
 
 
+_WHERE_IT_COMES = {
+    "a process is forked": """
+    os.register_at_fork(after_in_parent=ask)
+    if not os.fork():
+        os._exit(0)""",
+    "an object is removed": """
+    Removed()""",
+    "a library is half-way": """
+    try:
+        ask()
+    finally:
+        raise RuntimeError("half-way")""",
+}
+
+
+@pytest.mark.parametrize("body", _WHERE_IT_COMES.values(), ids=_WHERE_IT_COMES)
+def test_a_signal_is_not_lost_wherever_it_comes(body):
+    program = f"""
+import os, signal, sys, time
+from ctmasknet.errors import command_line
+
+def ask():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+
+class Removed:
+    def __del__(self):
+        ask()
+
+@command_line
+def main():{body}
+    time.sleep(5)
+
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    line = "ended by SIGTERM: call it again; nothing half-made is left\n"
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", line)
+
+
 def test_a_second_signal_ends_it_at_once():
     with start(seconds=600) as process:
         process.send_signal(signal.SIGINT)

@@ -1,6 +1,9 @@
 """Files that are whole or absent, and JSON that every reader takes."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +16,7 @@ from ctmasknet.files import (
     write_json,
     writing,
 )
+from tests.helpers.holding import held
 
 
 def test_json_has_no_nan(tmp_path):
@@ -33,6 +37,24 @@ def test_json_that_cannot_be_written_leaves_the_file_before(tmp_path):
         write_json(path, {"a": 2, "b": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_s_next_writing_removes_what_a_killed_one_left(tmp_path):
+    kill = """if True:
+        import os, pathlib, signal, sys
+        from ctmasknet.files import atomic_write
+        with atomic_write(pathlib.Path(sys.argv[1]) / "a.json"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert subprocess.run([sys.executable, "-c", kill, tmp_path]).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    others = [".b.a.json.12345678.tmp", ".a.json.tmp", ".axjson.12345678.tmp", ".a.json.123.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    with held(tmp_path, "x", name=".a.json.abcdefgh.tmp"):
+        write_json(tmp_path / "a.json", 1)
+        found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"a.json", ".a.json.abcdefgh.tmp", *others}
 
 
 def test_what_cannot_be_written_is_one_clear_error(tmp_path):

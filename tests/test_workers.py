@@ -1,4 +1,6 @@
+import gc
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -98,6 +100,19 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path, start_method):
         time.sleep(0.05)
     else:
         pytest.fail(f"{workers} still run")
+
+
+def ask_to_end(value):
+    if value == 3:
+        os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(0.2)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_ctrl_c_is_no_fault_of_the_thread_that_hands_out_the_work():
+    with pytest.raises(KeyboardInterrupt):
+        list(map_in_processes(ask_to_end, range(200), 2, chunksize=1, start_method="fork"))
+    gc.collect()
 
 
 def test_no_threads_of_opencv_in_the_processes():

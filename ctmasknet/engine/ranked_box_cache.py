@@ -162,7 +162,8 @@ def cached_rows(
     hit = all(comm.all_gather(usable))
     start = time.perf_counter()
     if not hit:
-        with _claimed(parts) as alone:
+        # Loaders draw a seed; what was cached before must not change what training draws
+        with _claimed(parts) as alone, torch.random.fork_rng(devices=[]):
             comm.synchronize()
             rows = _compute(cfg, model, dicts, name, bad, parts)
             if comm.is_main_process():

@@ -28,7 +28,7 @@ from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
-from ctmasknet.files import atomic_write, remove_unfinished, writing
+from ctmasknet.files import atomic_write, folder_of_one, remove_unfinished, writing
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
@@ -202,8 +202,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
 
     Raises:
         CTMaskNetError: contradicting arguments, no classifier, no image, an unreadable one, an
-            output folder that cannot be written, or what :func:`inference_cfg`,
-            :class:`CTPredictor` and :func:`explain_slices` raise.
+            output folder that cannot be written or where another is at work, or what
+            :func:`inference_cfg`, :class:`CTPredictor` and :func:`explain_slices` raise.
     """
     if args.boxes < 1:
         raise CTMaskNetError(f"`boxes`: {args.boxes} is not a number of boxes; give 1 or more")
@@ -227,18 +227,22 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
             f"`target`: {args.target!r} is no class; choose one of {', '.join(class_names)}"
         )
     output = writable_folder(args.output)
-    predictor = CTPredictor(cfg)
-    count = explain_slices(
-        predictor,
-        entries,
-        output,
-        method=args.method,
-        hidden=args.hidden,
-        target=args.target,
-        most=args.boxes,
-        pictures=args.pictures,
-        read=lambda entry: shown.pixels(entry, predictor.window),
-    )
+    with contextlib.ExitStack() as held:
+        if comm.is_main_process():
+            elsewhere = {"elsewhere": "choose another `output`"}
+            held.enter_context(folder_of_one(output, "explanation", **elsewhere))
+        predictor = CTPredictor(cfg)
+        count = explain_slices(
+            predictor,
+            entries,
+            output,
+            method=args.method,
+            hidden=args.hidden,
+            target=args.target,
+            most=args.boxes,
+            pictures=args.pictures,
+            read=lambda entry: shown.pixels(entry, predictor.window),
+        )
     if comm.is_main_process():
         made = f"{ATTRIBUTIONS}{' and pictures' if args.pictures else ''}"
         print(f"{made} of {count} slices in {args.output}")

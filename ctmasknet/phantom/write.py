@@ -231,6 +231,7 @@ def _write_tree(
     if os.path.lexists(target):
         done = _stored(target)
         if done is not None and done["recipe"] == recipe:
+            (target / LOCK).unlink(missing_ok=True)  # of a run that was killed once it was in place
             return done["summary"]
         if not overwrite:
             raise CTMaskNetError(
@@ -249,16 +250,14 @@ def _write_tree(
         draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
         results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
         made = finish(folder, results)
-        files = sum(len(names) for _, _, names in os.walk(folder)) - 1  # without the lock
-        write_json(
-            folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
-        )
+        document = {"recipe": recipe, "summary": made, "files": _count_files(folder)}
+        write_json(folder / PHANTOM_RECIPE, document, indent=1)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         elif os.path.lexists(target):
             target.unlink()
+        (folder / LOCK).unlink()  # before: whatever ends this now, a tree in its place has none
         folder.rename(target)
-        (target / LOCK).unlink()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -267,12 +266,17 @@ def _write_tree(
     return made
 
 
+def _count_files(folder: Path) -> int:
+    """Files of a tree without its recipe and a lock."""
+    names = [name for _, _, found in os.walk(folder) for name in found]
+    return len(names) - names.count(PHANTOM_RECIPE) - names.count(LOCK)
+
+
 def _stored(target: Path) -> dict | None:
     """The recipe file of a tree; None when there is none or files of the tree are missing."""
     try:
         stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
-        files = sum(len(names) for _, _, names in os.walk(target)) - 1
-        whole = {"recipe", "summary"} <= stored.keys() and stored["files"] == files
+        whole = {"recipe", "summary"} <= stored.keys() and stored["files"] == _count_files(target)
         return stored if whole else None
     except (OSError, ValueError, AttributeError, KeyError):
         return None

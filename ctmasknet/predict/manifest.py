@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from ctmasknet.data.prepared import file_sha256
 from ctmasknet.engine.record import now
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import remove_unfinished, write_json, writing
+from ctmasknet.files import LOCK, folder_of_one, remove_unfinished, write_json, writing
 from ctmasknet.predict.shards import Shards
 
 MANIFEST = "prediction.json"
@@ -61,6 +61,11 @@ def settings_of(cfg: CfgNode, inputs_sha256: str, options: Mapping[str, Any]) ->
     }
 
 
+def output_of_one(output: str | os.PathLike) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder for a prediction, see :func:`ctmasknet.files.folder_of_one`."""
+    return folder_of_one(output, "prediction", elsewhere="choose another `output`")
+
+
 def check_output_apart(output: str | os.PathLike, inputs: Sequence[str | os.PathLike]) -> None:
     """Refuse an output folder within an input, for what is written would be read as input.
 
@@ -96,7 +101,8 @@ def check_output(
             raise CTMaskNetError(f"{output}: is a file; choose a folder as `output`")
         present = sorted(os.listdir(output)) if output.is_dir() else []
         # Of a run that was killed while it wrote its manifest, before anything else
-        present = [name for name in present if not fnmatch(name, f".{MANIFEST}.*.tmp")]
+        begun = (LOCK, f".{MANIFEST}.*.tmp")
+        present = [name for name in present if not any(fnmatch(name, one) for one in begun)]
         nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise CTMaskNetError(f"{nearest}: no permission to write here; choose another `output`")

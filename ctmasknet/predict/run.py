@@ -3,6 +3,7 @@ and what all of it is put together to."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -27,7 +28,7 @@ from ctmasknet.draw.lesions import SliceCall, side_by_side
 from ctmasknet.draw.pages import png_bytes
 from ctmasknet.engine.record import now, write_record
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import LOCK, atomic_write, writing
 from ctmasknet.predict.dicom_seg import dicom_seg_bytes
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, read_ahead
 from ctmasknet.predict.manifest import (
@@ -37,6 +38,7 @@ from ctmasknet.predict.manifest import (
     finish,
     is_finished,
     mark_failed,
+    output_of_one,
     read_manifest,
     remove_shards,
 )
@@ -94,6 +96,7 @@ class PredictionRun:
         self._rank, self._world = rank, world
         self.shards = Shards(self.output)
         self._manifest: dict[str, Any] | None = None
+        self._asked = {"resume": False, "overwrite": False}
 
     def open(self, *, resume: bool, overwrite: bool) -> Summary | None:
         """See in the main process, before anything is computed, that the folder may be used.
@@ -102,44 +105,53 @@ class PredictionRun:
             in the main process, the summary of a run that is finished already.
 
         Raises:
-            CTMaskNetError: see :func:`ctmasknet.predict.manifest.check_output`.
+            CTMaskNetError: another run is at work there; see
+                :func:`ctmasknet.predict.manifest.check_output`.
         """
         if self._rank > 0:
             return None
-        asked = {"resume": resume, "overwrite": overwrite}
-        self._manifest = check_output(self.output, self._settings, **asked)
+        self._asked = {"resume": resume, "overwrite": overwrite}
+        if (self.output / LOCK).is_file():
+            with output_of_one(self.output):
+                pass
+        self._manifest = check_output(self.output, self._settings, **self._asked)
         if self._manifest is None or not is_finished(self._manifest):
             return None
         remove_shards(self.output)
         return Summary(**self._manifest["summary"])
 
     def __enter__(self) -> PredictionRun:
-        """Make the folder ready.
+        """Make the folder ready, and this run's alone until its end.
 
         Raises:
-            CTMaskNetError: it cannot be written to; this process sees other settings than the main
-                one.
+            CTMaskNetError: it cannot be written to; another run has come here since; this process
+                sees other settings than the main one.
         """
-        if self._rank == 0:
-            self._manifest = begin(self.output, self._settings, self._manifest)
-        comm.synchronize()
-        try:
-            self._manifest = read_manifest(self.output)
-            if self._manifest["settings"] != self._settings:
-                raise CTMaskNetError(
-                    f"{self.output}: this process sees other inputs, weights or options than the "
-                    "main one; every machine needs the same files under the same paths"
-                )
-        except CTMaskNetError:
-            self._fail()
-            raise
+        with contextlib.ExitStack() as held:
+            if self._rank == 0:
+                held.enter_context(output_of_one(self.output))
+                found = check_output(self.output, self._settings, **self._asked)
+                self._manifest = begin(self.output, self._settings, found)
+            comm.synchronize()
+            try:
+                self._manifest = read_manifest(self.output)
+                if self._manifest["settings"] != self._settings:
+                    raise CTMaskNetError(
+                        f"{self.output}: this process sees other inputs, weights or options than "
+                        "the main one; every machine needs the same files under the same paths"
+                    )
+            except CTMaskNetError:
+                self._fail()
+                raise
+            self._held = held.pop_all()
         self.progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        self.progress.close()
-        if kind is not None:
-            self._fail()
+        with self._held:
+            self.progress.close()
+            if kind is not None:
+                self._fail()
 
     def _fail(self) -> None:
         self.shards.mark_failed(self._rank)

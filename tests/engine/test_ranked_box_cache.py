@@ -129,6 +129,12 @@ def test_parts_that_are_damaged_are_computed_anew(cfg, dicts, tiny_model, killed
     assert caplog.text.count("computed anew") == 3
 
 
+def test_what_is_cached_already_does_not_change_what_training_draws(cfg, dicts, tiny_model):
+    before = torch.get_rng_state()
+    cached_rows(cfg, tiny_model, dicts, "some")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_parts_beside_a_whole_file_go(cfg, dicts, tiny_model, tmp_path):
     cached_rows(cfg, tiny_model, dicts, "some")
     (file,) = (tmp_path / "out" / "ranked_boxes").iterdir()

@@ -16,6 +16,7 @@ from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.run import explain_slices
 from ctmasknet.predict import CTPredictor
+from tests.helpers.holding import held
 from tests.helpers.running import run_tool
 
 TOOL = "tools/explain.py"
@@ -110,3 +111,13 @@ def test_processes_that_see_different_slices_are_refused(
     with pytest.raises(CTMaskNetError, match="see different slices"):
         explain_slices(CTPredictor(tiny_cfg, model=tiny_model), [{"file_name": "a.png"}], tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_use_is_refused(repository, words, tmp_path, capsys):
+    output = tmp_path / "why"
+    with held(output, "explanation") as other:
+        assert run_tool(repository, TOOL, "--output", output, *words) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"process {other} on" in said and said.endswith("or choose another --output")
+    assert run_tool(repository, TOOL, "--output", output, *words) == 0
+    assert not (output / ".lock").exists()

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -390,3 +391,24 @@ def test_workers_start_after_opencv_has_used_its_threads(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout.strip() == "2"
+
+
+def test_a_tree_whose_run_was_killed_once_it_was_in_place_is_whole(tmp_path):
+    made = write_slices(tmp_path)
+    lock = tmp_path / "covidx_ct_raw" / ".lock"
+    lock.touch()
+    assert write_slices(tmp_path) == made
+    assert not lock.exists()
+
+
+def test_ctrl_c_when_a_tree_was_put_in_place_leaves_no_lock(tmp_path, monkeypatch):
+    def rename(path, target, real=Path.rename):
+        real(path, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", rename)
+        write_slices(tmp_path)
+    names = {path.name for path in (tmp_path / "covidx_ct_raw").iterdir()}
+    assert "phantom.json" in names and ".lock" not in names
+    assert [path.name for path in tmp_path.iterdir()] == ["covidx_ct_raw"]
