@@ -8,7 +8,6 @@ or absent.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -23,7 +22,15 @@ import numpy as np
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import LOCK, lock_folder, remove_unlocked, write_json, writing
+from ctmasknet.files import (
+    LOCK,
+    check_writable,
+    lock_folder,
+    read_json,
+    remove_unlocked,
+    write_json,
+    writing,
+)
 from ctmasknet.phantom.patient import SETTINGS, PhantomSlice, check_slices, phantom_patient
 from ctmasknet.workers import map_in_processes
 
@@ -227,6 +234,7 @@ def _write_tree(
     ``finish`` gets the folder and what ``work`` returned for every task; it returns the summary.
     What killed runs left goes.
     """
+    check_writable(target.parent, folder=True)
     remove_unlocked(target.parent, f".{target.name}.*.tmp")
     if os.path.lexists(target):
         done = _stored(target)
@@ -270,7 +278,7 @@ def _write_tree(
 def _stored(target: Path) -> dict | None:
     """The recipe file of a tree; None when there is none or files of the tree are missing."""
     try:
-        stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
+        stored = read_json(target / PHANTOM_RECIPE)
         files = sum(len(names) for _, _, names in os.walk(target)) - 1
         whole = {"recipe", "summary"} <= stored.keys() and stored["files"] == files
         return stored if whole else None

@@ -4,7 +4,6 @@ the run's record says of it."""
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from ctmasknet.evaluation.pooling import (
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.report import REPORT_FORMAT, classification_report
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.files import parse_json, read_json
 
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
@@ -216,7 +216,7 @@ def _find(argument: str, given: str | os.PathLike | None, tool: str, *usual: Pat
 def _read_json(path: Path, what: str, checked: Callable[[Any], Any]) -> Any:
     """``checked`` of the file's content; the errors of a content of another form are one line."""
     try:
-        return checked(json.loads(path.read_text(encoding="utf-8")))
+        return checked(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CTMaskNetError(
             f"{path}: not {what} ({type(error).__name__}: {error}); make it anew or remove it"
@@ -392,7 +392,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as stream:
             for line in stream:
-                item = json.loads(line)
+                item = parse_json(line)
                 if not isinstance(item, dict):
                     raise ValueError(f"no object: {line[:40]!r}")
                 yield item
