@@ -22,6 +22,8 @@ from ctmasknet.errors import CTMaskNetError
 
 #: Bytes of a file's name in the name of its temporary file.
 _LONGEST_BEGIN = 200
+#: What a full disk, or one that fails, says.
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -57,8 +59,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename in (None, temporary):
-            error.filename, error.filename2 = str(path), None
+        failed = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(failed, OSError) and failed.filename in (None, temporary):
+            failed.filename, failed.filename2 = str(path), None
+            if failed is not error and failed.errno in _NO_ROOM:  # so torch tells of it
+                raise failed from error
         raise
 
 

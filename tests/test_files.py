@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import (
@@ -159,6 +161,17 @@ def test_a_full_disk_names_the_file_and_not_its_temporary_one(tmp_path, monkeypa
     with pytest.raises(OSError) as caught, atomic_write(tmp_path / "a") as stream:
         stream.write("a")
     assert caught.value.filename == str(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_that_torch_meets_is_told_as_such(tmp_path):
+    def full(content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = r"a\.pth: cannot be written \(No space left"
+    path = tmp_path / "a.pth"
+    with pytest.raises(CTMaskNetError, match=told), writing(path), atomic_write(path, "wb") as file:
+        torch.save({"a": torch.zeros(10)}, SimpleNamespace(write=full, flush=file.flush))
     assert not list(tmp_path.iterdir())
 
 

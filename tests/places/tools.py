@@ -85,7 +85,7 @@ def all_tools(root: Path) -> dict[str, Tool]:
     torch.save({k: torch.zeros(s.shape) for k, s in slots if "num_batches" not in k}, resnet)
     table = _predictions(root / "predictions.csv", "t")
     validation = _predictions(root / "validation.csv", "v")
-    judge = ["tools/evaluate_predictions.py", "--predictions", table, "--resamples", 20]
+    judge = ["tools/evaluate_predictions.py", "--predictions", table, "--resamples", 100]
     judge += ["--validation", validation]
     seg_words = ["--config-file", seg.config]
     cls_words = ["--config-file", cls.config]
@@ -156,7 +156,7 @@ def all_tools(root: Path) -> dict[str, Tool]:
         "report": Tool(output("tools/report.py", answer), ".html"),
         "evaluate_predictions": Tool(output(*judge)),
         "calibration": Tool(
-            lambda out: [*(*judge, "--output", root / "calibrated", "--checkpoint", out)],
+            lambda out: [*(*judge, "--output", out.with_name("judged"), "--checkpoint", out)],
             ".pth",
             cls.weights.read_bytes(),
         ),

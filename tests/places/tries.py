@@ -99,6 +99,8 @@ def run(words: list, arm: Callable[[], None] = lambda: None) -> Ended:
         os.setsid()
         for pipe, stream in ((to_out, 1), (to_err, 2)):
             os.dup2(pipe, stream)
+        # pytest has put others in their place
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
         _run([str(word) for word in words], arm, tell)
     for pipe in (tell, to_out, to_err):
         os.close(pipe)
