@@ -24,6 +24,7 @@ from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import (
     LOCK,
+    check_room,
     check_writable,
     lock_folder,
     read_json,
@@ -42,6 +43,8 @@ SLICE_TREE = "covidx_ct_raw"
 _VERSION = 1
 #: Patient numbers of the lesion set are 1 .. this, those of the slices lie above.
 _LAST_LESION_PATIENT = 10_000
+#: That a phantom's pictures take at least.
+_BYTES_A_PX = 0.1
 _CLASS_NAMES = ("Normal", "CP", "NCP")
 
 
@@ -245,6 +248,8 @@ def _write_tree(
                 f"{target}: exists and was not made with these arguments; "
                 "choose another folder or give `overwrite`"
             )
+    needed = _BYTES_A_PX * len(tasks) * recipe["slices"] * recipe["side_px"] ** 2
+    check_room(target.parent, needed, "the phantoms", "ask for fewer patients or slices")
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
@@ -255,18 +260,18 @@ def _write_tree(
             workers = len(os.sched_getaffinity(0))
         _at_least_one(workers=workers)
         draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
-        results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
-        made = finish(folder, results)
-        files = sum(len(names) for _, _, names in os.walk(folder)) - 1  # without the lock
-        write_json(
-            folder / PHANTOM_RECIPE, {"recipe": recipe, "summary": made, "files": files}, indent=1
-        )
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        elif os.path.lexists(target):
-            target.unlink()
-        folder.rename(target)
-        (target / LOCK).unlink()
+        with writing(target):
+            results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
+            made = finish(folder, results)
+            files = sum(len(names) for _, _, names in os.walk(folder)) - 1  # without the lock
+            told = {"recipe": recipe, "summary": made, "files": files}
+            write_json(folder / PHANTOM_RECIPE, told, indent=1)
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            elif os.path.lexists(target):
+                target.unlink()
+            folder.rename(target)
+            (target / LOCK).unlink()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
