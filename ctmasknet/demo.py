@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from ctmasknet.engine.record import hardware
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import replace_between_marks, write_json
+from ctmasknet.files import check_writable, read_json, replace_between_marks, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
@@ -132,7 +132,7 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
     Raises:
         CTMaskNetError: ``output`` holds something else, or a step ends with an error.
     """
-    output = Path(output)
+    output = check_writable(output, folder=True)
     _clear(output)
     environment = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
     seconds: dict[str, float] = {}
@@ -186,7 +186,7 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     columns = []
     for path in summaries:
         try:
-            columns.append(json.loads(Path(path).read_text(encoding="utf-8")))
+            columns.append(read_json(path))
         except (OSError, ValueError) as error:
             raise CTMaskNetError(f"{path}: no summary of a demo ({error}); run make demo") from None
     rows = [_figures(column) for column in columns]

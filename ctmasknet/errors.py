@@ -35,8 +35,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DEBUG, _DEBUG_OPTION = "CTMASKNET_DEBUG", "-" * 2 + "debug"
 #: What a disk or its rights say: the place is at fault and not the program.
 _OF_THE_PLACE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
-    *(errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+    *(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENXIO, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EIO, errno.ESTALE),
 }
 #: Where tracebacks go; None: to a temporary file.
 _report_folder: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import json
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,10 @@ from typing import IO, Any
 
 from ctmasknet.errors import CTMaskNetError
 
+#: Bytes of a file's name in the name of its temporary file.
+_LONGEST_BEGIN = 200
+#: What a full disk, or one that fails, says.
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -32,15 +38,20 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     Args:
         path: where the file shall stand; missing parent folders are made.
         mode: ``"w"`` (UTF-8 text, newlines as written) or ``"wb"``.
+
+    Raises:
+        OSError: of ``path``, which cannot be written, or is there and no file that can be replaced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _left_in(os.path.abspath(path.parent)):
-        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp", left, re.ASCII):
+        if re.fullmatch(rf"\.{re.escape(_begin_of(path))}\.\w{{8}}\.tmp", left, re.ASCII):
             _remove_unlocked_file(path.parent / left)
+    _check_replaceable(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = None
     try:
+        handle, temporary = _temporary_file(path)
         with os.fdopen(handle, mode, **text) as stream:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,10 +60,120 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             os.fsync(stream.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)  # while it is locked
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        failed = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(failed, OSError) and failed.filename in (None, temporary):
+            failed.filename, failed.filename2 = str(path), None
+            if failed is not error and failed.errno in _NO_ROOM:  # so torch tells of it
+                raise failed from error
         raise
+
+
+def _temporary_file(path: Path) -> tuple[int, str]:
+    """Handle and name of a new file beside ``path``; a name that just fits has one too."""
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{_begin_of(path)}.", suffix=".tmp")
+
+
+def _begin_of(path: Path) -> str:
+    return os.fsdecode(os.fsencode(path.name)[:_LONGEST_BEGIN])
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse what a file cannot replace, or must not: a folder, a device, a pipe, a dead link.
+
+    Raises:
+        OSError: says so, or that the name is too long.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise OSError(errno.ENOENT, "a link that leads nowhere", str(path)) from None
+    if not stat.S_ISREG(found.st_mode):
+        folder = stat.S_ISDIR(found.st_mode)
+        code, what = (errno.EISDIR, "a folder") if folder else (errno.ENXIO, "a device or pipe")
+        raise OSError(code, f"it is {what}", str(path))
+
+
+def check_writable(
+    path: str | os.PathLike, *, folder: bool = False, argument: str = "output"
+) -> Path:
+    """Find out, before the work, whether a file can be written; nothing is left of the try.
+
+    In a run of several processes the main one asks.
+
+    Args:
+        path: the file, or with ``folder`` a folder for files; made later where it is missing.
+        argument: that names it, for the message.
+
+    Raises:
+        CTMaskNetError: it cannot be written.
+    """
+    path = Path(path)
+    with writing(path, f"choose another `{argument}`, or get permission and room there"):
+        home = path if folder else path.parent
+        made = missing_folders(home)
+        nearest = made[-1].parent if made else home
+        if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+            raise CTMaskNetError(
+                f"{nearest}: no permission to write here; choose another `{argument}`"
+            )
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            if not folder:
+                _check_replaceable(path)
+            handle, temporary = _temporary_file(home / "file")
+            os.close(handle)
+            os.unlink(temporary)
+        finally:
+            remove_empty(made)
+    return path
+
+
+def check_room(folder: str | os.PathLike, size: float, what: str, remedy: str) -> None:
+    """Refuse, before the work, what does not fit on the disk.
+
+    Args:
+        folder: where it is to be written; need not be there.
+        size: bytes that are needed at least.
+        what: is written, such as "ranked boxes of a set".
+        remedy: what to do, beside making room.
+
+    Raises:
+        CTMaskNetError: less is free.
+    """
+    if lack := lack_of_room(folder, size, what):
+        raise CTMaskNetError(f"{lack}; make room there, or {remedy}")
+
+
+def lack_of_room(folder: str | os.PathLike, size: float, what: str) -> str:
+    """What :func:`check_room` refuses, in words; "" where it fits."""
+    path = Path(folder).absolute()
+    home = next(one for one in (path, *path.parents) if one.exists())
+    free = shutil.disk_usage(home).free
+    if size <= free:
+        return ""
+    needed, there = (f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" for n in (size, free))
+    return f"{folder}: {what} need about {needed}, and the disk has {there} free"
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folders that have to be made for this one, the innermost first."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, that exist and hold nothing."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -153,9 +274,13 @@ def folder_of_one(
                     break
             stream.close()
         if not shared:
-            stream.truncate(0)
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "work": work}, stream)
-            stream.flush()
+            try:
+                stream.truncate(0)
+                json.dump({"host": socket.gethostname(), "pid": os.getpid(), "work": work}, stream)
+                stream.flush()
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
     try:
         yield
     finally:
@@ -169,7 +294,7 @@ def _holder(stream: IO) -> str:
     """Who holds a lock, in words."""
     try:
         stream.seek(0)
-        found = json.load(stream)
+        found = parse_json(stream.read())
         return f"process {found['pid']} on {found['host']} is at work ({found['work']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process is at work"
@@ -179,7 +304,7 @@ def _at_work(stream: IO) -> bool:
     """Whether who wrote this lock lives, as far as can be told from here."""
     try:
         stream.seek(0)
-        found = json.load(stream)
+        found = parse_json(stream.read())
         if found["host"] == socket.gethostname():
             os.kill(int(found["pid"]), 0)
         return True
@@ -195,6 +320,28 @@ def remove_unlocked(parent: str | os.PathLike, pattern: str) -> None:
         with contextlib.suppress(OSError), open(folder / LOCK, "ab") as stream:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON from outside says.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file from outside says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON in UTF-8, or nested too deeply.
+    """
+    return parse_json(Path(path).read_text(encoding="utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:

@@ -13,6 +13,7 @@ from ctmasknet.data.duplicates import (
 )
 from ctmasknet.data.patients import overlap_lines, overlaps
 from ctmasknet.errors import command_line
+from ctmasknet.files import check_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Returns 1 when something is shared."""
     args = parser().parse_args(argv)
+    if args.output:
+        check_writable(args.output)
     found = overlaps(args.names)
     pairs = near_duplicates_of_sets(args.names, args.distance, args.workers, args.within)
     if args.output:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ctmasknet.data.duplicates import DEFAULT_DISTANCE
 from ctmasknet.draw.card import draw_card
 from ctmasknet.errors import command_line
-from ctmasknet.files import atomic_write, write_json
+from ctmasknet.files import atomic_write, check_writable, write_json
 from ctmasknet.prepare.card import card_text, data_card
 
 
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 @command_line
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    check_writable(args.output, folder=True)
     card = data_card(args.names, distance=args.distance, workers=args.workers)
     text = card_text(card)
     draw_card(card, args.output / "card.png", args.seed)

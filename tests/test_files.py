@@ -1,16 +1,27 @@
 """Files that are whole or absent, and JSON that every reader takes."""
 
+import errno
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import (
+    atomic_write,
+    check_room,
+    check_writable,
+    folder_of_one,
     has_control_character,
+    parse_json,
     read_csv_rows,
+    read_json,
     safe_cell,
     text_of_cell,
     write_json,
@@ -93,3 +104,115 @@ def test_no_cell_is_a_formula_and_all_read_back(start):
 def test_other_cells_stay_as_they_are():
     for text in ("", "a=1", "'a", "''", "1", " =1"):
         assert safe_cell(text) == text == text_of_cell(text)
+
+
+@pytest.mark.parametrize("read", [parse_json, read_json])
+def test_json_nested_too_deeply_is_an_error_of_its_content(read, tmp_path):
+    text = "[" * 200_000
+    if read is not parse_json:
+        (tmp_path / "deep.json").write_text(text)
+        text = tmp_path / "deep.json"
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read(text)
+
+
+def in_the_way(folder):
+    (folder / "out").mkdir()
+    return folder / "out"
+
+
+def below_a_file(folder):
+    (folder / "file").touch()
+    return folder / "file" / "out"
+
+
+def link(folder):
+    (folder / "out").symlink_to(folder / "nowhere/at/all")
+    return folder / "out"
+
+
+def pipe(folder):
+    os.mkfifo(folder / "out")
+    return folder / "out"
+
+
+def long_name(folder):
+    return folder / "new" / ("x" * 256)
+
+
+@pytest.mark.parametrize("place", [in_the_way, below_a_file, link, pipe, long_name])
+def test_a_place_that_cannot_be_written_is_told_and_left_as_it_was(place, tmp_path):
+    path = place(tmp_path)
+    before = sorted(map(str, tmp_path.rglob("*")))
+    with pytest.raises(CTMaskNetError, match=rf"{path}: cannot be written .* another `output`"):
+        check_writable(path)
+    if place is not in_the_way:
+        with pytest.raises(CTMaskNetError, match=f"{path}: cannot be written"):
+            check_writable(path, folder=True)
+    with pytest.raises(OSError) as caught, atomic_write(path) as stream:
+        stream.write("a")
+    assert caught.value.filename.startswith(str(path)) or place is below_a_file
+    (tmp_path / "new").is_dir() and (tmp_path / "new").rmdir()
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_that_can_be_written_is_left_as_it_was(folder, tmp_path):
+    path = tmp_path / "a" / "b" / "c"
+    assert check_writable(path, folder=folder) == path
+    assert not list(tmp_path.iterdir())
+    path.parent.mkdir(parents=True)
+    (path.mkdir if folder else path.touch)()
+    assert check_writable(path, folder=folder) == path
+    assert list(path.parent.iterdir()) == [path]
+    assert not folder or not list(path.iterdir())
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("é" * 127)
+    with atomic_write(check_writable(path)) as stream:
+        stream.write("a")
+    assert path.read_text() == "a" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file_and_not_its_temporary_one(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "a") as stream:
+        stream.write("a")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_that_torch_meets_is_told_as_such(tmp_path):
+    def full(content):
+        if len(content) > 1000:  # torch closes its archive then, in which a part is missing
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(content)
+
+    told = r"a\.pth: cannot be written \(No space left"
+    path = tmp_path / "a.pth"
+    with pytest.raises(CTMaskNetError, match=told), writing(path), atomic_write(path, "wb") as file:
+        torch.save({"a": torch.zeros(10_000)}, SimpleNamespace(write=full, flush=file.flush))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_locked_on_a_full_disk_is_left_as_it_was(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(CTMaskNetError, match="No space left"), folder_of_one(tmp_path, "training"):
+        raise AssertionError("held")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_on_the_disk_is_refused(tmp_path):
+    check_room(tmp_path / "new" / "folder", 1e3, "rows", "take fewer")
+    assert not list(tmp_path.iterdir())
+    place = re.escape(str(tmp_path / "new"))
+    told = rf"{place}: rows need about 1000000000\.0 GB, and the disk has [\d.]+ .B free; .* fewer"
+    with pytest.raises(CTMaskNetError, match=told):
+        check_room(tmp_path / "new", 1e18, "rows", "take fewer")

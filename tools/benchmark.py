@@ -11,7 +11,7 @@ from pathlib import Path
 from ctmasknet.benchmarks.catalogue import BENCHMARKS
 from ctmasknet.benchmarks.table import text_of, write_speed_tables
 from ctmasknet.errors import command_line
-from ctmasknet.files import write_json
+from ctmasknet.files import check_writable, write_json
 
 
 @command_line
@@ -33,6 +33,8 @@ def main(argv=None):
     if args.name == "table":
         write_speed_tables(args.page, args.files)
         return
+    if args.output:
+        check_writable(args.output)
     found = BENCHMARKS[args.name](args)
     print(text_of(found))
     if args.output:

@@ -17,6 +17,7 @@ from ctmasknet.errors import command_line
 from ctmasknet.evaluation.pooling import TOP_K
 from ctmasknet.evaluation.report import evaluate_predictions, report_text
 from ctmasknet.evaluation.validation_fit import POOLINGS, PoolingChoice
+from ctmasknet.files import check_writable
 
 
 @command_line
@@ -41,6 +42,7 @@ def main(argv=None):
         parser.error("--checkpoint keeps what is fitted on validation: give --validation FILE")
     if args.checkpoint:
         stored_calibration(args.checkpoint)  # refuses what cannot take one, before the work is done
+        check_writable(args.checkpoint, argument="checkpoint")
     report, fit = evaluate_predictions(
         args.predictions,
         args.output,

@@ -13,6 +13,7 @@ from pathlib import Path
 from ctmasknet.engine.export import export_classifier
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.errors import command_line
+from ctmasknet.files import check_writable
 from ctmasknet.overrides import OverrideParser
 
 
@@ -27,6 +28,7 @@ def main(argv=None):
     parser.add_argument("--height", type=int, default=512, help="of every slice, px (512)")
     parser.add_argument("--width", type=int, default=512, help="of every slice, px (512)")
     args = parser.parse_args(argv)
+    check_writable(args.output)
     cfg, _ = inference_cfg(args.config_file, args.opts, args.weights)
     difference = export_classifier(cfg, load_model(cfg), args.output, args.height, args.width)
     size = Path(args.output).stat().st_size / 1e6

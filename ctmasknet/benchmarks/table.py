@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import replace_between_marks
+from ctmasknet.files import read_json, replace_between_marks
 
 _WIDTH = 118
 
@@ -74,7 +72,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = read_json(path)
         text_of(result)
         _machine(result["circumstances"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

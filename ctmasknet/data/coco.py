@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import sys
@@ -24,6 +23,7 @@ from pycocotools.coco import COCO
 from ctmasknet.ct.find import check_name
 from ctmasknet.ct.pictures import check_sides
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import read_json
 
 #: A polygon may be longer than the image's width and height together by this; each px of it costs.
 _LONGEST_OUTLINE = 200
@@ -44,9 +44,8 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
         CTMaskNetError: unreadable, no JSON, or as :func:`checked_coco`.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            document = json.load(stream)
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
         raise CTMaskNetError(f"{path}: cannot be read as JSON ({error}); check the path") from None
     return checked_coco(document, path)
 

@@ -24,7 +24,7 @@ from tabulate import tabulate
 from ctmasknet.ct.pictures import raise_problems, read_grey
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, safe_cell
+from ctmasknet.files import atomic_write, safe_cell, writing
 from ctmasknet.workers import map_in_processes
 
 #: Side of the block of low frequencies whose signs are the hash.
@@ -233,7 +233,7 @@ def near_duplicate_lines(pairs: Sequence[NearDuplicate], distance: int, few: int
 
 def write_near_duplicates(path: str | os.PathLike, pairs: Iterable[NearDuplicate]) -> None:
     """Write the pairs as a CSV table, whole or not at all."""
-    with atomic_write(path) as stream:
+    with writing(path), atomic_write(path) as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(NearDuplicate._fields)
         for pair in pairs:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from ctmasknet.data.registry import dataset_dicts, patients_of, source_of
 from ctmasknet.data.splits import check_disjoint, spelled_otherwise, tell_spellings
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import read_json
 
 logger = logging.getLogger(__name__)
 #: Numbering of the CNCB lesion set, which is not that of the CNCB scans in COVIDx-CT: the lists say
@@ -259,7 +259,7 @@ def phantom_recipe(images: str | os.PathLike) -> dict | None:
     """The recipe of the phantoms in a folder, or in the folder that holds it; None for others."""
     for folder in (Path(images), Path(images).parent):
         try:
-            recipe = json.loads((folder / PHANTOM_RECIPE).read_text(encoding="utf-8"))["recipe"]
+            recipe = read_json(folder / PHANTOM_RECIPE)["recipe"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if isinstance(recipe, dict):

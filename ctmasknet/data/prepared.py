@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from ctmasknet.data.coco import checked_coco, is_number, read_coco
 from ctmasknet.data.splits import SPLITS
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import has_control_character
+from ctmasknet.files import has_control_character, read_json
 
 #: Environment variable that names the root, as in Detectron2.
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -226,9 +226,8 @@ def _read(json_file: str, check) -> dict[str, Any]:
     if _parsed.get(json_file, (None,))[0] == now:
         return _parsed[json_file][1]
     try:
-        with open(json_file, encoding="utf-8") as stream:
-            document = json.load(stream)
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(json_file)
+    except (OSError, ValueError) as error:
         raise _broken(json_file, str(error)) from None
     if isinstance(document, dict) and "images" in document:
         document.setdefault("info", {})  # annotated by hand

@@ -17,6 +17,7 @@ from ctmasknet.data.registry import lesion_colors
 from ctmasknet.data.statistics import lesion_statistics
 from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import check_writable
 
 _CLASS_TITLES = {"ggo": "Ground glass opacity", "consolidation": "Consolidation"}
 #: Bins of the area histogram.
@@ -78,15 +79,15 @@ def draw_lesion_statistics(grid: np.ndarray, numbers: dict[str, Any]) -> None:
 
 
 def png_path(output: str | os.PathLike) -> Path:
-    """Check that a figure's name is a PNG's.
+    """Check that a figure's name is a PNG's, and that it can be written.
 
     Raises:
-        CTMaskNetError: it is not.
+        CTMaskNetError: it is not, or cannot.
     """
     path = Path(output)
     if path.suffix.lower() != ".png":
         raise CTMaskNetError(f"{path}: figures are PNG files; give `output` NAME.png")
-    return path
+    return check_writable(path)
 
 
 def write_figure(figure: Figure, path: Path, numbers: dict[str, Any] | None = None) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ctmasknet.config import is_classifier
 from ctmasknet.engine.checkpoint import spec_of
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, writing
 from ctmasknet.modeling.fast.program import ExportableClassifier
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
@@ -100,7 +100,7 @@ def export_classifier(
                 "not written: a part of the model computes otherwise than the program knows; "
                 "export one of configs/cls*.yaml"
             )
-    with atomic_write(path, "wb") as stream:
+    with writing(path), atomic_write(path, "wb") as stream:
         stream.write(content)
     return max(differences)
 

@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, parse_json
 
 _METRICS = "metrics.json"
 _TIMINGS = "timings.json"
@@ -162,7 +162,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, _Curve]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         for line in lines:
-            entry = json.loads(line)
+            entry = parse_json(line)
             done = int(entry.pop("iteration")) + 1
             for name, value in entry.items():
                 if value is not None:

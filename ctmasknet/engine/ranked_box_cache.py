@@ -47,7 +47,7 @@ from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.prepared import content_sha256
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import LOCK, atomic_write, remove_unfinished
+from ctmasknet.files import LOCK, atomic_write, check_room, remove_unfinished
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 
@@ -59,6 +59,10 @@ _PACKAGE = Path(ctmasknet.__file__).parent
 _HASHED_OTHERWISE = ("builtins", "ctmasknet", "torch", "torchvision")
 _CODE = ("ct", "modeling", "data/mapper.py", "engine/ranked_box_cache.py")
 _LOGGER = logging.getLogger(__name__)
+#: What to do where rows do not fit or cannot be written.
+_ELSEWHERE = (
+    "set MODEL.RANKED_BOXES.CACHE_DIR to another folder, or MODEL.RANKED_BOXES.CACHE to never"
+)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,11 @@ def cached_rows(
     if not hit:
         # Loaders draw a seed; what was cached before must not change what training draws
         with _claimed(parts) as alone, torch.random.fork_rng(devices=[]):
+            if comm.is_main_process():
+                # The file, and the parts that are not there yet
+                there = sum(one.stat().st_size for one in parts.glob("*.pt"))
+                needed = 2 * torch.float32.itemsize * math.prod(shape) - there
+                check_room(folder, needed, f"ranked boxes of {name}", _ELSEWHERE)
             comm.synchronize()
             rows = _compute(cfg, model, dicts, name, bad, parts)
             if comm.is_main_process():
@@ -274,10 +283,7 @@ def _write(path: Path, content: Any) -> None:
 
 def _unwritable(path: Path, error: Exception) -> CTMaskNetError:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return CTMaskNetError(
-        f"{path}: cannot be written ({reason}); make room there, set MODEL.RANKED_BOXES.CACHE_DIR "
-        "to another folder, or MODEL.RANKED_BOXES.CACHE never"
-    )
+    return CTMaskNetError(f"{path}: cannot be written ({reason}); make room there, or {_ELSEWHERE}")
 
 
 def _compute(

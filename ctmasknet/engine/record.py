@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import datetime
 import hashlib
-import json
 import os
 import platform
 import shlex
@@ -34,7 +33,7 @@ from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.data.prepared import content_sha256
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, plain, write_json
+from ctmasknet.files import atomic_write, parse_json, plain, read_json, write_json
 from ctmasknet.names import parse_lesion_name
 
 #: Name of the file.
@@ -272,13 +271,17 @@ def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """
     path = Path(folder) / RUN_RECORD
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         entries = document["entries"]
         if not all(entry["kind"] in _KINDS for entry in entries):
             raise ValueError("an entry of another kind")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # and so no such folder
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CTMaskNetError(
+            f"{path}: cannot be read ({error.strerror}); get permission, or choose another folder"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise CTMaskNetError(
             f"{path}: not a run's record ({type(error).__name__}: {error}); remove the file"
         ) from error
@@ -329,7 +332,7 @@ def _iterations(metrics: Path, untouched: tuple[int, int] | None) -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         if _stamp(metrics) != untouched:
             lines = metrics.read_text(encoding="utf-8").splitlines()
-            return int(json.loads(lines[-1])["iteration"]) + 1
+            return int(parse_json(lines[-1])["iteration"]) + 1
     return None
 
 

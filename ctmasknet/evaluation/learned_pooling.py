@@ -5,11 +5,9 @@ Shapes: n slices of one scan or patient, C classes, F features.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from scipy.special import softmax
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import TOP_K, PooledPrediction, group_slices, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.files import read_json
 
 _FORMAT = "ctmasknet learned pooling 1"
 _STATISTICS = ("mean", "max", "top_k_mean", "quantile_10", "quantile_50", "quantile_90")
@@ -221,7 +220,7 @@ def load_learned_pooling(path: str | os.PathLike, class_names: Sequence[str]) ->
         CTMaskNetError: the file is missing, no such file, or of other classes.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise CTMaskNetError(
             f"{path}: cannot read a learned pooling ({error}); tools/evaluate_predictions.py "

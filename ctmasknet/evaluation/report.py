@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -40,7 +39,7 @@ from ctmasknet.evaluation.pooling import (
 )
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.validation_fit import PoolingChoice, ValidationFit, fit_on_validation
-from ctmasknet.files import write_json, writing
+from ctmasknet.files import check_writable, write_json, writing
 
 REPORT_FORMAT = "ctmasknet classification report 1"
 #: Metrics given in percent; all others lie in 0..1 or are nats.
@@ -268,6 +267,7 @@ def evaluate_predictions(
     Raises:
         CTMaskNetError: files that cannot be used; nothing is written then.
     """
+    output = check_writable(output, folder=True)
     rows, class_names = read_predictions_csv(predictions)
     fit, fitted_on = None, []
     if validation is not None:
@@ -295,7 +295,6 @@ def evaluate_predictions(
         seed=seed,
         source=str(predictions),
     )
-    output = Path(output)
     with writing(output):
         write_json(output / "report.json", report, indent=1)
         # What an earlier evaluation fitted does not belong to this report

@@ -28,7 +28,7 @@ from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
-from ctmasknet.files import atomic_write, folder_of_one, remove_unfinished, writing
+from ctmasknet.files import atomic_write, check_writable, folder_of_one, remove_unfinished, writing
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
@@ -208,6 +208,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     if args.boxes < 1:
         raise CTMaskNetError(f"`boxes`: {args.boxes} is not a number of boxes; give 1 or more")
     check_method(args.method, args.hidden)
+    if comm.is_main_process():
+        check_writable(args.output, folder=True)
     shown = ShownSlices.from_arguments(args)
     entries = shown.entries
     if args.input:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import yaml
 from ctmasknet.engine.record import RUN_RECORD, read_record
 from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import read_json
 from ctmasknet.paper.published import LISTS
 from ctmasknet.paper.variants import Structure, Variant, structure_of
 
@@ -236,7 +236,7 @@ def _check_figures(path: Path, figures: Any, task: str) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise CTMaskNetError(
             f"{path}: not readable as JSON ({error}); run the evaluation again"

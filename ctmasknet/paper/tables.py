@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.files import write_json, writing
+from ctmasknet.files import check_writable, write_json, writing
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant
 from ctmasknet.paper.table import NOT_RUN, OURS, Table, document, name_of, percent, write_text
@@ -78,9 +78,9 @@ def write_tables(
     Raises:
         CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`; ``output`` cannot be written.
     """
+    output = check_writable(output, folder=True)
     known = variants()
     tables = paper_tables(find_runs(results, known), known)
-    output = Path(output)
     parts = [
         f"Rows of {OURS} come from result files and say what they were measured on; all other "
         "rows are published figures.\n",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.files import write_json, writing
+from ctmasknet.files import check_writable, write_json, writing
 from ctmasknet.paper.runs import Measured, Run, find_runs
 from ctmasknet.paper.table import NOT_RUN, Table, document, percent, write_text
 from ctmasknet.paper.variants import HEADINGS, Variant, model_rows, variants
@@ -74,6 +74,8 @@ def write_model_table(
     Raises:
         CTMaskNetError: a file cannot be written.
     """
+    for path in filter(None, (markdown, json_file)):
+        check_writable(path)
     rows = model_rows(variants())
     text = document("Models", made_by, [table.markdown() for table in model_tables(rows)])
     if markdown:
@@ -101,6 +103,7 @@ def write_zoo(
     Raises:
         CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`; ``path`` cannot be written.
     """
+    check_writable(path)
     known = variants()
     tables = zoo_tables(known, find_runs(results, known), command)
     parts = [

@@ -8,7 +8,6 @@ or absent.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -23,7 +22,16 @@ import numpy as np
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import LOCK, lock_folder, remove_unlocked, write_json, writing
+from ctmasknet.files import (
+    LOCK,
+    check_room,
+    check_writable,
+    lock_folder,
+    read_json,
+    remove_unlocked,
+    write_json,
+    writing,
+)
 from ctmasknet.phantom.patient import SETTINGS, PhantomSlice, check_slices, phantom_patient
 from ctmasknet.workers import map_in_processes
 
@@ -35,6 +43,8 @@ SLICE_TREE = "covidx_ct_raw"
 _VERSION = 1
 #: Patient numbers of the lesion set are 1 .. this, those of the slices lie above.
 _LAST_LESION_PATIENT = 10_000
+#: That a phantom's pictures take at least.
+_BYTES_A_PX = 0.1
 _CLASS_NAMES = ("Normal", "CP", "NCP")
 
 
@@ -227,6 +237,7 @@ def _write_tree(
     ``finish`` gets the folder and what ``work`` returned for every task; it returns the summary.
     What killed runs left goes.
     """
+    check_writable(target.parent, folder=True)
     remove_unlocked(target.parent, f".{target.name}.*.tmp")
     if os.path.lexists(target):
         done = _stored(target)
@@ -238,6 +249,8 @@ def _write_tree(
                 f"{target}: exists and was not made with these arguments; "
                 "choose another folder or give `overwrite`"
             )
+    needed = _BYTES_A_PX * len(tasks) * recipe["slices"] * recipe["side_px"] ** 2
+    check_room(target.parent, needed, "the phantoms", "ask for fewer patients or slices")
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
@@ -248,16 +261,17 @@ def _write_tree(
             workers = len(os.sched_getaffinity(0))
         _at_least_one(workers=workers)
         draw, bar = partial(work, folder=folder), {"title": target.name, "unit": "patient"}
-        results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
-        made = finish(folder, results)
-        document = {"recipe": recipe, "summary": made, "files": _count_files(folder)}
-        write_json(folder / PHANTOM_RECIPE, document, indent=1)
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        elif os.path.lexists(target):
-            target.unlink()
-        (folder / LOCK).unlink()  # before: whatever ends this now, a tree in its place has none
-        folder.rename(target)
+        with writing(target):
+            results = list(map_in_processes(draw, tasks, workers, chunksize=1, **bar))
+            made = finish(folder, results)
+            told = {"recipe": recipe, "summary": made, "files": _count_files(folder)}
+            write_json(folder / PHANTOM_RECIPE, told, indent=1)
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            elif os.path.lexists(target):
+                target.unlink()
+            (folder / LOCK).unlink()  # before: whatever ends this now, a tree in its place has none
+            folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -275,7 +289,7 @@ def _count_files(folder: Path) -> int:
 def _stored(target: Path) -> dict | None:
     """The recipe file of a tree; None when there is none or files of the tree are missing."""
     try:
-        stored = json.loads((target / PHANTOM_RECIPE).read_text(encoding="utf-8"))
+        stored = read_json(target / PHANTOM_RECIPE)
         whole = {"recipe", "summary"} <= stored.keys() and stored["files"] == _count_files(target)
         return stored if whole else None
     except (OSError, ValueError, AttributeError, KeyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from pathlib import Path
 
@@ -17,12 +18,16 @@ from ctmasknet.engine.record import environment
 from ctmasknet.engine.runs.start import start_logs
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import check_writable, lack_of_room
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import check_output_apart, settings_of
 from ctmasknet.predict.outputs import Summary
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.run import OpenShard, PredictionRun
+
+#: Of a slice of 512 x 512 px with lesions.
+_MOST_BYTES = {"overlays": 6e5, "dicom-seg": 2e5, "nifti": 2e4}
 
 
 def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
@@ -62,9 +67,18 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     if "dicom-seg" in masks:
         require_highdicom()
     check_output_apart(args.output, args.input)
+    if comm.is_main_process():
+        check_writable(args.output, folder=True)
     units, inputs_sha256 = list_units(args.input, skip_bad=bad.skip)
     if not units:
         raise CTMaskNetError(f"{args.input[0]}: no file in it; give a folder of CT slices")
+    if comm.is_main_process():
+        kinds = [*masks, *["overlays"] * args.overlays]
+        needed = sum(unit.weight for unit in units) * sum(_MOST_BYTES[kind] for kind in kinds)
+        if lack := lack_of_room(args.output, needed, f"{', '.join(kinds)} of all slices"):
+            logging.getLogger(__name__).warning(
+                "%s at most; slices without a lesion need less", lack
+            )
     options = {
         "lesions": lesions,
         "masks": list(masks),

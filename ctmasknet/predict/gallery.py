@@ -21,6 +21,7 @@ from ctmasknet.draw.lesions import check_score_threshold, side_by_side
 from ctmasknet.draw.pages import contact_sheet, write_picture
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import check_writable
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import (
     ShownSlices,
@@ -56,6 +57,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     if args.input and args.ground_truth_only:
         raise CTMaskNetError("`ground_truth_only`: files have no ground truth; give `dataset` NAME")
     check_score_threshold(args.score_threshold)
+    check_writable(args.output, folder=True)
     shown = ShownSlices.from_arguments(args)
     metadata = MetadataCatalog.get(args.dataset) if args.dataset else None
     lesion_classes = list(metadata.get("thing_classes", ())) if metadata else []

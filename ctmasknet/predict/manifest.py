@@ -19,7 +19,15 @@ from detectron2.utils.file_io import PathManager
 from ctmasknet.data.prepared import file_sha256
 from ctmasknet.engine.record import now
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import LOCK, folder_of_one, remove_unfinished, write_json, writing
+from ctmasknet.files import (
+    LOCK,
+    check_writable,
+    folder_of_one,
+    read_json,
+    remove_unfinished,
+    write_json,
+    writing,
+)
 from ctmasknet.predict.shards import Shards
 
 MANIFEST = "prediction.json"
@@ -67,11 +75,13 @@ def output_of_one(output: str | os.PathLike) -> contextlib.AbstractContextManage
 
 
 def check_output_apart(output: str | os.PathLike, inputs: Sequence[str | os.PathLike]) -> None:
-    """Refuse an output folder within an input, for what is written would be read as input.
+    """Refuse a file, and a folder within an input, for what is written would be read as input.
 
     Raises:
-        CTMaskNetError: names both.
+        CTMaskNetError: names it, or both.
     """
+    if os.path.isfile(output):
+        raise CTMaskNetError(f"{output}: is a file; choose a folder as `output`")
     folder = Path(output).resolve()
     for given in inputs:
         if Path(given).resolve() in (folder, *folder.parents):
@@ -96,16 +106,12 @@ def check_output(
     if resume and overwrite:
         raise CTMaskNetError("`resume` continues and `overwrite` begins anew; give one of them")
     output = Path(output)
+    check_writable(output, folder=True)
     with writing(output):
-        if output.exists() and not output.is_dir():
-            raise CTMaskNetError(f"{output}: is a file; choose a folder as `output`")
         present = sorted(os.listdir(output)) if output.is_dir() else []
         # Of a run that was killed while it wrote its manifest, before anything else
         begun = (LOCK, f".{MANIFEST}.*.tmp")
         present = [name for name in present if not any(fnmatch(name, one) for one in begun)]
-        nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise CTMaskNetError(f"{nearest}: no permission to write here; choose another `output`")
     manifest = _read(output)
     if manifest is None:
         if present:
@@ -207,7 +213,7 @@ def remove_shards(output: str | os.PathLike) -> None:
 def _read(output: Path) -> dict[str, Any] | None:
     path = output / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.lesions import SliceCall
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import writing
+from ctmasknet.files import check_writable, writing
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,4 @@ def writable_folder(path: str | os.PathLike) -> Path:
     path = Path(path)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise CTMaskNetError(f"{path}: no permission to write here; choose another `output`")
-    return path
+    return check_writable(path, folder=True)  # which is there: other processes try it too

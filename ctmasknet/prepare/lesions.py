@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from ctmasknet.data.splits import (
     tell_spellings,
 )
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import check_writable, read_json
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.masks_to_coco import (
     Conversion,
@@ -41,7 +41,7 @@ from ctmasknet.prepare.pairs import (
     find_volume_pairs,
     split_by_lists,
 )
-from ctmasknet.prepare.staging import writing_set
+from ctmasknet.prepare.staging import least_bytes, writing_set
 from ctmasknet.prepare.volumes import volume_files, without_extension
 
 #: Lies in a folder of upright copies; a folder without it is never replaced.
@@ -110,6 +110,7 @@ def prepare_lesions(
         raise CTMaskNetError("split: give either shares or list files")
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
+    check_writable(output, folder=True, argument="output_root")
     bad = bad or BadSlices({})
     of_volumes = any(volume_files(images))
     by_name = rule.by_name and not of_volumes
@@ -131,7 +132,13 @@ def prepare_lesions(
     known = {pair.patient for pair in pairs}
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), output.name, strict)
     copied = of_volumes or not how.orientation.is_upright
-    with writing_set(output, images, copied=copied, mark=_COPIES_MARK, bad=bad) as new:
+    kind = {"copied": copied, "mark": _COPIES_MARK}
+    if of_volumes:
+        slices = (one for pair in pairs for one in pair.volume.scan.slices[:: how.every])
+        needed = min(1.0, how.keep_empty) * least_bytes(one.shape for one in slices)
+    else:
+        needed = least_bytes(pictures=(pair.image for pair in pairs)) if copied else 0.0
+    with writing_set(output, images, **kind, bad=bad, copies_bytes=needed) as new:
         how = replace(how, copies=new.copies, skip_bad=bad.skip)
         converted: dict[str, ConvertedSlice] = {}
         with contextlib.closing(convert_slices(pairs, how, workers, progress=progress)) as slices:
@@ -266,7 +273,7 @@ def _outdated(output: Path, mask_types: Collection[str], made_by: Mapping[str, A
 
 def _is_made_by(path: Path, made_by: Mapping[str, Any]) -> bool:
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))["info"]
+        info = read_json(path)["info"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return isinstance(info, dict) and all(info.get(key) == value for key, value in made_by.items())

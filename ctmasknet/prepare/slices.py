@@ -29,6 +29,7 @@ from ctmasknet.data.splits import (
     tell_spellings,
 )
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import check_writable
 from ctmasknet.prepare.classified import (
     check_rows_tell_patients,
     read_class_folders,
@@ -40,7 +41,7 @@ from ctmasknet.prepare.lists import (
     read_slice_lists,
     resolve_images,
 )
-from ctmasknet.prepare.staging import writing_set
+from ctmasknet.prepare.staging import least_bytes, writing_set
 from ctmasknet.prepare.volumes import Volume, write_copies
 
 #: Lies in a folder of copies; a folder without it is never replaced.
@@ -114,6 +115,7 @@ def prepare_slices(
         CTMaskNetError: bad input of any kind; nothing has been written then.
     """
     home = set_folder(Path(root), name)
+    check_writable(home, folder=True, argument="output_root")
     bad = bad or BadSlices({})
     on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
     placed = None
@@ -301,7 +303,12 @@ def _write(
         raise CTMaskNetError("`grey_window`: is for 8-bit pictures; volumes have `window`")
     copied = bool(volumes) or grey_window is not None
     copy_of = _copy_names(files) if grey_window is not None else {}
-    with writing_set(target, image_root, copied=copied, mark=_COPIES_MARK, bad=bad) as new:
+    taken = [volumes[file] for file in files] if volumes else []
+    shapes = (volume.scan.slices[index].shape for volume, index in taken)
+    pictures = () if taken else (image_root / file for file in files)
+    needed = least_bytes(shapes, pictures) if copied else 0.0
+    kind = {"copied": copied, "mark": _COPIES_MARK, "copies_bytes": needed}
+    with writing_set(target, image_root, **kind, bad=bad) as new:
         if volumes:
             chosen = {file: volumes[file] for file in files}
             problems = write_copies(chosen, new.copies, window, workers, skip_bad=bad.skip)

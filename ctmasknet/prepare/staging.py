@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -12,11 +13,20 @@ from typing import Any
 
 from ctmasknet.data.bad_slices import REPORT, SOURCE, BadSlices
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import lock_folder, remove_unlocked, write_json
+from ctmasknet.files import (
+    check_room,
+    lock_folder,
+    missing_folders,
+    remove_empty,
+    remove_unlocked,
+    write_json,
+)
 
 #: Folder of the copies that a preparation tool writes, in the data set's folder.
 COPIES = "image"
 _PREFIX = ".prepare-"
+#: A PNG of a chest's slice takes 0.3 bytes a px and more; a copy of a picture about what that does.
+_BYTES_A_PX, _SHARE_OF_A_PICTURE = 0.2, 0.5
 
 
 class SetWriter:
@@ -89,9 +99,27 @@ class SetWriter:
             new.rename(copies)
 
 
+def least_bytes(
+    shapes: Iterable[tuple[int, ...]] = (), pictures: Iterable[str | os.PathLike] = ()
+) -> float:
+    """What PNG copies need at least: of slices of volumes by their shapes (H, W), of pictures by
+    their files."""
+    size = sum(_BYTES_A_PX * math.prod(shape) for shape in shapes)
+    for picture in pictures:
+        with contextlib.suppress(OSError):  # whoever reads it says so
+            size += _SHARE_OF_A_PICTURE * os.path.getsize(picture)
+    return size
+
+
 @contextlib.contextmanager
 def writing_set(
-    target: Path, images: str | os.PathLike, *, copied: bool, mark: str, bad: BadSlices
+    target: Path,
+    images: str | os.PathLike,
+    *,
+    copied: bool,
+    mark: str,
+    bad: BadSlices,
+    copies_bytes: float = 0.0,
 ) -> Iterator[SetWriter]:
     """Write the prepared set in the folder ``target``.
 
@@ -101,10 +129,11 @@ def writing_set(
         copied: the set gets copies of its images.
         mark: name of a file that tells such copies from other folders, which are never replaced.
         bad: what is done with slices that cannot be used.
+        copies_bytes: that the copies need at least.
 
     Raises:
         CTMaskNetError: copies would replace what no earlier run wrote, or the images themselves;
-            something cannot be written.
+            they do not fit on the disk; something cannot be written.
     """
     images, copies = Path(images), (target / COPIES).resolve()
     if copied and copies.exists() and not (copies / mark).is_file():
@@ -114,6 +143,9 @@ def writing_set(
         )
     if copied and images.resolve().is_relative_to(copies):
         raise CTMaskNetError(f"{images}: lies in the folder of the copies; give another `name`")
+    if copied:
+        where = "choose another folder with `output_root`"
+        check_room(target, copies_bytes, "the copies of its slices", where)
     with staging_folder(target) as staging:
         yield SetWriter(target, staging, images, copied, mark, bad)
 
@@ -127,9 +159,9 @@ def staging_folder(target: Path) -> Iterator[Path]:
         CTMaskNetError: something in ``target`` cannot be written (no permission, full disk), in the
             block too.
     """
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    made = missing_folders(target)
     with _naming_what_cannot_be_written(target), contextlib.ExitStack() as at_end:
-        at_end.callback(_remove_empty, made)
+        at_end.callback(remove_empty, made)
         target.mkdir(parents=True, exist_ok=True)
         remove_unlocked(target, f"{_PREFIX}*")
         staging = Path(tempfile.mkdtemp(dir=target, prefix=_PREFIX))
@@ -149,10 +181,3 @@ def _naming_what_cannot_be_written(target: Path) -> Iterator[None]:
             f"{error.filename or target}: cannot be written ({error.strerror}); choose another "
             "folder with `output_root`, or make room"
         ) from error
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the innermost first, that exist and hold nothing."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import ctmasknet
-from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
 from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
@@ -72,13 +71,13 @@ def write_report(
     """
     output = Path(output)
     if is_of_a_detector(folder):
-        _check_writable(output)
+        check_writable(output)
         unused = {"config_file": config_file, "weights": weights, "opts": opts, **source_options}
         page, files = lesion_page(folder, images, pictures, gallery, unused)
         return _written(output, page, folder, files)
     source = read_source(folder, **source_options)
     # Tried before a model is loaded
-    _check_writable(output)
+    check_writable(output)
     files = SliceFiles(source.dataset, images, recorded_window(source.entries), source.folder)
     painter = None
     if config_file or weights or "MODEL.WEIGHTS" in opts:
@@ -235,12 +234,3 @@ def _about(source: ReportSource) -> str:
     ]
     when = f", made {dates[-1]}" if dates else ""
     return f"Predictions for {counted}{when}; classes {', '.join(source.class_names)}."
-
-
-def _check_writable(output: Path) -> None:
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    if output.is_dir():
-        raise CTMaskNetError(f"{output}: is a folder; name a file as `output`")
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise CTMaskNetError(f"{output}: no permission to write there; choose another `output`")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from ctmasknet.evaluation.pooling import (
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.report import REPORT_FORMAT, classification_report
 from ctmasknet.evaluation.validation_fit import PoolingChoice
+from ctmasknet.files import parse_json, read_json
 
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
@@ -225,7 +225,7 @@ def _find(argument: str, given: str | os.PathLike | None, tool: str, *usual: Pat
 def _read_json(path: Path, what: str, checked: Callable[[Any], Any]) -> Any:
     """``checked`` of the file's content; the errors of a content of another form are one line."""
     with of_another_form(f"{path}: not {what}"):
-        return checked(json.loads(path.read_text(encoding="utf-8")))
+        return checked(read_json(path))
 
 
 @contextlib.contextmanager
@@ -411,7 +411,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as stream:
             for line in stream:
-                item = json.loads(line)
+                item = parse_json(line)
                 if not isinstance(item, dict):
                     raise ValueError(f"no object: {line[:40]!r}")
                 yield item

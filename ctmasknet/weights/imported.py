@@ -20,7 +20,7 @@ from torch import Tensor
 from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, writing
+from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.modeling.roi_heads import ROW_FEATURES
 from ctmasknet.weights.layout import (
     ANCHOR_RATIOS,
@@ -211,6 +211,7 @@ def import_file(
     path = os.fspath(path)
     if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
         raise CTMaskNetError(f"{output}: is the file to read; give `output` another name")
+    check_writable(output)
     content = read_weights_file(path)
     if not isinstance(content, dict):
         raise CTMaskNetError(f"{path}: holds no state dict; give a published checkpoint")

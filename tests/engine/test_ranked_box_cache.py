@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,3 +289,12 @@ def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypat
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert ours[name] == (pytest.approx(value, rel=1e-5) if value is not None else None)
+
+
+def test_rows_that_do_not_fit_on_the_disk_are_told_before_they_are_computed(
+    cfg, dicts, tiny_model, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(ranked_box_cache, "_rows", None)
+    with pytest.raises(CTMaskNetError, match=r"ranked boxes of some need about .*CACHE_DIR"):
+        cached_rows(cfg, tiny_model, dicts, "some")

@@ -1,9 +1,12 @@
 """Phantom patients: layouts, exactness, determinism, and the looks that tell the classes apart."""
 
+import errno
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -348,6 +351,23 @@ def test_what_a_killed_run_left_goes_and_a_running_one_s_stays(tmp_path):
     assert not (tmp_path / "covidx_ct_raw" / ".lock").exists()
     write_slices(tmp_path)  # found done
     assert [path.name for path in tmp_path.iterdir()] == ["covidx_ct_raw"]
+
+
+def test_a_disk_without_room_is_told_before_the_drawing_and_while_it_fills(tmp_path, monkeypatch):
+    asked = {"seed": 1, "patients": 2, "slices": 2, "side_px": SIDE, "workers": 1}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(CTMaskNetError, match=r"cncb_lesions_raw: cannot be written \(No space"):
+            write_phantom_lesions(tmp_path / "out", **asked)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(phantom, "map_in_processes", None)
+    with pytest.raises(CTMaskNetError, match=r"out: the phantoms need about .* fewer patients"):
+        write_phantom_lesions(tmp_path / "out", **asked)
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_unknown_kind_is_named():

@@ -1,8 +1,10 @@
 """Predict, then write: how a slice gets to the model, and what an error on the way is called."""
 
 import json
+import shutil
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 import ctmasknet
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.predict import CTPredictor
+from tests.helpers.running import run_tool
 from tests.helpers.small_world import files_of, words, write_pictures
 
 
@@ -98,3 +101,15 @@ def test_a_failed_run_with_finished_slices_keeps_its_folder(classifier, tmp_path
     assert code == 2 and "holds another run's prediction, of other inputs" in line
     code, line = tool(*words(classifier, inputs, tmp_path / "out"))
     assert code == 2 and "unfinished; --resume continues it, --overwrite replaces it" in line
+
+
+def test_room_that_may_not_suffice_is_told(
+    repository, classifier, scans, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    for flags, is_told in ((["--masks", "nifti"], False), (["--overlays", "--overwrite"], True)):
+        command = words(classifier, [scans / "a_dicom"], tmp_path / "out", *flags)
+        assert run_tool(repository, "tools/predict.py", *command) == 0
+        told = capfd.readouterr()
+        lack = f"{tmp_path / 'out'}: overlays of all slices need about 2.4 MB, and the disk has 0.1"
+        assert (lack in told.err + told.out) == is_told

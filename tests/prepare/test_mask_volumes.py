@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -372,6 +374,16 @@ def test_which_slices_go_in(prepare, folders, document):
     assert prepare(*words, "--every", "2", "--window=40,400") == 0
     assert files() == ["a/0000.png", "a/0002.png", "a/0004.png"]
     assert document()["info"]["window_hu"] == [40, 400]
+
+
+def test_copies_that_do_not_fit_on_the_disk_are_told(prepare, folders, capfd, monkeypatch):
+    volume(folders[0] / "a.nii", HU)
+    volume(folders[1] / "a.nii", MASK)
+    words = [*ALL, "--patients", "each-file"]
+    for free, code in ((HU.size * 0.2 - 1, 2), (HU.size * 0.2, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert prepare(*words) == code
+    assert "the copies of its slices need about" in capfd.readouterr().err
 
 
 def test_bad_volumes_are_left_out_and_listed(prepare, folders, document, tmp_path, capfd):

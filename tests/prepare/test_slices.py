@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,6 +138,17 @@ class TestCommand:
             with Image.open(tmp_path / "root" / "two" / "image" / entry["file"]) as copy:
                 assert (copy.format, copy.mode) == ("PNG", "L")
                 assert np.unique(copy).tolist() == [[128], [255]][entry["label"]]
+
+    def test_copies_that_do_not_fit_on_the_disk_are_told_before_they_are_made(
+        self, covidx, tmp_path, command, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+        arguments = ["--source", str(covidx), "--output-root", str(tmp_path / "root")]
+        assert command([*arguments, "--grey-window", "0,99"]) == 2
+        told = capsys.readouterr().err
+        assert f"{tmp_path / 'root' / 'covidx_ct'}: the copies of its slices need about" in told
+        assert "--output-root" in told and not (tmp_path / "root").exists()
+        assert command(arguments) == 0  # nothing is copied
 
     @pytest.mark.parametrize(
         ("change", "arguments", "message"),

@@ -17,7 +17,7 @@ from ctmasknet.engine.checkpoint import BEST
 from ctmasknet.engine.record import RUN_RECORD, read_record
 from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.errors import CTMaskNetError, report_in
-from ctmasknet.files import folder_of_one, remove_unfinished
+from ctmasknet.files import check_writable, folder_of_one, remove_unfinished
 
 #: What a training and its evaluations leave, what makes it theirs first; their log is added to.
 _MODELS, _TO_RESUME = "model_*.pth", "last_checkpoint"
@@ -53,6 +53,9 @@ def run_folder(cfg: CfgNode, args: argparse.Namespace) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         if comm.is_main_process():
             work = "evaluation" if args.eval_only else "training"
+            if not args.eval_only and cfg.MODEL.RANKED_BOXES.CACHE_DIR:
+                key = "MODEL.RANKED_BOXES.CACHE_DIR"
+                check_writable(cfg.MODEL.RANKED_BOXES.CACHE_DIR, folder=True, argument=key)
             held.enter_context(folder_of_one(folder, work, shared=args.eval_only))
             if not args.eval_only:
                 _claim(folder, cfg.MODEL.WEIGHTS, resume, overwrite)

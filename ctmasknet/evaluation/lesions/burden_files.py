@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,7 @@ from ctmasknet.data.label_masks import (
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
-from ctmasknet.files import atomic_write, safe_cell, write_json, writing
+from ctmasknet.files import atomic_write, check_writable, read_json, safe_cell, write_json, writing
 from ctmasknet.names import PatientRule
 
 BURDEN_FORMAT = "ctmasknet lesion burden 1"
@@ -67,6 +66,7 @@ def measure_burden(
     Raises:
         CTMaskNetError: contradicting arguments, or files that are missing or do not fit.
     """
+    output = check_writable(output, folder=True)
     if bool(dataset) == bool(lesions):
         raise CTMaskNetError("give either `dataset` or `lesions`")
     if predictions and lesions:
@@ -111,7 +111,6 @@ def measure_burden(
     }
     levels = burdens(slices)
     found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
-    output = Path(output)
     with writing(output):
         write_json(output / "burden.json", found, indent=1)
         _write_csv(output / "burden.csv", found)
@@ -322,8 +321,8 @@ def _cautions(document: Mapping[str, Any]) -> list[str]:
 
 def _json(path: str | os.PathLike, kind: type) -> Any:
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
         raise CTMaskNetError(f"{path}: cannot read lesions ({error}); check the path") from error
     if not isinstance(value, kind):
         raise CTMaskNetError(f"{path}: holds no lesions in COCO's form; check the path")
