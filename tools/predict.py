@@ -31,6 +31,12 @@ def parse(argv=None):
     add("--weights", help="the model file, which also states its configuration")
     add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
     add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
+    add(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
     add(
         "--lesion-weights",

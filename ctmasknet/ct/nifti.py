@@ -1,8 +1,9 @@
 """NIfTI volumes as scans.
 
 NIfTI cannot say that values are HU. They are taken as HU after slope and intercept, unless they
-cannot be: a slice of the chest holds air and lung. A volume without a slice of which
-:data:`~ctmasknet.ct.hounsfield.AIR_SHARE` lies within
+cannot be; then a rescale that the user gives makes HU of them
+(:func:`~ctmasknet.ct.hounsfield.volume_rescale`). A slice of the chest holds air and lung. A volume
+without a slice of which :data:`~ctmasknet.ct.hounsfield.AIR_SHARE` lies within
 :data:`~ctmasknet.ct.hounsfield.AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
 another modality, or CT that has lost its offset. One in which only padding does (its lowest value),
 or whose tissue is not where tissue lies, is read with a problem.
@@ -21,22 +22,25 @@ import math
 import os
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
 from nibabel.orientations import io_orientation
 
-from ctmasknet.ct.hounsfield import look_for_chest
+from ctmasknet.ct.hounsfield import volume_rescale
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import (
     CHUNK_BYTES,
+    GREY,
     MAX_EXPANSION,
     CTScan,
     CTSlice,
+    Rescale,
     UnsuitableFile,
     check_claimed_size,
     decoding,
+    grey_levels,
     mark_outside,
     max_expanded_bytes,
 )
@@ -71,6 +75,7 @@ class NiftiVolume:
         slope, intercept: stored value -> value.
         turn: how the grid is turned upright.
         problems: what the header contradicts itself in, one sentence each.
+        rescale: value -> HU, or that values are grey levels; None: they are HU.
     """
 
     file: str
@@ -83,6 +88,7 @@ class NiftiVolume:
     intercept: float
     turn: Upright
     problems: tuple[str, ...] = ()
+    rescale: Rescale | None = None
 
     def values(self, index: int) -> np.ndarray:
         """One slice.
@@ -104,11 +110,14 @@ class NiftiVolume:
         with decoding(self.file):
             return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
 
-    def read_picture(self, frame: int | None) -> None:
-        return None
+    def read_picture(self, frame: int | None) -> np.ndarray | None:
+        return grey_levels(self.file, self.values(frame)) if self.rescale == GREY else None
 
     def read_hu(self, frame: int | None) -> np.ndarray:
-        return mark_outside(self.values(frame).astype(np.float32))
+        if self.rescale == GREY:
+            raise CTMaskNetError(f"{self.file}: grey levels state no HU; use its pixels")
+        slope, intercept = self.rescale or (1.0, 0.0)
+        return mark_outside((self.values(frame) * slope + intercept).astype(np.float32))
 
 
 #: Two, so that threads which read ahead from one volume into the next keep both.
@@ -270,12 +279,13 @@ def _affine(header: Nifti1Header, file: str) -> tuple[np.ndarray, tuple[str, ...
     )
 
 
-def read_nifti_file(file: str, name: str) -> CTScan:
+def read_nifti_file(file: str, name: str, rescale: Rescale | None = None) -> CTScan:
     """One volume as a scan.
 
     Args:
         file: path.
         name: how the scan's slices are called, ``#0000``, ``#0001``, ... in stored order appended.
+        rescale: see :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         UnsuitableFile: values that cannot be HU, and what
@@ -283,9 +293,10 @@ def read_nifti_file(file: str, name: str) -> CTScan:
         CTMaskNetError: damaged.
     """
     volume = read_volume(file)
-    doubts = _check_hu(volume)
     turn = volume.turn
     columns, rows, count = turn.shape
+    rescale, doubts = volume_rescale(file, volume.values, count, rescale)
+    volume = replace(volume, rescale=rescale)
     scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
     stored = range(count)[::-1] if turn.flips[2] else range(count)
     slices = tuple(
@@ -303,17 +314,3 @@ def read_nifti_file(file: str, name: str) -> CTScan:
         for index, frame in enumerate(stored)
     )
     return CTScan("", scan, "nifti", slices, turn.affine, (*volume.problems, *doubts))
-
-
-def _check_hu(volume: NiftiVolume) -> tuple[str, ...]:
-    """What speaks against HU. Looks at slices, the middle one first, until one is a chest's."""
-    count = volume.turn.shape[2]
-    look = look_for_chest(volume.values(index) for index in (count // 2, *range(count)))
-    if look.chest:
-        return ()
-    if look.air:
-        return (f"{look.doubt}; check what was stored",)
-    raise UnsuitableFile(
-        f"{volume.file}: its values, {look.found}, are not HU of a chest (air is -1000); give the "
-        "CT volume in HU"
-    )

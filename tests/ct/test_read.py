@@ -50,7 +50,7 @@ def write_every_source(folder):
         (folder / name).mkdir()
         for index, plane in enumerate(planes.astype(np.uint16 if name == "deep" else np.uint8)):
             Image.fromarray(plane).save(folder / name / f"s{index + 8}.{suffix}")
-        yield folder / name, (1.0, -1024.0)
+        yield folder / name, (1.0, -1024.0) if name == "deep" else None
     first, *rest = [Image.fromarray(plane) for plane in GREY]
     first.save(folder / "pages.tif", save_all=True, append_images=rest)
     yield folder / "pages.tif", None
