@@ -4,7 +4,7 @@
         --output output/cls/why
     python tools/explain.py --config-file configs/cls.yaml --input scans/ --output why
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Writes
+Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Writes
 attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
 Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
 not why a patient is ill. Weights of the model are --weights, or the best checkpoint of the

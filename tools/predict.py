@@ -7,7 +7,7 @@
     python tools/predict.py --config-file configs/seg.yaml --input ct.nii.gz --masks nifti \\
         --output lesions MODEL.WEIGHTS output/seg/model_best.pth
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Weights are --weights,
 or the best checkpoint of the configuration's OUTPUT_DIR. A killed run goes on
 with --resume. With --num-gpus, or under torchrun, processes share the scans.
 """

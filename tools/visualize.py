@@ -4,7 +4,7 @@
         --output output/overlays --limit 20
     python tools/visualize.py --config-file configs/cls.yaml --input scans/ --output pictures
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Weights are --weights,
 or the best checkpoint of the configuration's OUTPUT_DIR.
 """
 

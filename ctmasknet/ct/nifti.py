@@ -22,6 +22,7 @@ import math
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,18 +62,14 @@ def is_nifti_header(head: bytes) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class NiftiVolume:
-    """One volume of a NIfTI file, read slice by slice; the source of its :class:`CTSlice` s.
+@dataclass(frozen=True, kw_only=True)
+class StoredVolume:
+    """One volume in one file, read slice by slice; the source of its :class:`CTSlice` s.
 
     Attributes:
         file: path.
         stamp: (size, time of change) of the file when its header was read.
-        compressed: gzip.
         shape: of the three stored axes.
-        dtype: of the stored values, as ``numpy.dtype.str``.
-        offset: where the voxels begin, bytes.
-        slope, intercept: stored value -> value.
         turn: how the grid is turned upright.
         problems: what the header contradicts itself in, one sentence each.
         rescale: value -> HU, or that values are grey levels; None: they are HU.
@@ -80,15 +77,41 @@ class NiftiVolume:
 
     file: str
     stamp: tuple[int, int]
-    compressed: bool
     shape: tuple[int, int, int]
+    turn: Upright
+    problems: tuple[str, ...] = ()
+    rescale: Rescale | None = None
+
+    def values(self, index: int) -> np.ndarray:
+        """(H, W) float64 of the slice ``index`` along the stored slice axis, upright."""
+        raise NotImplementedError
+
+    def read_picture(self, frame: int | None) -> np.ndarray | None:
+        return grey_levels(self.file, self.values(frame)) if self.rescale == GREY else None
+
+    def read_hu(self, frame: int | None) -> np.ndarray:
+        if self.rescale == GREY:
+            raise CTMaskNetError(f"{self.file}: grey levels state no HU; use its pixels")
+        slope, intercept = self.rescale or (1.0, 0.0)
+        return mark_outside((self.values(frame) * slope + intercept).astype(np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiftiVolume(StoredVolume):
+    """One volume of a NIfTI file.
+
+    Attributes:
+        compressed: gzip.
+        dtype: of the stored values, as ``numpy.dtype.str``.
+        offset: where the voxels begin, bytes.
+        slope, intercept: stored value -> value.
+    """
+
+    compressed: bool
     dtype: str
     offset: int
     slope: float
     intercept: float
-    turn: Upright
-    problems: tuple[str, ...] = ()
-    rescale: Rescale | None = None
 
     def values(self, index: int) -> np.ndarray:
         """One slice.
@@ -104,20 +127,12 @@ class NiftiVolume:
         """
         slice_axis = self.turn.axes[2]
         if self.compressed or slice_axis != 2:
-            plane = np.moveaxis(_kept(self), slice_axis, 0)[index]
+            stored = kept(self, lambda: _read_stored(self, self.shape))
+            plane = np.moveaxis(stored, slice_axis, 0)[index]
         else:
             plane = _read_stored(self, self.shape[:2], index)
         with decoding(self.file):
             return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
-
-    def read_picture(self, frame: int | None) -> np.ndarray | None:
-        return grey_levels(self.file, self.values(frame)) if self.rescale == GREY else None
-
-    def read_hu(self, frame: int | None) -> np.ndarray:
-        if self.rescale == GREY:
-            raise CTMaskNetError(f"{self.file}: grey levels state no HU; use its pixels")
-        slope, intercept = self.rescale or (1.0, 0.0)
-        return mark_outside((self.values(frame) * slope + intercept).astype(np.float32))
 
 
 #: Two, so that threads which read ahead from one volume into the next keep both.
@@ -127,14 +142,14 @@ _stored: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
 _one_at_a_time = threading.Lock()
 
 
-def _kept(volume: NiftiVolume) -> np.ndarray:
+def kept(volume: StoredVolume, read: Callable[[], np.ndarray]) -> np.ndarray:
     """All values as stored, read unless they are still there."""
     key = volume.file, volume.stamp
     with _one_at_a_time:
         if key not in _stored:
             while len(_stored) >= _MAX_KEPT:
                 del _stored[next(iter(_stored))]
-            _stored[key] = _read_stored(volume, volume.shape)
+            _stored[key] = read()
         return _stored[key]
 
 
@@ -292,12 +307,18 @@ def read_nifti_file(file: str, name: str, rescale: Rescale | None = None) -> CTS
             :func:`ctmasknet.ct.nifti.read_volume` says.
         CTMaskNetError: damaged.
     """
-    volume = read_volume(file)
-    turn = volume.turn
+    scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
+    return volume_scan(read_volume(file), "nifti", name, scan, rescale)
+
+
+def volume_scan(
+    volume: StoredVolume, kind: str, name: str, scan: str, rescale: Rescale | None
+) -> CTScan:
+    """A volume as a scan of that kind and name; see :func:`read_nifti_file`."""
+    file, turn = volume.file, volume.turn
     columns, rows, count = turn.shape
     rescale, doubts = volume_rescale(file, volume.values, count, rescale)
     volume = replace(volume, rescale=rescale)
-    scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
     stored = range(count)[::-1] if turn.flips[2] else range(count)
     slices = tuple(
         CTSlice(
@@ -313,4 +334,4 @@ def read_nifti_file(file: str, name: str, rescale: Rescale | None = None) -> CTS
         )
         for index, frame in enumerate(stored)
     )
-    return CTScan("", scan, "nifti", slices, turn.affine, (*volume.problems, *doubts))
+    return CTScan("", scan, kind, slices, turn.affine, (*volume.problems, *doubts))

@@ -1,9 +1,10 @@
 """CT in any format through one interface: :func:`read_scans`.
 
 PNG, JPEG, TIFF and BMP (:mod:`ctmasknet.ct.picture_slices`), DICOM
-(:mod:`ctmasknet.ct.dicom`) and NIfTI (:mod:`ctmasknet.ct.nifti`) all become
-:class:`CTScan` s of upright axial :class:`CTSlice` s (:mod:`ctmasknet.ct.scan`). HU are what
-the file states, never guessed; a file that states none is refused, or left out of its folder.
+(:mod:`ctmasknet.ct.dicom`), NIfTI (:mod:`ctmasknet.ct.nifti`), MetaImage and NRRD
+(:mod:`ctmasknet.ct.itk`) all become :class:`CTScan` s of upright axial :class:`CTSlice` s
+(:mod:`ctmasknet.ct.scan`). HU are what the file states, never guessed; a file that states none is
+refused, or left out of its folder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from ctmasknet.ct.dicom import dicom_scans, read_dicom_file
 from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
 from ctmasknet.ct.hounsfield import hu_doubts
+from ctmasknet.ct.itk import read_itk_file
 from ctmasknet.ct.nifti import read_nifti_file
 from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
 from ctmasknet.ct.scan import CTScan, CTSlice, Report, Rescale, UnsuitableFile, check_rescale
@@ -113,6 +115,8 @@ class _Reading:
             kind = kind_of(file)
             if kind == "nifti":
                 self.volumes.append(read_nifti_file(file, file, self.rescale))
+            elif kind == "itk":
+                self.volumes.append(read_itk_file(file, file, self.rescale))
             elif kind == "dicom":
                 self.dicom += self.sound(read_dicom_file(file, file, self.rescale))
             else:

@@ -230,7 +230,7 @@ class CTScan:
     Attributes:
         patient: "" when the source states none.
         scan: as in its slices.
-        kind: ``dicom``, ``nifti`` or ``image``.
+        kind: ``dicom``, ``nifti``, ``itk`` or ``image``.
         slices: feet to head; pictures in the natural order of their names.
         affine: (4, 4) upright (column, row, slice) index -> RAS mm. None for pictures, and where
             slices are missing, unevenly spaced or shifted sideways. With a single slice the third

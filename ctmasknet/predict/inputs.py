@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctmasknet.ct.find import list_folder
+from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.errors import CTMaskNetError
@@ -25,7 +26,7 @@ from ctmasknet.predict.loading import ahead
 UNIT_FILES = 4096
 #: A volume in one file counts as so many, for it has as many slices.
 _VOLUME_FILES = 512
-_VOLUME_SUFFIXES = (".nii", ".nii.gz")
+_VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -357,10 +357,10 @@ def find_volume_pairs(
 def _is_mask(
     file: str, lost: Mapping[str, str] | None, on_bad: Callable[[str, str], None] | None
 ) -> bool:
-    """Whether a file is NIfTI or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
+    """Whether a file is a volume or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
     cannot be used where it ought to be CT; None: there is to be none."""
     try:
-        if kind_of(file) == "nifti" or seg_series(file) is not None:
+        if kind_of(file) in ("nifti", "itk") or seg_series(file) is not None:
             return True
         if lost is not None and (real := os.path.realpath(file)) in lost:
             raise CTMaskNetError(f"{file}: {lost[real]}")

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ctmasknet.ct.find import find_files, kind_of
+from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.picture_slices import read_picture_file
 from ctmasknet.ct.pictures import raise_problems
 from ctmasknet.ct.read import read_scans
@@ -31,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 #: Why :func:`read_scans` leaves files out that lie beside CT in any export. Other reasons are those
 #: of a volume that would be missed.
 _BESIDE_CT = re.compile("a localizer|not CT|not axial|holds no image|in colour|no PNG, JPEG")
-_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
+_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima", *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ class Volume:
 
 
 def volume_files(folder: str | os.PathLike) -> Iterator[str]:
-    """The files below ``folder`` that are DICOM or NIfTI, or ought to be by their names."""
+    """The files below ``folder`` that are DICOM or another kind of volume, or ought to be by their
+    names."""
     for found in find_files([folder]):
         if found.path.lower().endswith(IMAGE_SUFFIXES):
             continue
         try:
-            if kind_of(found.path) in ("dicom", "nifti"):
+            if kind_of(found.path) in ("dicom", "nifti", "itk"):
                 yield found.path
         except UnsuitableFile:
             continue

@@ -273,7 +273,7 @@ def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
     assert len(scan.slices) == len(HU)
     assert sorted(problem.partition(": ")[2] for problem in scan.problems) == [
         "a localizer, not an axial slice",
-        "no PNG, JPEG, TIFF, BMP, DICOM or NIfTI file",
+        "no PNG, JPEG, TIFF, BMP, DICOM or NIfTI file, nor MetaImage or NRRD",
         "not a regular file",
     ]
     with pytest.raises(CTMaskNetError, match=r"scout.dcm: a localizer"):

@@ -92,3 +92,19 @@ def test_pictures_of_slices(name, repository, classifier, stored, capsys):
 def test_a_wrong_one_is_told_before_weights_are_read(classifier, stored, tool):
     code, said = tool(*words(classifier, [stored / "deep"], stored / "out", "--rescale", "0,1"))
     assert code == 2 and said.startswith("error: --rescale") and not (stored / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["mha", "nrrd"])
+def test_metaimage_and_nrrd(suffix, classifier, stored, tool):
+    """As the NIfTI volume they were, with masks that lie upright."""
+    sitk = pytest.importorskip("SimpleITK", reason="the extra ctmasknet[itk] is not installed")
+    image = sitk.ReadImage(str(stored / "hu" / "a.nii.gz"))
+    (stored / "itk").mkdir()
+    sitk.WriteImage(image, str(stored / "itk" / f"a.{suffix}"))
+    for name in ("hu", "itk"):
+        given = words(classifier, [stored / name], stored / f"out_{name}", "--masks", "nifti")
+        assert tool(*given)[0] == 0
+    assert logits(stored / "out_hu") == logits(stored / "out_itk")
+    (mask,) = (stored / "out_itk" / "masks").glob("*.nii.gz")
+    image = nibabel.load(mask)
+    assert image.shape == HU.shape[::-1] and nibabel.aff2axcodes(image.affine) == ("L", "P", "S")

@@ -133,3 +133,26 @@ def test_bad_arguments(more, said, tmp_path, prepare, capsys):
     assert prepare("covidx_ct", *given, *more) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "out" / "set" / "slices").exists()
+
+
+@pytest.mark.parametrize("suffix", ["mha", "mhd", "nrrd"])
+def test_metaimage_and_nrrd(suffix, tmp_path, prepare, document):
+    sitk = pytest.importorskip("SimpleITK", reason="the extra ctmasknet[itk] is not installed")
+    mask = np.stack([lesion_mask(2)] * 4)
+    for folder, values in (("image", HU), ("mask", mask)):
+        save(tmp_path / "nifti" / folder / "a1.nii.gz", values)
+        (tmp_path / "itk" / folder).mkdir(parents=True)
+        image = sitk.ReadImage(str(tmp_path / "nifti" / folder / "a1.nii.gz"))
+        sitk.WriteImage(image, str(tmp_path / "itk" / folder / f"a1.{suffix}"))
+    made = []
+    for kind in ("nifti", "itk"):
+        given = ["--source", tmp_path / kind, "--patients", "each-file", "--split", "train:1.0"]
+        assert prepare("cncb_lesions", *given) == 0
+        found = document("annotations/both_train.json")
+        copies = sorted((tmp_path / "out" / "set" / "image").rglob("*.png"))
+        made.append(
+            (found["images"], found["annotations"], [np.asarray(Image.open(c)) for c in copies])
+        )
+    assert made[0][:2] == made[1][:2] and made[0][1]
+    assert made[1][0][0]["file_name"] == "a1/0000.png"
+    np.testing.assert_array_equal(made[0][2], made[1][2])
