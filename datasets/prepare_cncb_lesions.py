@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.transpose, "vertical" in args.flip, "horizontal" in args.flip
             ),
             window=parse_window(args.window) if args.window else Window(),
-            rescale=parse_rescale(args.rescale) if args.rescale else None,
+            rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
             segments=parse_segments(args.segment),
             every=args.every,
             keep_empty=args.keep_empty,

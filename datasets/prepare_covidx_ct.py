@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         classes=args.classes.split(",") if args.classes else None,
         window=parse_window(args.window) if args.window else None,
         every=args.every,
-        rescale=parse_rescale(args.rescale) if args.rescale else None,
+        rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
         bad=bad_slices_from(args),
         strict=args.strict,
     )

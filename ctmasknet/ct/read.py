@@ -117,6 +117,7 @@ class _Reading:
                 self.volumes.append(read_nifti_file(file, file, self.rescale))
             elif kind == "itk":
                 self.volumes.append(read_itk_file(file, file, self.rescale))
+                self.seen.add(os.path.realpath(self.volumes[-1].slices[0].source.data))
             elif kind == "dicom":
                 self.dicom += self.sound(read_dicom_file(file, file, self.rescale))
             else:

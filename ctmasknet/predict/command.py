@@ -56,7 +56,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")
     )
     check_score_threshold(args.score_threshold)
-    rescale = parse_rescale(args.rescale) if args.rescale else None
+    rescale = parse_rescale(args.rescale) if args.rescale is not None else None
     masks = tuple(sorted(set(args.masks)))
     asked_for = args.lesions or masks or args.overlays or args.lesion_weights
     lesions = bool(asked_for or not is_classifier(cfg))

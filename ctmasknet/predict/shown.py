@@ -50,7 +50,7 @@ class ShownSlices:
         if bool(args.dataset) == bool(args.input):
             raise CTMaskNetError("give either `dataset` NAME or `input` FILE_OR_FOLDER")
         sources: dict[str, CTSlice] = {}
-        rescale = parse_rescale(args.rescale) if args.rescale else None
+        rescale = parse_rescale(args.rescale) if args.rescale is not None else None
         if args.dataset and rescale is not None:
             raise CTMaskNetError(
                 f"`rescale`: {args.dataset} holds 8-bit pictures, prepared already; leave it out"

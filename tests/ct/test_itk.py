@@ -62,6 +62,12 @@ def test_hu_and_geometry(sitk, tmp_path, name, compressed):
     assert [one.frame for one in scan.slices] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr"])
+def test_the_file_of_the_voxels_is_nothing_left_out(sitk, tmp_path, name):
+    write(sitk, tmp_path / name)
+    assert only(tmp_path).problems == ()
+
+
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
 def test_every_orientation(sitk, tmp_path, name):
     for codes in ct_samples.ORIENTATIONS:

@@ -91,7 +91,7 @@ def test_what_needs_none_stays_and_says_so(tmp_path):
     series = ct_samples.dicom_series(tmp_path / "series", HU)
     Image.fromarray(SEEN[1]).save(tmp_path / "a.png")
     for path, why in ((hu, "HU as they stand"), (series, "its own, (1.0, -1024.0)")):
-        for rescale in ((2, -1000), GREY):
+        for rescale in ((2, -1000), (1, -30), GREY):
             scan = only(path, rescale)
             np.testing.assert_array_equal(np.stack([one.hu() for one in scan.slices]), HU)
             (problem,) = scan.problems

@@ -120,6 +120,7 @@ def test_a_volume_list(tmp_path, prepare, document):
     ("more", "said"),
     [
         (["--rescale", "x"], "error: --rescale x: expected SLOPE,INTERCEPT"),
+        (["--rescale", ""], "error: --rescale : expected SLOPE,INTERCEPT"),
         (["--rescale", "0,1"], "error: --rescale is (0.0, 1.0)"),
         (["--rescale", "1,-1024", "--grey-window", "20,110"], "--rescale for deeper ones"),
         (["--rescale", "grey", "--window=40,400"], "--window and --every are for DICOM and NIfTI"),
