@@ -22,6 +22,7 @@ from ctmasknet.ct.nifti import StoredVolume, kept, volume_scan
 from ctmasknet.ct.orientation import upright
 from ctmasknet.ct.scan import (
     MAX_EXPANSION,
+    MAX_VOXELS,
     CTScan,
     Rescale,
     UnsuitableFile,
@@ -30,12 +31,33 @@ from ctmasknet.ct.scan import (
     max_expanded_bytes,
 )
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import has_control_character
 
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 _META = re.compile(rb"\s*(ObjectType\s*=\s*Image|NDims\s*=|Comment\s*=)", re.IGNORECASE)
 _HEADER_BYTES = 2**16
 #: RAS from ITK's LPS.
 _FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: How many numbers an entry holds. SimpleITK takes another number for one that it cannot read, or
+#: crashes.
+_NUMBERS = {
+    **dict.fromkeys(("ndims", "dimension", "headersize", "compresseddatasize"), 1),
+    **dict.fromkeys(("binarydatapos", "elementnumberofchannels"), 1),
+    **dict.fromkeys(("dimsize", "sizes", "elementspacing", "elementsize"), 3),
+    **dict.fromkeys(("offset", "position", "origin", "centerofrotation"), 3),
+    **dict.fromkeys(("transformmatrix", "rotation", "orientation"), 9),
+}
+_TRUTH = ("false", "true")
+_TYPES = ("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "double")
+#: Words that an entry may hold, where it stands; values as text are nobody's CT.
+_META_WORDS = {
+    "binarydata": ("true",),
+    "binarydatabyteordermsb": _TRUTH,
+    "elementbyteordermsb": _TRUTH,
+    "compresseddata": _TRUTH,
+    "elementtype": tuple(f"met_{one}" for one in (*_TYPES, "long_long", "ulong_long")),
+}
+_NRRD_WORDS = {"encoding": ("raw", "gzip", "gz", "bzip2", "bz2"), "endian": ("little", "big")}
 #: Of NRRD: spaces that ITK turns to its own.
 _SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
 _SPACES += ("lps", "ras", "las")
@@ -146,8 +168,11 @@ def _header(file: str) -> tuple[dict[str, str], int]:
             break
         key, separator, value = line.partition(":" if is_nrrd else "=")
         if separator and not line.startswith("#"):
-            found.setdefault(key.strip().lower(), value.strip())
-        if not is_nrrd and key.strip() == "ElementDataFile":
+            key = key.strip().lower()
+            if key in found or has_control_character(value.strip()):
+                raise CTMaskNetError(f"{file}: its header states {key[:40]!a} twice, or in no text")
+            found[key] = value.strip()
+        if key == "elementdatafile":
             break
     return found, end
 
@@ -168,6 +193,7 @@ def read_itk_volume(file: str, max_expansion: float = MAX_EXPANSION) -> ITKVolum
     stated, end = _header(file)
     with decoding(file):
         is_nrrd = _is_nrrd(file)
+    _check_numbers(file, stated, is_nrrd)
     (_check_nrrd if is_nrrd else _check_meta)(file, stated)
     data = _data_file(file, stated, is_nrrd)
     with decoding(file):
@@ -209,15 +235,46 @@ def read_itk_volume(file: str, max_expansion: float = MAX_EXPANSION) -> ITKVolum
     )
 
 
+def _check_numbers(file: str, stated: dict[str, str], is_nrrd: bool) -> None:
+    dimensions, sizes = ("dimension", "sizes") if is_nrrd else ("ndims", "dimsize")
+    wanted = (
+        dimensions,
+        sizes,
+        *(("encoding", "type") if is_nrrd else ("binarydata", "elementtype")),
+    )
+    for key in wanted:
+        if key not in stated:
+            raise CTMaskNetError(f"{file}: its header states no {key}; the file is damaged")
+    if stated[dimensions] in ("1", "2", "4", "5"):
+        raise UnsuitableFile(f"{file}: has {stated[dimensions]} dimensions; give one 3D volume")
+    for key, count in _NUMBERS.items():
+        numbers = (
+            [_number(each) for each in stated[key].split()] if key in stated else [1.0] * count
+        )
+        sound = len(numbers) == count and np.isfinite(numbers).all()
+        if not sound or (key in (dimensions, sizes) and any(each % 1 for each in numbers)):
+            raise CTMaskNetError(
+                f"{file}: {key} is {stated[key][:80]!a}; expected {count} numbers of a 3D volume"
+            )
+    if stated[dimensions] != "3":
+        raise CTMaskNetError(f"{file}: {dimensions} is {stated[dimensions]!a}; the file is damaged")
+    for key, words in (_NRRD_WORDS if is_nrrd else _META_WORDS).items():
+        if stated.get(key, words[0]).lower() not in words:
+            raise UnsuitableFile(
+                f"{file}: {key} is {stated[key][:80]!a}; one of {', '.join(words)} is read"
+            )
+    # Sides are told apart once it is upright
+    if math.prod(map(float, stated[sizes].split())) > MAX_VOXELS:
+        raise CTMaskNetError(
+            f"{file}: its header claims {stated[sizes]} voxels, more than the {MAX_VOXELS} read"
+        )
+
+
 def _check_meta(file: str, stated: dict[str, str]) -> None:
     if not {"transformmatrix", "rotation", "orientation"} & stated.keys():
         raise UnsuitableFile(
             f"{file}: states no orientation (TransformMatrix), so left and right are unknown"
         )
-    for key in ("offset", "position", "origin", "transformmatrix", "rotation", "orientation"):
-        # SimpleITK takes another number for one that it cannot read
-        if not all(math.isfinite(_number(each)) for each in stated.get(key, "").split()):
-            raise CTMaskNetError(f"{file}: {key} is {stated[key]}; expected numbers")
     slope = _number(stated.get("elementtointensityfunctionslope", "1"))
     offset = _number(stated.get("elementtointensityfunctionoffset", "0"))
     if (slope, offset) != (1, 0):
