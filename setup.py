@@ -33,6 +33,7 @@ setup(
     extras_require={
         "attribution": ["captum"],
         "coco": ["faster-coco-eval"],
+        "itk": ["SimpleITK"],
         "onnx": ["onnx", "onnxruntime"],
         "seg": ["highdicom"],
     },

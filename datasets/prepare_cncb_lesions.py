@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.ct.scan import Window, parse_window
+from ctmasknet.ct.scan import Window, parse_rescale, parse_window
 from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
 from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
@@ -118,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
         "each whose name does not tell",
     )
     p.add_argument(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
+    p.add_argument(
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     p.add_argument(
@@ -181,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.transpose, "vertical" in args.flip, "horizontal" in args.flip
             ),
             window=parse_window(args.window) if args.window else Window(),
+            rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
             segments=parse_segments(args.segment),
             every=args.every,
             keep_empty=args.keep_empty,

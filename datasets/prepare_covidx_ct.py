@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from ctmasknet.ct.scan import Window, parse_window
+from ctmasknet.ct.scan import Window, parse_rescale, parse_window
 from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
@@ -107,6 +107,12 @@ def parser() -> argparse.ArgumentParser:
         f"{Window.center_hu:g},{Window.width_hu:g}",
     )
     p.add_argument(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
+    p.add_argument(
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     p.add_argument(
@@ -172,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         classes=args.classes.split(",") if args.classes else None,
         window=parse_window(args.window) if args.window else None,
         every=args.every,
+        rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
         bad=bad_slices_from(args),
         strict=args.strict,
     )

@@ -4,7 +4,7 @@
         --output output/cls/why
     python tools/explain.py --config-file configs/cls.yaml --input scans/ --output why
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Writes
+Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Writes
 attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
 Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
 not why a patient is ill. Weights of the model are --weights, or the best checkpoint of the
@@ -31,6 +31,12 @@ def parse(argv=None):
     parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
     parser.add_argument("--dataset", help="name of a prepared data set")
     parser.add_argument("--input", nargs="+", help="files and folders")
+    parser.add_argument(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
     parser.add_argument("--output", required=True, help=f"folder for {ATTRIBUTIONS} and pictures")
     parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
     parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")

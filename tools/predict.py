@@ -7,7 +7,7 @@
     python tools/predict.py --config-file configs/seg.yaml --input ct.nii.gz --masks nifti \\
         --output lesions MODEL.WEIGHTS output/seg/model_best.pth
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Weights are --weights,
 or the best checkpoint of the configuration's OUTPUT_DIR. A killed run goes on
 with --resume. With --num-gpus, or under torchrun, processes share the scans.
 """
@@ -31,6 +31,12 @@ def parse(argv=None):
     add("--weights", help="the model file, which also states its configuration")
     add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
     add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
+    add(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
     add(
         "--lesion-weights",

@@ -4,7 +4,7 @@
         --output output/overlays --limit 20
     python tools/visualize.py --config-file configs/cls.yaml --input scans/ --output pictures
 
-Inputs are pictures, DICOM and NIfTI, as files and as folders of any depth. Weights are --weights,
+Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Weights are --weights,
 or the best checkpoint of the configuration's OUTPUT_DIR.
 """
 
@@ -24,6 +24,12 @@ def parse(argv=None):
     parser.add_argument("--config-file", default="", help="configs/seg.yaml, configs/cls.yaml, ...")
     parser.add_argument("--dataset", help="name of a prepared data set")
     parser.add_argument("--input", nargs="+", help="files and folders")
+    parser.add_argument(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
     parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")

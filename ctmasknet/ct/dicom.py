@@ -13,7 +13,7 @@ from ctmasknet.ct.dicom_bytes import read_frame, read_header
 from ctmasknet.ct.dicom_frames import Frame, check_is_ct, frames_of
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.orientation import Upright, upright
-from ctmasknet.ct.scan import CTScan, CTSlice, UnsuitableFile, decoding, mark_outside
+from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, UnsuitableFile, decoding, mark_outside
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import has_control_character
 
@@ -60,12 +60,13 @@ class DicomSource:
         return self.turn.plane(mark_outside(hu, padding).T)
 
 
-def read_dicom_file(file: str, name: str) -> list[CTSlice]:
+def read_dicom_file(file: str, name: str, rescale: Rescale | None = None) -> list[CTSlice]:
     """The slices of one DICOM file, from its header alone.
 
     Args:
         file: path.
         name: how the slices are called; frames get ``#0000``, ``#0001``, ... appended.
+        rescale: see :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         UnsuitableFile: not CT, a localizer, no rescale to HU, not axial, no position, no image.
@@ -73,7 +74,7 @@ def read_dicom_file(file: str, name: str) -> list[CTSlice]:
     """
     header = read_header(file, check_is_ct)
     with decoding(file):
-        frames = frames_of(header, file)
+        frames = frames_of(header, file, rescale)
         padding = _padding(header)
         source = {
             "file": file,

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 
 from ctmasknet.ct.orientation import AXIAL_TOLERANCE_DEGREES
-from ctmasknet.ct.scan import UnsuitableFile
+from ctmasknet.ct.scan import GREY, Rescale, UnsuitableFile
 from ctmasknet.errors import CTMaskNetError
 
 _CT_CLASSES = (
@@ -83,14 +83,17 @@ def check_is_ct(header: Dataset, file: str) -> None:
         )
 
 
-def frames_of(header: Dataset, file: str) -> list[Frame]:
-    """What the header states of every frame, in stored order.
+def frames_of(header: Dataset, file: str, rescale: Rescale | None = None) -> list[Frame]:
+    """What the header states of every frame, in stored order; ``rescale`` is for frames that state
+    none.
 
     Raises:
         UnsuitableFile: a localizer, a tilted gantry, no rescale to HU, no position or orientation.
         CTMaskNetError: values that make no sense.
     """
-    return [_frame(stated, offset_mm, file) for stated, offset_mm in _statements(header, file)]
+    return [
+        _frame(stated, offset_mm, file, rescale) for stated, offset_mm in _statements(header, file)
+    ]
 
 
 def _statements(header: Dataset, file: str) -> Iterator[tuple[dict, float]]:
@@ -134,7 +137,7 @@ def _frame_offsets_mm(header: Dataset, count: int, file: str) -> list[float]:
     return [_number(value, "GridFrameOffsetVector", file) for value in offsets]
 
 
-def _frame(stated: dict, offset_mm: float, file: str) -> Frame:
+def _frame(stated: dict, offset_mm: float, file: str, rescale: Rescale | None) -> Frame:
     _check_not_localizer(stated.get("FrameType"), file)
     tilt = _number(stated.get("GantryDetectorTilt") or 0, "GantryDetectorTilt", file)
     if abs(tilt) > AXIAL_TOLERANCE_DEGREES:
@@ -142,7 +145,7 @@ def _frame(stated: dict, offset_mm: float, file: str) -> Frame:
             f"{file}: the gantry was tilted by {tilt:.0f} degrees (at most "
             f"{AXIAL_TOLERANCE_DEGREES:.0f}); give axial slices"
         )
-    slope, intercept = (_rescale(stated, key, file) for key in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = _rescale(stated, file, rescale)
     if slope == 0:
         raise CTMaskNetError(f"{file}: RescaleSlope is 0; the file is damaged")
     unit = str(stated.get("RescaleType") or "HU").strip().upper()
@@ -191,10 +194,21 @@ def _stated_in(group: Dataset) -> dict:
     return found
 
 
-def _rescale(stated: dict, key: str, file: str) -> float:
-    if stated.get(key) is None:
-        raise UnsuitableFile(f"{file}: states no {key}, so its values cannot be taken as HU")
-    return _number(stated[key], key, file)
+def _rescale(stated: dict, file: str, given: Rescale | None) -> tuple[float, float]:
+    keys = "RescaleSlope", "RescaleIntercept"
+    known = [None if stated.get(key) is None else _number(stated[key], key, file) for key in keys]
+    for index, key in enumerate(keys):
+        if known[index] is None and given in (None, GREY):
+            raise UnsuitableFile(
+                f"{file}: states no {key}, so its values cannot be taken as HU; give `rescale` "
+                "SLOPE,INTERCEPT if you know them"
+            )
+        if known[index] is None and known[1 - index] not in (None, given[1 - index]):
+            raise CTMaskNetError(
+                f"{file}: states no {key}, and its {keys[1 - index]} is {known[1 - index]:g}, not "
+                f"{given[1 - index]:g}; correct `rescale`"
+            )
+    return tuple(float(given[i]) if each is None else each for i, each in enumerate(known))
 
 
 def _vector(stated: dict, key: str, length: int, file: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ctmasknet.ct.dicom_bytes import looks_like_dicom
+from ctmasknet.ct.itk import ITK_SUFFIXES, is_itk_header
 from ctmasknet.ct.nifti import is_nifti_header
 from ctmasknet.ct.pictures import is_picture_header
 from ctmasknet.ct.scan import UnsuitableFile, decoding
@@ -20,7 +21,7 @@ from ctmasknet.names import IMAGE_SUFFIXES
 
 _HEAD_BYTES = 540
 #: Names that promise a CT file: with other content they are damaged, not merely something else.
-_CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
+_CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz", *ITK_SUFFIXES)
 
 
 def natural_key(name: str) -> list:
@@ -126,7 +127,7 @@ def shown_name(file: str) -> str:
 
 
 def kind_of(file: str) -> str:
-    """``dicom``, ``nifti`` or ``image``, by content.
+    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD) or ``image``, by content.
 
     Raises:
         UnsuitableFile: another kind of file, or no regular file.
@@ -148,6 +149,8 @@ def kind_of(file: str) -> str:
         return "dicom"
     if is_picture_header(head):
         return "image"
+    if is_itk_header(head):
+        return "itk"
     if head.startswith(b"\x1f\x8b"):
         with decoding(file), gzip.open(file) as stream:
             inner = stream.read(_HEAD_BYTES)
@@ -160,6 +163,8 @@ def kind_of(file: str) -> str:
     if file.lower().endswith(_CT_SUFFIXES):
         raise CTMaskNetError(
             f"{file}: damaged, or not what its name says (its first bytes belong to no PNG, JPEG, "
-            "TIFF, BMP, DICOM or NIfTI file)"
+            "TIFF, BMP, DICOM or NIfTI file, nor to MetaImage or NRRD)"
         )
-    raise UnsuitableFile(f"{file}: no PNG, JPEG, TIFF, BMP, DICOM or NIfTI file")
+    raise UnsuitableFile(
+        f"{file}: no PNG, JPEG, TIFF, BMP, DICOM or NIfTI file, nor MetaImage or NRRD"
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ctmasknet.ct.scan import CTSlice
+from ctmasknet.ct.scan import GREY, CTSlice, Rescale, UnsuitableFile, grey_levels
 from ctmasknet.errors import CTMaskNetError
 
 #: A volume in HU has a slice with this share of its values in this range: air and lung. What lies
@@ -22,6 +22,8 @@ _TISSUE_HU = (-150.0, 250.0)
 _BEYOND_HU = 1e5
 #: Slices of a series that are looked at, at most.
 _LOOKED_AT = 9
+#: A volume of grey levels has a slice with so many of them; label masks have fewer.
+_GREY_LEVELS = 32
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,65 @@ def look_for_chest(planes: Iterable[np.ndarray]) -> HULook:
             return HULook(True, True, "")
     found = f"{lowest:g} to {highest:g}" if np.isfinite(lowest) else "no number at all"
     return HULook(False, bool(air), found)
+
+
+def volume_rescale(
+    file: str, values: Callable[[int], np.ndarray], count: int, rescale: Rescale | None
+) -> tuple[Rescale | None, tuple[str, ...]]:
+    """What makes HU, or grey levels, of the values of a volume whose format cannot say what they
+    are. Looks at slices, the middle one first, until one is a chest's.
+
+    Values that are HU of a chest stay as they are, whatever is given for those that are not.
+
+    Args:
+        file: named in errors.
+        values: number of a slice -> (H, W) values.
+        count: of slices.
+        rescale: given by the user.
+
+    Returns:
+        what is to be applied, None for values in HU; what speaks against HU.
+
+    Raises:
+        UnsuitableFile: values that cannot be HU, nor become HU or grey levels by ``rescale``.
+        CTMaskNetError: a slice that cannot be read; grey levels beyond 0..255 in a slice.
+    """
+    order = (count // 2, *range(count))
+    for index in order if rescale is not None else ():
+        plane = values(index)
+        if look_for_chest([plane]).chest:
+            return None, ()
+        if rescale == GREY and _holds_grey(plane):
+            for each in range(count):
+                grey_levels(file, values(each))
+            return GREY, ()
+        if rescale != GREY and look_for_chest([plane * rescale[0] + rescale[1]]).chest:
+            return rescale, ()
+    look = look_for_chest(map(values, order))
+    if look.chest:
+        return None, ()
+    if look.air:
+        return None, (f"{look.doubt}; check what was stored",)
+    if rescale is None:
+        remedy = (
+            "; give the CT volume in HU, or `rescale` SLOPE,INTERCEPT to HU, or `rescale` "
+            f"{GREY} for grey levels 0..255"
+        )
+    elif rescale == GREY:
+        remedy = f", and no slice's are {_GREY_LEVELS} or more grey levels within 0..255; correct "
+        remedy += "`rescale` or leave the file out"
+    else:
+        remedy = ", nor do they become so by the slope and intercept given; correct `rescale` or "
+        remedy += "leave the file out"
+    raise UnsuitableFile(
+        f"{file}: its values, {look.found}, are not HU of a chest (air is -1000){remedy}"
+    )
+
+
+def _holds_grey(plane: np.ndarray) -> bool:
+    levels = plane[np.isfinite(plane)]
+    in_range = levels.size and levels.min() >= 0 and levels.max() <= 255
+    return bool(in_range) and len(np.unique(np.rint(levels))) >= _GREY_LEVELS
 
 
 def hu_doubts(slices: Sequence[CTSlice]) -> list[str]:

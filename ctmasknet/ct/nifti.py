@@ -1,8 +1,9 @@
 """NIfTI volumes as scans.
 
 NIfTI cannot say that values are HU. They are taken as HU after slope and intercept, unless they
-cannot be: a slice of the chest holds air and lung. A volume without a slice of which
-:data:`~ctmasknet.ct.hounsfield.AIR_SHARE` lies within
+cannot be; then a rescale that the user gives makes HU of them
+(:func:`~ctmasknet.ct.hounsfield.volume_rescale`). A slice of the chest holds air and lung. A volume
+without a slice of which :data:`~ctmasknet.ct.hounsfield.AIR_SHARE` lies within
 :data:`~ctmasknet.ct.hounsfield.AIR_SEEN_HU` is a mask, a picture in 0..255, a share in 0..1,
 another modality, or CT that has lost its offset. One in which only padding does (its lowest value),
 or whose tissue is not where tissue lies, is read with a problem.
@@ -21,22 +22,26 @@ import math
 import os
 import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
 from nibabel.orientations import io_orientation
 
-from ctmasknet.ct.hounsfield import look_for_chest
+from ctmasknet.ct.hounsfield import volume_rescale
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import (
     CHUNK_BYTES,
+    GREY,
     MAX_EXPANSION,
     CTScan,
     CTSlice,
+    Rescale,
     UnsuitableFile,
     check_claimed_size,
     decoding,
+    grey_levels,
     mark_outside,
     max_expanded_bytes,
 )
@@ -57,32 +62,56 @@ def is_nifti_header(head: bytes) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class NiftiVolume:
-    """One volume of a NIfTI file, read slice by slice; the source of its :class:`CTSlice` s.
+@dataclass(frozen=True, kw_only=True)
+class StoredVolume:
+    """One volume in one file, read slice by slice; the source of its :class:`CTSlice` s.
 
     Attributes:
         file: path.
         stamp: (size, time of change) of the file when its header was read.
-        compressed: gzip.
         shape: of the three stored axes.
-        dtype: of the stored values, as ``numpy.dtype.str``.
-        offset: where the voxels begin, bytes.
-        slope, intercept: stored value -> value.
         turn: how the grid is turned upright.
         problems: what the header contradicts itself in, one sentence each.
+        rescale: value -> HU, or that values are grey levels; None: they are HU.
     """
 
     file: str
     stamp: tuple[int, int]
-    compressed: bool
     shape: tuple[int, int, int]
+    turn: Upright
+    problems: tuple[str, ...] = ()
+    rescale: Rescale | None = None
+
+    def values(self, index: int) -> np.ndarray:
+        """(H, W) float64 of the slice ``index`` along the stored slice axis, upright."""
+        raise NotImplementedError
+
+    def read_picture(self, frame: int | None) -> np.ndarray | None:
+        return grey_levels(self.file, self.values(frame)) if self.rescale == GREY else None
+
+    def read_hu(self, frame: int | None) -> np.ndarray:
+        if self.rescale == GREY:
+            raise CTMaskNetError(f"{self.file}: grey levels state no HU; use its pixels")
+        slope, intercept = self.rescale or (1.0, 0.0)
+        return mark_outside((self.values(frame) * slope + intercept).astype(np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiftiVolume(StoredVolume):
+    """One volume of a NIfTI file.
+
+    Attributes:
+        compressed: gzip.
+        dtype: of the stored values, as ``numpy.dtype.str``.
+        offset: where the voxels begin, bytes.
+        slope, intercept: stored value -> value.
+    """
+
+    compressed: bool
     dtype: str
     offset: int
     slope: float
     intercept: float
-    turn: Upright
-    problems: tuple[str, ...] = ()
 
     def values(self, index: int) -> np.ndarray:
         """One slice.
@@ -98,17 +127,12 @@ class NiftiVolume:
         """
         slice_axis = self.turn.axes[2]
         if self.compressed or slice_axis != 2:
-            plane = np.moveaxis(_kept(self), slice_axis, 0)[index]
+            stored = kept(self, lambda: _read_stored(self, self.shape))
+            plane = np.moveaxis(stored, slice_axis, 0)[index]
         else:
             plane = _read_stored(self, self.shape[:2], index)
         with decoding(self.file):
             return self.turn.plane(plane).astype(np.float64) * self.slope + self.intercept
-
-    def read_picture(self, frame: int | None) -> None:
-        return None
-
-    def read_hu(self, frame: int | None) -> np.ndarray:
-        return mark_outside(self.values(frame).astype(np.float32))
 
 
 #: Two, so that threads which read ahead from one volume into the next keep both.
@@ -118,14 +142,14 @@ _stored: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
 _one_at_a_time = threading.Lock()
 
 
-def _kept(volume: NiftiVolume) -> np.ndarray:
+def kept(volume: StoredVolume, read: Callable[[], np.ndarray]) -> np.ndarray:
     """All values as stored, read unless they are still there."""
     key = volume.file, volume.stamp
     with _one_at_a_time:
         if key not in _stored:
             while len(_stored) >= _MAX_KEPT:
                 del _stored[next(iter(_stored))]
-            _stored[key] = _read_stored(volume, volume.shape)
+            _stored[key] = read()
         return _stored[key]
 
 
@@ -270,23 +294,31 @@ def _affine(header: Nifti1Header, file: str) -> tuple[np.ndarray, tuple[str, ...
     )
 
 
-def read_nifti_file(file: str, name: str) -> CTScan:
+def read_nifti_file(file: str, name: str, rescale: Rescale | None = None) -> CTScan:
     """One volume as a scan.
 
     Args:
         file: path.
         name: how the scan's slices are called, ``#0000``, ``#0001``, ... in stored order appended.
+        rescale: see :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         UnsuitableFile: values that cannot be HU, and what
             :func:`ctmasknet.ct.nifti.read_volume` says.
         CTMaskNetError: damaged.
     """
-    volume = read_volume(file)
-    doubts = _check_hu(volume)
-    turn = volume.turn
-    columns, rows, count = turn.shape
     scan = re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file), flags=re.IGNORECASE)
+    return volume_scan(read_volume(file), "nifti", name, scan, rescale)
+
+
+def volume_scan(
+    volume: StoredVolume, kind: str, name: str, scan: str, rescale: Rescale | None
+) -> CTScan:
+    """A volume as a scan of that kind and name; see :func:`read_nifti_file`."""
+    file, turn = volume.file, volume.turn
+    columns, rows, count = turn.shape
+    rescale, doubts = volume_rescale(file, volume.values, count, rescale)
+    volume = replace(volume, rescale=rescale)
     stored = range(count)[::-1] if turn.flips[2] else range(count)
     slices = tuple(
         CTSlice(
@@ -302,18 +334,4 @@ def read_nifti_file(file: str, name: str) -> CTScan:
         )
         for index, frame in enumerate(stored)
     )
-    return CTScan("", scan, "nifti", slices, turn.affine, (*volume.problems, *doubts))
-
-
-def _check_hu(volume: NiftiVolume) -> tuple[str, ...]:
-    """What speaks against HU. Looks at slices, the middle one first, until one is a chest's."""
-    count = volume.turn.shape[2]
-    look = look_for_chest(volume.values(index) for index in (count // 2, *range(count)))
-    if look.chest:
-        return ()
-    if look.air:
-        return (f"{look.doubt}; check what was stored",)
-    raise UnsuitableFile(
-        f"{volume.file}: its values, {look.found}, are not HU of a chest (air is -1000); give the "
-        "CT volume in HU"
-    )
+    return CTScan("", scan, kind, slices, turn.affine, (*volume.problems, *doubts))

@@ -21,11 +21,14 @@ from PIL import Image
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import Page, eight_bit_pixels, opened, slice_pages, stored_values
 from ctmasknet.ct.scan import (
+    GREY,
     CTScan,
     CTSlice,
+    Rescale,
     UnsuitableFile,
     check_claimed_size,
     decoding,
+    grey_levels,
     mark_outside,
 )
 from ctmasknet.errors import CTMaskNetError
@@ -37,29 +40,35 @@ class PageSource:
     """Reads one page of one picture file.
 
     Attributes:
-        rescale: (slope, intercept) from stored value to HU, of deep pages.
+        rescale: of deep pages: stored value -> HU, or that values are grey levels.
     """
 
     file: str
     page: Page
-    rescale: tuple[float, float] | None
+    rescale: Rescale | None
 
     def read_picture(self, frame: int | None) -> np.ndarray | None:
         if self.page.deep:
-            return None
+            return grey_levels(self.file, self._stored(frame)) if self.rescale == GREY else None
         with decoding(self.file), self._opened(frame) as image:
             return _one_channel(eight_bit_pixels(self.file, image, self.page.number))
 
     def read_hu(self, frame: int | None) -> np.ndarray:
         if not self.page.deep:
             raise CTMaskNetError(f"{self.file}: an 8-bit picture states no HU; use its pixels")
+        if self.rescale == GREY:
+            raise CTMaskNetError(f"{self.file}: grey levels state no HU; use its pixels")
+        slope, intercept = self.rescale
+        return mark_outside((self._stored(frame) * slope + intercept).astype(np.float32))
+
+    def _stored(self, frame: int | None) -> np.ndarray:
+        """(H, W) values of a deep page, float64."""
         with decoding(self.file), self._opened(frame) as image:
             stored = stored_values(self.file, image, self.page)
             stored = _one_channel(stored[..., :3] if stored.ndim == 3 else stored)
         if stored.ndim == 3:
             raise UnsuitableFile(f"{self.file}: in colour, so it states no HU")
-        slope, intercept = self.rescale
-        return mark_outside((stored * float(slope) + intercept).astype(np.float32))
+        return stored.astype(np.float64)
 
     def _opened(self, frame: int | None) -> contextlib.AbstractContextManager[Image.Image]:
         return opened(self.file) if frame is None else _kept_open(self.file)
@@ -93,9 +102,7 @@ def _forget() -> None:
         _kept.stack.close()
 
 
-def read_picture_file(
-    file: str, name: str, rescale: tuple[float, float] | None = None
-) -> list[CTSlice]:
+def read_picture_file(file: str, name: str, rescale: Rescale | None = None) -> list[CTSlice]:
     """The slices of one picture file, from its headers alone.
 
     Args:
@@ -120,8 +127,8 @@ def read_picture_file(
         check_claimed_size(file, (page.height, page.width))
         if page.deep and rescale is None:
             raise UnsuitableFile(
-                f"{file}: has more than 8 bits a channel and states no HU; state its rescale slope "
-                "and intercept, or give an 8-bit copy or the DICOM or NIfTI file it came from"
+                f"{file}: has more than 8 bits a channel and states no HU; give `rescale` "
+                "SLOPE,INTERCEPT to HU, an 8-bit copy, or the DICOM or NIfTI file it came from"
             )
         scan = published.scan if published else os.path.dirname(file) or "."
         slices.append(

@@ -287,7 +287,8 @@ def _eight_bit_page(path: str | os.PathLike, image: Image.Image, is_slice: bool 
     if page.deep:
         raise CTMaskNetError(
             f"{path}: has more than 8 bits a channel (mode {image.mode}); "
-            "convert it through one HU window to 8 bits first"
+            "convert it through one HU window to 8 bits first, as the preparation does with "
+            "`rescale` SLOPE,INTERCEPT"
         )
     return page
 

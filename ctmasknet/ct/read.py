@@ -1,9 +1,10 @@
 """CT in any format through one interface: :func:`read_scans`.
 
 PNG, JPEG, TIFF and BMP (:mod:`ctmasknet.ct.picture_slices`), DICOM
-(:mod:`ctmasknet.ct.dicom`) and NIfTI (:mod:`ctmasknet.ct.nifti`) all become
-:class:`CTScan` s of upright axial :class:`CTSlice` s (:mod:`ctmasknet.ct.scan`). HU are what
-the file states, never guessed; a file that states none is refused, or left out of its folder.
+(:mod:`ctmasknet.ct.dicom`), NIfTI (:mod:`ctmasknet.ct.nifti`), MetaImage and NRRD
+(:mod:`ctmasknet.ct.itk`) all become :class:`CTScan` s of upright axial :class:`CTSlice` s
+(:mod:`ctmasknet.ct.scan`). HU are what the file states, never guessed; a file that states none is
+refused, or left out of its folder.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from ctmasknet.ct.dicom import dicom_scans, read_dicom_file
 from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
 from ctmasknet.ct.hounsfield import hu_doubts
+from ctmasknet.ct.itk import read_itk_file
 from ctmasknet.ct.nifti import read_nifti_file
 from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
-from ctmasknet.ct.scan import CTScan, CTSlice, Report, UnsuitableFile
+from ctmasknet.ct.scan import CTScan, CTSlice, Report, Rescale, UnsuitableFile, check_rescale
 from ctmasknet.errors import CTMaskNetError
 
 __all__ = ["CTScan", "CTSlice", "UnsuitableFile", "read_scans"]
@@ -31,7 +31,7 @@ def read_scans(
     *,
     on_bad: Report | None = None,
     on_left_out: Report | None = None,
-    rescale: tuple[float, float] | None = None,
+    rescale: Rescale | None = None,
     verify: bool = False,
 ) -> list[CTScan]:
     """Find the scans in files and folders (any depth).
@@ -51,8 +51,12 @@ def read_scans(
         on_left_out: for inputs that were themselves found in a folder. Files among them that are no
             axial CT in HU are left out, and inputs in which nothing is found are no error; it is
             called with (file, reason) for each file left out.
-        rescale: (slope, intercept) from stored value to HU for pictures with more than 8 bits a
-            pixel, which state none themselves and are refused without it.
+        rescale: (slope, intercept) to HU for values that are refused without it: of pictures with
+            more than 8 bits a channel, of DICOM that states none, of volumes in other formats that
+            are not in HU (after the slope and intercept in their header). Or
+            :data:`~ctmasknet.ct.scan.GREY`: those of pictures and volumes are grey levels 0..255,
+            which pass unchanged. Scans that do not need it stay as they are and say so in
+            ``problems``.
         verify: decode every slice once, so that all damage is found here.
 
     Returns:
@@ -61,8 +65,7 @@ def read_scans(
     Raises:
         CTMaskNetError: one line that names the file; an input in which nothing is found.
     """
-    if rescale is not None and not (np.isfinite(rescale).all() and rescale[0] != 0):
-        raise CTMaskNetError(f"rescale is {rescale}; expected a slope other than 0, an intercept")
+    check_rescale(rescale)
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
     reading = _Reading(on_bad, rescale, verify, found_in_folder=on_left_out is not None)
@@ -84,7 +87,7 @@ class _Reading:
     """One call's state: slices by kind, what was left out, and which inputs gave something."""
 
     on_bad: Report | None
-    rescale: tuple[float, float] | None
+    rescale: Rescale | None
     verify: bool
     found_in_folder: bool
     pictures: list[CTSlice] = field(default_factory=list)
@@ -111,9 +114,12 @@ class _Reading:
             check_name(file)
             kind = kind_of(file)
             if kind == "nifti":
-                self.volumes.append(read_nifti_file(file, file))
+                self.volumes.append(read_nifti_file(file, file, self.rescale))
+            elif kind == "itk":
+                self.volumes.append(read_itk_file(file, file, self.rescale))
+                self.seen.add(os.path.realpath(self.volumes[-1].slices[0].source.data))
             elif kind == "dicom":
-                self.dicom += self.sound(read_dicom_file(file, file))
+                self.dicom += self.sound(read_dicom_file(file, file, self.rescale))
             else:
                 self.pictures += self.sound(read_picture_file(file, file, self.rescale))
             self.used.add(found.given)
@@ -146,7 +152,8 @@ class _Reading:
         scans.sort(key=lambda scan: min(self.found[one.file][1] for one in scan.slices))
         with_scans = {os.path.dirname(one.file) for scan in scans for one in scan.slices}
         return [
-            scan.with_problems(self.left_out_beside(scan, with_scans)) for scan in _distinct(scans)
+            scan.with_problems(_unused(scan, self.rescale) + self.left_out_beside(scan, with_scans))
+            for scan in _distinct(scans)
         ]
 
     def left_out_beside(self, scan: CTScan, with_scans: set[str]) -> list[str]:
@@ -169,6 +176,19 @@ class _Reading:
             return "holds no files; give a folder or file of CT slices"
         file, why = reasons[0]
         return f"none of its {len(reasons)} files is axial CT; the first, {file}: {why}"
+
+
+def _unused(scan: CTScan, rescale: Rescale | None) -> list[str]:
+    """That the rescale given is not what a scan's values came about by."""
+    sources = [one.source for one in scan.slices] if rescale is not None else []
+    if scan.kind == "dicom":
+        stated = {(one.slope, one.intercept) for one in sources} - {rescale}
+        why = f"it states its own, {' and '.join(map(str, sorted(stated)))}" if stated else ""
+    elif scan.kind == "image":
+        why = "8-bit pictures stay as they are" * any(not one.page.deep for one in sources)
+    else:
+        why = "its values are HU as they stand" * any(one.rescale is None for one in sources)
+    return [f"the rescale given was not used: {why}"] if why else []
 
 
 def _reason(file: str, error: CTMaskNetError) -> str:

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,6 +71,74 @@ def parse_window(text: str) -> Window:
             f"`window` {text}: expected CENTER,WIDTH in HU, such as -700,1000"
         ) from None
     return Window(center, width)
+
+
+#: What makes HU of values that state none: slope and intercept; or :data:`GREY`.
+Rescale = tuple[float, float] | str
+#: Values 0..255 are grey levels already, and pass unchanged as those of 8-bit pictures do.
+GREY = "grey"
+
+
+def parse_rescale(text: str) -> Rescale:
+    """``"1,-1024"`` -> slope and intercept from value to HU; ``"grey"`` -> :data:`GREY`.
+
+    Raises:
+        CTMaskNetError: another form, and as :func:`check_rescale`.
+    """
+    if text == GREY:
+        return GREY
+    try:
+        slope, intercept = map(float, text.split(","))
+    except ValueError:
+        raise CTMaskNetError(
+            f"`rescale` {text}: expected SLOPE,INTERCEPT from stored value to HU, such as 1,-1024, "
+            f"or {GREY} where values are grey levels 0..255 already"
+        ) from None
+    check_rescale((slope, intercept))
+    return slope, intercept
+
+
+def as_rescale(stated: Any) -> Rescale | None:
+    """A rescale as JSON holds it; None for none and for what is no rescale."""
+    if isinstance(stated, list) and len(stated) == 2:
+        return tuple(map(float, stated))
+    return GREY if stated == GREY else None
+
+
+def check_rescale(rescale: Rescale | None) -> None:
+    """Refuse what makes no HU.
+
+    Raises:
+        CTMaskNetError: a slope of 0, or a number that is not finite.
+    """
+    if rescale in (None, GREY):
+        return
+    if not (np.isfinite(rescale).all() and rescale[0] != 0):
+        raise CTMaskNetError(
+            f"`rescale` is {rescale}; expected a finite slope other than 0, and a finite intercept"
+        )
+
+
+def grey_levels(file: str, values: np.ndarray) -> np.ndarray:
+    """Values as the grey levels that they are (:data:`GREY`), rounded; NaN is black.
+
+    Args:
+        file: named in the error.
+        values: (H, W), 0..255.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        CTMaskNetError: a value outside of 0..255.
+    """
+    known = np.nan_to_num(values, nan=0.0)
+    if known.size and (known.min() < 0 or known.max() > 255):
+        raise CTMaskNetError(
+            f"{file}: holds values of {known.min():g} to {known.max():g}, so they are no grey "
+            f"levels 0..255; give `rescale` SLOPE,INTERCEPT instead of {GREY}, or leave it out"
+        )
+    return np.rint(known).astype(np.uint8)
 
 
 #: Told of (file, reason).
@@ -162,7 +230,7 @@ class CTScan:
     Attributes:
         patient: "" when the source states none.
         scan: as in its slices.
-        kind: ``dicom``, ``nifti`` or ``image``.
+        kind: ``dicom``, ``nifti``, ``itk`` or ``image``.
         slices: feet to head; pictures in the natural order of their names.
         affine: (4, 4) upright (column, row, slice) index -> RAS mm. None for pictures, and where
             slices are missing, unevenly spaced or shifted sideways. With a single slice the third

@@ -193,9 +193,10 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     Args:
         args: ``config_file``, ``opts`` and ``weights`` (see
             :func:`ctmasknet.engine.setup.inference_cfg`), one of ``dataset`` (registered name) and
-            ``input`` (files and folders of any depth), ``output`` (folder), ``limit`` (slices;
-            None for all), ``seed`` (None: evenly spread), ``method``, ``hidden``, ``target``
-            (class; None for the predicted one), ``boxes`` (drawn at most), ``pictures`` (bool).
+            ``input`` (files and folders of any depth), ``rescale`` (text, for ``input``; None for
+            none), ``output`` (folder), ``limit`` (slices; None for all), ``seed`` (None: evenly
+            spread), ``method``, ``hidden``, ``target`` (class; None for the predicted one),
+            ``boxes`` (drawn at most), ``pictures`` (bool).
 
     Returns:
         The number of slices.

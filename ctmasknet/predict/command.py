@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ctmasknet.config import is_classifier
+from ctmasknet.ct.scan import GREY, parse_rescale
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
 from ctmasknet.draw.lesions import check_score_threshold
 from ctmasknet.engine.checkpoint import CALIBRATION
@@ -44,7 +45,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             ``overlays``, ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
             for the usual), ``bad`` (``error`` or ``skip``), ``max_bad_share`` (0..1),
             ``lesion_weights`` and ``lesion_config_file`` (of a lesion detector beside a classifier;
-            "" for none, for what the weights state), ``resume``,
+            "" for none, for what the weights state), ``rescale`` (text; None for none), ``resume``,
             ``overwrite``, ``num_gpus``, ``words`` (the command line, for the record).
 
     Returns:
@@ -60,6 +61,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")
     )
     check_score_threshold(args.score_threshold)
+    rescale = parse_rescale(args.rescale) if args.rescale is not None else None
     masks = tuple(sorted(set(args.masks)))
     asked_for = args.lesions or masks or args.overlays or args.lesion_weights
     lesions = bool(asked_for or not is_classifier(cfg))
@@ -88,6 +90,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         "top_k": args.top_k,
         "batch_size": args.batch_size or cfg.TEST.IMS_PER_BATCH,
     }
+    if rescale is not None:
+        options["rescale"] = rescale if rescale == GREY else list(rescale)
     if lesion_cfg is not None:
         its = settings_of(lesion_cfg, "", {})
         options["lesion_weights"] = [its["weights"], its["configuration"]]

@@ -43,7 +43,8 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
     Args:
         args: ``config_file``, ``opts`` and ``weights`` (see
             :func:`ctmasknet.engine.setup.inference_cfg`), one of ``dataset`` (registered name) and
-            ``input`` (files and folders of any depth), ``output`` (folder), ``limit`` (pictures;
+            ``input`` (files and folders of any depth), ``rescale`` (text, for ``input``; None for
+            none), ``output`` (folder), ``limit`` (pictures;
             None for all), ``seed`` (None: evenly spread), ``score_threshold`` (0..1),
             ``ground_truth_only``.
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctmasknet.ct.find import list_folder
+from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.read import read_scans
-from ctmasknet.ct.scan import CTScan
+from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.loading import ahead
 
@@ -25,7 +26,7 @@ from ctmasknet.predict.loading import ahead
 UNIT_FILES = 4096
 #: A volume in one file counts as so many, for it has as many slices.
 _VOLUME_FILES = 512
-_VOLUME_SUFFIXES = (".nii", ".nii.gz")
+_VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,9 @@ class ReadUnit:
     left_out: list[tuple[str, str]]
 
 
-def read_unit(unit: Unit, *, skip_bad: bool) -> ReadUnit:
-    """Read the headers of a unit's files.
+def read_unit(unit: Unit, *, skip_bad: bool, rescale: Rescale | None = None) -> ReadUnit:
+    """Read the headers of a unit's files; ``rescale`` as for
+    :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         CTMaskNetError: without ``skip_bad``, the first bad file.
@@ -272,22 +274,27 @@ def read_unit(unit: Unit, *, skip_bad: bool) -> ReadUnit:
         bad.append((file, reason))
 
     leave_out = None if unit.named else lambda file, reason: left_out.append((file, reason))
-    return ReadUnit(read_scans(unit.paths, on_bad=note, on_left_out=leave_out), bad, left_out)
+    scans = read_scans(unit.paths, on_bad=note, on_left_out=leave_out, rescale=rescale)
+    return ReadUnit(scans, bad, left_out)
 
 
 def read_ahead(
-    units: Iterable[tuple[int, Unit]], *, skip_bad: bool, threads: int = 1
+    units: Iterable[tuple[int, Unit]],
+    *,
+    skip_bad: bool,
+    rescale: Rescale | None = None,
+    threads: int = 1,
 ) -> Iterator[tuple[int, ReadUnit]]:
     """Read units in order, each while the one before it is used.
 
     Args:
         units: (number, unit); read lazily.
-        skip_bad: see :func:`read_unit`.
+        skip_bad, rescale: see :func:`read_unit`.
         threads: 0 reads a unit when it is asked for.
     """
 
     def read(numbered: tuple[int, Unit]) -> tuple[int, ReadUnit]:
-        return numbered[0], read_unit(numbered[1], skip_bad=skip_bad)
+        return numbered[0], read_unit(numbered[1], skip_bad=skip_bad, rescale=rescale)
 
     for number, found in ahead(read, units, threads=min(1, threads), limit=1):
         for file, reason in found.left_out:

@@ -28,7 +28,7 @@ from torch import nn
 
 from ctmasknet.config import is_classifier
 from ctmasknet.ct.appearance import Appearance, appearance
-from ctmasknet.ct.scan import CTScan, CTSlice, Window
+from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, Window, check_rescale
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.checkpoint import CALIBRATION
@@ -231,6 +231,7 @@ class CTPredictor:
         self,
         inputs: str | os.PathLike | Sequence[str | os.PathLike],
         on_bad: Callable[[str, str], None] | None = None,
+        rescale: Rescale | None = None,
     ) -> Iterator[PredictedScan]:
         """Predict every scan in files and folders, one after the other, as they are found.
 
@@ -243,6 +244,7 @@ class CTPredictor:
             inputs: files and folders of any depth, or one of them.
             on_bad: called with file and reason of what cannot be read, which is then left out; by
                 default the first such file raises when its turn comes.
+            rescale: see :func:`ctmasknet.ct.read.read_scans`.
 
         Raises:
             CTMaskNetError: see :func:`ctmasknet.predict.inputs.list_units`, at the call; see
@@ -251,16 +253,21 @@ class CTPredictor:
         paths = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         self.refuse_crop()
         units, _ = list_units(paths, skip_bad=on_bad is not None)
-        return self._scans(units, on_bad)
+        check_rescale(rescale)
+        return self._scans(units, on_bad, rescale)
 
     def _scans(
-        self, units: Sequence[Unit], on_bad: Callable[[str, str], None] | None
+        self,
+        units: Sequence[Unit],
+        on_bad: Callable[[str, str], None] | None,
+        rescale: Rescale | None,
     ) -> Iterator[PredictedScan]:
         skip_bad = on_bad is not None
 
         def groups() -> Iterator[tuple[CTScan, Sequence[CTSlice]]]:
             numbered = enumerate(units)
-            for _, read in read_ahead(numbered, skip_bad=skip_bad, threads=self.num_workers):
+            how = {"skip_bad": skip_bad, "rescale": rescale, "threads": self.num_workers}
+            for _, read in read_ahead(numbered, **how):
                 for problem in read.bad:
                     on_bad(*problem)
                 yield from ((scan, scan.slices) for scan in read.scans)

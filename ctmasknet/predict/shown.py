@@ -14,7 +14,7 @@ import numpy as np
 
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
-from ctmasknet.ct.scan import CTSlice, Window
+from ctmasknet.ct.scan import CTSlice, Window, parse_rescale
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.lesions import SliceCall
 from ctmasknet.errors import CTMaskNetError
@@ -40,8 +40,8 @@ class ShownSlices:
 
         Args:
             args: one of ``dataset`` (registered name) and ``input`` (files and folders of any
-                depth, whatever :func:`ctmasknet.ct.read.read_scans` reads); ``limit`` and ``seed``,
-                see :func:`pick`.
+                depth, whatever :func:`ctmasknet.ct.read.read_scans` reads); ``rescale`` (text, for
+                ``input`` alone); ``limit`` and ``seed``, see :func:`pick`.
 
         Raises:
             CTMaskNetError: none or both of ``dataset`` and ``input``, no such set, an input that
@@ -50,10 +50,16 @@ class ShownSlices:
         if bool(args.dataset) == bool(args.input):
             raise CTMaskNetError("give either `dataset` NAME or `input` FILE_OR_FOLDER")
         sources: dict[str, CTSlice] = {}
+        rescale = parse_rescale(args.rescale) if args.rescale is not None else None
+        if args.dataset and rescale is not None:
+            raise CTMaskNetError(
+                f"`rescale`: {args.dataset} holds 8-bit pictures, prepared already; leave it out"
+            )
         if args.dataset:
             entries = dataset_dicts(args.dataset)
         else:
-            sources = {one.name: one for scan in read_scans(args.input) for one in scan.slices}
+            scans = read_scans(args.input, rescale=rescale)
+            sources = {one.name: one for scan in scans for one in scan.slices}
             entries = [
                 {"file_name": name, "patient": one.patient, "scan": one.scan}
                 for name, one in sources.items()

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.find import check_name, find_files, natural_key
+from ctmasknet.ct.scan import Rescale
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import check_disjoint, check_split_name
 from ctmasknet.errors import CTMaskNetError
@@ -100,6 +101,7 @@ def read_class_folders(
     patient_pattern: str | None = None,
     every: int = 1,
     on_bad: Callable[[str, str], None] | None = None,
+    rescale: Rescale | None = None,
 ) -> ClassifiedSlices:
     """The slices of every class: pictures, or volumes where any folder holds DICOM or NIfTI.
 
@@ -109,7 +111,7 @@ def read_class_folders(
             the order of the classes is that of the mapping. A class may have no folder (a set to
             test on may lack a class of the model).
         patient_pattern, every: see :class:`ClassifiedSlices`.
-        on_bad: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
+        on_bad, rescale: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
 
     Returns:
         pictures by class, sorted by path within a folder; volumes in natural order.
@@ -142,7 +144,7 @@ def read_class_folders(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
             if of_volumes:
-                volumes = find_volumes(root, part_below(root, part), on_bad)
+                volumes = find_volumes(root, part_below(root, part), on_bad, rescale=rescale)
                 if patient_pattern is None:
                     unknown = [volume.key for volume in volumes if not volume.scan.patient]
                     _check_no_patient_folders(root, part, unknown, class_folders)
@@ -247,6 +249,7 @@ def read_volume_list(
     patient_pattern: str | None = None,
     every: int = 1,
     on_bad: Callable[[str, str], None] | None = None,
+    rescale: Rescale | None = None,
 ) -> tuple[list[str], ClassifiedSlices]:
     """Read a CSV list with the columns ``path,class`` and, where known, ``patient,scan,split``.
 
@@ -257,7 +260,7 @@ def read_volume_list(
         root: paths are relative to it.
         classes: their names in the order of the labels; default: those of the paper, if they are
             these.
-        patient_pattern, every, on_bad: as for :func:`read_class_folders`.
+        patient_pattern, every, on_bad, rescale: as for :func:`read_class_folders`.
 
     Returns:
         the classes; the slices.
@@ -317,7 +320,7 @@ def read_volume_list(
             pictures.add(file)
             found.add_picture(file, *given)
         if not files:
-            for volume in find_volumes(root, part, on_bad):
+            for volume in find_volumes(root, part, on_bad, rescale=rescale):
                 found.add_volume(volume, *given)
                 if not told and not volume.scan.patient:
                     found.unknown.append((volume.key, without_extension(part), row["class"]))

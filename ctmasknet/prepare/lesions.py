@@ -14,6 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ctmasknet.classes import MASK_TYPES
+from ctmasknet.ct.scan import GREY, Rescale
 from ctmasknet.data.bad_slices import SOURCE, BadSlice, BadSlices
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.patients import CNCB_LESIONS, numbering_of
@@ -70,7 +71,7 @@ def prepare_lesions(
     pictures, ``output/image/``.
 
     The images are pictures, or DICOM series and NIfTI volumes (any one makes it the latter), whose
-    slices are copied through a window.
+    slices are copied through a window, as are pictures with a rescale.
 
     Everything is read and checked before the first file takes its place. Files an earlier run left
     in ``output`` that do not fit this run (another split, other labels, another orientation) are
@@ -127,11 +128,13 @@ def prepare_lesions(
             f"{images}: holds no DICOM and no NIfTI; `window`, `segment`, `every` and `keep_empty` "
             "are for these, leave them out"
         )
-    pairs, listed, unlisted = _find(images, masks, rule, lists or {}, of_volumes, bad)
+    pairs, listed, unlisted = _find(images, masks, rule, lists or {}, of_volumes, bad, how.rescale)
     tell_numbered(pair.key for pair in pairs if pair.patient == pair.key)
     known = {pair.patient for pair in pairs}
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), output.name, strict)
-    copied = of_volumes or not how.orientation.is_upright
+    windowed = how.rescale not in (None, GREY)
+    windowed |= of_volumes and any(not pair.volume.is_grey for pair in pairs)
+    copied = of_volumes or how.rescale is not None or not how.orientation.is_upright
     kind = {"copied": copied, "mark": _COPIES_MARK}
     if of_volumes:
         slices = (one for pair in pairs for one in pair.volume.scan.slices[:: how.every])
@@ -178,8 +181,10 @@ def prepare_lesions(
             "seed": seed if shares else None,
             "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
             "orientation": asdict(how.orientation),
-            "window_hu": [how.window.center_hu, how.window.width_hu] if of_volumes else None,
+            "window_hu": [how.window.center_hu, how.window.width_hu] if windowed else None,
         }
+        if how.rescale is not None:
+            made_by["rescale"] = how.rescale if how.rescale == GREY else list(how.rescale)
         summaries = {}
         for mask_type in how.mask_types:
             info = {
@@ -223,6 +228,7 @@ def _find(
     lists: Mapping[str, str | os.PathLike],
     of_volumes: bool,
     bad: BadSlices,
+    rescale: Rescale | None,
 ) -> tuple[list[LesionPair] | list[VolumePair], dict[str, list[str]], int]:
     """The pairs, of those that lists name if there are any; their keys of each split; the number of
     images that no list names."""
@@ -240,8 +246,11 @@ def _find(
     def volume_key(line: str) -> str:
         return without_extension(line.replace("\\", "/").strip("/"))
 
-    find = find_volume_pairs if of_volumes else find_pairs
-    pairs = find(images, masks, rule, note if bad.skip else None)
+    on_bad = note if bad.skip else None
+    if of_volumes:
+        pairs = find_volume_pairs(images, masks, rule, on_bad, rescale)
+    else:
+        pairs = find_pairs(images, masks, rule, on_bad)
     if not lists:
         return pairs, {}, 0
     listed = split_by_lists(pairs, lists, volume_key if of_volumes else rule.key, left_out)

@@ -1,4 +1,5 @@
-"""Label masks that are volumes: NIfTI and DICOM-SEG, upright and on the grid of their scan.
+"""Label masks that are volumes: NIfTI, MetaImage, NRRD and DICOM-SEG, upright and on the
+grid of their scan.
 
 Upright as in :mod:`ctmasknet.ct.scan`; affines map upright (column, row, slice) indices to RAS
 mm.
@@ -14,7 +15,8 @@ import pydicom
 
 from ctmasknet.ct.dicom import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
-from ctmasknet.ct.nifti import read_volume
+from ctmasknet.ct.itk import read_itk_volume
+from ctmasknet.ct.nifti import StoredVolume, read_volume
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, check_claimed_size, decoding
 from ctmasknet.data.label_masks import background_value, check_known_values
@@ -89,7 +91,7 @@ def read_mask_volume(
     """Open a mask volume.
 
     Args:
-        file: NIfTI or DICOM-SEG; told apart by content.
+        file: NIfTI, MetaImage, NRRD or DICOM-SEG; told apart by content.
         labels: name of each mask value.
         segments: label name of a segment, by its number, its label or its coded meaning (in any
             case); goes before the words these hold, such as "ground glass".
@@ -98,14 +100,14 @@ def read_mask_volume(
         CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
             contradict each other; no value labelled background for what is in no segment.
     """
-    if kind_of(file) == "nifti":
-        return _read_nifti(file, labels)
+    kind = kind_of(file)
+    if kind in ("nifti", "itk"):
+        read = read_volume if kind == "nifti" else read_itk_volume
+        return _of_labels(read(file, _MAX_EXPANSION), labels)
     return _read_seg(file, labels, segments or {})
 
 
-def _read_nifti(file: str, labels: Mapping[int, str]) -> MaskVolume:
-    volume = read_volume(file, _MAX_EXPANSION)
-
+def _of_labels(volume: StoredVolume, labels: Mapping[int, str]) -> MaskVolume:
     def values(stored: int) -> np.ndarray:
         found = check_known_values(volume.file, volume.values(stored), labels)
         return found.astype(np.min_scalar_type(max(labels)))
@@ -123,7 +125,7 @@ def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str])
             'pip install "ctmasknet[seg]"'
         ) from None
     if seg_series(file) is None:
-        raise CTMaskNetError(f"{file}: no DICOM-SEG and no NIfTI; give a label mask")
+        raise CTMaskNetError(f"{file}: no DICOM-SEG, NIfTI, MetaImage or NRRD; give a label mask")
     with decoding(file):
         seg = highdicom.seg.segread(file)
         size = int(seg.Rows), int(seg.Columns), int(seg.NumberOfFrames)

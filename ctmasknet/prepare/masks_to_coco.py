@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.pictures import read_picture
-from ctmasknet.ct.scan import CTSlice, Window
+from ctmasknet.ct.scan import GREY, CTSlice, Rescale, Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
@@ -38,7 +38,7 @@ from ctmasknet.data.label_masks import (
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.mask_volumes import covering_slices, read_mask_volume
 from ctmasknet.prepare.pairs import LesionPair, VolumePair, slice_masks
-from ctmasknet.prepare.volumes import every_kth
+from ctmasknet.prepare.volumes import every_kth, read_deep_picture
 from ctmasknet.workers import map_in_processes
 
 #: Components of this area or less are dropped (reference).
@@ -89,7 +89,10 @@ class Conversion:
         mask_types: the mask types to make, keys of ``MASK_TYPES``.
         min_area_px: components of this area or less are dropped.
         orientation: how the arrays on disk become upright; of pictures only.
-        window: HU to grey levels; this and what follows is of volumes only.
+        rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
+            :func:`ctmasknet.ct.read.read_scans`) and of pictures, all of more than 8 bits then.
+        window: HU to grey levels; this and what follows is of volumes only, the window of pictures
+            with a ``rescale`` too.
         segments: label name of a DICOM-SEG's segment, by number, label or coded meaning.
         every: every so many slices is taken.
         keep_empty: share (0..1) of the slices without a lesion that is kept, evenly spread.
@@ -101,6 +104,7 @@ class Conversion:
     mask_types: tuple[str, ...] = tuple(MASK_TYPES)
     min_area_px: int = MIN_AREA_PX
     orientation: Orientation = UPRIGHT
+    rescale: Rescale | None = None
     window: Window = field(default_factory=Window)
     segments: Mapping[str, str] = field(default_factory=dict)
     every: int = 1
@@ -117,7 +121,8 @@ class Conversion:
     def needs_volumes(self) -> bool:
         """True when something is asked that pictures do not have."""
         none = Conversion()
-        names = ("window", "segments", "every", "keep_empty")
+        names = ["segments", "every", "keep_empty"]
+        names += ["window"] if self.rescale in (None, GREY) else []
         return any(getattr(self, name) != getattr(none, name) for name in names)
 
 
@@ -218,7 +223,10 @@ def _convert(pair: LesionPair | VolumePair, how: Conversion) -> list[ConvertedSl
 
 
 def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
-    image = read_picture(pair.image)
+    if how.rescale is None:
+        image = read_picture(pair.image)
+    else:
+        image = read_deep_picture(pair.image, how.window, how.rescale)
     mask = read_mask(pair.mask, how.labels)
     check_same_size(pair.image, image.shape, pair.mask, mask, "image")
     mask = how.orientation.upright(mask)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctmasknet.ct.find import find_files, kind_of, natural_key
-from ctmasknet.ct.scan import CTScan
+from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.data.label_masks import MASK_SUFFIXES, files_by_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
@@ -289,7 +289,11 @@ def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> lis
 
 
 def find_volume_pairs(
-    images: Path, masks: Path, rule: PatientRule, on_bad: Callable[[str, str], None] | None = None
+    images: Path,
+    masks: Path,
+    rule: PatientRule,
+    on_bad: Callable[[str, str], None] | None = None,
+    rescale: Rescale | None = None,
 ) -> list[VolumePair]:
     """Pair the volumes under ``images`` with the masks under ``masks``, in natural order.
 
@@ -299,7 +303,8 @@ def find_volume_pairs(
     failing that, to the only volume of the folder of the same relative path, or to the only one of
     the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
-    (:func:`slice_masks`).
+    (:func:`slice_masks`). ``rescale`` is for volumes as in
+    :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
@@ -320,7 +325,7 @@ def find_volume_pairs(
     on_lost = (
         (lambda file, reason: lost.update({os.path.realpath(file): reason})) if one_folder else None
     )
-    volumes = find_volumes(images, on_bad=report, on_lost=on_lost)
+    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, rescale=rescale)
     used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     files = [
         Path(file)
@@ -352,10 +357,10 @@ def find_volume_pairs(
 def _is_mask(
     file: str, lost: Mapping[str, str] | None, on_bad: Callable[[str, str], None] | None
 ) -> bool:
-    """Whether a file is NIfTI or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
+    """Whether a file is a volume or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
     cannot be used where it ought to be CT; None: there is to be none."""
     try:
-        if kind_of(file) == "nifti" or seg_series(file) is not None:
+        if kind_of(file) in ("nifti", "itk") or seg_series(file) is not None:
             return True
         if lost is not None and (real := os.path.realpath(file)) in lost:
             raise CTMaskNetError(f"{file}: {lost[real]}")

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.pictures import find_unreadable, raise_problems, write_in_grey_window
-from ctmasknet.ct.scan import Window
+from ctmasknet.ct.scan import GREY, Rescale, Window, as_rescale
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
@@ -42,7 +42,7 @@ from ctmasknet.prepare.lists import (
     resolve_images,
 )
 from ctmasknet.prepare.staging import least_bytes, writing_set
-from ctmasknet.prepare.volumes import Volume, write_copies
+from ctmasknet.prepare.volumes import Volume, write_copies, write_deep_copies
 
 #: Lies in a folder of copies; a folder without it is never replaced.
 _COPIES_MARK = ".windowed_copies"
@@ -71,6 +71,7 @@ def prepare_slices(
     classes: Sequence[str] | None = None,
     window: Window | None = None,
     every: int = 1,
+    rescale: Rescale | None = None,
     bad: BadSlices | None = None,
     strict: bool = False,
 ) -> dict[str, Any]:
@@ -96,7 +97,10 @@ def prepare_slices(
         seed: of the split and the samples.
         volume_list: CSV list (:func:`~ctmasknet.prepare.classified.read_volume_list`).
         classes: names of its classes, in the order of the labels.
-        window: HU window, for volumes only.
+        window: HU window, for volumes and for pictures with a ``rescale`` only.
+        rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
+            :func:`ctmasknet.ct.read.read_scans`) and of pictures, all of more than 8 bits then, of
+            which 8-bit copies are written.
         every: of a volume every so many slices is taken; for volumes only.
         patient_ids, split_like, workers, bad: as for
             :func:`ctmasknet.prepare.lesions.prepare_lesions`. Where bad slices are skipped, every
@@ -135,7 +139,7 @@ def prepare_slices(
             )
         images = images or Path(volume_list).parent
         classes, found = read_volume_list(
-            volume_list, images, classes, patient_pattern, every, on_bad
+            volume_list, images, classes, patient_pattern, every, on_bad, rescale
         )
         if bool(shares) == any(found.split_of):
             raise CTMaskNetError(
@@ -153,7 +157,7 @@ def prepare_slices(
         if lists or source:
             raise CTMaskNetError("`class_folder`: does not go together with `list` or `source`")
         classes = list(class_folders)
-        found = read_class_folders(images, class_folders, patient_pattern, every, on_bad)
+        found = read_class_folders(images, class_folders, patient_pattern, every, on_bad, rescale)
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed)
         description = f"slices by class folder below {Path(images).name}"
@@ -170,10 +174,14 @@ def prepare_slices(
         unlisted = count_unlisted(splits, images)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
-    if not volumes and (window is not None or every != 1):
+    if not volumes and ((window is not None and rescale in (None, GREY)) or every != 1):
         raise CTMaskNetError(
             f"{images}: the slices are pictures; `window` and `every` are for DICOM and NIfTI "
-            "volumes, leave them out (pictures have `grey_window`)"
+            "volumes, leave them out (8-bit pictures have `grey_window`, deeper ones `rescale`)"
+        )
+    if rescale is not None and grey_window is not None:
+        raise CTMaskNetError(
+            "`grey_window`: is for 8-bit pictures, `rescale` for deeper ones; leave one of them out"
         )
     records = [record for each in splits.values() for record in each]
     if not lists and patient_pattern is None:
@@ -184,14 +192,17 @@ def prepare_slices(
     by_name = not (class_folders or volume_list or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     window = window or Window()
+    windowed = rescale not in (None, GREY) or any(not each.is_grey for each, _ in volumes.values())
     info = {
         "description": description,
         "image_root": os.fspath(images),
         "patient_ids": numbering_of(images, patient_ids, COVIDX_CT if by_name else None),
         "seed": seed,
         "grey_window": list(grey_window) if grey_window else None,
-        "window_hu": [window.center_hu, window.width_hu] if volumes else None,
+        "window_hu": [window.center_hu, window.width_hu] if windowed else None,
     }
+    if rescale is not None:
+        info["rescale"] = rescale if rescale == GREY else list(rescale)
     summary = _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
     return {**summary, "unlisted_images": unlisted}
 
@@ -295,14 +306,15 @@ def _write(
     of the images, which is the one given; ``volumes``: where the slices are not pictures, of each
     record's file, which is to be written, the volume and the slice's index."""
     _check_not_empty(target.name, splits)
-    grey_window = info["grey_window"]
+    grey_window, rescale = info["grey_window"], as_rescale(info.get("rescale"))
     # Links stay: the set may move with them
     image_root = Path(os.path.abspath(info["image_root"]))
     files = [record.file for records in splits.values() for record in records]
     if volumes and grey_window is not None:
         raise CTMaskNetError("`grey_window`: is for 8-bit pictures; volumes have `window`")
-    copied = bool(volumes) or grey_window is not None
-    copy_of = _copy_names(files) if grey_window is not None else {}
+    is_changed = grey_window is not None or (rescale is not None and not volumes)
+    copied = bool(volumes) or is_changed
+    copy_of = _copy_names(files) if is_changed else {}
     taken = [volumes[file] for file in files] if volumes else []
     shapes = (volume.scan.slices[index].shape for volume, index in taken)
     pictures = () if taken else (image_root / file for file in files)
@@ -312,9 +324,12 @@ def _write(
         if volumes:
             chosen = {file: volumes[file] for file in files}
             problems = write_copies(chosen, new.copies, window, workers, skip_bad=bad.skip)
-        elif grey_window is not None:
+        elif is_changed:
             targets = {str(image_root / file): str(new.copies / copy_of[file]) for file in files}
-            problems = write_in_grey_window(targets, grey_window, workers, skip_bad=bad.skip)
+            write = functools.partial(write_in_grey_window, targets, grey_window)
+            if rescale is not None:
+                write = functools.partial(write_deep_copies, targets, window, rescale)
+            problems = write(workers, skip_bad=bad.skip)
         else:
             # Without headers, what is no picture would be met hours into a training only.
             paths = [image_root / file for file in files]

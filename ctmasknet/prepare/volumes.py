@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ctmasknet.ct.find import find_files, kind_of
+from ctmasknet.ct.itk import ITK_SUFFIXES
+from ctmasknet.ct.picture_slices import read_picture_file
 from ctmasknet.ct.pictures import raise_problems
 from ctmasknet.ct.read import read_scans
-from ctmasknet.ct.scan import CTScan, UnsuitableFile, Window
+from ctmasknet.ct.scan import GREY, CTScan, Rescale, UnsuitableFile, Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.workers import map_in_processes
@@ -29,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 #: Why :func:`read_scans` leaves files out that lie beside CT in any export. Other reasons are those
 #: of a volume that would be missed.
 _BESIDE_CT = re.compile("a localizer|not CT|not axial|holds no image|in colour|no PNG, JPEG")
-_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
+_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima", *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Volume:
 
     key: str
     scan: CTScan
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether it holds grey levels, which no window is for."""
+        return getattr(self.scan.slices[0].source, "rescale", None) == GREY
 
     def copy_name(self, index: int) -> str:
         """Of the slice ``index``, counted from the feet: ``<key>/0012.png``."""
@@ -62,12 +70,13 @@ class Volume:
 
 
 def volume_files(folder: str | os.PathLike) -> Iterator[str]:
-    """The files below ``folder`` that are DICOM or NIfTI, or ought to be by their names."""
+    """The files below ``folder`` that are DICOM or another kind of volume, or ought to be by their
+    names."""
     for found in find_files([folder]):
         if found.path.lower().endswith(IMAGE_SUFFIXES):
             continue
         try:
-            if kind_of(found.path) in ("dicom", "nifti"):
+            if kind_of(found.path) in ("dicom", "nifti", "itk"):
                 yield found.path
         except UnsuitableFile:
             continue
@@ -82,6 +91,7 @@ def find_volumes(
     below: str = ".",
     on_bad: Callable[[str, str], None] | None = None,
     on_lost: Callable[[str, str], None] | None = None,
+    rescale: Rescale | None = None,
 ) -> list[Volume]:
     """The volumes in a folder or file below ``root``, in natural order.
 
@@ -95,6 +105,7 @@ def find_volumes(
             first raises.
         on_lost: the same for each sound file that ought to be CT and cannot be used, such as a
             volume that is not in HU; default: ``on_bad``.
+        rescale: see :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         CTMaskNetError: a damaged or unusable file; nothing found; pictures among the volumes; two
@@ -104,7 +115,10 @@ def find_volumes(
     left_out: dict[str, str] = {}
     bad: dict[str, str] = {}
     scans = read_scans(
-        path, on_bad=on_bad and bad.setdefault, on_left_out=lambda *found: left_out.update([found])
+        path,
+        on_bad=on_bad and bad.setdefault,
+        on_left_out=lambda *found: left_out.update([found]),
+        rescale=rescale,
     )
     lost = {file: why for file, why in left_out.items() if not _BESIDE_CT.match(why)}
     if on_lost is None:
@@ -203,6 +217,66 @@ def write_copies(
     if not skip_bad:
         raise_problems(list(problems.values()), len(copies))
     return problems
+
+
+def read_deep_picture(file: str | os.PathLike, window: Window, rescale: Rescale) -> np.ndarray:
+    """(H, W) uint8 grey levels of a picture of more than 8 bits a channel, upright as it lies.
+
+    Raises:
+        CTMaskNetError: damaged, several pages, in colour, or 8 bits, which no rescale is for.
+    """
+    file = os.fspath(file)
+    slices = read_picture_file(file, file, rescale)
+    if len(slices) > 1:
+        raise CTMaskNetError(
+            f"{file}: holds {len(slices)} pages; save each slice as a picture of its own"
+        )
+    if not slices[0].source.page.deep:
+        raise CTMaskNetError(
+            f"{file}: an 8-bit picture, whose grey levels stay as they are; leave `rescale` out, "
+            "or prepare these pictures as another set"
+        )
+    return slices[0].pixels(window)
+
+
+def write_deep_copies(
+    copies: Mapping[str, str],
+    window: Window,
+    rescale: Rescale,
+    workers: int = 1,
+    *,
+    skip_bad: bool = False,
+) -> dict[str, str]:
+    """Write pictures of more than 8 bits a channel as 8-bit PNG files.
+
+    Args:
+        copies: source file -> PNG file to write; missing folders are made.
+        window, rescale: as for :func:`read_deep_picture`.
+        workers, skip_bad: as for :func:`write_copies`.
+
+    Returns:
+        source -> what is wrong with it, for those.
+
+    Raises:
+        CTMaskNetError: a source that cannot be read.
+    """
+    write = functools.partial(_write_deep, window=window, rescale=rescale)
+    found = map_in_processes(write, list(copies.items()), workers, title="pictures")
+    problems = {file: why for file, why in zip(copies, found, strict=True) if why}
+    if not skip_bad:
+        raise_problems(list(problems.values()), len(copies))
+    return problems
+
+
+def _write_deep(copy: tuple[str, str], window: Window, rescale: Rescale) -> str | None:
+    source, target = copy
+    try:
+        pixels = read_deep_picture(source, window, rescale)
+    except CTMaskNetError as error:
+        return str(error)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(target, format="PNG")
+    return None
 
 
 def _write_volume(

@@ -18,7 +18,13 @@ from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
-from ctmasknet.report.pictures import SliceFiles, SlicePictures, evidence_painter, recorded_window
+from ctmasknet.report.pictures import (
+    SliceFiles,
+    SlicePictures,
+    evidence_painter,
+    recorded_rescale,
+    recorded_window,
+)
 from ctmasknet.report.sections import page_values, rendered
 from ctmasknet.report.source import ReportSource, dataset_names, of_another_form, read_source
 from ctmasknet.report.tables import (
@@ -78,7 +84,8 @@ def write_report(
     source = read_source(folder, **source_options)
     # Tried before a model is loaded
     check_writable(output)
-    files = SliceFiles(source.dataset, images, recorded_window(source.entries), source.folder)
+    seen = recorded_window(source.entries), source.folder, recorded_rescale(source.entries)
+    files = SliceFiles(source.dataset, images, *seen)
     painter = None
     if config_file or weights or "MODEL.WEIGHTS" in opts:
         painter = evidence_painter(config_file, opts, source.folder, source.class_names, weights)

@@ -24,7 +24,7 @@ from ctmasknet.config import is_classifier
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
-from ctmasknet.ct.scan import CTSlice, Window
+from ctmasknet.ct.scan import CTSlice, Rescale, Window, as_rescale
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
@@ -62,6 +62,7 @@ class SliceFiles:
         images: folder below which slices lie, and that relative names are relative to.
         window: shows HU as grey levels.
         folder: of the run, where they may lie as well; without either they may lie anywhere.
+        rescale: see :func:`ctmasknet.ct.read.read_scans`.
 
     Attributes:
         elsewhere: names of files that are there, but below neither folder.
@@ -76,15 +77,16 @@ class SliceFiles:
         images: str | os.PathLike | None = None,
         window: Window | None = None,
         folder: str | os.PathLike | None = None,
+        rescale: Rescale | None = None,
     ):
         self.elsewhere: set[str] = set()
         self._entries = _entries_of(dataset)
         if images is not None and not Path(images).is_dir():
             raise CTMaskNetError(f"{images}: no such folder; correct `images`")
         self._folders = [Path(one) for one in (images, folder) if one is not None]
-        self._window = window or Window()
+        self._window, self._rescale = window or Window(), rescale
         # Slices of a volume come one after the other
-        self._volume = functools.lru_cache(maxsize=4)(_slices_of)
+        self._volume = functools.lru_cache(maxsize=4)(functools.partial(_slices_of, rescale))
 
     def find(self, file: str) -> FoundSlice | None:
         """The slice of that name, None where there is no file.
@@ -103,7 +105,8 @@ class SliceFiles:
                 self.elsewhere.add(name)
                 continue
             # A page of a TIFF is named as a slice of a volume is
-            if path.suffix.lower() in IMAGE_SUFFIXES and name == file:
+            is_picture = path.suffix.lower() in IMAGE_SUFFIXES and name == file
+            if is_picture and self._rescale is None:
                 entry = {"file_name": str(path)}
                 return FoundSlice(entry, read_entry(entry))
             wanted = f"{path}{file[len(name) :]}"
@@ -128,8 +131,15 @@ def recorded_window(entries: Sequence[Mapping[str, Any]]) -> Window | None:
     return None
 
 
-def _slices_of(path: str) -> tuple[CTSlice, ...]:
-    return tuple(one for scan in read_scans([path]) for one in scan.slices)
+def recorded_rescale(entries: Sequence[Mapping[str, Any]]) -> Rescale | None:
+    """The rescale that the latest run in ``run.json`` was given."""
+    settings = entries[-1].get("settings") if entries else None
+    options = settings.get("options") if isinstance(settings, dict) else None
+    return as_rescale(options.get("rescale")) if isinstance(options, dict) else None
+
+
+def _slices_of(rescale: Rescale | None, path: str) -> tuple[CTSlice, ...]:
+    return tuple(one for scan in read_scans([path], rescale=rescale) for one in scan.slices)
 
 
 def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:

@@ -50,7 +50,7 @@ def write_every_source(folder):
         (folder / name).mkdir()
         for index, plane in enumerate(planes.astype(np.uint16 if name == "deep" else np.uint8)):
             Image.fromarray(plane).save(folder / name / f"s{index + 8}.{suffix}")
-        yield folder / name, (1.0, -1024.0)
+        yield folder / name, (1.0, -1024.0) if name == "deep" else None
     first, *rest = [Image.fromarray(plane) for plane in GREY]
     first.save(folder / "pages.tif", save_all=True, append_images=rest)
     yield folder / "pages.tif", None
@@ -273,7 +273,7 @@ def test_a_folder_leaves_out_what_is_no_ct_and_says_so(tmp_path):
     assert len(scan.slices) == len(HU)
     assert sorted(problem.partition(": ")[2] for problem in scan.problems) == [
         "a localizer, not an axial slice",
-        "no PNG, JPEG, TIFF, BMP, DICOM or NIfTI file",
+        "no PNG, JPEG, TIFF, BMP, DICOM or NIfTI file, nor MetaImage or NRRD",
         "not a regular file",
     ]
     with pytest.raises(CTMaskNetError, match=r"scout.dcm: a localizer"):

@@ -32,6 +32,7 @@ def slices(tmp_path):
 
 def arguments(output, **given):
     values = {"config_file": "", "opts": [], "weights": None, "dataset": None, "input": None}
+    values["rescale"] = None
     values |= {"output": str(output)}
     values |= {"limit": None, "seed": None, "score_threshold": 0.75, "ground_truth_only": False}
     return argparse.Namespace(**(values | given))
