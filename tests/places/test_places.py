@@ -5,7 +5,7 @@ import pytest
 from tests.places.tools import all_tools
 from tests.places.tries import FULL, at_a_place, on_a_full_disk, sound_run
 
-#: Each tool that runs a model once, and each fault.
+#: Each tool that runs a model, and each sort of fault, once.
 SOME = [
     ("train, CACHE_DIR", "below a link"),
     ("predict", "read-only"),
@@ -15,7 +15,6 @@ SOME = [
     ("figure2", "in the way"),
     ("report", "pipe"),
     ("evaluate_predictions", "read-only"),
-    ("calibration", "full, first"),
     ("prepare lesions", "full, middle"),
     ("prepare copies", "small"),
     ("train", "full, last"),
