@@ -131,7 +131,7 @@ def _texts(folder: Path, marker: Path) -> dict[str, Target]:
             if rng.random() < 0.4:
                 lines = text.splitlines()
                 place = rng.randrange(len(lines))
-                tag = rng.choice(_TAGS).format(marker=marker)
+                tag = rng.choice(_TAGS).replace("{marker}", str(marker))
                 lines[place] = f"{lines[place].split(':')[0]}: {tag}"
                 text = "\n".join(lines)
             return text

@@ -88,3 +88,11 @@ def test_what_is_not_damaged_is_read(tmp_path, monkeypatch):
         path = targets[name].damage(tmp_path / name, random.Random(1))
         outcome = runner.attempt(targets[name].read, path, tmp_path / "marker")
         assert outcome.kind == "read", (name, outcome)
+
+
+def test_many_inputs_of_every_kind_are_made(tmp_path):
+    targets = all_targets(tmp_path / "sound", tmp_path / "marker")
+    for name in ("yaml", "coco", "slices", "predictions", "record", "manifest", "list", "groups"):
+        for number in range(150):
+            (tmp_path / name / str(number)).mkdir(parents=True)
+            targets[name].damage(tmp_path / name / str(number), random.Random(number))
