@@ -63,7 +63,9 @@ for path in sys.stdin.read().split():
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("mutate", set(ct_damage.MUTATIONS), ids=lambda mutate: mutate.__name__)
+@pytest.mark.parametrize(
+    "mutate", tuple(dict.fromkeys(ct_damage.MUTATIONS)), ids=lambda mutate: mutate.__name__
+)
 def test_mutations_are_seeded_and_change_something(tmp_path, mutate):
     data = bytes(range(256)) * 8
     first, second = (mutate(bytearray(data), random.Random(5)) for _ in range(2))
