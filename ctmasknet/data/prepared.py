@@ -256,7 +256,9 @@ def _check_info(json_file: str, info: dict[str, Any]) -> None:
 
 
 def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
-    ids = [item.get("id") for item in document.get("annotations") or () if isinstance(item, dict)]
+    found = document.get("annotations")
+    found = found if isinstance(found, list) else []
+    ids = [item.get("id") for item in found if isinstance(item, dict)]
     document = checked_coco(document, json_file)
     # Numbered anew where they are used, but Detectron2's evaluator also indexes the file as it is
     if not all(isinstance(id_, str | int | float) for id_ in ids):
@@ -296,7 +298,7 @@ def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(item["label"], int) or item["label"] not in labels:
             raise _broken(
                 json_file,
-                f"slices[{index}] has the label {item['label']}, of {len(classes)} classes",
+                f"slices[{index}] has the label {item['label']!r:.40}, of {len(classes)} classes",
             )
         if not all(_is_id(item[key]) for key in ("file", "patient", "scan", "slice")):
             raise _broken(

@@ -45,7 +45,7 @@ def check_pooling(name: str, names: Sequence[str], top_k: int) -> None:
     """
     if name not in names:
         raise CTMaskNetError(f"pooling {name!r} is unknown; choose one of {', '.join(names)}")
-    if top_k < 1:
+    if type(top_k) is not int or top_k < 1:
         raise CTMaskNetError(f"`top_k` is {top_k}; take at least one slice")
 
 

@@ -135,11 +135,14 @@ def read_source(
         pooling_name, pooled = _read_pooled(listing, class_names)
     else:
         settings = report["settings"] if report else {}
-        choice = PoolingChoice(
-            settings.get("pooling", PoolingChoice.name),
-            settings.get("top_k", PoolingChoice.top_k),
-            settings.get("normal_class"),
-        )
+        try:
+            choice = PoolingChoice(
+                settings.get("pooling", PoolingChoice.name),
+                settings.get("top_k", PoolingChoice.top_k),
+                settings.get("normal_class"),
+            )
+        except CTMaskNetError as error:
+            raise CTMaskNetError(f"{found}: {error}") from error
         pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
         pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
     measured, truth = _read_burdens(folder, burden, burden_truth)

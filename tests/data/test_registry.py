@@ -217,6 +217,11 @@ def test_unknown_name_says_what_there_is_and_what_makes_it(root):
             '"label": 1, "patient": "1", "scan": "1", "slice": "1"}]}',
             r"slices\[0\] has the label 1, of 1 classes",
         ),
+        (
+            '{"info": {"image_root": "image"}, "classes": ["a"], "slices": [{"file": "x",'
+            '"label": "a\\nb", "patient": "1", "scan": "1", "slice": "1"}]}',
+            r"slices\[0\] has the label 'a\\nb', of 1 classes",
+        ),
         ('{"info": {"image_root": "i"}, "classes": [["a"]], "slices": []}', "classes are"),
         *(
             (
@@ -267,6 +272,8 @@ def test_broken_lesion_files(lesions):
     without = [{k: v for k, v in i.items() if k != "patient"} for i in document["images"]]
     assert "'patient'" in error_of(images=without)
     assert "no categories" in error_of(categories=[])
+    for odd in (5, 0.5, {}, "x"):
+        assert "no list 'annotations'" in error_of(annotations=odd)
     wrong = [{**a, "category_id": 9} for a in document["annotations"]]
     assert "category_id=9" in error_of(annotations=wrong)
     same_id = [{**a, "id": 1} for a in document["annotations"]]

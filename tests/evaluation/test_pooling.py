@@ -125,6 +125,8 @@ def test_normal_class_by_name():
     for choice in (ScorePooling, PoolingChoice):
         with pytest.raises(CTMaskNetError, match="at least one slice"):
             choice("top_k_mean", top_k=0)
+        with pytest.raises(CTMaskNetError, match="at least one slice"):
+            choice("top_k_mean", top_k=[])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
