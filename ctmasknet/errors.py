@@ -47,8 +47,15 @@ class CTMaskNetError(Exception):
     """Bad input: the message names the file or key, what is wrong and what to do about it.
 
     Arguments stand in backquotes under their Python names; :func:`command_line` shows a tool's user
-    the option instead, with hyphens for the underscores.
+    the option instead, with hyphens for the underscores. Control characters of names and
+    values are written as escapes, so that a message is always one line.
     """
+
+    def __init__(self, message: str = ""):
+        message = str(message)
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(message)
 
 
 class Ended(KeyboardInterrupt):

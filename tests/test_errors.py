@@ -1,6 +1,7 @@
 import errno
 import logging
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,6 +12,12 @@ from pathlib import Path
 import pytest
 
 from ctmasknet.errors import CTMaskNetError, command_line, report_in
+
+
+def test_a_message_is_one_line():
+    told = str(CTMaskNetError("a\nb\r\tc\x1b[31m \udc80 \u2028 é '\\n'"))
+    assert told == r"a\nb\r\tc\x1b[31m \udc80 \u2028 é '\n'"
+    assert pickle.loads(pickle.dumps(CTMaskNetError("a\nb"))).args == ("a\\nb",)
 
 
 def test_a_tool_names_its_options_where_the_library_names_arguments(capsys):
