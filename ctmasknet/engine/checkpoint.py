@@ -253,7 +253,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         check_weights(self._path, checkpoint["model"])
         checkpoint = checked_entries(self._path, checkpoint)
         found = checkpoint.get(SPEC, {})
-        check_spec(self._path, found, self.spec)
+        check_spec(self._path, found, self.spec, in_use=self.complete)
         differing = unlike(found.get(CONFIGURATION, {}), self.spec.get(CONFIGURATION, {}))
         record = checkpoint.get(TRAINED_ON)
         # Weights of others, such as ImageNet's, state no patients because they saw none.

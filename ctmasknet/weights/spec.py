@@ -102,8 +102,13 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_spec(
+    path: str, found: Mapping[str, Any], expected: Mapping[str, Any], *, in_use: bool = False
+) -> None:
     """Compare a checkpoint's specification with the configuration's, entry by entry both have.
+
+    Where a model is used (``in_use``) another window is an override, by somebody who knows through
+    which one the pictures were made: it is taken, with a warning.
 
     Raises:
         CTMaskNetError: they disagree; names the key, both values and the override that would agree.
@@ -115,6 +120,12 @@ def check_spec(path: str, found: Mapping[str, Any], expected: Mapping[str, Any])
         )
     for name, key in SPEC_KEYS.items():
         if name not in found or name not in expected or found[name] == expected[name]:
+            continue
+        if in_use and name.startswith("window_"):
+            _LOGGER.warning(
+                "%s: %s is %s in this checkpoint but %s in the configuration, which is used",
+                *(path, key, found[name], expected[name]),
+            )
             continue
         fix = f'{key} "{found[name]}"'
         if name == "lesion_classes" and len(found[name]) != len(expected[name]):

@@ -374,3 +374,15 @@ def test_parts_that_do_not_fit_are_one_line(tiny_cfg, key, value):
     tiny_cfg.merge_from_list([key, value])
     with pytest.raises(CTMaskNetError, match=r"^MODEL: no model can be built as .*; correct the"):
         built_model(tiny_cfg)
+
+
+def test_another_window_as_an_override_is_used_and_told(config, two, caplog):
+    words = [*TINY, "INPUT.WINDOW_CENTER_HU", "-600", "INPUT.WINDOW_WIDTH_HU", "1500"]
+    cfg, _ = inference_cfg(config, words, two)
+    load_model(cfg)
+    assert (cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU) == (-600.0, 1500.0)
+    assert "INPUT.WINDOW_WIDTH_HU is 400.0 in this checkpoint but 1500.0" in caplog.text
+    # A training that begins with these weights needs theirs.
+    checkpointer = CTMaskNetCheckpointer(build_model(cfg), spec=spec_of(cfg))
+    with pytest.raises(CTMaskNetError, match=r"INPUT\.WINDOW_"):
+        checkpointer.load(str(two))
