@@ -32,6 +32,7 @@ def main(argv=None):
     parser.add_argument(
         "--burden-truth", help="the same of ground truth, default: FOLDER/burden_truth"
     )
+    parser.add_argument("--comparison", help="folder of tools/compare.py, to be shown too")
     parser.add_argument("--images", help="folder below which the slices lie")
     parser.add_argument(
         "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"

@@ -17,6 +17,7 @@ import ctmasknet
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.report.burden_section import burden_section
+from ctmasknet.report.comparison import comparison_section, read_comparison
 from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
 from ctmasknet.report.pictures import (
     SliceFiles,
@@ -49,6 +50,7 @@ def write_report(
     config_file: str = "",
     weights: str | None = None,
     opts: Sequence[str] = (),
+    comparison: str | os.PathLike | None = None,
     **source_options: Any,
 ) -> Path:
     """Write the report of an evaluation or prediction folder as one HTML file.
@@ -65,6 +67,7 @@ def write_report(
         config_file: configuration of the model that draws lesions.
         weights: its file; without either none draws.
         opts: its ``KEY VALUE`` overrides.
+        comparison: ``comparison.json`` of ``tools/compare.py`` or its folder, to be shown too.
         source_options: ``dataset``, ``evaluation``, ``burden``, ``burden_truth`` of
             :func:`read_source`.
 
@@ -78,10 +81,17 @@ def write_report(
     output = Path(output)
     if is_of_a_detector(folder):
         check_writable(output)
-        unused = {"config_file": config_file, "weights": weights, "opts": opts, **source_options}
+        unused = {
+            "config_file": config_file,
+            "weights": weights,
+            "opts": opts,
+            "comparison": comparison,
+        }
+        unused |= source_options
         page, files = lesion_page(folder, images, pictures, gallery, unused)
         return _written(output, page, folder, files)
     source = read_source(folder, **source_options)
+    compared = read_comparison(comparison) if comparison is not None else None
     # Tried before a model is loaded
     check_writable(output)
     seen = recorded_window(source.entries), source.folder, recorded_rescale(source.entries)
@@ -97,7 +107,7 @@ def write_report(
         if source.read:
             names = ", ".join(map(str, source.read))
             stack.enter_context(of_another_form(f"{names}: cannot be shown"))
-        page = _render(source, found, gallery)
+        page = _render(source, found, gallery, compared)
     return _written(output, page, folder, files)
 
 
@@ -114,7 +124,9 @@ def _written(output: Path, page: str, folder: str | os.PathLike, files: SliceFil
     return output
 
 
-def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
+def _render(
+    source: ReportSource, pictures: SlicePictures, gallery: int, compared: Mapping[str, Any] | None
+) -> str:
     """The page as text, with at most ``gallery`` slices."""
     assets = resources.files("ctmasknet.report") / "assets"
     script, style = (
@@ -136,7 +148,9 @@ def _render(source: ReportSource, pictures: SlicePictures, gallery: int) -> str:
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": style,
-        "sections": _anchors(source, table, shown),
+        "sections": _anchors(source, table, shown, compared),
+        "comparison": compared and comparison_section(compared),
+        "comparison_settings": compared and compared["settings"],
         "class_names": source.class_names,
         "pooling_name": source.pooling_name,
         "evaluation": source.evaluation,
@@ -213,7 +227,9 @@ def _first_pictures(groups: Sequence[Mapping[str, Any]], table: UnitsTable) -> d
     return first
 
 
-def _anchors(source: ReportSource, table: UnitsTable, gallery: Any) -> list[tuple[str, str]]:
+def _anchors(
+    source: ReportSource, table: UnitsTable, gallery: Any, compared: Any
+) -> list[tuple[str, str]]:
     """(anchor, title) of each section of the page."""
     found = [("summary", "At a glance")]
     if source.problems:
@@ -224,6 +240,8 @@ def _anchors(source: ReportSource, table: UnitsTable, gallery: Any) -> list[tupl
     found.append(("patients", table.kind.capitalize()))
     if source.burden:
         found.append(("burden", "Lesion burden"))
+    if compared:
+        found.append(("comparison", "Compared with other systems"))
     if gallery:
         found.append(("gallery", "Slices to look at"))
     return [*found, ("limits", "Limits"), ("origin", "Where the figures are from")]

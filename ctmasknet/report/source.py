@@ -115,7 +115,7 @@ def read_source(
             "predictions"
         )
     record, entries = read_run(folder)
-    path, name = _find_predictions(folder, dataset, entries)
+    path, name = find_predictions(folder, dataset, entries)
     rows, class_names = read_predictions_csv(path)
     check_rows(rows, str(path))
     usual = (folder / "report" / _EVALUATION, folder / _EVALUATION)
@@ -173,7 +173,7 @@ def read_source(
     )
 
 
-def _find_predictions(
+def find_predictions(
     folder: Path, dataset: str | None, entries: Sequence[dict[str, Any]]
 ) -> tuple[Path, str | None]:
     """The predictions to report, and the name of their data set (None for a prediction folder)."""

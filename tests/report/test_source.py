@@ -252,7 +252,9 @@ def test_limits_of_the_page(repository, unlabelled_folder, tmp_path, monkeypatch
     steps = threshold_data(source.rows, source.pooled, source.class_names, None)["thresholds"]
     assert steps == [step / 1000 for step in range(1001)]
     counts = []
-    monkeypatch.setattr(page, "_render", lambda source, pictures, count: counts.append(count) or "")
+    monkeypatch.setattr(
+        page, "_render", lambda source, pictures, count, _: counts.append(count) or ""
+    )
     write_report(unlabelled_folder, tmp_path / "r.html")
     words = (unlabelled_folder, "--output", tmp_path / "r.html")
     assert run_tool(repository, "tools/report.py", *words) == 0
