@@ -21,7 +21,9 @@ from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.image_heads.registry import check_reads
 from ctmasknet.modeling.masks import WAYS
+from ctmasknet.modeling.ranked_boxes import RowLayout
 from ctmasknet.modeling.trainable import TRAINABLE_MODES
 
 
@@ -99,14 +101,21 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Folder of the cached rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
     cfg.MODEL.RANKED_BOXES.CACHE_DIR = ""
 
-    # --- image head S ---
+    # --- image head ---
     cfg.MODEL.IMAGE_HEAD = CfgNode()
     cfg.MODEL.IMAGE_HEAD.NAME = "RankedBoxImageHead"
     # Names of the slice classes, in the order of the logits. The tools take them from the training
     # set.
     cfg.MODEL.IMAGE_HEAD.CLASSES = list(IMAGE_CLASSES)
-    # Width of the two hidden layers.
+    # Width of its hidden layers.
     cfg.MODEL.IMAGE_HEAD.FC_DIM = 1024
+    # What it reads of a ranked box beside score and deltas: names of boxes, features, masks, in
+    # this order (see ctmasknet.modeling.ranked_boxes). The paper's head reads none of them.
+    cfg.MODEL.IMAGE_HEAD.READS = []
+    # Of SetAttentionImageHead: how many poolings it makes, and which share of its hidden numbers
+    # is set to zero in training.
+    cfg.MODEL.IMAGE_HEAD.NUM_QUERIES = 4
+    cfg.MODEL.IMAGE_HEAD.DROPOUT = 0.2
 
     # --- what the classifier trains: heads | heads_bn | heads_bn_no_shortcut | full ---
     # (see ctmasknet.modeling.trainable)
@@ -128,7 +137,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.INFERENCE.RECHECK_MARGIN = 1.0
 
     # --- solver ---
-    # ADAM | SGD
+    # ADAM | ADAMW (weight decay apart from the gradient) | SGD
     cfg.SOLVER.OPTIMIZER = "ADAM"
     cfg.SOLVER.WEIGHT_DECAY_NORM = None
     # Learning rate of a classifier's detector as a share of SOLVER.BASE_LR, which the image head
@@ -202,6 +211,24 @@ def check_keys(cfg: CfgNode) -> None:
             "RPN to look at; set it to build_resnet_fpn_without_p6_backbone"
         )
     check_together(cfg)
+    _check_reads(cfg)
+
+
+def _check_reads(cfg: CfgNode) -> None:
+    """Refuse a ``MODEL.IMAGE_HEAD.READS`` that the head or the detector has no use for."""
+    reads = RowLayout.from_config(cfg).reads
+    check_reads(IMAGE_HEAD_REGISTRY.get(cfg.MODEL.IMAGE_HEAD.NAME), reads)
+    if not is_classifier(cfg):
+        return
+    for name, key, without in (
+        ("features", "MODEL.ROI_BOX_HEAD.NUM_FC", not cfg.MODEL.ROI_BOX_HEAD.NUM_FC),
+        ("masks", "MODEL.MASK_ON", not cfg.MODEL.MASK_ON),
+    ):
+        if name in reads and without:
+            raise CTMaskNetError(
+                f"MODEL.IMAGE_HEAD.READS names {name}, but {key} is "
+                f"{'0' if name == 'features' else 'False'}; leave {name} out"
+            )
 
 
 def idle_keys(cfg: CfgNode) -> Iterator[str]:
@@ -263,7 +290,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
     "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
-    "SOLVER.OPTIMIZER": ("ADAM", "SGD"),
+    "SOLVER.OPTIMIZER": ("ADAM", "ADAMW", "SGD"),
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.LR_SCHEDULER_NAME": (
         *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
@@ -367,6 +394,11 @@ _IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] 
         ("MODEL.IMAGE_HEAD.", "MODEL.RANKED_BOXES."),
         lambda cfg: not is_classifier(cfg),
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
+        ("MODEL.IMAGE_HEAD.NUM_QUERIES", "MODEL.IMAGE_HEAD.DROPOUT"),
+        lambda cfg: cfg.MODEL.IMAGE_HEAD.NAME != "SetAttentionImageHead",
+        "it is SetAttentionImageHead's (MODEL.IMAGE_HEAD.NAME)",
     ),
     (
         ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "TEST.COCO_FAST"),

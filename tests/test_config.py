@@ -41,6 +41,9 @@ READ_IN = {
         MODEL.INFERENCE.RECHECK_MARGIN""",
     "ctmasknet.modeling.image_heads.s": "MODEL.IMAGE_HEAD.FC_DIM",
     "ctmasknet.modeling.image_heads.registry": "MODEL.IMAGE_HEAD.NAME",
+    "ctmasknet.modeling.image_heads.set_attention": """MODEL.IMAGE_HEAD.DROPOUT
+        MODEL.IMAGE_HEAD.NUM_QUERIES""",
+    "ctmasknet.modeling.ranked_boxes": "MODEL.IMAGE_HEAD.READS",
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
@@ -334,6 +337,7 @@ CLS = SEG | {
     "MODEL.IMAGE_HEAD.NAME": "RankedBoxImageHead",
     "MODEL.IMAGE_HEAD.CLASSES": ["normal", "pneumonia", "covid"],
     "MODEL.IMAGE_HEAD.FC_DIM": 1024,
+    "MODEL.IMAGE_HEAD.READS": [],
     "INPUT.CROP_TO_BODY": False,
     "DATASETS.TRAIN": ("covidx_ct_train",),
     "DATASETS.VAL": ("covidx_ct_val",),

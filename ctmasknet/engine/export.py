@@ -64,6 +64,11 @@ def export_classifier(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only classifiers "
             "(configs/cls*.yaml) are exported: their output has a fixed shape"
         )
+    if cfg.MODEL.IMAGE_HEAD.READS:
+        raise CTMaskNetError(
+            f"{path}: MODEL.IMAGE_HEAD.READS is {list(cfg.MODEL.IMAGE_HEAD.READS)}; only heads "
+            "that read scores and deltas alone are exported"
+        )
     if path.suffix not in FORMATS:
         raise CTMaskNetError(f"{path}: end the name in {' or '.join(FORMATS)}")
     if min(height, width) < 1:

@@ -5,7 +5,8 @@ detector's weights, the configuration, the images, the code, the libraries that 
 So a file is either right or not found. While rows are computed they are written in parts, from
 which a caching that was killed goes on; what does not fit its check sum is computed anew.
 
-Shapes: n slices, N rows a slice.
+Shapes: n slices, N rows a slice, D numbers a row (5 for the paper's head S, more for heads that
+read more, see :mod:`ctmasknet.modeling.ranked_boxes`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, check_room, remove_unfinished
 from ctmasknet.modeling.fast.inference import inference_model
-from ctmasknet.modeling.roi_heads import ROW_FEATURES
+from ctmasknet.modeling.meta_arch import head_rows
+from ctmasknet.modeling.ranked_boxes import RowLayout
 
 _FORMAT = 2
 #: Slices whose rows are written together.
@@ -67,7 +69,7 @@ _ELSEWHERE = (
 
 @dataclass(frozen=True)
 class RowMapper:
-    """A slice's dataset dict -> input of the classifier with ``ranked_rows`` (N, 5) in place of the
+    """A slice's dataset dict -> input of the classifier with ``ranked_rows`` (N, D) in place of the
     image. In ``rows_of`` they stand by ``file_name``; a slice without rows is a bad one."""
 
     rows_of: Mapping[str, Tensor]
@@ -149,7 +151,7 @@ def cached_rows(
         bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES`` says.
 
     Returns:
-        ``file_name`` -> (N, 5) float32 on the CPU, of the slices that can be read.
+        ``file_name`` -> (N, D) float32 on the CPU, of the slices that can be read.
 
     Raises:
         CTMaskNetError: a slice cannot be read, and such are not to be skipped; the file cannot be
@@ -159,7 +161,7 @@ def cached_rows(
     folder = Path(cfg.MODEL.RANKED_BOXES.CACHE_DIR or os.path.join(cfg.OUTPUT_DIR, "ranked_boxes"))
     path = folder / f"{cache_key(cfg, model, dicts)}.pt"
     parts = path.with_suffix(".parts")
-    shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES))
+    shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, RowLayout.from_config(cfg).width)
     rows = _read(path, shape)
     usable = rows is not None and _note_unreadable(cfg, rows, dicts, name, bad)
     # One process may see the file before another; all have to go the same way.
@@ -199,8 +201,9 @@ def cached_rows(
 def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]) -> str:
     """SHA-256 over all that the rows of these slices depend on."""
     settings = yaml.safe_load(cfg.dump())
-    for key in ("IMAGE_HEAD", "WEIGHTS", "TRAINABLE"):
+    for key in ("WEIGHTS", "TRAINABLE"):
         settings["MODEL"].pop(key)
+    settings["MODEL"]["IMAGE_HEAD"] = settings["MODEL"]["IMAGE_HEAD"]["READS"]
     for key in ("CACHE", "CACHE_DIR"):
         settings["MODEL"]["RANKED_BOXES"].pop(key)
     depends = {
@@ -294,7 +297,8 @@ def _compute(
     bad: BadSlices,
     parts: Path,
 ) -> Tensor:
-    known = _read_parts(parts, cfg.MODEL.RANKED_BOXES.NUM, len(dicts))
+    shape = (cfg.MODEL.RANKED_BOXES.NUM, RowLayout.from_config(cfg).width)
+    known = _read_parts(parts, shape, len(dicts))
     # One process may see a part before another; all have to leave out the same.
     every = {
         index: known[index] for index in set.intersection(*map(set, comm.all_gather([*known])))
@@ -316,7 +320,7 @@ def _compute(
     for share in comm.all_gather(mine):
         every.update(share)
     bad.gather(comm.all_gather)
-    none = torch.full((cfg.MODEL.RANKED_BOXES.NUM, len(ROW_FEATURES)), math.nan)
+    none = torch.full(shape, math.nan)
     return torch.stack([every.get(index, none) for index in range(len(dicts))])
 
 
@@ -328,7 +332,7 @@ def _rows(
     bad: BadSlices,
     done: int,
 ) -> Iterator[tuple[int, Tensor]]:
-    """``index`` and rows (N, 5) of each of this process' slices that can be read."""
+    """``index`` and rows (N, D) of each of this process' slices that can be read."""
     loader = build_detection_test_loader(
         dicts,
         mapper=Guarded(SliceMapper(cfg, False)),
@@ -340,7 +344,7 @@ def _rows(
     with tqdm(total=done + len(dicts), disable=hidden, **options) as bar:
         for batch in bad.readable(loader, name):
             for item, output in zip(batch, model(batch), strict=True):
-                yield item["index"], output["ranked_boxes"].cpu()
+                yield item["index"], head_rows(output).cpu()
             bar.update(len(batch))
 
 
@@ -351,8 +355,8 @@ def _write_part(parts: Path, rows: Mapping[int, Tensor]) -> None:
     _write(parts / f"{last[0]:08d}.pt", content)
 
 
-def _read_parts(parts: Path, num: int, count: int) -> dict[int, Tensor]:
-    """Index of a slice -> its rows (N, 5), from the parts that are whole."""
+def _read_parts(parts: Path, shape: tuple[int, int], count: int) -> dict[int, Tensor]:
+    """Index of a slice -> its rows (N, D), from the parts that are whole."""
     found: dict[int, Tensor] = {}
     for path in sorted(parts.glob("*.pt")):
         content = _load(path)
@@ -360,9 +364,7 @@ def _read_parts(parts: Path, num: int, count: int) -> dict[int, Tensor]:
             continue
         try:
             index, rows = content["index"].tolist(), content["rows"]
-            fits = rows.shape == (len(index), num, len(ROW_FEATURES)) and set(index) <= set(
-                range(count)
-            )
+            fits = rows.shape == (len(index), *shape) and set(index) <= set(range(count))
         except READ_ERRORS + (AttributeError,):
             fits = False
         if fits:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,14 +30,20 @@ from ctmasknet.config import is_classifier
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.layers import has_bfloat16
 
-_OPTIMIZERS = {
-    "ADAM": lambda parameters, cfg: torch.optim.Adam(
+
+def _adam(kind: type[torch.optim.Optimizer]) -> Callable:
+    return lambda parameters, cfg: kind(
         parameters,
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         # One pass over the weights instead of one an operation; on CUDA torch chooses.
         fused=True if cfg.MODEL.DEVICE == "cpu" else None,
-    ),
+    )
+
+
+_OPTIMIZERS = {
+    "ADAM": _adam(torch.optim.Adam),
+    "ADAMW": _adam(torch.optim.AdamW),
     "SGD": lambda parameters, cfg: torch.optim.SGD(
         parameters,
         lr=cfg.SOLVER.BASE_LR,

@@ -1,8 +1,8 @@
 """Which ranked boxes moved a slice's logits: exact occlusion, or integrated gradients, of rows.
 
-Shapes: N rows of 5, n <= N boxes, C classes. Where there are fewer boxes than rows, rows repeat
-boxes (:func:`ctmasknet.modeling.roi_heads.padding_index`); all rows of a box are hidden
-together, because a box that is half hidden is not hidden.
+Shapes: N rows of D numbers (5 for the paper's head S), n <= N boxes, C classes. Where there are
+fewer boxes than rows, rows repeat boxes (:func:`ctmasknet.modeling.roi_heads.padding_index`); all
+rows of a box are hidden together, because a box that is half hidden is not hidden.
 
 A box can be hidden in two ways, which ask different questions:
 
@@ -41,7 +41,7 @@ _AT_ONCE = 256
 # Integration points: doubled from the first to the last until the weights add up.
 _STEPS, _MOST_STEPS = 64, 4096
 _TOLERANCE = 0.01
-#: (B, N, 5) rows -> (B, C) logits.
+#: (B, N, D) rows -> (B, C) logits.
 Head = Callable[[Tensor], Tensor]
 
 
@@ -77,7 +77,7 @@ def attribute(
 
     Args:
         head: the image head, in evaluation mode.
-        rows: (N, 5), ``ranked_boxes`` of the model's result.
+        rows: (N, D), ``ranked_rows`` of the model's result.
         count: n, the number of ``ranked_instances``.
         method: one of :data:`METHODS`.
         hidden: one of :data:`HIDDEN`; integrated gradients know ``zero`` alone.
@@ -135,7 +135,8 @@ def integrate_gradients(head: Head, rows: Tensor, count: int) -> BoxAttribution:
 
     By captum, with Gauss-Legendre points. Their number is doubled until the weights add up to the
     change of the logit within 1 %, or is 4096. A box' weight is the sum over its rows and their
-    five numbers. Arguments as :func:`attribute`.
+    numbers. Heads that take boxes as a set jump where a row becomes zero, and then do not add up.
+    Arguments as :func:`attribute`.
 
     Raises:
         CTMaskNetError: captum is not installed.

@@ -29,6 +29,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
 from ctmasknet.files import atomic_write, check_writable, folder_of_one, remove_unfinished, writing
+from ctmasknet.modeling.meta_arch import head_rows
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
@@ -87,7 +88,7 @@ def explain_slices(
         """A slice's line; its picture is written."""
         found = attribute(
             predictor.model.image_head,
-            result["ranked_boxes"],
+            head_rows(result),
             len(result["ranked_instances"]),
             method=method,
             hidden=hidden,

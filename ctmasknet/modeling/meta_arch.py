@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.finite import slices_named
 from ctmasknet.modeling.image_heads import build_image_head
+from ctmasknet.modeling.ranked_boxes import ROW_FEATURES, RowLayout
 from ctmasknet.modeling.trainable import set_trainable
 
 
@@ -29,14 +30,18 @@ class CTMaskNet(GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, *, image_head: nn.Module, trainable: str, **kwargs):
+    def __init__(
+        self, *, image_head: nn.Module, trainable: str, layout: RowLayout | None = None, **kwargs
+    ):
         """
         Args:
-            image_head: (B, N, 5) rows -> (B, C) logits.
+            image_head: (B, N, D) rows -> (B, C) logits.
+            layout: what a row holds; default the five numbers of the paper.
             trainable: what is trained, see :mod:`ctmasknet.modeling.trainable`.
         """
         super().__init__(**kwargs)
         self.image_head = image_head
+        self.layout = layout
         #: Also return the detector's ``Instances`` in evaluation, for overlays.
         self.return_instances = False
         #: Also return the boxes behind the rows in evaluation, decoded, for attributions.
@@ -54,6 +59,7 @@ class CTMaskNet(GeneralizedRCNN):
         return {
             **super().from_config(cfg),
             "image_head": build_image_head(cfg),
+            "layout": RowLayout.from_config(cfg),
             "trainable": cfg.MODEL.TRAINABLE,
         }
 
@@ -74,13 +80,14 @@ class CTMaskNet(GeneralizedRCNN):
         Args:
             batched_inputs: B dicts with ``image`` (3, H, W), values 0..255, RGB; in training also
                 ``label`` (int); ``height`` and ``width`` (px) scale returned instances. Inputs with
-                ``ranked_rows`` (N, 5) need no image: the detector is not run.
+                ``ranked_rows`` (N, D) need no image: the detector is not run.
 
         Returns:
             In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
             one-hot label, mean over classes and batch. In evaluation B dicts: ``logits`` (C,),
             ``scores`` (C,) sigmoid of the logits, ``pred_class`` int, ``ranked_boxes`` (N, 5),
-            ``instances`` when ``return_instances`` is set, and ``ranked_instances`` when
+            where the image head reads more ``ranked_rows`` (N, D), ``instances`` when
+            ``return_instances`` is set, and ``ranked_instances`` when
             ``return_ranked_instances`` is: the n <= N boxes of the rows, best first
             (``pred_boxes`` px of ``height`` x ``width``, ``scores``, ``pred_classes``); row i is
             box ``padding_index(n, N)[i]``.
@@ -115,7 +122,8 @@ class CTMaskNet(GeneralizedRCNN):
                 "logits": logit,
                 "scores": score,
                 "pred_class": int(logit.argmax()),
-                "ranked_boxes": row,
+                "ranked_boxes": row[:, : len(ROW_FEATURES)],
+                **({"ranked_rows": row} if row.shape[1] > len(ROW_FEATURES) else {}),
             }
             for logit, score, row in zip(logits, scores, rows.float(), strict=True)
         ]
@@ -129,7 +137,7 @@ class CTMaskNet(GeneralizedRCNN):
     def _ranked_boxes(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[Tensor, Callable[[], list[dict[str, Any]]]]:
-        """Rows (B, N, 5), and a function that makes what else was asked for from the same pass."""
+        """Rows (B, N, D), and a function that makes what else was asked for from the same pass."""
         if all("ranked_rows" in item for item in batched_inputs):
             rows = torch.stack([item["ranked_rows"] for item in batched_inputs])
             return rows.to(self.device), _no_boxes
@@ -140,8 +148,13 @@ class CTMaskNet(GeneralizedRCNN):
             proposals, _ = self.proposal_generator(images, features, None)
         if torch.is_grad_enabled():
             proposals = self.roi_heads.keep_ranked(features, proposals)
-        predictions = self.roi_heads.predict(features, proposals)
-        rows = self.roi_heads.rank(predictions, proposals)
+        heads = self.roi_heads
+        if self.layout is None or not self.layout.reads:
+            predictions = heads.predict(features, proposals)
+            rows = heads.rank(predictions, proposals)
+        else:
+            predictions, hidden = heads.predict_with_features(features, proposals)
+            rows = heads.rank_with(self.layout, predictions, proposals, features, hidden)
 
         def extras() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = [{} for _ in batched_inputs]
@@ -155,6 +168,11 @@ class CTMaskNet(GeneralizedRCNN):
             return found
 
         return rows, extras
+
+
+def head_rows(result: dict[str, Any]) -> Tensor:
+    """(N, D) what the image head was given for a result of :meth:`CTMaskNet.inference`."""
+    return result.get("ranked_rows", result["ranked_boxes"])
 
 
 def _scaled(boxes: Instances, item: dict[str, Any]) -> Instances:

@@ -17,10 +17,9 @@ from torch import Tensor
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.finite import check_boxes
 from ctmasknet.modeling.masks import WAYS, PublishedBitMasks, PublishedROIMasks, SharedBitMasks
+from ctmasknet.modeling.ranked_boxes import RowLayout, relative_boxes
 from ctmasknet.modeling.roi_align import BagROIPooler, Float32ROIPooler
 
-#: Names of a row's numbers, in order.
-ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 #: Side of the box that is pooled from p4. The published models add 1e-6 to side / 224 before taking
 #: the logarithm (reference), so boxes a hair below a power of two times 224 go one level up.
 CANONICAL_BOX_PX = 224 * (1 - 1e-6)
@@ -181,13 +180,20 @@ class RankedBoxROIHeads(StandardROIHeads):
         Raises:
             NotFiniteError: one of them is no finite number.
         """
+        return self.predict_with_features(features, proposals)[0]
+
+    def predict_with_features(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """:meth:`predict`, and what the box head computed for it (R, F)."""
         pooled = self.box_pooler(
             [features[name] for name in self.box_in_features],
             [image.proposal_boxes for image in proposals],
         )
-        predictions = self.box_predictor(self.box_head(pooled))
+        hidden = self.box_head(pooled)
+        predictions = self.box_predictor(hidden)
         check_boxes("box head", predictions, [len(image) for image in proposals])
-        return predictions
+        return predictions, hidden
 
     def rank(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Tensor:
         """The N best boxes of every image as rows; gradients reach scores and deltas.
@@ -199,17 +205,116 @@ class RankedBoxROIHeads(StandardROIHeads):
         Returns:
             (B, N, 5) rows [score, dx, dy, dw, dh], best score first.
         """
+        chosen = self._select(predictions, proposals)
+        return torch.stack(
+            [
+                pad_rows(found, self.num_ranked_boxes)
+                for found in self._encoded(predictions, proposals, chosen)
+            ]
+        )
+
+    def rank_with(
+        self,
+        layout: RowLayout,
+        predictions: tuple[Tensor, Tensor],
+        proposals: list[Instances],
+        features: dict[str, Tensor],
+        hidden: Tensor,
+    ) -> Tensor:
+        """The rows of :meth:`rank` with all that an image head reads; gradients reach scores,
+        deltas, ``features`` and ``masks``.
+
+        Args:
+            layout: what a row holds.
+            predictions, hidden: from :meth:`predict_with_features`.
+            proposals: B instances with ``proposal_boxes``; any of them may be empty.
+            features: of the backbone.
+
+        Returns:
+            (B, N, D) rows, see :mod:`ctmasknet.modeling.ranked_boxes`.
+        """
+        chosen = self._select(predictions, proposals)
+        more = self._read(layout, predictions, proposals, chosen, features, hidden)
+        rows = []
+        for encoded, columns in zip(
+            self._encoded(predictions, proposals, chosen), more, strict=True
+        ):
+            rows.append(pad_rows(torch.cat([encoded, *columns], dim=1), self.num_ranked_boxes))
+        return torch.stack(rows)
+
+    def _encoded(
+        self,
+        predictions: tuple[Tensor, Tensor],
+        proposals: list[Instances],
+        chosen: list[tuple[Tensor, Tensor]],
+    ) -> list[Tensor]:
+        """Of each image score and deltas (n, 5) of the chosen."""
         probabilities = self.box_predictor.predict_probs(predictions, proposals)
         deltas = predictions[1].split([len(image) for image in proposals])
-        chosen = self._select(predictions, proposals)
-        rows = []
-        for probability, delta, (proposal, label) in zip(
-            probabilities, deltas, chosen, strict=True
-        ):
-            encoded = delta.unflatten(1, (-1, 4))[proposal, label]
-            found = torch.cat([probability[proposal, label].unsqueeze(1), encoded], dim=1)
-            rows.append(pad_rows(found, self.num_ranked_boxes))
-        return torch.stack(rows)
+        return [
+            torch.cat(
+                [
+                    probability[proposal, label].unsqueeze(1),
+                    delta.unflatten(1, (-1, 4))[proposal, label],
+                ],
+                dim=1,
+            )
+            for probability, delta, (proposal, label) in zip(
+                probabilities, deltas, chosen, strict=True
+            )
+        ]
+
+    def _read(
+        self,
+        layout: RowLayout,
+        predictions: tuple[Tensor, Tensor],
+        proposals: list[Instances],
+        chosen: list[tuple[Tensor, Tensor]],
+        features: dict[str, Tensor],
+        hidden: Tensor,
+    ) -> list[list[Tensor]]:
+        """Of each image the columns (n, ...) that a layout has beside the five numbers."""
+        columns: list[list[Tensor]] = [[] for _ in proposals]
+        decoded = self.box_predictor.predict_boxes(predictions, proposals)
+        ranked = []
+        for image, boxes, (proposal, label) in zip(proposals, decoded, chosen, strict=True):
+            found = Boxes(boxes.detach().unflatten(1, (-1, 4))[proposal, label])
+            found.clip(image.image_size)
+            ranked.append(found)
+        if "boxes" in layout.reads:
+            for own, image, boxes, (proposal, label) in zip(
+                columns, proposals, ranked, chosen, strict=True
+            ):
+                classes = torch.nn.functional.one_hot(label, layout.num_classes)
+                own += [
+                    relative_boxes(boxes.tensor, image.image_size),
+                    relative_boxes(image.proposal_boxes.tensor[proposal], image.image_size),
+                    classes.to(boxes.tensor.dtype),
+                ]
+        if "features" in layout.reads:
+            every = hidden.split([len(image) for image in proposals])
+            for own, values, (proposal, _) in zip(columns, every, chosen, strict=True):
+                own.append(values[proposal].float())
+        if "masks" in layout.reads:
+            labels = torch.cat([label for _, label in chosen])
+            means = self._mask_means(features, ranked, labels)
+            for own, values in zip(columns, means.split(list(map(len, ranked))), strict=True):
+                own.append(values)
+        return columns
+
+    def _mask_means(
+        self, features: dict[str, Tensor], boxes: list[Boxes], labels: Tensor
+    ) -> Tensor:
+        """(n, M + 1) of all images: means over space of the mask head's last hidden layer, and of
+        the mask of the box' class."""
+        pooled = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
+        *layers, predictor = self.mask_head.children()
+        for layer in layers:
+            pooled = layer(pooled)
+        masks = predictor(pooled).float().sigmoid()
+        # One mask for all classes, where the head is agnostic of them
+        own = masks[torch.arange(len(masks)), labels if masks.shape[1] > 1 else 0 * labels]
+        return torch.cat([pooled.float().mean((2, 3)), own.mean((1, 2))[:, None]], dim=1)
 
     @torch.no_grad()
     def ranked_instances(

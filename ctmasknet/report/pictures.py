@@ -33,6 +33,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.explain.attribution import CAVEAT, attribute
 from ctmasknet.explain.drawing import draw_box_weights, heaviest
+from ctmasknet.modeling.meta_arch import head_rows
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import CONTACT_SHEET
 from ctmasknet.predict.predictor import CTPredictor
@@ -395,7 +396,7 @@ def _box_weights(
     class_names: Sequence[str],
 ) -> tuple[np.ndarray, str]:
     ranked = found["ranked_instances"]
-    weights = attribute(head, found["ranked_boxes"], len(ranked)).weights[:, target].cpu().numpy()
+    weights = attribute(head, head_rows(found), len(ranked)).weights[:, target].cpu().numpy()
     boxes = ranked.pred_boxes.tensor.cpu().numpy()
     caption = f"boxes that moved {class_names[target]} most, solid for, dashed against; {CAVEAT}"
     if not len(heaviest(weights, _MOST)):

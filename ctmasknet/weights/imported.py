@@ -21,7 +21,7 @@ from ctmasknet.classes import IMAGE_CLASSES, MASK_TYPES
 from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, check_writable, writing
-from ctmasknet.modeling.roi_heads import ROW_FEATURES
+from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
 from ctmasknet.weights.layout import (
     ANCHOR_RATIOS,
     ANCHOR_SIZES,

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from ctmasknet.classes import MASK_TYPES
 from ctmasknet.config import is_classifier, leaves
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.roi_heads import ROW_FEATURES
+from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
 from ctmasknet.weights.entries import CONFIGURATION
 
 _LOGGER = logging.getLogger(__name__)

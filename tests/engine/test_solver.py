@@ -60,7 +60,10 @@ class TestOptimizer:
             found = [group[key] for key in ("lr", "weight_decay", "momentum", "nesterov")]
             assert found == [1e-5, 1e-3, 0.8, True]
 
-    @pytest.mark.parametrize(("name", "weight"), [("ADAM", 2 - 0.1), ("SGD", 2 - 0.1 * 0.25 * 2)])
+    @pytest.mark.parametrize(
+        ("name", "weight"),
+        [("ADAM", 2 - 0.1), ("ADAMW", 2 - 0.1 * 0.25 * 2), ("SGD", 2 - 0.1 * 0.25 * 2)],
+    )
     def test_a_step_of_decay_alone(self, tiny_cfg, name, weight):
         """Without a loss a weight 2 falls by lr (Adam, whatever the size) or by lr * decay * 2."""
         tiny_cfg.SOLVER.OPTIMIZER = name

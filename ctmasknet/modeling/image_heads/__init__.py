@@ -1,4 +1,5 @@
-"""Heads that name a slice from its ranked boxes; S, the paper's, is in :mod:`.s`.
+"""Heads that name a slice from its ranked boxes: S, the paper's, in :mod:`.s`, and those that take
+them as a set, in :mod:`.set_attention`.
 
 A file of this folder registers its heads by being here, and ``MODEL.IMAGE_HEAD.NAME`` chooses one.
 Such a file, whole but for its imports::

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctmasknet.modeling.image_heads.registry import IMAGE_HEAD_REGISTRY
-from ctmasknet.modeling.roi_heads import ROW_FEATURES
+from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
 
 
 @IMAGE_HEAD_REGISTRY.register()
@@ -43,3 +43,18 @@ class RankedBoxImageHead(nn.Module):
         """(B, N, 5) rows, best first -> (B, C) logits."""
         hidden = F.relu(self.fc1(rows.flatten(1)))
         return self.logits(F.relu(self.fc2(hidden)))
+
+
+@IMAGE_HEAD_REGISTRY.register()
+class StandardizedRankedBoxImageHead(RankedBoxImageHead):
+    """S on rows whose five numbers have zero mean and unit variance over the training's rows."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        """Arguments as :class:`RankedBoxImageHead`."""
+        super().__init__(**kwargs)
+        self.standardize = nn.BatchNorm1d(len(ROW_FEATURES), affine=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, N, 5) rows, best first -> (B, C) logits."""
+        return super().forward(self.standardize(rows.flatten(0, 1)).view_as(rows))

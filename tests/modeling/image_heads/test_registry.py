@@ -9,7 +9,7 @@ from torch import nn
 
 from ctmasknet.modeling import image_heads
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
-from ctmasknet.modeling.roi_heads import ROW_FEATURES
+from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
 
 
 @pytest.fixture

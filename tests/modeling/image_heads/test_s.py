@@ -1,6 +1,6 @@
 import torch
 
-from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
+from ctmasknet.modeling.image_heads.s import RankedBoxImageHead, StandardizedRankedBoxImageHead
 
 
 def parameters(**kwargs):
@@ -22,3 +22,14 @@ def test_known_weights_give_known_logits():
     rows = torch.zeros(1, 2, 5)
     rows[0, 1, 0] = 0.5  # the second row's score is the sixth number of the flat list
     assert head(rows).tolist() == [[5.5, -5.0]]
+
+
+def test_standardized_rows():
+    torch.manual_seed(0)
+    head = StandardizedRankedBoxImageHead(num_boxes=4, fc_dim=8, num_classes=3).train()
+    rows = torch.randn(64, 4, 5) * 3 + 2
+    first = head(rows)
+    # Units and zero point of a column do not matter
+    torch.testing.assert_close(head(rows * 7 - 1), first, atol=1e-4, rtol=1e-4)
+    head.eval()
+    assert head(rows).isfinite().all()
