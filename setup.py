@@ -3,13 +3,26 @@ README.md)."""
 
 from setuptools import find_packages, setup
 
+BESIDE = {
+    "ctmasknet_tools": "tools",
+    "ctmasknet_datasets": "datasets",
+    "ctmasknet.model_zoo.configs": "configs",
+}
+
 setup(
     name="ctmasknet",
     version="0.1.0",
     description="COVID-CT-Mask-Net as a Detectron2 extension",
     license="Apache-2.0",
-    packages=find_packages(include=["ctmasknet", "ctmasknet.*"]),
-    package_data={"ctmasknet.paper": ["published.json"], "ctmasknet.report": ["assets/*"]},
+    # The scripts and configurations stand beside the package in a clone and inside a wheel
+    packages=[*find_packages(include=["ctmasknet", "ctmasknet.*"]), *BESIDE],
+    package_dir=BESIDE,
+    package_data={
+        "ctmasknet.model_zoo.configs": ["*.yaml", "*/*.yaml"],
+        "ctmasknet.paper": ["published.json"],
+        "ctmasknet.report": ["assets/*"],
+    },
+    entry_points={"console_scripts": ["ctmasknet = ctmasknet_tools:main"]},
     python_requires=">=3.10",
     install_requires=[
         "ImageHash",

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.model_zoo import get_config_file
 
 
 def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -51,9 +52,8 @@ def from_file(config_file: str | os.PathLike) -> CfgNode:
     if not config_file:
         return cfg
     if not os.path.isfile(config_file):
-        raise CTMaskNetError(
-            f"{config_file}: no such configuration; see configs/ for those there are"
-        )
+        # One of those that come with the package, from any folder
+        config_file = get_config_file(config_file)
     try:
         cfg.merge_from_other_cfg(CfgNode(_typed(_loaded(config_file), cfg)))
     except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:

@@ -14,7 +14,7 @@ ROWS = (
     {"errors"},
     {"classes", "files", "overrides", "workers"},
     {"names"},
-    {"ct", "modeling", "bounds"},
+    {"ct", "modeling", "model_zoo", "bounds"},
     {"config"},
     {"config_file"},
     {"data"},
