@@ -121,6 +121,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     pred=int(output["pred_class"]),
                     logits=logits,
                     scores=scores,
+                    metadata=item.get("metadata") or {},
                 ),
             )
 
