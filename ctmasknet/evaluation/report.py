@@ -378,7 +378,7 @@ def report_text(report: dict[str, Any]) -> str:
         parts.append(_table(points, [*headers, "sensitivity", "specificity", "precision"]))
     sensitivities = [f"sensitivity-{name}" for name in report["class_names"]]
     shown = ["accuracy", *sensitivities, "auroc-macro"]
-    if groups := subgroup_text(report["subgroups"], shown, _cell):
+    if groups := subgroup_text(report["subgroups"], shown, interval_text):
         parts.append(groups)
     return "\n\n".join(parts)
 
@@ -405,6 +405,13 @@ def _cell(metric: str, interval: dict[str, Any]) -> str:
         return value
     low, high = (_figure(metric, interval[end]) for end in ("low", "high"))
     return f"{value} ({low}-{high})"
+
+
+def interval_text(metric: str, interval: dict[str, Any]) -> str:
+    """``91.66 (88.10-94.93)``; of a figure that a subgroup cannot have, why."""
+    if interval["value"] is None:
+        return interval.get("why", "-")
+    return _cell(metric, interval)
 
 
 def _figure(metric: str, value: float | None) -> str:

@@ -194,12 +194,7 @@ def subgroup_text(report: dict[str, Any], metrics: Sequence[str], cell: Callable
             for level, found in group["levels"].items():
                 if found is None:
                     continue
-                cells = [
-                    found["metrics"][metric].get("why", "-")
-                    if found["metrics"][metric]["value"] is None
-                    else cell(metric, found["metrics"][metric])
-                    for metric in metrics
-                ]
+                cells = [cell(metric, found["metrics"][metric]) for metric in metrics]
                 named = f"{value} (small)" if group["small"] else value
                 rows.append([named, level, found["n"], found["n_patients"], *cells])
         headers = [column, "level", "n", "patients", *metrics]

@@ -12,7 +12,9 @@ from ctmasknet.evaluation.predictions import (
     read_predictions_csv,
     write_predictions_csv,
 )
+from ctmasknet.evaluation.report import evaluate_predictions, report_text
 from ctmasknet.evaluation.subgroups import age_band, grouped, subgroup_report
+from ctmasknet.report import write_report
 
 CLASSES = ["normal", "pneumonia", "covid"]
 
@@ -75,3 +77,19 @@ def test_metadata_come_back_from_predictions_and_one_patient_has_one_value(rows,
     write_predictions_csv(path, rows, CLASSES)
     with pytest.raises(CTMaskNetError, match=r"line 3: patient p0 has the source 'B', and 'A'"):
         read_predictions_csv(path)
+
+
+def test_report_json_text_and_page_have_the_groups(rows, tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions_csv(path, rows, CLASSES)
+    report, _ = evaluate_predictions(path, tmp_path / "report", n_boot=100)
+    assert list(report["subgroups"]["columns"]["source"]) == ["A", "B"]
+    text = report_text(report)
+    assert "B (small)" in text
+    assert "no normal in this group" in text
+    write_report(tmp_path, tmp_path / "page.html", images=None)
+    page = (tmp_path / "page.html").read_text()
+    assert "B (small)" in page
+    assert "one class only, covid" in page
+    with pytest.raises(CTMaskNetError, match="no column 'town'"):
+        evaluate_predictions(path, tmp_path / "report", by=["town"])
