@@ -205,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(slice_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
     if unlisted := summary["unlisted_images"]:
-        where = "on no list, or on it and not taken," if summary["excluded_slices"] else "on no list"
-        print(f"{unlisted} images are {where} and were left out")
+        where = ", or on it and not taken," if summary["excluded_slices"] else ""
+        print(f"{unlisted} images are on no list{where} and were left out")
     if excluded := summary["excluded_slices"]:
         print(f"{excluded} listed slices were left out, as `exclude` or `only_slices` say")
     print(f"classes: {', '.join(summary['classes'])}")
