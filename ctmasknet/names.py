@@ -25,7 +25,7 @@ _OTHER_SOURCES = tuple(
     re.compile(rf"{pattern}(?P<slice>\d+)$")
     for pattern in (
         r"(?P<scan>(?:\d+covid|normal(?:cd)?\d+|cdnormal\d+)_(?P<patient>patient\d+)_SR_\d+)_IM",
-        r"(?P<patient>volume-covid19-A-\d+(?:_\d+)?)_ct-",
+        r"(?P<patient>volume-covid19-A-\d+(?:_\d+)?)(?:_ct)?-",
         r"(?P<patient>coronacases_\d+)-",
         r"(?P<patient>radiopaedia_\d+_\d+)_(?P<scan>\d+)-",
         r"(?P<patient>LIDC-IDRI-\d+)-(?P<scan>[\d.]+)-",

@@ -36,7 +36,24 @@ def parser() -> argparse.ArgumentParser:
         "--source",
         metavar="DIR",
         help="without --list: folder with {train,val,test}_COVIDx_CT.txt and the images in "
-        "images/, 2A_images/ or beside the lists (default: OUTPUT_ROOT/NAME)",
+        "images/, 2A_images/, 3A_images/ or beside the lists (default: OUTPUT_ROOT/NAME)",
+    )
+    p.add_argument(
+        "--metadata",
+        metavar="CSV",
+        help="with lists: what is known of the patients (patient id, source, country, sex, age, "
+        "...); none: nothing (default: metadata.csv beside lists or images, where it is)",
+    )
+    p.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="with lists: leave out CNCB's scans that it names, lines 'class scan'",
+    )
+    p.add_argument(
+        "--only-slices",
+        metavar="CSV",
+        help="with lists: of the classes in its column imgpath take these slices only, such as "
+        "CNCB's lesions_slices.csv",
     )
     p.add_argument(
         "--class-folder",
@@ -181,11 +198,17 @@ def main(arguments: list[str] | None = None) -> None:
         rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
         bad=bad_slices_from(args),
         strict=args.strict,
+        metadata=args.metadata,
+        exclude=args.exclude,
+        only_slices=args.only_slices,
     )
     print(slice_table(summary["splits"]))
     names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
     if unlisted := summary["unlisted_images"]:
-        print(f"{unlisted} images are on no list and were left out")
+        where = ", or on it and not taken," if summary["excluded_slices"] else ""
+        print(f"{unlisted} images are on no list{where} and were left out")
+    if excluded := summary["excluded_slices"]:
+        print(f"{excluded} listed slices were left out, as `exclude` or `only_slices` say")
     print(f"classes: {', '.join(summary['classes'])}")
     print(f"registered as: {names} (below {root})")
 

@@ -37,6 +37,12 @@ def main(argv=None):
     )
     parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN[,COLUMN]",
+        help="patient metadata to group by, such as source,age (default: every column behind the "
+        "scores with two values or more; none: no groups)",
+    )
     args = parser.parse_args(argv)
     if args.checkpoint and not args.validation:
         parser.error("--checkpoint keeps what is fitted on validation: give --validation FILE")
@@ -51,6 +57,7 @@ def main(argv=None):
         sensitivity=args.sensitivity,
         n_boot=args.resamples,
         seed=args.seed,
+        by=None if args.by is None else [] if args.by == "none" else args.by.split(","),
     )
     print(report_text(report))
     if args.checkpoint:

@@ -199,19 +199,23 @@ def load_lesions(json_file: str, root: str) -> list[dict[str, Any]]:
 
 def load_slices(json_file: str, root: str) -> list[dict[str, Any]]:
     """Dataset dicts of a slice file: ``file_name``, ``image_id``, ``label``, ``patient``, ``scan``,
-    ``slice``, ``body_box``.
+    ``slice``, ``body_box``, and ``metadata`` (column -> text) where the set knows its patients;
+    those of one patient are one object.
 
     Raises:
         CTMaskNetError: the file is missing or broken, or the images are not where it says.
     """
+    document = read_slices(json_file)
+    known = document.get("patients", {})
     dicts = [
         {
             "file_name": os.path.join(root, item["file"]),
             "image_id": item["file"],
             **{key: item[key] for key in ("label", "patient", "scan", "slice")},
             "body_box": list(item["body_box"]) if item.get("body_box") else None,
+            **({"metadata": known[item["patient"]]} if item["patient"] in known else {}),
         }
-        for item in read_slices(json_file)["slices"]
+        for item in document["slices"]
     ]
     _check_images(json_file, root, dicts)
     return dicts
@@ -289,6 +293,12 @@ def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
         raise _broken(json_file, "it lacks 'classes' or 'slices'")
     if not all(isinstance(name, str) and name for name in classes):
         raise _broken(json_file, f"its classes are {classes!r:.60}, no names")
+    known = document.get("patients", {})
+    if not isinstance(known, dict) or not all(
+        isinstance(row, dict) and all(isinstance(value, str) for value in row.values())
+        for row in known.values()
+    ):
+        raise _broken(json_file, "its 'patients' are no texts by patient and column")
     labels = range(len(classes))
     for index, item in enumerate(slices):
         if not isinstance(item, dict) or not item.keys() >= _SLICE_KEYS:

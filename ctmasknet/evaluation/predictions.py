@@ -6,8 +6,8 @@ import csv
 import itertools
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy.special import expit
@@ -25,6 +25,7 @@ class SlicePrediction:
     """One line of the file: ``label`` (None when unknown) and ``pred`` are class indices.
 
     ``logits`` and ``scores`` hold C floats in class order; a score is the sigmoid of its logit.
+    ``metadata`` is what is known of the patient, column -> text, "" where nothing is stated.
     """
 
     file: str
@@ -34,37 +35,43 @@ class SlicePrediction:
     pred: int
     logits: tuple[float, ...]
     scores: tuple[float, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def write_predictions_csv(
     path: str | os.PathLike, rows: Sequence[SlicePrediction], class_names: Sequence[str]
 ) -> None:
-    """Write ``file,patient,scan,label,pred,logit_<class>...,score_<class>...``, whole or not.
+    """Write ``file,patient,scan,label,pred,logit_<class>...,score_<class>...``, whole or not; then
+    a column for each that the rows' ``metadata`` have.
 
     Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly. Text
     that a spreadsheet would run has a ``'`` in front (:func:`ctmasknet.files.safe_cell`).
     """
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_header(class_names))
+        columns = list(dict.fromkeys(name for row in rows for name in row.metadata))
+        writer.writerow([*_header(class_names), *map(safe_cell, columns)])
         for row in rows:
             label = "" if row.label is None else class_names[row.label]
             values = [format(float(value), ".9g") for value in (*row.logits, *row.scores)]
             words = (row.file, row.patient, row.scan, label, class_names[row.pred])
-            writer.writerow([*map(safe_cell, words), *values])
+            known = [safe_cell(row.metadata.get(name, "")) for name in columns]
+            writer.writerow([*map(safe_cell, words), *values, *known])
 
 
 def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction], list[str]]:
     """Read what :func:`write_predictions_csv` wrote.
 
     Returns:
-        The rows in file order, and the class names in the order of the logits.
+        The rows in file order, and the class names in the order of the logits. Columns behind the
+        scores are the rows' ``metadata``.
 
     Raises:
         CTMaskNetError: the file is missing or has another header, or a line does not parse or
             contradicts itself: a logit or score that is no finite number, a score outside 0..1 or
             unlike the sigmoid of its logit (by more than 1e-4, so that four decimals will do), a
-            ``pred`` whose logit is not the highest (one of several that are will do).
+            ``pred`` whose logit is not the highest (one of several that are will do), a patient
+        with two values in a column of the metadata.
     """
     path = Path(path)
     try:
@@ -77,14 +84,30 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
         ) from error
     header = lines[0] if lines else []
     names = [field.removeprefix("logit_") for field in header if field.startswith("logit_")]
-    if not names or header != _header(names):
+    width = len(_header(names))
+    columns = [text_of_cell(name) for name in header[width:]]
+    unfit = "" in columns or len(set(header)) < len(header)
+    if not names or header[:width] != _header(names) or unfit:
         raise CTMaskNetError(
             f"{path}: not a predictions file; its first line must be "
-            f"{','.join(_ROW_FIELDS)},logit_<class>...,score_<class>..."
+            f"{','.join(_ROW_FIELDS)},logit_<class>...,score_<class>..., and behind them any "
+            "columns of patient metadata, each with a name of its own"
         )
-    return [
-        _parse(path, number, line, names) for number, line in enumerate(lines[1:], start=2) if line
-    ], names
+    rows = []
+    known: dict[str, Mapping[str, str]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        row = _parse(path, number, line, names, columns)
+        first = known.setdefault(row.patient, row.metadata) if row.patient else row.metadata
+        if first != row.metadata:
+            column = next(name for name in columns if first[name] != row.metadata[name])
+            raise CTMaskNetError(
+                f"{path}, line {number}: patient {row.patient} has the {column} "
+                f"{row.metadata[column]!r}, and {first[column]!r} on an earlier line; correct one"
+            )
+        rows.append(row)
+    return rows, names
 
 
 def _header(class_names: Sequence[str]) -> list[str]:
@@ -92,13 +115,19 @@ def _header(class_names: Sequence[str]) -> list[str]:
     return [*_ROW_FIELDS, *(f"{kind}_{name}" for kind, name in kinds)]
 
 
-def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SlicePrediction:
+def _parse(
+    path: Path, number: int, line: list[str], names: list[str], columns: list[str]
+) -> SlicePrediction:
     """One line of a predictions file; ``number`` counts from 1 for the message."""
     try:
         *words, values = *line[: len(_ROW_FIELDS)], line[len(_ROW_FIELDS) :]
         file, patient, scan, label, pred = map(text_of_cell, words)
-        if len(values) != 2 * len(names):
-            raise ValueError(f"{len(line)} fields instead of {len(_ROW_FIELDS) + 2 * len(names)}")
+        width = 2 * len(names)
+        if len(values) != width + len(columns):
+            expected = len(_ROW_FIELDS) + width + len(columns)
+            raise ValueError(f"{len(line)} fields instead of {expected}")
+        known = map(text_of_cell, values[width:])
+        values = values[:width]
         numbers = tuple(float(value) for value in values)
         row = SlicePrediction(
             file=file,
@@ -108,6 +137,7 @@ def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SliceP
             pred=names.index(pred),
             logits=numbers[: len(names)],
             scores=numbers[len(names) :],
+            metadata=dict(zip(columns, known, strict=True)),
         )
         _check(row, names)
         return row

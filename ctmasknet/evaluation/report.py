@@ -38,6 +38,7 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
+from ctmasknet.evaluation.subgroups import subgroup_report, subgroup_text
 from ctmasknet.evaluation.validation_fit import PoolingChoice, ValidationFit, fit_on_validation
 from ctmasknet.files import check_writable, write_json, writing
 
@@ -64,6 +65,7 @@ def classification_report(
     seed: int = 0,
     confidence: float = 0.95,
     source: str = "predictions",
+    by: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Everything that is to be said of a classifier's predictions, as plain JSON values.
 
@@ -80,10 +82,12 @@ def classification_report(
         seed: of the bootstrap.
         confidence: of the intervals.
         source: names the rows in messages.
+        by: columns of metadata to group by; default: all that tell slices apart.
 
     Returns:
         ``{"format", "class_names", "units", "settings", "levels": {"slices", "scans",
-        "patients"}, "poolings": {pooling: {"scans": metrics, "patients": metrics}}}``. A level's
+        "patients"}, "poolings": {pooling: {"scans": metrics, "patients": metrics}}, "subgroups":
+        see :func:`~ctmasknet.evaluation.subgroups.subgroup_report`}``. A level's
         keys are at :func:`_level`; it is None when no slice tells its scan (patient). Undefined
         figures are None.
 
@@ -109,6 +113,18 @@ def classification_report(
     slices = slice_units(rows)
     if not len(slices):
         raise CTMaskNetError(f"{source}: no slice has a label; nothing can be measured")
+
+    # Before the intervals of the whole: a column that is not there is told at once
+    subgroups = subgroup_report(
+        rows,
+        class_names,
+        pooling=poolings[choice.name],
+        columns=by,
+        n_boot=n_boot,
+        seed=seed,
+        confidence=confidence,
+        source=source,
+    )
 
     def intervals(
         units: Units, statistic: Callable, behind: dict[str, int], *, with_ece: bool = True
@@ -157,6 +173,7 @@ def classification_report(
         },
         "levels": levels,
         "poolings": compared,
+        "subgroups": subgroups,
     }
 
 
@@ -247,6 +264,7 @@ def evaluate_predictions(
     sensitivity: float = 0.95,
     n_boot: int = 1000,
     seed: int = 0,
+    by: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], ValidationFit | None]:
     """Write ``report.json``, and with validation ``calibration.json`` and ``pooling.json``.
 
@@ -260,6 +278,7 @@ def evaluate_predictions(
         sensitivity: stated for the operating points, 0..1.
         n_boot: bootstrap resamples of patients.
         seed: of bootstrap and folds.
+        by: see :func:`classification_report`.
 
     Returns:
         The report and what was fitted on validation (None without).
@@ -294,6 +313,7 @@ def evaluate_predictions(
         n_boot=n_boot,
         seed=seed,
         source=str(predictions),
+        by=by,
     )
     with writing(output):
         write_json(output / "report.json", report, indent=1)
@@ -356,6 +376,10 @@ def report_text(report: dict[str, Any]) -> str:
         stated = f"at {100 * settings['stated_sensitivity']:g} % sensitivity on validation"
         headers = ["level", stated, "threshold", "reached there"]
         parts.append(_table(points, [*headers, "sensitivity", "specificity", "precision"]))
+    sensitivities = [f"sensitivity-{name}" for name in report["class_names"]]
+    shown = ["accuracy", *sensitivities, "auroc-macro"]
+    if groups := subgroup_text(report["subgroups"], shown, interval_text):
+        parts.append(groups)
     return "\n\n".join(parts)
 
 
@@ -381,6 +405,13 @@ def _cell(metric: str, interval: dict[str, Any]) -> str:
         return value
     low, high = (_figure(metric, interval[end]) for end in ("low", "high"))
     return f"{value} ({low}-{high})"
+
+
+def interval_text(metric: str, interval: dict[str, Any]) -> str:
+    """``91.66 (88.10-94.93)``; of a figure that a subgroup cannot have, why."""
+    if interval["value"] is None:
+        return interval.get("why", "-")
+    return _cell(metric, interval)
 
 
 def _figure(metric: str, value: float | None) -> str:

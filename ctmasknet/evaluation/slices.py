@@ -26,6 +26,8 @@ from ctmasknet.evaluation.metrics import (
 )
 from ctmasknet.evaluation.pooling import POOLED_LEVELS, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
+from ctmasknet.evaluation.report import interval_text
+from ctmasknet.evaluation.subgroups import group_columns, subgroup_report, subgroup_text
 from ctmasknet.files import write_json
 
 # How the evaluator pools; tools/evaluate_predictions.py has the others.
@@ -121,6 +123,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     pred=int(output["pred_class"]),
                     logits=logits,
                     scores=scores,
+                    metadata=item.get("metadata") or {},
                 ),
             )
 
@@ -153,6 +156,12 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             confusion_table(confusion, self._class_names),
         )
         pooled = self._pooled_metrics(rows)
+        subgroups = None
+        if labelled and group_columns(rows):
+            pooling = ScorePooling(_POOLING)
+            subgroups = subgroup_report(rows, self._class_names, pooling=pooling)
+            shown = ["accuracy", *(f"sensitivity-{name}" for name in self._class_names)]
+            self._logger.info("%s", subgroup_text(subgroups, shown, interval_text))
         if self._output_dir is not None:
             write_predictions_csv(self._output_dir / "predictions.csv", rows, self._class_names)
             write_json(
@@ -165,6 +174,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
                     "metrics": metrics,
                     "pooling": _POOLING,
                     **{f"{level}_metrics": found for level, found in pooled.items()},
+                    **({"subgroups": subgroups} if subgroups else {}),
                 },
                 indent=2,
             )

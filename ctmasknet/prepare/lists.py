@@ -19,6 +19,7 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import SPLITS, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule, SliceName, parse_slice_name
 
 _LINE_FORM = (
@@ -26,6 +27,7 @@ _LINE_FORM = (
     "or the file name alone"
 )
 _CNCB_NAME = re.compile(r"(Normal|CP|NCP|[012])_(\d+)_(\d+)_(.+)$")
+_CNCB_LABELS = {"Normal": 0, "CP": 1, "NCP": 2}
 _CNCB_FOLDERS = {"0": "Normal", "1": "CP", "2": "NCP"}
 _NAMED = re.compile(
     rf"(.*(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))((?:\s.*)?)$", re.IGNORECASE
@@ -190,6 +192,74 @@ def resolve_images(
             f"the first is {file} ({split}); complete the folder or correct `images`"
         )
     return resolved
+
+
+def choose_listed(
+    records: Mapping[str, list[SliceRecord]],
+    exclude: str | os.PathLike | None = None,
+    only_slices: str | os.PathLike | None = None,
+) -> dict[str, list[SliceRecord]]:
+    """Leave scans out, and take of some classes the named slices only.
+
+    Args:
+        records: the slices of each split, as the lists name them.
+        exclude: lines ``class scan``, such as ``NCP 1834`` (``cncb_exclude_list.txt``).
+        only_slices: CSV file with a column ``imgpath`` of CNCB names, ``CP/10/3153/0172.png`` or
+            ``CP_10_3153_0172.png``, such as ``lesions_slices.csv``. Classes without a line there
+            keep all slices; so do patients of other sources than CNCB.
+
+    Raises:
+        CTMaskNetError: a missing file, a line of another form, or files that choose nothing.
+    """
+    cncb = {
+        record.file: name
+        for each in records.values()
+        for record in each
+        if (name := _cncb_slice(record.file)) is not None
+    }
+    left_out: set[str] = set()
+    if exclude is not None:
+        scans = set()
+        for number, line in read_list(exclude):
+            words = line.split()
+            if len(words) != 2 or words[0] not in ("Normal", "CP", "NCP"):
+                raise CTMaskNetError(
+                    f"{exclude}:{number}: {line!r}: expected 'class scan' with the class Normal, "
+                    "CP or NCP, such as 'NCP 1834'"
+                )
+            scans.add((_CNCB_LABELS[words[0]], words[1]))
+        left_out |= {file for file, name in cncb.items() if (name.label, name.scan) in scans}
+    if only_slices is not None:
+        wanted = set()
+        for number, row in read_csv_rows(only_slices, ("imgpath",), what="slices file"):
+            name = _cncb_slice(row["imgpath"].replace("\\", "/").replace("/", "_"))
+            if name is None:
+                raise CTMaskNetError(
+                    f"{only_slices}:{number}: {row['imgpath']!r}: expected a CNCB name, such as "
+                    "CP/10/3153/0172.png"
+                )
+            wanted.add(name)
+        named = {name.label for name in wanted}
+        unwanted = {f for f, name in cncb.items() if name.label in named and name not in wanted}
+        if not wanted.intersection(cncb.values()):
+            raise CTMaskNetError(
+                f"{only_slices}: names no slice of the lists; give the file of this set, or leave "
+                "`only_slices` out"
+            )
+        left_out |= unwanted
+    return {
+        split: [record for record in each if record.file not in left_out]
+        for split, each in records.items()
+    }
+
+
+def _cncb_slice(file: str) -> SliceName | None:
+    """What a name of CNCB states; None for one of another source."""
+    try:
+        name = parse_slice_name(file)
+    except CTMaskNetError:
+        return None
+    return None if name.label is None else name
 
 
 def count_unlisted(resolved: Mapping[str, list[SliceRecord]], image_root: str | os.PathLike) -> int:

@@ -36,11 +36,13 @@ from ctmasknet.prepare.classified import (
     read_volume_list,
 )
 from ctmasknet.prepare.lists import (
+    choose_listed,
     count_unlisted,
     find_standard_lists,
     read_slice_lists,
     resolve_images,
 )
+from ctmasknet.prepare.metadata import find_metadata
 from ctmasknet.prepare.staging import least_bytes, writing_set
 from ctmasknet.prepare.volumes import Volume, write_copies, write_deep_copies
 
@@ -74,6 +76,9 @@ def prepare_slices(
     rescale: Rescale | None = None,
     bad: BadSlices | None = None,
     strict: bool = False,
+    metadata: str | None = None,
+    exclude: str | os.PathLike | None = None,
+    only_slices: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Prepare a set of classified slices below ``root/name``.
 
@@ -109,11 +114,17 @@ def prepare_slices(
             ``root/name/image`` (:func:`~ctmasknet.ct.pictures.write_in_grey_window`), and the json
             names these.
         strict: patients that may be one, spelled otherwise, are an error.
+        metadata: of lists: CSV file with what is known of the patients
+            (:class:`~ctmasknet.prepare.metadata.PatientMetadata`); default: ``metadata.csv`` beside
+            lists or images, where it is; ``none`` for no metadata.
+        exclude: of lists: file of scans to leave out, lines ``class scan`` (CNCB's exclude list).
+        only_slices: of lists: CSV file with a column ``imgpath`` (CNCB's slices with lesions); of
+            the classes that it names only these slices are taken.
         verify: decode every image first (copying does so anyway); otherwise headers are read.
 
     Returns:
         the summary, as in ``root/name/slices_summary.json``, and ``unlisted_images``: how many
-        pictures beside those of the lists no list names.
+        pictures beside those of the lists no list names; ``excluded_slices``.
 
     Raises:
         CTMaskNetError: bad input of any kind; nothing has been written then.
@@ -131,7 +142,12 @@ def prepare_slices(
     if classes and not volume_list:
         raise CTMaskNetError("`classes`: names the classes of a `volume_list`; leave it out")
     volumes: dict[str, tuple[Volume, int]] = {}
-    unlisted = 0
+    unlisted = excluded = 0
+    known_of: dict[str, dict[str, str]] = {}
+    for_lists = {"metadata": metadata, "exclude": exclude, "only_slices": only_slices}
+    for argument, value in for_lists.items():
+        if value is not None and (volume_list or class_folders):
+            raise CTMaskNetError(f"`{argument}`: is for COVIDx-CT lists; leave it out")
     if volume_list:
         if lists or source or class_folders:
             raise CTMaskNetError(
@@ -170,7 +186,13 @@ def prepare_slices(
         elif images is None:
             raise CTMaskNetError("`list`: needs the folder of the images, `images` DIR")
         classes = list(IMAGE_CLASSES)
-        splits = resolve_images(read_slice_lists(lists, patient_pattern), images, on_bad)
+        listed = read_slice_lists(lists, patient_pattern)
+        beside = [*dict.fromkeys(Path(path).parent for path in lists.values()), images]
+        if (of_patients := find_metadata(metadata, beside)) is not None:
+            known_of = of_patients.of(listed)
+        chosen = choose_listed(listed, exclude, only_slices)
+        excluded = sum(map(len, listed.values())) - sum(map(len, chosen.values()))
+        splits = resolve_images(chosen, images, on_bad)
         unlisted = count_unlisted(splits, images)
         description = "slices of " + ", ".join(Path(path).name for path in lists.values())
 
@@ -201,10 +223,12 @@ def prepare_slices(
         "grey_window": list(grey_window) if grey_window else None,
         "window_hu": [window.center_hu, window.width_hu] if windowed else None,
     }
+    if known_of:
+        info["metadata"] = known_of
     if rescale is not None:
         info["rescale"] = rescale if rescale == GREY else list(rescale)
     summary = _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
-    return {**summary, "unlisted_images": unlisted}
+    return {**summary, "unlisted_images": unlisted, "excluded_slices": excluded}
 
 
 def split_records(
@@ -303,9 +327,12 @@ def _write(
     workers: int,
 ) -> dict[str, Any]:
     """Check or copy the images, and write the set; ``info``: as it is written, but for the folder
-    of the images, which is the one given; ``volumes``: where the slices are not pictures, of each
-    record's file, which is to be written, the volume and the slice's index."""
+    of the images, which is the one given, and ``metadata`` of the patients;
+    ``volumes``: where the slices are not pictures, of each record's file, which is to be written,
+    the volume and the slice's index."""
     _check_not_empty(target.name, splits)
+    known_of = info.get("metadata", {})
+    info = {key: value for key, value in info.items() if key != "metadata"}
     grey_window, rescale = info["grey_window"], as_rescale(info.get("rescale"))
     # Links stay: the set may move with them
     image_root = Path(os.path.abspath(info["image_root"]))
@@ -358,6 +385,9 @@ def _write(
         for split, records in kept.items():
             slices = [record._asdict() for record in records]
             document = {"info": info, "classes": classes, "slices": slices}
+            here = dict.fromkeys(record.patient for record in records)
+            if metadata := {patient: known_of[patient] for patient in here if patient in known_of}:
+                document["patients"] = metadata
             new.write(f"slices/{split}.json", document)
         new.write("slices_summary.json", summary, indent=1)
         # Of an earlier run: its patients may be in another split now

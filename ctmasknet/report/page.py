@@ -28,6 +28,7 @@ from ctmasknet.report.pictures import (
 )
 from ctmasknet.report.sections import page_values, rendered
 from ctmasknet.report.source import ReportSource, dataset_names, of_another_form, read_source
+from ctmasknet.report.subgroup_section import subgroup_section
 from ctmasknet.report.tables import (
     MAX_ROWS,
     PER_PATIENT,
@@ -164,6 +165,7 @@ def _render(
         "first_threshold": thresholds["thresholds"].index(0.5),
         "table": table,
         "burden": burden_section(source),
+        "subgroups": subgroup_section(source),
         "problems": source.problems[:MAX_ROWS],
         "more_problems": max(0, len(source.problems) - MAX_ROWS),
         "predictions_name": source.predictions.name,
@@ -236,6 +238,8 @@ def _anchors(
         found.append(("problems", "Problems of the input"))
     if source.evaluation:
         found.append(("detail", "Confusions, curves, calibration"))
+    if subgroup_section(source):
+        found.append(("subgroups", "By subgroup"))
     found.append(("threshold", "Move the threshold"))
     found.append(("patients", table.kind.capitalize()))
     if source.burden:

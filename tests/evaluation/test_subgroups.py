@@ -1,0 +1,95 @@
+"""Metrics by subgroup, and the metadata columns of predictions.csv."""
+
+import dataclasses
+
+import pytest
+from scipy.special import expit
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.pooling import ScorePooling
+from ctmasknet.evaluation.predictions import (
+    SlicePrediction,
+    read_predictions_csv,
+    write_predictions_csv,
+)
+from ctmasknet.evaluation.report import evaluate_predictions, report_text
+from ctmasknet.evaluation.subgroups import age_band, grouped, subgroup_report
+from ctmasknet.report import write_report
+
+CLASSES = ["normal", "pneumonia", "covid"]
+
+
+def row(patient: int, slice_: int, label: int, pred: int, **metadata: str) -> SlicePrediction:
+    logits = tuple(2.0 if index == pred else -2.0 - 0.01 * patient for index in range(3))
+    name = f"p{patient}"
+    scores = tuple(expit(logits).tolist())
+    file = f"{name}_{slice_}.png"
+    return SlicePrediction(file, name, name, label, pred, logits, scores, metadata)
+
+
+@pytest.fixture
+def rows():
+    """24 patients of A, half of them normal, all right; 4 COVID patients of B, one wrong."""
+    of_a = [row(p, s, 2 * (p % 2), 2 * (p % 2), source="A") for p in range(24) for s in range(2)]
+    of_b = [row(p, s, 2, 1 if p == 30 else 2, source="B") for p in range(30, 34) for s in range(3)]
+    return of_a + of_b
+
+
+def test_groups_have_their_figures_counts_and_reasons(rows):
+    report = subgroup_report(rows, CLASSES, pooling=ScorePooling("mean", 0), n_boot=100)
+    a, b = (report["columns"]["source"][name] for name in "AB")
+    assert (a["slices"], a["patients"], a["small"]) == (48, 24, False)
+    assert (b["slices"], b["patients"], b["small"]) == (12, 4, True)
+    assert a["levels"]["slices"]["metrics"]["accuracy"]["value"] == 100
+    of_b = b["levels"]["patients"]
+    assert of_b["n_per_class"] == {"normal": 0, "pneumonia": 0, "covid": 4}
+    accuracy = of_b["metrics"]["accuracy"]
+    assert accuracy["value"] == 75
+    assert accuracy["low"] < 75 <= accuracy["high"]
+    for metric, why in {
+        "auroc-covid": "one class only, covid",
+        "specificity-covid": "one class only, covid",
+        "sensitivity-normal": "no normal in this group",
+        "precision-normal": "normal is never predicted",
+    }.items():
+        assert (of_b["metrics"][metric]["value"], of_b["metrics"][metric]["why"]) == (None, why)
+
+
+def test_ages_are_bands_in_order_and_unknown_ones_last():
+    rows = [row(i, 0, 0, 0, age=age) for i, age in enumerate(("", "85", "9", "065Y", "40", "17"))]
+    assert list(grouped(rows, "age")) == ["0-17", "40-59", "60-79", "80+", "not stated"]
+    with pytest.raises(CTMaskNetError, match="age 'old'"):
+        age_band("old")
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(rows):
+    with pytest.raises(CTMaskNetError, match=r"no column 'sex' .* source"):
+        grouped(rows, "sex")
+
+
+def test_metadata_come_back_from_predictions_and_one_patient_has_one_value(rows, tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions_csv(path, rows, CLASSES)
+    found, names = read_predictions_csv(path)
+    assert names == CLASSES
+    assert [each.metadata for each in found] == [each.metadata for each in rows]
+    rows[1] = dataclasses.replace(rows[1], metadata={"source": "B"})
+    write_predictions_csv(path, rows, CLASSES)
+    with pytest.raises(CTMaskNetError, match=r"line 3: patient p0 has the source 'B', and 'A'"):
+        read_predictions_csv(path)
+
+
+def test_report_json_text_and_page_have_the_groups(rows, tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions_csv(path, rows, CLASSES)
+    report, _ = evaluate_predictions(path, tmp_path / "report", n_boot=100)
+    assert list(report["subgroups"]["columns"]["source"]) == ["A", "B"]
+    text = report_text(report)
+    assert "B (small)" in text
+    assert "no normal in this group" in text
+    write_report(tmp_path, tmp_path / "page.html", images=None)
+    page = (tmp_path / "page.html").read_text()
+    assert "B (small)" in page
+    assert "one class only, covid" in page
+    with pytest.raises(CTMaskNetError, match="no column 'town'"):
+        evaluate_predictions(path, tmp_path / "report", by=["town"])
