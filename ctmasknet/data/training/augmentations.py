@@ -54,18 +54,26 @@ def outside_hidden(image: np.ndarray) -> np.ndarray:
         return image
     level, _ = cv2.threshold(seen, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     tissue = (grey > level).astype(np.uint8)
-    opened = cv2.morphologyEx(tissue, cv2.MORPH_OPEN, np.ones((_OPEN_PX, _OPEN_PX), np.uint8))
-    outlines, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not outlines:
+    filled = _outlines_filled(tissue, largest=False)
+    opened = cv2.morphologyEx(filled, cv2.MORPH_OPEN, np.ones((_OPEN_PX, _OPEN_PX), np.uint8))
+    if not opened.any():
         return image
-    body = np.zeros(grey.shape, np.uint8)
-    cv2.drawContours(body, [max(outlines, key=cv2.contourArea)], 0, 1, cv2.FILLED)
+    body = _outlines_filled(opened, largest=True)
     # The blur may have taken the skin
     outside = cv2.dilate(body, np.ones((_BLUR_PX, _BLUR_PX), np.uint8)) == 0
     dark = image[outside & (image.max(axis=2) <= level)]
     hidden = image.copy()
     hidden[outside] = np.rint(dark.mean(axis=0)) if len(dark) else 0
     return hidden
+
+
+def _outlines_filled(mask: np.ndarray, *, largest: bool) -> np.ndarray:
+    """(H, W) uint8: the outlines of a mask, or the largest, with all that is inside."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if largest:
+        outlines = [max(outlines, key=cv2.contourArea)]
+    filled = np.zeros(mask.shape, np.uint8)
+    return cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
 
 
 class RandomAffine(T.Augmentation):
