@@ -47,6 +47,7 @@ setup(
         "attribution": ["captum"],
         "coco": ["faster-coco-eval"],
         "itk": ["SimpleITK"],
+        "lungs": ["lungmask"],
         "onnx": ["onnx", "onnxruntime"],
         "seg": ["highdicom"],
     },

@@ -33,7 +33,8 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda value: value >= 0,
-        """DATALOADER.NUM_WORKERS DATALOADER.REPEAT_THRESHOLD INPUT.MAX_SIZE_TRAIN
+        """DATALOADER.NUM_WORKERS DATALOADER.REPEAT_THRESHOLD INPUT.AUGMENTATION.ELASTIC_PX
+        INPUT.MAX_SIZE_TRAIN
         INPUT.MIN_SIZE_TEST INPUT.MIN_SIZE_TRAIN MODEL.INFERENCE.RECHECK_MARGIN
         MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT MODEL.ROI_BOX_HEAD.NUM_CONV
         MODEL.ROI_BOX_HEAD.NUM_FC MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO
@@ -47,15 +48,26 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "a number above 0",
         lambda value: value > 0,
-        """INPUT.WINDOW_WIDTH_HU MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES
+        """INPUT.AUGMENTATION.ELASTIC_SMOOTH_PX INPUT.AUGMENTATION.GREY_SCALE
+        INPUT.AUGMENTATION.SCALE INPUT.CROP.SIZE INPUT.WINDOW_WIDTH_HU
+        MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES
         MODEL.PIXEL_STD MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS MODEL.RPN.BBOX_REG_WEIGHTS
         SOLVER.BASE_LR SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE
         SOLVER.GAMMA""",
     ),
+    ("a probability above 0, at most 1", lambda value: 0 < value <= 1, "INPUT.AUGMENTATION.PROB"),
+    ("0 to 180 degrees", lambda value: 0 <= value <= 180, "INPUT.AUGMENTATION.ROTATION_DEG"),
+    (
+        "0 to 255 grey levels",
+        lambda value: 0 <= value <= 255,
+        "INPUT.AUGMENTATION.GREY_SHIFT INPUT.AUGMENTATION.NOISE_STD",
+    ),
+    ("0 to less than 0.5", lambda value: 0 <= value < 0.5, "INPUT.AUGMENTATION.BOX_JITTER"),
     (
         "a share of 0 to 1",
         lambda value: 0 <= value <= 1,
-        """DATALOADER.MAX_BAD_SHARE MODEL.ANCHOR_GENERATOR.OFFSET MODEL.RANKED_BOXES.NMS_THRESH
+        """DATALOADER.MAX_BAD_SHARE INPUT.AUGMENTATION.SHEAR INPUT.AUGMENTATION.SHIFT
+        MODEL.ANCHOR_GENERATOR.OFFSET MODEL.RANKED_BOXES.NMS_THRESH
         MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.NMS_THRESH_TEST
         MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.NMS_THRESH
         MODEL.RPN.POSITIVE_FRACTION""",
@@ -94,6 +106,7 @@ _FLOAT32_MAX = 3.4e38
 _BOUND_OF = {key: (words, holds) for words, holds, keys in _NUMBERS for key in keys.split()}
 #: How many numbers a list has to have; None: at least one.
 _LENGTHS = {
+    "INPUT.CROP.SIZE": 2,
     "MODEL.PIXEL_MEAN": 3,
     "MODEL.PIXEL_STD": 3,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4,
@@ -140,7 +153,8 @@ def check_together(cfg: CfgNode) -> None:
     if not cfg.OUTPUT_DIR:
         raise CTMaskNetError("OUTPUT_DIR is empty; name a folder")
     for problem in (
-        *(_classes(cfg), _solver(cfg), _inference(cfg), _matching(cfg.MODEL)),
+        *(_classes(cfg), _augmentation(cfg.INPUT), _sampler(cfg), _solver(cfg)),
+        *(_inference(cfg), _matching(cfg.MODEL)),
         *(_backbone(cfg.MODEL), _anchors(cfg.MODEL), _heads(cfg.MODEL)),
     ):
         if problem:
@@ -187,10 +201,43 @@ def _solver(cfg: CfgNode) -> str | None:
             f"SOLVER.EARLY_STOPPING_PATIENCE is {solver.EARLY_STOPPING_PATIENCE}, but there is "
             "nothing to wait for: name SOLVER.BEST_METRIC and DATASETS.VAL, or set it to 0"
         )
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and _is_classifier(cfg):
+    return None
+
+
+def _augmentation(inputs: CfgNode) -> str | None:
+    for name in ("SCALE", "GREY_SCALE"):
+        pair = inputs.AUGMENTATION[name]
+        if len(pair) and (len(pair) != 2 or pair[0] > pair[1]):
+            return (
+                f"INPUT.AUGMENTATION.{name} is {pair}; give the least and the largest factor, or ()"
+            )
+    if inputs.CROP.ENABLED:
+        kind, size = inputs.CROP.TYPE, inputs.CROP.SIZE
+        if kind.startswith("relative") and max(size) > 1:
+            return f"INPUT.CROP.SIZE is {size}; INPUT.CROP.TYPE {kind} takes shares of 0 to 1"
+        if kind.startswith("absolute") and any(side != int(side) for side in size):
+            return f"INPUT.CROP.SIZE is {size}; INPUT.CROP.TYPE {kind} takes whole px"
+        if kind == "absolute_range" and size[0] > size[1]:
+            return f"INPUT.CROP.SIZE is {size}; give the least and the largest side, px"
+    return None
+
+
+def _sampler(cfg: CfgNode) -> str | None:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name in ("RepeatFactorTrainingSampler", "LesionBalancedSampler") and _is_classifier(cfg):
         return (
-            "DATALOADER.SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', which counts the lesions "
-            "of a slice, and a classifier's have none; set it to TrainingSampler"
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}, which counts the lesions of a slice, and a "
+            "classifier's have none; set it to TrainingSampler or ClassBalancedSampler"
+        )
+    if name == "ClassBalancedSampler" and not _is_classifier(cfg):
+        return (
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}, which counts the classes of slices, and a "
+            "detector's have none; set it to TrainingSampler or LesionBalancedSampler"
+        )
+    if name == "LesionBalancedSampler" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return (
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}, but DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves "
+            "slices without lesions out; set it False"
         )
     return None
 

@@ -54,6 +54,39 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SHARED_PATIENTS = "refuse"
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
+    # What training does to its slices: each of these is made with the probability PROB, drawn by
+    # seed and position (see ctmasknet.data.training.recipe). "By a" is up to a either way. Those
+    # about the middle are about that of the body box where slices are cropped to it.
+    cfg.INPUT.AUGMENTATION = CfgNode()
+    # none | covidnet_ct: COVIDNet-CT's recipe; then the keys below stay as they are.
+    cfg.INPUT.AUGMENTATION.PRESET = "none"
+    cfg.INPUT.AUGMENTATION.PROB = 0.5
+    # Outside of the body becomes the mean of what is dark there.
+    cfg.INPUT.AUGMENTATION.HIDE_OUTSIDE = False
+    # Turn about the middle by so much, degrees.
+    cfg.INPUT.AUGMENTATION.ROTATION_DEG = 0.0
+    # Shear in x or y by so many px a px.
+    cfg.INPUT.AUGMENTATION.SHEAR = 0.0
+    # Least and largest factor by which a slice is scaled about the middle, its sides staying; ()
+    # for none.
+    cfg.INPUT.AUGMENTATION.SCALE = ()
+    # Shift in x and y by this share of the sides, 0..1.
+    cfg.INPUT.AUGMENTATION.SHIFT = 0.0
+    # Elastic: the largest move is at most so many px of the file; the field is smoothed by a
+    # Gaussian of so many px.
+    cfg.INPUT.AUGMENTATION.ELASTIC_PX = 0.0
+    cfg.INPUT.AUGMENTATION.ELASTIC_SMOOTH_PX = 10.0
+    # Every side of what is cut out (body box, or slice) moves by this share of its sides, within
+    # the file; 0..0.5.
+    cfg.INPUT.AUGMENTATION.BOX_JITTER = 0.0
+    # Least and largest factor of grey levels; () for none. Then a shift by so many of 0..255.
+    cfg.INPUT.AUGMENTATION.GREY_SCALE = ()
+    cfg.INPUT.AUGMENTATION.GREY_SHIFT = 0.0
+    # Normal noise of at most this standard deviation, grey levels.
+    cfg.INPUT.AUGMENTATION.NOISE_STD = 0.0
+    # Registered mapper of training data (ctmasknet.data.mapper.MAPPER_REGISTRY); "" for the task's.
+    # Evaluation and prediction see slices as ever.
+    cfg.INPUT.MAPPER_TRAIN = ""
     # The window through which HU become grey levels 0..255, for files that state HU (DICOM, NIfTI);
     # 8-bit images pass unchanged (see ctmasknet.ct.scan). In HU.
     cfg.INPUT.WINDOW_CENTER_HU = Window.center_hu
@@ -270,7 +303,12 @@ _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 CHOICES: dict[str, Sequence[str]] = {
     "DATASETS.SHARED_PATIENTS": ("refuse", "warn", "strict"),
     "DATALOADER.BAD_SLICES": ("error", "skip"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        *("TrainingSampler", "RepeatFactorTrainingSampler"),
+        *("ClassBalancedSampler", "LesionBalancedSampler"),
+    ),
+    "INPUT.AUGMENTATION.PRESET": ("none", "covidnet_ct"),
+    "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
@@ -330,7 +368,6 @@ _WITHOUT_EFFECT = {
     "MODEL.ROI_BOX_HEAD.FED_LOSS_": "data sets state no frequencies of classes",
     "INPUT.FORMAT": "models read RGB, the order of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD",
     "INPUT.MASK_FORMAT": "ground truth is read from label masks",
-    "INPUT.CROP.": "random crops are not made (INPUT.CROP_TO_BODY crops slices to the body)",
     "TEST.AUG.": "a slice is tested once, as it is (INPUT.RANDOM_FLIP augments in training)",
     "TEST.PRECISE_BN.": "batch normalisation tests with the statistics of training",
     "TEST.EXPECTED_RESULTS": "results are not compared (they are in results.json)",
@@ -339,6 +376,12 @@ _WITHOUT_EFFECT = {
     ),
     "GLOBAL.HACK": "nothing reads it",
 }
+_AUGMENTATION = "INPUT.AUGMENTATION."
+#: What a preset decides; the first two alone change nothing.
+_RECIPE = (
+    *("PROB", "ELASTIC_SMOOTH_PX", "HIDE_OUTSIDE", "ROTATION_DEG", "SHEAR", "SCALE", "SHIFT"),
+    *("ELASTIC_PX", "BOX_JITTER", "GREY_SCALE", "GREY_SHIFT", "NOISE_STD"),
+)
 #: The same under a condition.
 _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
     (("VIS_PERIOD",), is_classifier, "only a detector's training draws pictures"),
@@ -351,6 +394,26 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("INPUT.CROP_TO_BODY", "MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
         lambda cfg: not is_classifier(cfg),
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
+        ("INPUT.CROP.TYPE", "INPUT.CROP.SIZE"),
+        lambda cfg: not cfg.INPUT.CROP.ENABLED,
+        "no random crops are made (INPUT.CROP.ENABLED)",
+    ),
+    (
+        tuple(f"{_AUGMENTATION}{name}" for name in _RECIPE),
+        lambda cfg: cfg.INPUT.AUGMENTATION.PRESET != "none",
+        "the preset says it (INPUT.AUGMENTATION.PRESET)",
+    ),
+    (
+        (f"{_AUGMENTATION}PROB",),
+        lambda cfg: not any(cfg.INPUT.AUGMENTATION[name] for name in _RECIPE[2:]),
+        "nothing is drawn with it (INPUT.AUGMENTATION)",
+    ),
+    (
+        (f"{_AUGMENTATION}ELASTIC_SMOOTH_PX",),
+        lambda cfg: not cfg.INPUT.AUGMENTATION.ELASTIC_PX,
+        "no px is moved (INPUT.AUGMENTATION.ELASTIC_PX)",
     ),
     (
         ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),

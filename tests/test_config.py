@@ -15,9 +15,15 @@ from ctmasknet.errors import CTMaskNetError
 #: Module -> keys that it reads and that so have an effect.
 READ_IN = {
     "ctmasknet.data.bad_slices": "DATALOADER.BAD_SLICES DATALOADER.MAX_BAD_SHARE",
-    "ctmasknet.data.mapper": """INPUT.CROP_TO_BODY INPUT.MAX_SIZE_TEST INPUT.MAX_SIZE_TRAIN
-        INPUT.MIN_SIZE_TEST INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING
-        INPUT.RANDOM_FLIP""",
+    "ctmasknet.data.mapper": "INPUT.CROP_TO_BODY INPUT.MAPPER_TRAIN",
+    "ctmasknet.data.training.recipe": """INPUT.AUGMENTATION.BOX_JITTER INPUT.AUGMENTATION.ELASTIC_PX
+        INPUT.AUGMENTATION.ELASTIC_SMOOTH_PX INPUT.AUGMENTATION.GREY_SCALE
+        INPUT.AUGMENTATION.GREY_SHIFT INPUT.AUGMENTATION.HIDE_OUTSIDE INPUT.AUGMENTATION.NOISE_STD
+        INPUT.AUGMENTATION.PRESET INPUT.AUGMENTATION.PROB INPUT.AUGMENTATION.ROTATION_DEG
+        INPUT.AUGMENTATION.SCALE INPUT.AUGMENTATION.SHEAR INPUT.AUGMENTATION.SHIFT
+        INPUT.CROP.ENABLED INPUT.CROP.SIZE INPUT.CROP.TYPE INPUT.MAX_SIZE_TEST
+        INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TEST INPUT.MIN_SIZE_TRAIN
+        INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.RANDOM_FLIP""",
     "ctmasknet.engine.checkpoint": "SOLVER.CHECKPOINT_PERIOD",
     "ctmasknet.engine.ranked_box_cache": "MODEL.RANKED_BOXES.CACHE MODEL.RANKED_BOXES.CACHE_DIR",
     "ctmasknet.engine.setup": """DATASETS.SHARED_PATIENTS DATASETS.TEST DATASETS.TRAIN DATASETS.VAL
@@ -163,6 +169,22 @@ def test_an_enumeration_takes_its_words_alone(repository, tmp_path, key):
         ("seg", ["SOLVER.DETECTOR_LR_FACTOR", 0.5], "it is a classifier's"),
         ("seg", ["MODEL.TRAINABLE", "full"], "it is a classifier's"),
         ("cls", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"], "every class's own"),
+        ("seg", ["INPUT.CROP.TYPE", "relative"], "no random crops are made"),
+        ("seg", ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", [2.0, 2.0]], "takes shares"),
+        ("seg", ["INPUT.AUGMENTATION.PROB", 1.0], "nothing is drawn with it"),
+        ("seg", ["INPUT.AUGMENTATION.PROB", 1.0, "INPUT.AUGMENTATION.SHEAR", 0.1], None),
+        ("cls", ["INPUT.AUGMENTATION.ELASTIC_SMOOTH_PX", 4.0], "no px is moved"),
+        ("cls", ["INPUT.AUGMENTATION.PRESET", "covidnet_ct"], None),
+        (
+            *("cls", ["INPUT.AUGMENTATION.PRESET", "covidnet_ct", "INPUT.AUGMENTATION.SHEAR", 0.1]),
+            "the preset says it",
+        ),
+        ("cls", ["INPUT.AUGMENTATION.GREY_SCALE", (1.2, 0.8)], "the least and the largest factor"),
+        ("seg", ["INPUT.AUGMENTATION.ROTATION_DEG", 190.0], "give 0 to 180 degrees"),
+        ("cls", ["DATALOADER.SAMPLER_TRAIN", "LesionBalancedSampler"], "counts the lesions"),
+        ("seg", ["DATALOADER.SAMPLER_TRAIN", "ClassBalancedSampler"], "counts the classes"),
+        ("seg", ["DATALOADER.SAMPLER_TRAIN", "LesionBalancedSampler"], "FILTER_EMPTY_ANNOTATIONS"),
+        ("cls", ["DATALOADER.SAMPLER_TRAIN", "ClassBalancedSampler"], None),
         ("seg", ["SOLVER.MOMENTUM", 0.8], "it is SGD's"),
         ("seg", ["SOLVER.MOMENTUM", 0.8, "SOLVER.OPTIMIZER", "SGD"], None),
         ("seg", ["SOLVER.BASE_LR_END", 1e-6], "it is WarmupCosineLR's"),

@@ -9,13 +9,17 @@
         --output output/burden_predicted
     # lesions in COCO's form, from tools/predict.py or elsewhere
     python tools/lesion_burden.py --lesions output/predicted/lesions.json --output output/burden
+    # the same as a share of the lungs, looked for in the scans that were predicted
+    python tools/lesion_burden.py --lesions output/predicted/lesions.json --scans /data/scans \
+        --output output/burden
 
-Writes burden.csv and burden.json. Without lung masks the share is of the whole slice and called so.
+Writes burden.csv and burden.json. Without lungs the share is of the whole slice and called so.
 """
 
 import argparse
 import sys
 
+from ctmasknet.ct.lungs.masks import LUNG_WAYS
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
 
@@ -34,6 +38,23 @@ def main(argv=None):
     )
     parser.add_argument(
         "--score-threshold", type=float, default=0.75, help="predictions must score more (0.75)"
+    )
+    parser.add_argument(
+        "--scans", nargs="+", help="look for lungs in these files and folders, those predicted"
+    )
+    parser.add_argument(
+        "--lungs",
+        choices=LUNG_WAYS,
+        default=LUNG_WAYS[0],
+        help="how: a rule on HU, or the U-Net of the package lungmask",
+    )
+    parser.add_argument(
+        "--rescale", metavar="SLOPE,INTERCEPT", help="to HU, of --scans; as for tools/predict.py"
+    )
+    parser.add_argument(
+        "--lung-window",
+        metavar="CENTER,WIDTH",
+        help="window in HU that --scans were made through, where they are pictures",
     )
     parser.add_argument("--output", required=True, help="folder for burden.csv and burden.json")
     args = parser.parse_args(argv)

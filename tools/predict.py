@@ -15,6 +15,7 @@ with --resume. With --num-gpus, or under torchrun, processes share the scans.
 import argparse
 import sys
 
+from ctmasknet.ct.lungs.masks import LUNG_WAYS
 from ctmasknet.engine.processes import launch
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.validation_fit import POOLINGS
@@ -51,6 +52,12 @@ def parse(argv=None):
         help="configuration of --lesion-weights, where they state none",
     )
     add("--masks", nargs="+", choices=MASKS, default=[], help="label volumes of the lesions")
+    add(
+        "--burden",
+        choices=LUNG_WAYS,
+        help="lesions as a share of the lung (OUTPUT/burden), looked for by a rule on HU or by the "
+        "U-Net of the package lungmask",
+    )
     add("--overlays", action="store_true", help="pictures of the slices that have a lesion")
     add(
         "--score-threshold",

@@ -3,6 +3,8 @@
     python tools/visualize.py --config-file configs/seg.yaml --dataset cncb_lesions_both_val \
         --output output/overlays --limit 20
     python tools/visualize.py --config-file configs/cls.yaml --input scans/ --output pictures
+    python tools/visualize.py --augmented --config-file configs/seg.yaml --limit 12 --seed 1 \
+        --output output/augmented INPUT.AUGMENTATION.ROTATION_DEG 15.0
 
 Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Weights are --weights,
 or the best checkpoint of the configuration's OUTPUT_DIR.
@@ -37,6 +39,12 @@ def parse(argv=None):
         "--score-threshold", type=float, default=0.75, help="lesions must score more (0.75)"
     )
     parser.add_argument("--ground-truth-only", action="store_true", help="no model, no prediction")
+    parser.add_argument(
+        "--augmented",
+        action="store_true",
+        help="slices as the configuration's training sees them, beside the originals; of --dataset "
+        "(default: DATASETS.TRAIN), without a model",
+    )
     return parser.parse_args(argv)
 
 

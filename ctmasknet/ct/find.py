@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ctmasknet.ct.dicom_bytes import looks_like_dicom
+from ctmasknet.ct.dicom.bytes import looks_like_dicom
 from ctmasknet.ct.itk import ITK_SUFFIXES, is_itk_header
 from ctmasknet.ct.nifti import is_nifti_header
 from ctmasknet.ct.pictures import is_picture_header

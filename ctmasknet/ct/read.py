@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ctmasknet.ct.dicom import dicom_scans, read_dicom_file
+from ctmasknet.ct.dicom.series import dicom_scans, read_dicom_file
 from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
 from ctmasknet.ct.hounsfield import hu_doubts
 from ctmasknet.ct.itk import read_itk_file

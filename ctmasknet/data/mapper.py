@@ -1,14 +1,13 @@
 """Dataset dict -> model input, for lesions and for classified slices.
 
-Both mappers read RGB and know two augmentations, sizes of the shorter side and the left-right
-flip; without them training sees slices exactly as testing does. Shapes: H, W are
-the sides of the resized image in px.
+Both mappers read RGB and augment as :mod:`ctmasknet.data.training.recipe` says; without that,
+training sees slices exactly as testing does. Shapes: H, W are the sides of the resized image in px.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,41 +16,42 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
-from detectron2.structures import BitMasks
+from detectron2.structures import BitMasks, polygons_to_bitmask
+from detectron2.utils.registry import Registry
+from pycocotools import mask as coco_mask
 
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.pictures import check_sides, read_rgb
+from ctmasknet.data.training.augmentations import FramedInput
+from ctmasknet.data.training.recipe import Recipe, build_augmentations, frame_augmentations
 from ctmasknet.errors import CTMaskNetError
 
+#: Mappers that ``INPUT.MAPPER_TRAIN`` can name: called with a configuration and ``is_train``, an
+#: object that turns a dataset dict into a model's input. Whoever registers one is imported first.
+MAPPER_REGISTRY = Registry("MAPPER")
 
-def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The resize by the shorter side, and in training the flip if asked for.
 
-    The authors squash training slices to 512 x 512 and resize test slices by the shorter side; here
-    INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST (px) hold everywhere, unless INPUT.MIN_SIZE_TRAIN
-    and INPUT.MAX_SIZE_TRAIN are set for training.
+def training_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The mapper of a training: that of ``INPUT.MAPPER_TRAIN``, or its task's.
 
     Raises:
-        CTMaskNetError: INPUT.RANDOM_FLIP other than ``none`` and ``horizontal``, or
-            INPUT.CROP.ENABLED.
+        CTMaskNetError: none of this name is registered.
     """
-    flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in ("none", "horizontal"):
+    name = cfg.INPUT.MAPPER_TRAIN
+    if not name:
+        return task_mapper(cfg, is_train=True)
+    if name not in MAPPER_REGISTRY:
+        known = ", ".join(sorted(word for word, _ in MAPPER_REGISTRY)) or "none"
         raise CTMaskNetError(
-            f"INPUT.RANDOM_FLIP: {flip!r} is not supported; set 'none' or 'horizontal'"
+            f"INPUT.MAPPER_TRAIN is {name!r}, but registered are: {known}; name one of them, or "
+            "import the module that registers it in ctmasknet.data.mapper.MAPPER_REGISTRY"
         )
-    if cfg.INPUT.CROP.ENABLED:
-        raise CTMaskNetError(
-            "INPUT.CROP.ENABLED: random crops are not supported; set it to False "
-            "(INPUT.CROP_TO_BODY crops slices to the body)"
-        )
-    sizes, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    drawn = "range"
-    if is_train:
-        longest = cfg.INPUT.MAX_SIZE_TRAIN or longest
-        if cfg.INPUT.MIN_SIZE_TRAIN:
-            sizes, drawn = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    resize = T.ResizeShortestEdge(sizes, longest, drawn)
-    return [resize, T.RandomFlip()] if is_train and flip == "horizontal" else [resize]
+    return MAPPER_REGISTRY.get(name)(cfg, True)
+
+
+def task_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
+    """The project's mapper of the task that ``cfg`` describes."""
+    return (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train)
 
 
 class LesionMapper(DatasetMapper):
@@ -61,14 +61,35 @@ class LesionMapper(DatasetMapper):
     Its output has ``image`` (uint8 tensor (3, H, W), RGB), ``height`` and ``width`` (of the file,
     px), the other fields of the dataset dict such as ``file_name``, ``image_id`` and ``patient``,
     and in training ``instances`` with ``gt_boxes``, ``gt_classes`` and, if MODEL.MASK_ON,
-    ``gt_masks``; images without lesions come with empty instances.
+    ``gt_masks``; images without lesions come with empty instances. Where augmentation turns or cuts
+    lesions, boxes are those of the masks, and lesions that have left the image are dropped.
     """
+
+    @configurable
+    def __init__(
+        self, is_train: bool, *, learns_masks: bool, moves_lesions: bool = False, **given: Any
+    ):
+        """
+        Args:
+            is_train: whether lesions are given.
+            learns_masks: whether with their masks.
+            moves_lesions: whether boxes are made of the transformed masks, where there are masks.
+            given: see Detectron2's mapper.
+        """
+        super().__init__(is_train, use_instance_mask=learns_masks or moves_lesions, **given)
+        self.learns_masks, self.moves_lesions = learns_masks, moves_lesions
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        found = super().from_config(cfg, is_train)
+        learns_masks = found.pop("use_instance_mask")
+        frame = frame_augmentations(cfg, is_train)
         return {
-            **super().from_config(cfg, is_train),
-            "augmentations": build_augmentations(cfg, is_train),
+            **found,
+            "learns_masks": learns_masks,
+            "moves_lesions": is_train and Recipe.from_cfg(cfg).moves_lesions,
+            "recompute_boxes": False,
+            "augmentations": [*frame, *build_augmentations(cfg, is_train)],
             "image_format": "RGB",
             "instance_mask_format": "bitmask",
         }
@@ -87,7 +108,7 @@ class LesionMapper(DatasetMapper):
             check_image_size(output, image)
         except SizeMismatchError as error:
             raise CTMaskNetError(f"{file_name}: {error}; prepare the data set again") from None
-        augmented = T.AugInput(image)
+        augmented = FramedInput(image)
         transforms = self.augmentations(augmented)
         output["image"] = _image_tensor(augmented.image)
         if not self.is_train:
@@ -97,9 +118,15 @@ class LesionMapper(DatasetMapper):
         return output
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
+        if self.moves_lesions:
+            _masks_alike(dataset_dict)
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
-        if self.use_instance_mask and not instances.has("gt_masks"):
+        if self.moves_lesions and instances.has("gt_masks"):
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+            if not self.learns_masks:
+                instances.remove("gt_masks")
+        if self.learns_masks and not instances.has("gt_masks"):
             if len(instances):
                 raise CTMaskNetError(
                     f"{dataset_dict['file_name']}: its lesions are boxes alone, and MODEL.MASK_ON "
@@ -107,6 +134,21 @@ class LesionMapper(DatasetMapper):
                 )
             # Detectron2 leaves the field out without annotations; every image shall have it.
             instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
+
+
+def _masks_alike(dataset_dict: dict[str, Any]) -> None:
+    """Polygons become px, which turn as the image does; of lesions some of which have no mask none
+    has, so that their boxes turn alike."""
+    annotations = dataset_dict["annotations"]
+    if not all(one.get("segmentation") for one in annotations):
+        for one in annotations:
+            one.pop("segmentation", None)
+        return
+    height, width = dataset_dict["height"], dataset_dict["width"]
+    for one in annotations:
+        if isinstance(one["segmentation"], list):
+            mask = polygons_to_bitmask(one["segmentation"], height, width)
+            one["segmentation"] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
 class SliceMapper:
@@ -120,16 +162,24 @@ class SliceMapper:
 
     @configurable
     def __init__(
-        self, is_train: bool, *, augmentations: list[T.Augmentation], crop_to_body: bool = False
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[T.Augmentation],
+        crop_to_body: bool = False,
+        frame: Sequence[T.Augmentation] = (),
     ):
         """
         Args:
             is_train: kept for Detectron2's convention; the augmentations already follow it.
             augmentations: applied in order to the image.
-            crop_to_body: cut the image to ``body_box`` before anything else.
+            crop_to_body: cut the image to ``body_box`` before these.
+            frame: applied to the whole file instead of that cut; the last cuts to the body box, or
+                to the slice.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        self.frame = T.AugmentationList(frame) if frame else None
         self.crop_to_body = crop_to_body
 
     @classmethod
@@ -138,6 +188,7 @@ class SliceMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "crop_to_body": cfg.INPUT.CROP_TO_BODY,
+            "frame": frame_augmentations(cfg, is_train),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -163,9 +214,15 @@ class SliceMapper:
         check_sides(dataset_dict["file_name"], pixels.shape)
         output = copy.deepcopy(dataset_dict)
         image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-        if self.crop_to_body:
-            x0, y0, x1, y1 = output["crop_box"] = checked_box(output, *image.shape[:2])
-            image = image[y0:y1, x0:x1]
+        box = checked_box(output, *image.shape[:2]) if self.crop_to_body else None
+        if self.frame is not None:
+            framed = FramedInput(image, box)
+            cut = self.frame(framed)[-1]
+            image, box = framed.image, [cut.x0, cut.y0, cut.x0 + cut.w, cut.y0 + cut.h]
+        elif box is not None:
+            image = image[box[1] : box[3], box[0] : box[2]]
+        if box is not None:
+            output["crop_box"] = box
         output["height"], output["width"] = image.shape[:2]
         augmented = T.AugInput(image)
         self.augmentations(augmented)

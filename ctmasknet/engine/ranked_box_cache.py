@@ -46,6 +46,7 @@ from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.prepared import content_sha256
+from ctmasknet.data.training.recipe import what_changes_pictures
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, check_room, remove_unfinished
@@ -59,7 +60,7 @@ _PART = 256
 #: The package, top modules whose files or versions are in every key, what of it makes rows.
 _PACKAGE = Path(ctmasknet.__file__).parent
 _HASHED_OTHERWISE = ("builtins", "ctmasknet", "torch", "torchvision")
-_CODE = ("ct", "modeling", "data/mapper.py", "engine/ranked_box_cache.py")
+_CODE = ("ct", "modeling", "data/mapper.py", "data/training", "engine/ranked_box_cache.py")
 _LOGGER = logging.getLogger(__name__)
 #: What to do where rows do not fit or cannot be written.
 _ELSEWHERE = (
@@ -93,9 +94,8 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
     if cfg.MODEL.INFERENCE.DTYPE:
         return f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE}, whose boxes training has not"
-    for key, none in (("RANDOM_FLIP", "none"), ("MIN_SIZE_TRAIN", ()), ("MAX_SIZE_TRAIN", 0)):
-        if cfg.INPUT[key] != none:
-            return f"INPUT.{key} is {cfg.INPUT[key]}, which changes the images"
+    if changed := what_changes_pictures(cfg):
+        return f"{changed}, which changes the images"
     first = None
     for entry in dicts:
         try:

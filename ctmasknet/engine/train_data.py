@@ -35,6 +35,7 @@ from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
 from ctmasknet.data.mapper import checked_box
 from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.data.training.balance import CLASS_BALANCED, LESION_BALANCED, balanced_factors
 from ctmasknet.engine.validation import EarlyStop
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.workers import map_in_processes
@@ -317,9 +318,12 @@ def _sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]], seed: int) -> Sample
             dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
+    if name in (CLASS_BALANCED, LESION_BALANCED):
+        factors = balanced_factors(name, dicts, cfg.MODEL.IMAGE_HEAD.CLASSES)
+        return RepeatFactorTrainingSampler(factors, seed=seed)
     raise CTMaskNetError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; choose TrainingSampler or "
-        "RepeatFactorTrainingSampler"
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; choose TrainingSampler, "
+        f"RepeatFactorTrainingSampler, {CLASS_BALANCED} or {LESION_BALANCED}"
     )
 
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from ctmasknet.config import idle_keys, is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
-from ctmasknet.data.mapper import LesionMapper, SliceMapper
+from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.engine.checkpoint import (
@@ -60,11 +60,6 @@ from ctmasknet.files import remove_unfinished
 from ctmasknet.modeling.finite import NotFiniteError, slices_named
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def _build_mapper(cfg: CfgNode, is_train: bool) -> LesionMapper | SliceMapper:
-    """The mapper of the task that ``cfg`` describes."""
-    return (SliceMapper if is_classifier(cfg) else LesionMapper)(cfg, is_train)
 
 
 class _TerminalWriter(CommonMetricPrinter):
@@ -333,7 +328,7 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, seed: int | None = None, bad: BadSlices | None = None
     ) -> DataLoader:
         """See :func:`ctmasknet.engine.train_data.build_train_loader`."""
-        return build_train_loader(cfg, _build_mapper(cfg, is_train=True), seed=seed, bad=bad)
+        return build_train_loader(cfg, training_mapper(cfg), seed=seed, bad=bad)
 
     @classmethod
     def build_test_loader(
@@ -354,7 +349,7 @@ class Trainer(DefaultTrainer):
         dicts = dataset_dicts(dataset_name)
         loader = build_detection_test_loader(
             dicts,
-            mapper=Guarded(mapper or _build_mapper(cfg, is_train=False)),
+            mapper=Guarded(mapper or task_mapper(cfg, is_train=False)),
             num_workers=0 if mapper else cfg.DATALOADER.NUM_WORKERS,
             batch_size=cfg.TEST.IMS_PER_BATCH,
         )

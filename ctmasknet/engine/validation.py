@@ -29,6 +29,7 @@ from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.data.training.recipe import without_augmentation
 from ctmasknet.engine.checkpoint import BEST
 from ctmasknet.engine.random_states import random_state, set_random_state
 from ctmasknet.errors import CTMaskNetError
@@ -308,9 +309,7 @@ def detector_losses(
     Returns:
         each of the model's losses, and ``total_loss``; empty without any such slice.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = "none", (), 0
+    cfg = without_augmentation(cfg)
     sets = {name: _with_losses(cfg, dataset_dicts(name)) for name in cfg.DATASETS.VAL}
     sets = {name: dicts for name, dicts in sets.items() if dicts}
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts) for name, dicts in sets.items()})

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ctmasknet.config import is_classifier
+from ctmasknet.ct.lungs.network import require_lungmask
 from ctmasknet.ct.scan import GREY, parse_rescale
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
 from ctmasknet.draw.lesions import check_score_threshold
@@ -19,6 +20,7 @@ from ctmasknet.engine.record import environment
 from ctmasknet.engine.runs.start import start_logs
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
 from ctmasknet.files import check_writable, lack_of_room
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
@@ -42,7 +44,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         args: ``config_file``, ``opts``, ``weights`` (see
             :func:`ctmasknet.engine.setup.inference_cfg`), ``input`` (files and folders), ``output``
             (folder), ``lesions``, ``masks`` (kinds of :data:`ctmasknet.predict.run.MASKS`),
-            ``overlays``, ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
+            ``overlays``, ``burden`` (of :data:`ctmasknet.ct.lungs.masks.LUNG_WAYS`, or None),
+            ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
             for the usual), ``bad`` (``error`` or ``skip``), ``max_bad_share`` (0..1),
             ``lesion_weights`` and ``lesion_config_file`` (of a lesion detector beside a classifier;
             "" for none, for what the weights state), ``rescale`` (text; None for none), ``resume``,
@@ -63,11 +66,13 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     check_score_threshold(args.score_threshold)
     rescale = parse_rescale(args.rescale) if args.rescale is not None else None
     masks = tuple(sorted(set(args.masks)))
-    asked_for = args.lesions or masks or args.overlays or args.lesion_weights
+    asked_for = args.lesions or masks or args.overlays or args.lesion_weights or args.burden
     lesions = bool(asked_for or not is_classifier(cfg))
     lesion_cfg = _lesion_cfg(args, cfg)
     if "dicom-seg" in masks:
         require_highdicom()
+    if args.burden == "network":
+        require_lungmask()
     check_output_apart(args.output, args.input)
     if comm.is_main_process():
         check_writable(args.output, folder=True)
@@ -102,6 +107,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     if comm.all_gather(summary is not None)[0]:
         if summary is not None:
             print("finished already:", summary_text(summary, run.output))
+            if args.burden:
+                _tell_burden(args, run.output)
             _check_share(summary, bad.max_share, run.output)
         return summary
     predictor = CTPredictor(
@@ -114,10 +121,11 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         lesion_predictor=None if lesion_cfg is None else CTPredictor(lesion_cfg),
     )
     predictor.refuse_crop()
-    if masks and not predictor.has_mask_head:
+    if (masks or args.burden) and not predictor.has_mask_head:
+        kind = "masks" if masks else "burden"
         raise CTMaskNetError(
-            "`masks`: these weights have no mask head, so lesions are boxes alone; leave out "
-            "`masks`, or give the lesion detector's configuration and weights"
+            f"`{kind}`: these weights have no mask head, so lesions are boxes alone; leave out "
+            "it, or give the lesion detector's configuration and weights"
         )
     with run:
         for (shard, scan), batches in predictor.batches(run.unfinished(), skip_bad=bad.skip):
@@ -143,8 +151,27 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
     if summary is not None:
         print(summary_text(summary, run.output, run.progress.rate))
+        if args.burden:
+            _tell_burden(args, run.output)
         _check_share(summary, bad.max_share, run.output)
     return summary
+
+
+def _tell_burden(args: argparse.Namespace, output: Path) -> None:
+    """Write the burden of a finished run's lesions."""
+    if not (output / "lesions.json").exists():
+        raise CTMaskNetError(
+            f"`burden`: {output} was predicted without lesions; predict it anew with `overwrite`"
+        )
+    how = {"score_threshold": args.score_threshold, "rescale": args.rescale}
+    how |= {"lesions": output / "lesions.json", "scans": args.input, "lungs": args.burden}
+    try:
+        found = measure_burden(output / "burden", **how)
+    except CTMaskNetError as error:
+        raise CTMaskNetError(
+            f"`burden`: the prediction is written, but has no burden: {error}"
+        ) from error
+    print(burden_text(found))
 
 
 def _lesion_cfg(args: argparse.Namespace, cfg: CfgNode) -> CfgNode | None:

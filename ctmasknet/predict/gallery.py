@@ -15,16 +15,22 @@ from tqdm import tqdm
 
 from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
-from ctmasknet.data.registry import register_prepared
+from ctmasknet.data.bad_slices import BadSlice
+from ctmasknet.data.mapper import task_mapper, training_mapper
+from ctmasknet.data.registry import dataset_dicts, register_prepared
+from ctmasknet.data.training.recipe import what_changes_pictures, without_augmentation
+from ctmasknet.draw.augmented import augmented_page
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import check_score_threshold, side_by_side
 from ctmasknet.draw.pages import contact_sheet, write_picture
 from ctmasknet.engine.setup import inference_cfg
+from ctmasknet.engine.train_data import SeededMapping
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import (
     ShownSlices,
+    pick,
     read_entry,
     same_classes,
     slice_call,
@@ -46,7 +52,8 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
             ``input`` (files and folders of any depth), ``rescale`` (text, for ``input``; None for
             none), ``output`` (folder), ``limit`` (pictures;
             None for all), ``seed`` (None: evenly spread), ``score_threshold`` (0..1),
-            ``ground_truth_only``.
+            ``ground_truth_only``; ``augmented``: training samples beside their originals, of
+            ``dataset`` or DATASETS.TRAIN, drawn by ``seed`` (None: SEED, or 0), without a model.
 
     Returns:
         The pictures in order; the contact sheet stands beside them.
@@ -55,6 +62,8 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
         CTMaskNetError: contradicting arguments, no slice, an unreadable one, an output folder that
             cannot be written, or what :func:`inference_cfg` and :class:`CTPredictor` raise.
     """
+    if args.augmented:
+        return _draw_augmented(args)
     if args.input and args.ground_truth_only:
         raise CTMaskNetError("`ground_truth_only`: files have no ground truth; give `dataset` NAME")
     check_score_threshold(args.score_threshold)
@@ -138,6 +147,55 @@ def draw_gallery(
             for_sheet.append(picture)
     sheet = contact_sheet(for_sheet, _SHEET_COLUMNS, _SHEET_CELL_PX)
     write_picture(Path(output) / CONTACT_SHEET, sheet)
+    return paths
+
+
+def _draw_augmented(args: argparse.Namespace) -> list[Path]:
+    """What the configuration's training makes of slices, each beside its original."""
+    for name in ("input", "weights", "ground_truth_only"):
+        if getattr(args, name):
+            raise CTMaskNetError(
+                f"`{name}`: has no effect with `augmented`, which shows a prepared set without a "
+                "model; leave it out"
+            )
+    if not args.config_file:
+        raise CTMaskNetError("`augmented`: give the training's configuration as `config_file`")
+    check_writable(args.output, folder=True)
+    cfg = read_cfg(args.config_file, args.opts)
+    register_prepared()
+    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
+    entries = [entry for name in names for entry in dataset_dicts(name)]
+    kind = "image_classes" if is_classifier(cfg) else "thing_classes"
+    classes = MetadataCatalog.get(names[0]).get(kind) if names else None
+    if not classes:
+        raise CTMaskNetError(
+            f"{', '.join(names) or 'DATASETS.TRAIN'}: has no classes for "
+            f"{args.config_file} to learn; name a set of its task as `dataset`"
+        )
+    if not is_classifier(cfg) and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        entries = [entry for entry in entries if entry["annotations"]]
+    seed = max(cfg.SEED, 0) if args.seed is None else args.seed
+    chosen = [entries[index] for index in pick(len(entries), args.limit, args.seed)]
+    if not chosen:
+        raise CTMaskNetError(f"{', '.join(names)}: no slice to train on; prepare the set again")
+    what = what_changes_pictures(cfg)
+    header = "" if what else "this configuration augments nothing"
+    plain = SeededMapping(chosen, task_mapper(without_augmentation(cfg), True), seed)
+    drawn = SeededMapping(chosen, training_mapper(cfg), seed)
+    output, paths, for_sheet = writable_folder(args.output), [], []
+    for number, entry in enumerate(tqdm(chosen, desc="augmented", unit="slice")):
+        items = [mapping[(number, number)] for mapping in (plain, drawn)]
+        for item in items:
+            if isinstance(item, BadSlice):
+                raise CTMaskNetError(f"{item.file}: {item.reason}")
+        names_of = () if is_classifier(cfg) else classes
+        shown = {"class_names": names_of, "title": slice_title(entry), "header": header}
+        picture = augmented_page(*items, **shown)
+        paths.append(output / f"{number + 1:03d}_{_stem(entry['file_name'])}.png")
+        write_picture(paths[-1], picture)
+        for_sheet.append(picture)
+    sheet = contact_sheet(for_sheet[:_SHEET_PICTURES], _SHEET_COLUMNS, _SHEET_CELL_PX)
+    write_picture(output / CONTACT_SHEET, sheet)
     return paths
 
 

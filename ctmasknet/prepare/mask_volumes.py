@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pydicom
 
-from ctmasknet.ct.dicom import beside_mm, grid_affine
+from ctmasknet.ct.dicom.series import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
 from ctmasknet.ct.itk import read_itk_volume
 from ctmasknet.ct.nifti import StoredVolume, read_volume

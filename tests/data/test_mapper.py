@@ -266,7 +266,3 @@ def test_both_mappers_name_a_file_that_cannot_be_used(tmp_path, kind, message):
 def test_unsupported_augmentations_name_their_key(mapper):
     with pytest.raises(CTMaskNetError, match=r"INPUT\.RANDOM_FLIP: 'vertical'"):
         mapper(config(flip="vertical"), is_train=True)
-    cfg = config()
-    cfg.INPUT.CROP.ENABLED = True
-    with pytest.raises(CTMaskNetError, match=r"INPUT\.CROP\.ENABLED"):
-        mapper(cfg, is_train=True)

@@ -22,7 +22,12 @@ SCHEDULE = [
     *("SOLVER.LOG_PERIOD", 2, "INPUT.RANDOM_FLIP", "horizontal"),
 ]
 TASKS = {
-    "segmentation": ["configs/seg_light.yaml", "DATALOADER.NUM_WORKERS", 1],
+    "segmentation": [
+        *("configs/seg_light.yaml", "DATALOADER.NUM_WORKERS", 1),
+        *("INPUT.AUGMENTATION.ROTATION_DEG", 20.0, "INPUT.AUGMENTATION.ELASTIC_PX", 3.0),
+        *("INPUT.AUGMENTATION.NOISE_STD", 5.0, "DATALOADER.SAMPLER_TRAIN", "LesionBalancedSampler"),
+        *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"),
+    ],
     "heads": ["configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"],
     "heads on kept rows": [
         *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads"),
@@ -32,7 +37,11 @@ TASKS = {
         *("configs/cls_light.yaml", "MODEL.TRAINABLE", "heads_bn"),
         *("MODEL.BACKBONE.FREEZE_AT", 0),
     ],
-    "full": ["configs/cls_light.yaml", "MODEL.TRAINABLE", "full"],
+    "full": [
+        *("configs/cls_light.yaml", "MODEL.TRAINABLE", "full"),
+        *("INPUT.AUGMENTATION.PRESET", "covidnet_ct", "INPUT.CROP_TO_BODY", "True"),
+        *("DATALOADER.SAMPLER_TRAIN", "ClassBalancedSampler"),
+    ],
 }
 
 

@@ -32,9 +32,15 @@ def slices(tmp_path):
 
 def arguments(output, **given):
     values = {"config_file": "", "opts": [], "weights": None, "dataset": None, "input": None}
-    values["rescale"] = None
+    values |= {"rescale": None, "augmented": False}
     values |= {"output": str(output)}
-    values |= {"limit": None, "seed": None, "score_threshold": 0.75, "ground_truth_only": False}
+    values |= {
+        "limit": None,
+        "seed": None,
+        "score_threshold": 0.75,
+        "ground_truth_only": False,
+        "augmented": False,
+    }
     return argparse.Namespace(**(values | given))
 
 

@@ -1,5 +1,7 @@
 """Label volumes of lesions: which class has a voxel, and where it lies in NIfTI and DICOM."""
 
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from ctmasknet.ct.read import read_scans
 from ctmasknet.predict.masks import label_slice, mask_values, nifti_bytes
 from ctmasknet.predict.results import FoundBox
 from tests.helpers import ct_samples
+from tests.helpers.small_world import words
 
 
 def test_values_and_overlap_in_a_label_mask():
@@ -69,3 +72,21 @@ def test_nifti_masks_of_other_storage(codes, tmp_path):
     turned = nibabel.as_closest_canonical(mask)  # to the right, to the front, to the head
     upright = np.array(labels).transpose(2, 1, 0)[::-1, ::-1]
     np.testing.assert_array_equal(np.asarray(turned.dataobj), upright)
+
+
+def test_burden_is_a_share_of_the_lungs_of_the_scan(detector, scans, tmp_path, tool):
+    out, flags = tmp_path / "out", ["--burden", "threshold", "--score-threshold", 0.3]
+    code, error = tool(*words(detector, [scans / "a_dicom", scans / "b_nifti"], out, *flags))
+    assert code == 0, error
+    found = json.loads((out / "burden" / "burden.json").read_text())
+    assert found["of"] == "lung" and len(found["scans"]) == 2
+    assert any("where an adult's whole ones have" in caution for caution in found["cautions"])
+    assert all(0 < one["ml"]["whole"] < 50 for one in found["scans"])
+    assert any(one["percent"]["any"] > 0 for one in found["slices"])
+    code, error = tool(*words(detector, [scans / "c_pictures"], tmp_path / "p", *flags))
+    assert code == 2 and "the prediction is written, but has no burden" in error
+    assert "is a picture, which states no HU" in error
+    assert (tmp_path / "p" / "lesions.json").exists() and not (tmp_path / "p" / "burden").exists()
+    flags[1] = "network"
+    code, error = tool(*words(detector, [scans / "a_dicom"], tmp_path / "n", *flags))
+    assert code == 2 and "lungmask cannot be imported" in error and not (tmp_path / "n").exists()

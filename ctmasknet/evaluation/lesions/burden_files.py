@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS
+from ctmasknet.ct.scan import parse_rescale, parse_window
 from ctmasknet.data.coco import checked_coco
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
@@ -29,6 +30,7 @@ from ctmasknet.data.label_masks import (
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
+from ctmasknet.evaluation.lesions.scan_lungs import ScanLungs
 from ctmasknet.files import atomic_write, check_writable, read_json, safe_cell, write_json, writing
 from ctmasknet.names import PatientRule
 
@@ -44,6 +46,10 @@ def measure_burden(
     label_masks: str | os.PathLike | None = None,
     labels: str | None = None,
     score_threshold: float = 0.75,
+    scans: Sequence[str | os.PathLike] | None = None,
+    lungs: str = "threshold",
+    rescale: str | None = None,
+    lung_window: str | None = None,
 ) -> dict[str, Any]:
     """Measure the lesions of a data set or a file, and write ``burden.csv`` and ``burden.json``.
 
@@ -57,10 +63,18 @@ def measure_burden(
         labels: meaning of the mask values, such as ``0:background,1:lung``; default: as the set was
             prepared.
         score_threshold: predictions must score more, 0..1.
+        scans: files and folders of the very slices, in which lungs are looked for; as they were
+            given to the prediction.
+        lungs: how, see :data:`ctmasknet.ct.lungs.masks.LUNG_WAYS`.
+        rescale: slope and intercept to HU of ``scans``, see
+            :func:`ctmasknet.ct.scan.parse_rescale`.
+        lung_window: window ``CENTER,WIDTH`` in HU that ``scans`` were made through, where they are
+            pictures.
 
     Returns:
         The content of ``burden.json``: ``format``, ``lesions`` (where from), ``of`` (lung or
-        slice), ``classes``, ``outside_lung_px``, ``cautions`` (of the lesions' file), ``slices``,
+        slice), ``classes``, ``outside_lung_px``, ``cautions`` (of the lesions' file, and of lungs
+        that may be wrong), ``lungs`` (how they were found, where scans were given), ``slices``,
         ``scans``, ``patients`` (each of :meth:`Burden.to_json`).
 
     Raises:
@@ -71,6 +85,10 @@ def measure_burden(
         raise CTMaskNetError("give either `dataset` or `lesions`")
     if predictions and lesions:
         raise CTMaskNetError("`predictions` belong to a data set: give it as `dataset`")
+    if scans and label_masks:
+        raise CTMaskNetError("`label_masks` tell the lung already: leave them or `scans` out")
+    if not scans and (rescale, lung_window, lungs) != (None, None, "threshold"):
+        raise CTMaskNetError("`lungs`, `rescale` and `lung_window` have no effect without `scans`")
     if not 0 <= score_threshold <= 1:
         raise CTMaskNetError(f"`score_threshold`: {score_threshold:g} is not within 0..1")
     path, source = lesions, str(lesions)
@@ -84,7 +102,11 @@ def measure_burden(
     document = checked_coco(_json(path, dict), path)
     if not document["images"]:
         raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
-    masks = None
+    masks = found_in = None
+    if scans:
+        how = {"rescale": None if rescale is None else parse_rescale(rescale)}
+        how["window"] = None if lung_window is None else parse_window(lung_window)
+        masks = found_in = ScanLungs(scans, document, lungs, **how)
     if label_masks:
         masks = LabelMasks.of(label_masks, document, parse_labels(labels) if labels else None)
     if predictions:
@@ -95,7 +117,7 @@ def measure_burden(
     cautions = _cautions(document)
     if any("score" in item for item in document["annotations"]):
         source += f", score > {score_threshold:g}"
-    if masks is not None and dataset and not predictions:
+    if label_masks and dataset and not predictions:
         source = f"label masks in {label_masks}"
         slices = masks.slices(document)
     else:
@@ -107,8 +129,10 @@ def measure_burden(
         "of": "lung" if masks is not None and masks.has_lung else "slice",
         "classes": [name for name in slices[0].lesion_px if name != ANY],
         "outside_lung_px": sum(item.outside_px for item in slices),
-        "cautions": cautions,
+        "cautions": cautions + (found_in.doubts if found_in else []),
     }
+    if found_in is not None:
+        found["lungs"] = found_in.way
     levels = burdens(slices)
     found |= {level: [item.to_json() for item in items] for level, items in levels.items()}
     with writing(output):
@@ -134,7 +158,8 @@ def burden_text(found: Mapping[str, Any]) -> str:
         rows, headers=["", "n", *names], tablefmt="pipe", disable_numparse=True, stralign="right"
     )
     head = f"% of the {found['of']}: median (least-most); lesions: {found['lesions']}"
-    told = [f"caution: {caution}" for caution in found.get("cautions", ())]
+    told = [f"lungs: {found['lungs']}"] if "lungs" in found else []
+    told += [f"caution: {caution}" for caution in found.get("cautions", ())]
     return "\n".join([head, *told, table])
 
 
@@ -261,7 +286,7 @@ def _coco_slices(
     document: Mapping[str, Any],
     path: str | os.PathLike,
     score_threshold: float,
-    label_masks: LabelMasks | None,
+    label_masks: LabelMasks | ScanLungs | None,
 ) -> Iterator[SliceBurden]:
     """Measure the lesions of a COCO document, slice by slice, those with a ``score`` above the
     threshold; ``path`` is its file, for messages."""

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import nibabel
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -401,3 +402,71 @@ def test_lesions_count_above_a_score_of_075_where_none_is_stated(tmp_path, repos
     for name in ("burden.json", "burden.csv"):
         written, same = ((tmp_path / by / name).read_bytes() for by in ("tool", "library"))
         assert written == same
+
+
+@pytest.fixture
+def scan_and_lesions(tmp_path):
+    """A NIfTI volume of a chest with two lungs of 800 px a slice, and a lesion over half of one."""
+    volume = np.full((4, 64, 64), -1000, np.int16)
+    volume[:, 6:58, 4:60] = 40
+    lungs = np.zeros((64, 64), bool)
+    lungs[12:52, 10:30] = lungs[12:52, 34:54] = True
+    volume[:, lungs] = -850
+    path = tmp_path / "ct.nii.gz"
+    stored = volume.transpose(2, 1, 0)[::-1, ::-1]
+    nibabel.save(nibabel.Nifti1Image(stored, np.diag([5.0, 5.0, 30.0, 1])), path)
+    lesion = np.zeros((64, 64), np.uint8, order="F")
+    lesion[12:32, 10:30] = lesion[0:5, 0:5] = 1
+    rle = mask_util.encode(lesion)
+    rle = {"size": rle["size"], "counts": rle["counts"].decode()}
+    box = [0, 0, 30, 32]
+    about = {"category_id": 1, "bbox": box, "area": 425, "iscrowd": 0, "segmentation": rle}
+    images = [
+        {"id": n + 1, "file_name": f"{path}#{n:04d}", "height": 64, "width": 64, "patient": ""}
+        | {"scan": "ct", "spacing_mm": [5.0, 5.0], "position_mm": 30.0 * n}
+        for n in range(4)
+    ]
+    document = {
+        "images": images,
+        "categories": [{"id": 1, "name": "ggo"}],
+        "annotations": [{"id": n + 1, "image_id": n + 1, "score": 0.9, **about} for n in range(4)],
+    }
+    (tmp_path / "lesions.json").write_text(json.dumps(document))
+    return path, tmp_path / "lesions.json"
+
+
+def test_burden_of_the_lungs_of_the_scan_itself(scan_and_lesions, tmp_path, repository, capsys):
+    path, lesions = scan_and_lesions
+    found = measure_burden(tmp_path / "out", lesions=lesions, scans=[path])
+    assert found["of"] == "lung" and found["lungs"].startswith("threshold -320 HU")
+    assert found["outside_lung_px"] == 4 * 25
+    assert found["slices"][1]["percent"]["any"] == pytest.approx(25, abs=0.5)
+    assert found["scans"][0]["ml"]["whole"] == pytest.approx(1600 * 25 * 120 / 1000, rel=0.01)
+    assert found["cautions"] == []
+    words = ["--lesions", lesions, "--output", tmp_path / "tool", "--scans"]
+    assert run_tool(repository, "tools/lesion_burden.py", *words, path) == 0
+    assert "% of the lung" in capsys.readouterr().out
+    for more, message in (
+        (("nothing.nii.gz",), "nothing.nii.gz"),
+        ((path, "--lungs", "network"), "lungs by network: lungmask cannot be imported"),
+        ((path, "--label-masks", tmp_path), "--label-masks tell the lung already"),
+    ):
+        assert run_tool(repository, "tools/lesion_burden.py", *words, *more) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_doubted_lungs_are_told_and_other_scans_refused(scan_and_lesions, tmp_path):
+    path, lesions = scan_and_lesions
+    image = nibabel.load(path)
+    values = np.asarray(image.dataobj).copy()
+    values[:34][values[:34] == -850] = 40
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    found = measure_burden(tmp_path / "out", lesions=lesions, scans=[path])
+    (caution,) = [text for text in found["cautions"] if "less than a third" in text]
+    assert caution.startswith("lungs of ct.nii.gz") or caution.startswith("lungs of ")
+    other = path.with_name("other.nii.gz")
+    path.rename(other)
+    with pytest.raises(CTMaskNetError, match=r"ct\.nii\.gz#0000: is no slice of `scans` \(4 of 4"):
+        measure_burden(tmp_path / "out", lesions=lesions, scans=[other])
+    with pytest.raises(CTMaskNetError, match="have no effect without `scans`"):
+        measure_burden(tmp_path / "out", lesions=lesions, lungs="network")

@@ -2,7 +2,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from ctmasknet.ct.dicom_bytes import codestream_size
+from ctmasknet.ct.dicom.bytes import codestream_size
 from ctmasknet.ct.read import read_scans
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers import ct_samples

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydicom.dataset import Dataset
 
-from ctmasknet.ct.dicom_bytes import read_frame, read_header
-from ctmasknet.ct.dicom_frames import Frame, check_is_ct, frames_of
+from ctmasknet.ct.dicom.bytes import read_frame, read_header
+from ctmasknet.ct.dicom.frames import Frame, check_is_ct, frames_of
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, UnsuitableFile, decoding, mark_outside
