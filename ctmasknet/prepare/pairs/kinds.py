@@ -17,13 +17,14 @@ from ctmasknet.prepare.volumes import Volume
 class LesionPair:
     """An image, its mask and its patient.
 
-    ``key`` names the slice; ``file`` is the image's path relative to its folder.
+    ``key`` names the slice; ``file`` is the image's path relative to its folder; ``mask`` is None
+    where there is no lesion.
     """
 
     key: str
     file: str
     image: Path
-    mask: Path
+    mask: Path | None
     patient: str
 
 
@@ -34,12 +35,12 @@ class VolumePair:
     Attributes:
         volume: of the scan.
         mask: a NIfTI or DICOM-SEG file, or a folder with one picture a slice (see
-            :func:`find_volume_pairs`).
+            :func:`find_volume_pairs`); None: it has no lesion.
         patient: whose it is.
     """
 
     volume: Volume
-    mask: Path
+    mask: Path | None
     patient: str
 
     @property

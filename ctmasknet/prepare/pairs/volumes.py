@@ -16,6 +16,8 @@ from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
 from ctmasknet.prepare.pairs.kinds import VolumePair
 from ctmasknet.prepare.pairs.matching import base_of, stem_of, unique_names
+from ctmasknet.prepare.pairs.pictures import NAMES_TELL
+from ctmasknet.prepare.pairs.stated import Pairing, settle_unlabelled
 from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def find_volume_pairs(
     rule: PatientRule,
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
+    pairing: Pairing = NAMES_TELL,
 ) -> list[VolumePair]:
     """Pair the volumes under ``images`` with the masks under ``masks``, in natural order.
 
@@ -94,7 +97,7 @@ def find_volume_pairs(
     the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
     (:func:`slice_masks`). ``rescale`` is for volumes as in
-    :func:`ctmasknet.ct.read.read_scans`.
+    :func:`ctmasknet.ct.read.read_scans`, ``pairing`` what the user states of masks.
 
     Raises:
         CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
@@ -124,18 +127,30 @@ def find_volume_pairs(
         and _is_mask(file, lost if one_folder else None, report)
     ]
     left_out = {stem_of(without_extension(file)) for file in bad.values()}
-    mask_of = _matched(volumes, files, masks, left_out, lost, report)
+    if pairing.is_stated:
+        volume_of = {_file_of(volume, images): volume for volume in volumes}
+        stated = pairing.masks_of(list(volume_of), images, masks)
+        volumes = [volume for file, volume in volume_of.items() if file in stated]
+        mask_of = {volume_of[file].key: mask for file, mask in stated.items() if mask}
+    else:
+        mask_of = _matched(volumes, files, masks, left_out, lost, report)
+        mask_of = {v.key: mask_of.get(v.key) or _picture_folder(masks, v) for v in volumes}
+    unlabelled = [volume.key for volume in volumes if not mask_of.get(volume.key)]
+    if pairing.unlabelled != "error":
+        settle_unlabelled(unlabelled, len(volumes) - len(unlabelled), images, pairing)
     pairs = []
     for volume in volumes:
-        mask = mask_of.get(volume.key) or _picture_folder(masks, volume)
-        if mask is None:
+        mask = mask_of.get(volume.key)
+        if mask is None and pairing.unlabelled == "skip":
+            continue
+        if mask is None and pairing.unlabelled == "error":
             if on_bad is None:
                 raise CTMaskNetError(_without_mask(volume, masks))
             for file in dict.fromkeys(one.file for one in volume.scan.slices):
                 on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
-    _log_spare_pictures(masks, {pair.mask for pair in pairs})
+    _log_spare_pictures(masks, {pair.mask for pair in pairs if pair.mask})
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
     if missing and not bad:
         raise CTMaskNetError(
@@ -224,6 +239,14 @@ def _folder_of(volume: Volume) -> str:
     return os.path.dirname(volume.key) if alone else volume.key
 
 
+def _file_of(volume: Volume, images: Path) -> str:
+    """Its relative path; of a series that of its folder."""
+    files = {one.file for one in volume.scan.slices}
+    if len(files) > 1:
+        return volume.key
+    return Path(os.path.relpath(next(iter(files)), images)).as_posix()
+
+
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
     folder = masks / volume.key
     if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
@@ -246,7 +269,8 @@ def _log_spare_pictures(masks: Path, used: Collection[Path]) -> None:
 def _without_mask(volume: Volume, masks: Path) -> str:
     return (
         f"{volume.scan.slices[0].file}: no mask for the volume {volume.key} in {masks}; name it "
-        f"{volume.key}.nii.gz, or put it into a folder of that name"
+        f"{volume.key}.nii.gz, put it into a folder of that name, or say with `unlabelled` "
+        "skip or normal what images without a mask are"
     )
 
 
