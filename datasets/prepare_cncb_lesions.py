@@ -31,6 +31,7 @@ from ctmasknet.prepare.arguments import (
 from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.prepare.pairs import source_folders
+from ctmasknet.prepare.pairs.stated import UNLABELLED, read_pairing
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,6 +75,20 @@ def parser() -> argparse.ArgumentParser:
         choices=["vertical", "horizontal"],
         default=[],
         help="mirror after transposing; the result must be spine down, patient's right on the left",
+    )
+    p.add_argument(
+        "--pairs",
+        metavar="CSV|TEMPLATE",
+        help="which mask is whose: a CSV file image,mask, or a template such as "
+        "'{case}/ct.nii.gz={case}/seg.nii.gz'; paths are relative to the two folders; default: "
+        "names tell",
+    )
+    p.add_argument(
+        "--unlabelled",
+        choices=UNLABELLED,
+        default="error",
+        help="what images without a mask are: an error, left out, or free of lesions; "
+        "default: %(default)s",
     )
     p.add_argument("--patient-pattern", help="regular expression with a group (?P<patient>...)")
     p.add_argument("--groups", type=Path, help="CSV file stem,patient; goes before the other rules")
@@ -200,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         workers=args.workers,
         bad=bad_slices_from(args),
         strict=args.strict,
+        pairing=read_pairing(args.pairs, args.unlabelled),
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

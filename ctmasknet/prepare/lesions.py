@@ -42,6 +42,8 @@ from ctmasknet.prepare.pairs import (
     find_volume_pairs,
     split_by_lists,
 )
+from ctmasknet.prepare.pairs.pictures import NAMES_TELL
+from ctmasknet.prepare.pairs.stated import Pairing
 from ctmasknet.prepare.staging import least_bytes, writing_set
 from ctmasknet.prepare.volumes import volume_files, without_extension
 
@@ -66,6 +68,7 @@ def prepare_lesions(
     progress: bool = True,
     bad: BadSlices | None = None,
     strict: bool = False,
+    pairing: Pairing = NAMES_TELL,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
     pictures, ``output/image/``.
@@ -97,6 +100,7 @@ def prepare_lesions(
             :data:`SOURCE`; default: the first one is an error. Where they are skipped,
             ``output/bad_slices.json`` lists them.
         strict: patients that may be one, spelled otherwise, are an error.
+        pairing: what the user states of masks; default: their names tell.
 
     Returns:
         For each mask type ``mask_type``, ``unlisted_images`` (images that no list names) and
@@ -128,7 +132,9 @@ def prepare_lesions(
             f"{images}: holds no DICOM and no NIfTI; `window`, `segment`, `every` and `keep_empty` "
             "are for these, leave them out"
         )
-    pairs, listed, unlisted = _find(images, masks, rule, lists or {}, of_volumes, bad, how.rescale)
+    pairs, listed, unlisted = _find(
+        images, masks, rule, lists or {}, of_volumes, bad, how.rescale, pairing
+    )
     tell_numbered(pair.key for pair in pairs if pair.patient == pair.key)
     known = {pair.patient for pair in pairs}
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), output.name, strict)
@@ -229,6 +235,7 @@ def _find(
     of_volumes: bool,
     bad: BadSlices,
     rescale: Rescale | None,
+    pairing: Pairing,
 ) -> tuple[list[LesionPair] | list[VolumePair], dict[str, list[str]], int]:
     """The pairs, of those that lists name if there are any; their keys of each split; the number of
     images that no list names."""
@@ -248,9 +255,9 @@ def _find(
 
     on_bad = note if bad.skip else None
     if of_volumes:
-        pairs = find_volume_pairs(images, masks, rule, on_bad, rescale)
+        pairs = find_volume_pairs(images, masks, rule, on_bad, rescale, pairing)
     else:
-        pairs = find_pairs(images, masks, rule, on_bad)
+        pairs = find_pairs(images, masks, rule, on_bad, pairing)
     if not lists:
         return pairs, {}, 0
     listed = split_by_lists(pairs, lists, volume_key if of_volumes else rule.key, left_out)

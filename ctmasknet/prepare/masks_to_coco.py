@@ -227,8 +227,11 @@ def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
         image = read_picture(pair.image)
     else:
         image = read_deep_picture(pair.image, how.window, how.rescale)
-    mask = read_mask(pair.mask, how.labels)
-    check_same_size(pair.image, image.shape, pair.mask, mask, "image")
+    if pair.mask is None:
+        mask = np.full(image.shape[:2], background_value(how.labels), np.int32)
+    else:
+        mask = read_mask(pair.mask, how.labels)
+        check_same_size(pair.image, image.shape, pair.mask, mask, "image")
     mask = how.orientation.upright(mask)
     file = pair.file
     if how.copies is not None:
@@ -273,6 +276,8 @@ def _convert_volume(pair: VolumePair, how: Conversion) -> list[ConvertedSlice | 
 def _planes(pair: VolumePair, how: Conversion) -> Callable[[int], np.ndarray]:
     """Slice index -> (H, W) mask values."""
     slices = pair.volume.scan.slices
+    if pair.mask is None:
+        return lambda index: np.full(slices[index].shape, background_value(how.labels), np.int32)
     if pair.mask.is_dir():
         pictures = slice_masks(pair.volume.scan, pair.mask, allow_spare=how.skip_bad)
         return lambda index: _picture_plane(slices[index], index, pictures[index], pair.mask, how)

@@ -1,234 +1,26 @@
-"""Which image and which mask belong together, whose they are, and the split that lists say.
-
-Images are pictures or volumes; the mask of a volume is another, or a folder of pictures, one a
-slice.
-"""
+"""Volumes and their masks: other volumes, or folders of pictures, one a slice."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ctmasknet.ct.find import find_files, kind_of, natural_key
 from ctmasknet.ct.scan import CTScan, Rescale
-from ctmasknet.data.label_masks import MASK_SUFFIXES, files_by_key
-from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
+from ctmasknet.data.label_masks import MASK_SUFFIXES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
-from ctmasknet.prepare.volumes import (
-    Volume,
-    find_volumes,
-    log_others,
-    volume_files,
-    without_extension,
-)
+from ctmasknet.prepare.pairs.kinds import VolumePair
+from ctmasknet.prepare.pairs.matching import base_of, stem_of, unique_names
+from ctmasknet.prepare.pairs.pictures import NAMES_TELL
+from ctmasknet.prepare.pairs.stated import Pairing, settle_unlabelled
+from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
 
 _LOGGER = logging.getLogger(__name__)
-#: What names of masks, and of images that lie beside them, have behind the name of the case.
-_ENDINGS = re.compile(
-    r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000|ct|im|img|images?|org)$", re.IGNORECASE
-)
-
-
-@dataclass(frozen=True)
-class LesionPair:
-    """An image, its mask and its patient.
-
-    ``key`` names the slice; ``file`` is the image's path relative to its folder.
-    """
-
-    key: str
-    file: str
-    image: Path
-    mask: Path
-    patient: str
-
-
-@dataclass(frozen=True)
-class VolumePair:
-    """A volume, its mask and its patient.
-
-    Attributes:
-        volume: of the scan.
-        mask: a NIfTI or DICOM-SEG file, or a folder with one picture a slice (see
-            :func:`find_volume_pairs`).
-        patient: whose it is.
-    """
-
-    volume: Volume
-    mask: Path
-    patient: str
-
-    @property
-    def key(self) -> str:
-        return self.volume.key
-
-
-def source_folders(
-    source: str | os.PathLike | None,
-    images: str | os.PathLike | None = None,
-    masks: str | os.PathLike | None = None,
-) -> tuple[Path, Path]:
-    """The image and the mask folder: as given, else ``image`` or ``images``, ``mask`` or ``masks``
-    in ``source``.
-
-    Raises:
-        CTMaskNetError: a folder is missing.
-    """
-    if source is not None and not Path(source).is_dir():
-        raise CTMaskNetError(
-            f"{source}: no such folder; `source` names the folder with image/ and mask/"
-        )
-    found = []
-    for given, name in ((images, "image"), (masks, "mask")):
-        if given is not None:
-            folder = Path(given)
-        elif source is None:
-            raise CTMaskNetError(f"{name}s: give `source`, or both `images` and `masks`")
-        else:
-            folder = Path(source) / name
-            if not folder.is_dir():
-                folder = Path(source) / f"{name}s"
-        if not folder.is_dir():
-            wanted = given if given is not None else f"{source}/{name} (or {name}s)"
-            raise CTMaskNetError(f"{wanted}: no such folder of {name}s; check the path")
-        found.append(folder)
-    return found[0], found[1]
-
-
-def find_pairs(
-    images: Path, masks: Path, rule: PatientRule, on_bad: Callable[[str, str], None] | None = None
-) -> list[LesionPair]:
-    """Pair the images under ``images`` with the masks under ``masks``, sorted by slice.
-
-    A mask has the name of its image, endings such as ``_mask`` and ``_ct`` aside; failing that, the
-    same in another folder, where no other image has it.
-
-    Args:
-        images, masks: the folders; they may be one.
-        rule: what names mean.
-        on_bad: called with (file, reason) for an image without mask or the reverse, which is then
-            left out; None: an error.
-
-    Raises:
-        CTMaskNetError: an image without mask or the reverse, a slice named twice, a name that does
-            not parse, a group for a slice that is not there, or no image at all.
-    """
-    one_folder = images.resolve() == masks.resolve()
-    image_suffixes = tuple(s for s in IMAGE_SUFFIXES if not one_folder or s not in MASK_SUFFIXES)
-    image_of = files_by_key(images, image_suffixes, rule)
-    mask_of = files_by_key(masks, MASK_SUFFIXES, rule)
-    if not image_of and not mask_of:
-        raise CTMaskNetError(
-            f"{images}: the data set is empty; no file ends in {', '.join(image_suffixes)}"
-        )
-    log_others(images, (each.path for each in find_files([images])), IMAGE_SUFFIXES)
-    if not one_folder:
-        log_others(masks, (each.path for each in find_files([masks])), MASK_SUFFIXES)
-    image_keys = [key for key in image_of if key not in mask_of]
-    for key, other in _paired(image_keys, [key for key in mask_of if key not in image_of]).items():
-        mask_of[key] = mask_of.pop(other)
-    lossy: dict[str, str] = {}
-    if not one_folder:
-        with contextlib.suppress(CTMaskNetError):
-            lossy = files_by_key(masks, (".jpg", ".jpeg"), rule)
-    alone = [
-        (
-            folder / file,
-            f"its mask {masks / lossy[key]} is a JPEG, which cannot hold labels; store it as PNG"
-            if wanted == "mask" and key in lossy
-            else f"no {wanted} of the same name in {other}",
-        )
-        for folder, found, wanted, other, partners in (
-            (images, image_of, "mask", masks, mask_of),
-            (masks, mask_of, "image", images, image_of),
-        )
-        for key, file in found.items()
-        if key not in partners
-    ]
-    if alone and on_bad is None:
-        file, reason = alone[0]
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise CTMaskNetError(f"{file}: {reason}{more}; add the missing file or remove this one")
-    for file, reason in alone:
-        on_bad(str(file), reason)
-    missing = sorted(set(rule.groups) - set(image_of))
-    if missing:
-        raise CTMaskNetError(
-            f"groups: {missing[0]} is no image under {images}; correct the groups file"
-        )
-    return [
-        LesionPair(
-            key,
-            image_of[key],
-            images / image_of[key],
-            masks / mask_of[key],
-            rule.read(image_of[key]).patient,
-        )
-        for key in sorted(image_of.keys() & mask_of.keys(), key=lambda key: (natural_key(key), key))
-    ]
-
-
-def split_by_lists(
-    pairs: Sequence[LesionPair | VolumePair],
-    lists: Mapping[str, str | os.PathLike],
-    key: Callable[[str], str],
-    left_out: Collection[str] = (),
-) -> dict[str, list[str]]:
-    """The keys of each split as list files say. Pairs on no list are left out.
-
-    Args:
-        pairs: of the data set.
-        lists: split -> list file.
-        key: of the slice or volume that a line names, such as :meth:`PatientRule.key`.
-        left_out: keys that lists may name too, which are of no pair.
-
-    Raises:
-        CTMaskNetError: a line that does not parse or names a file that is not there, a slice or
-            volume named twice, a patient in two splits; the message says file and line.
-    """
-    pair_of = {pair.key: pair for pair in pairs}
-    of_volumes = any(isinstance(pair, VolumePair) for pair in pairs)
-    what, one = ("volume", "volume") if of_volumes else ("image", "slice")
-    line_of: dict[str, str] = {}
-    result: dict[str, list[str]] = {}
-    for split, path in lists.items():
-        check_split_name(split)
-        result[split] = []
-        for number, line in read_list(path):
-            where = f"{path}:{number}"
-            try:
-                name = key(line)
-            except CTMaskNetError as error:
-                raise CTMaskNetError(f"{where}: {error}") from None
-            if name not in pair_of and name in left_out:
-                continue
-            if name not in pair_of:
-                raise CTMaskNetError(
-                    f"{where}: {line} names no {what} of the data set; remove it or add the file "
-                    f"({what}s are named such as {next(iter(pair_of), '110_104')})"
-                )
-            if name in line_of:
-                raise CTMaskNetError(
-                    f"{where}: the {one} {line} was already named at {line_of[name]}; remove one"
-                )
-            line_of[name] = where
-            result[split].append(name)
-        result[split].sort(key=natural_key)
-    try:
-        check_disjoint(
-            {split: [pair_of[name].patient for name in names] for split, names in result.items()}
-        )
-    except CTMaskNetError as error:
-        raise CTMaskNetError(f"{', '.join(map(str, lists.values()))}: {error}") from None
-    return result
 
 
 def slice_masks(scan: CTScan, folder: Path, *, allow_spare: bool = False) -> list[Path | None]:
@@ -294,6 +86,7 @@ def find_volume_pairs(
     rule: PatientRule,
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
+    pairing: Pairing = NAMES_TELL,
 ) -> list[VolumePair]:
     """Pair the volumes under ``images`` with the masks under ``masks``, in natural order.
 
@@ -304,7 +97,7 @@ def find_volume_pairs(
     the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
     (:func:`slice_masks`). ``rescale`` is for volumes as in
-    :func:`ctmasknet.ct.read.read_scans`.
+    :func:`ctmasknet.ct.read.read_scans`, ``pairing`` what the user states of masks.
 
     Raises:
         CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
@@ -333,19 +126,31 @@ def find_volume_pairs(
         if os.path.realpath(file) not in used | bad.keys()
         and _is_mask(file, lost if one_folder else None, report)
     ]
-    left_out = {_stem(without_extension(file)) for file in bad.values()}
-    mask_of = _matched(volumes, files, masks, left_out, lost, report)
+    left_out = {stem_of(without_extension(file)) for file in bad.values()}
+    if pairing.is_stated:
+        volume_of = {_file_of(volume, images): volume for volume in volumes}
+        stated = pairing.masks_of(list(volume_of), images, masks)
+        volumes = [volume for file, volume in volume_of.items() if file in stated]
+        mask_of = {volume_of[file].key: mask for file, mask in stated.items() if mask}
+    else:
+        mask_of = _matched(volumes, files, masks, left_out, lost, report)
+        mask_of = {v.key: mask_of.get(v.key) or _picture_folder(masks, v) for v in volumes}
+    unlabelled = [volume.key for volume in volumes if not mask_of.get(volume.key)]
+    if pairing.unlabelled != "error":
+        settle_unlabelled(unlabelled, len(volumes) - len(unlabelled), images, pairing)
     pairs = []
     for volume in volumes:
-        mask = mask_of.get(volume.key) or _picture_folder(masks, volume)
-        if mask is None:
+        mask = mask_of.get(volume.key)
+        if mask is None and pairing.unlabelled == "skip":
+            continue
+        if mask is None and pairing.unlabelled == "error":
             if on_bad is None:
                 raise CTMaskNetError(_without_mask(volume, masks))
             for file in dict.fromkeys(one.file for one in volume.scan.slices):
                 on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
-    _log_spare_pictures(masks, {pair.mask for pair in pairs})
+    _log_spare_pictures(masks, {pair.mask for pair in pairs if pair.mask})
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
     if missing and not bad:
         raise CTMaskNetError(
@@ -384,10 +189,10 @@ def _matched(
     """Key of a volume -> its mask file; masks of volumes in ``bad`` (stems) are left out, and why
     a file is no volume itself is in ``lost``, by its real path."""
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
-    by_stem = _unique((_stem(volume.key), volume.key) for volume in volumes)
-    by_base = _unique((_base(volume.key), volume.key) for volume in volumes)
+    by_stem = unique_names((stem_of(volume.key), volume.key) for volume in volumes)
+    by_base = unique_names((base_of(volume.key), volume.key) for volume in volumes)
     folder = {volume.key: _folder_of(volume) for volume in volumes}
-    by_folder = _unique((folder[volume.key], volume.key) for volume in volumes)
+    by_folder = unique_names((folder[volume.key], volume.key) for volume in volumes)
     kind_of_volume = {volume.key: volume.scan.kind for volume in volumes}
     found: dict[str, Path] = {}
     for file in sorted(files, key=lambda path: natural_key(str(path))):
@@ -396,14 +201,14 @@ def _matched(
         key = (
             by_scan.get(series)
             or (name if name in folder else None)
-            or by_stem.get(_stem(name))
+            or by_stem.get(stem_of(name))
             or by_folder.get(name)
             or by_folder.get(os.path.dirname(name))
-            or by_base.get(_base(name))
+            or by_base.get(base_of(name))
         )
         if key is None and (
-            _stem(name) in bad
-            or (_base(name) and _base(name) in map(_base, bad))
+            stem_of(name) in bad
+            or (base_of(name) and base_of(name) in map(base_of, bad))
             or os.path.dirname(name) in map(os.path.dirname, bad)
         ):
             continue
@@ -428,39 +233,18 @@ def _matched(
     return found
 
 
-def _paired(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
-    """Key of an image -> key of the mask that has its name but for the ending or, where these are
-    unique on both sides, the folder."""
-    found: dict[str, str] = {}
-    for name in (_stem, _base):
-        left = [key for key in images if key not in found]
-        spare = [key for key in masks if key not in found.values()]
-        image_of, mask_of = (_unique((name(key), key) for key in keys) for keys in (left, spare))
-        found |= {image_of[each]: mask_of[each] for each in image_of.keys() & mask_of.keys()}
-    return found
-
-
-def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """name -> key, of the names that one key alone has."""
-    pairs = list(pairs)
-    count = Counter(name for name, _ in pairs)
-    return {name: key for name, key in pairs if name and count[name] == 1}
-
-
 def _folder_of(volume: Volume) -> str:
     """Relative folder of its file; of a series, whose key is a folder, that folder."""
     alone = len({one.file for one in volume.scan.slices}) == 1
     return os.path.dirname(volume.key) if alone else volume.key
 
 
-def _stem(name: str) -> str:
-    return _ENDINGS.sub("", name)
-
-
-def _base(name: str) -> str:
-    """The stem without its folder; "" for words such as ``image`` that name no case."""
-    base = os.path.basename(_stem(name))
-    return base if re.search("[0-9]", base) else ""
+def _file_of(volume: Volume, images: Path) -> str:
+    """Its relative path; of a series that of its folder."""
+    files = {one.file for one in volume.scan.slices}
+    if len(files) > 1:
+        return volume.key
+    return Path(os.path.relpath(next(iter(files)), images)).as_posix()
 
 
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
@@ -485,7 +269,8 @@ def _log_spare_pictures(masks: Path, used: Collection[Path]) -> None:
 def _without_mask(volume: Volume, masks: Path) -> str:
     return (
         f"{volume.scan.slices[0].file}: no mask for the volume {volume.key} in {masks}; name it "
-        f"{volume.key}.nii.gz, or put it into a folder of that name"
+        f"{volume.key}.nii.gz, put it into a folder of that name, or say with `unlabelled` "
+        "skip or normal what images without a mask are"
     )
 
 

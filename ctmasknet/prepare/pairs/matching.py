@@ -1,0 +1,44 @@
+"""Which names belong together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+#: What names of masks, and of images that lie beside them, have behind the name of the case.
+_ENDINGS = re.compile(
+    r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000|ct|im|img|images?|org)$", re.IGNORECASE
+)
+
+
+def paired_names(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
+    """Key of an image -> key of the mask that has its name but for the ending or, where these are
+    unique on both sides, the folder."""
+    found: dict[str, str] = {}
+    for name in (stem_of, base_of):
+        left = [key for key in images if key not in found]
+        spare = [key for key in masks if key not in found.values()]
+        image_of, mask_of = (
+            unique_names((name(key), key) for key in keys) for keys in (left, spare)
+        )
+        found |= {image_of[each]: mask_of[each] for each in image_of.keys() & mask_of.keys()}
+    return found
+
+
+def unique_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """name -> key, of the names that one key alone has."""
+    pairs = list(pairs)
+    count = Counter(name for name, _ in pairs)
+    return {name: key for name, key in pairs if name and count[name] == 1}
+
+
+def stem_of(name: str) -> str:
+    return _ENDINGS.sub("", name)
+
+
+def base_of(name: str) -> str:
+    """The stem without its folder; "" for words such as ``image`` that name no case."""
+    base = os.path.basename(stem_of(name))
+    return base if re.search("[0-9]", base) else ""

@@ -1,0 +1,84 @@
+"""Pairs that the user states, and images without a mask."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.prepare import test_mask_volumes as label_samples
+from tests.prepare.small_sets import lesion_mask, read, write_slice
+
+
+def one_folder(folder, *names):
+    for index, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = lesion_mask(1) if "seg" in name else np.full((40, 48), index * 40, np.uint8)
+        Image.fromarray(mask).save(path)
+
+
+def counts(tmp_path):
+    document = read(tmp_path, "both_val.json")
+    return len(document["images"]), len(document["annotations"])
+
+
+EACH = ("--patients", "each-file", "--split", "val:1")
+
+
+@pytest.mark.parametrize(
+    ("names", "stated"),
+    [
+        (("a b/ct.png", "a b/seg.png", "c/ct.png", "c/seg.png"), "{case}/ct.png={case}/seg.png"),
+        (("a.png", "a_seg.png", "c.png", "c_seg.png"), "{case}.png={case}_seg.png"),
+        (("x 1.png", "seg 7.png", "y.png", "seg 8.png"), None),
+    ],
+)
+def test_pictures_in_one_folder(prepare, tmp_path, names, stated):
+    one_folder(tmp_path / "s", *names)
+    if stated is None:
+        stated = tmp_path / "pairs.csv"
+        # As a spreadsheet of Windows writes it; another ending than the file's
+        stated.write_bytes(
+            b"\xef\xbb\xbfimage,mask\r\n.\\x 1.jpg,seg 7.png\r\ny.png,.\\seg 8.png\r\n"
+        )
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s", "--pairs", stated)
+    assert prepare(*both, *EACH) == 0
+    assert counts(tmp_path) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("z.png,seg 7.png", "pairs.csv:2: z.png names no image"),
+        ("x 1.png,seg 9.png", "seg 9.png: no such mask"),
+        (",seg 7.png", "pairs.csv:2: names no image"),
+        ("y.png,seg 7.png\nx 1.png,seg 7.png", "is by --pairs the mask of y.png and of x 1.png"),
+    ],
+)
+def test_bad_tables(prepare, tmp_path, capsys, row, message):
+    one_folder(tmp_path / "s", "x 1.png", "seg 7.png", "y.png")
+    (tmp_path / "pairs.csv").write_text(f"image,mask\n{row}\n")
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s")
+    assert prepare(*both, *EACH, "--pairs", tmp_path / "pairs.csv") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+
+
+@pytest.mark.parametrize("kind", ["pictures", "volumes"])
+def test_masks_for_a_part_of_the_images(prepare, tmp_path, caplog, capsys, kind):
+    home = tmp_path / "s"
+    for index in range(3):
+        if kind == "pictures":
+            write_slice(home / "image", home / "mask", f"s{index}", lesion_mask(1))
+        else:
+            label_samples.volume(home / f"image/CT-1/s{index}.nii.gz", label_samples.HU)
+            label_samples.volume(home / f"mask/s{index}_mask.nii.gz", label_samples.MASK)
+    next((home / "mask").glob("s0*")).unlink()
+    arguments = ("--source", home, "--min-area-px", 0, *EACH)
+    assert prepare(*arguments) == 2
+    assert "--unlabelled skip or normal" in capsys.readouterr().err
+    assert prepare(*arguments, "--unlabelled", "skip") == 0
+    some = counts(tmp_path)
+    assert prepare(*arguments, "--unlabelled", "normal") == 0
+    more = counts(tmp_path)
+    assert more[0] * 2 == some[0] * 3 and more[1] == some[1] > 0
+    assert "1 of 3 images have no mask" in caplog.text and "slices without lesions" in caplog.text
