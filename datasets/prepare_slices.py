@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "--classes",
         metavar="A,B",
         help="with --volume-list: the classes in the order of the labels "
-        "(default: normal,pneumonia,covid)",
+        "(default: normal,pneumonia,covid where any row is of one of these, else those of the rows)",
     )
     p.add_argument(
         "--window",

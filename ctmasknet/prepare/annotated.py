@@ -137,7 +137,7 @@ class _Pictures:
         if not root.is_dir():
             raise CTMaskNetError(f"{root}: no such folder; give that of the pictures with `images`")
         self._root = root
-        files = [part_below(root, one.path) for one in find_files([root])]
+        files = [part_below(root, os.path.abspath(one.path)) for one in find_files([root])]
         self._files = {file for file in files if file.lower().endswith(IMAGE_SUFFIXES)}
         self._by_name: dict[str, list[str]] = {}
         for file in sorted(self._files):

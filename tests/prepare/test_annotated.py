@@ -109,6 +109,13 @@ def test_what_cannot_be_vouched_for_is_one_line(repository, raw, capfd, change, 
     assert not list(root.glob("root/*/annotations/*"))
 
 
+def test_a_folder_given_relatively(repository, raw, monkeypatch):
+    monkeypatch.chdir(raw())
+    words = ["--coco", "coco.json", "--images", "pictures", "--output-root", "root"]
+    words += ["--name", "mine", "--patient-pattern", "^(?P<patient>p[0-9]+)/"]
+    assert run_tool(repository, "datasets/prepare_lesions.py", *words) in (0, None)
+
+
 def test_masks_of_a_brush_are_lesions_where_said(repository, raw):
     root = raw(lambda d: [a.update(iscrowd=1) for a in d["annotations"]])
     assert prepare(repository, root, "--crowds", "lesion") in (0, None)
