@@ -98,7 +98,8 @@ def parser() -> argparse.ArgumentParser:
         "--classes",
         metavar="A,B",
         help="with --volume-list: the classes in the order of the labels "
-        "(default: normal,pneumonia,covid where any row is of one of these, else those of the rows)",
+        "(default: normal,pneumonia,covid where any row is of one of these, else those of "
+        "the rows)",
     )
     p.add_argument(
         "--window",
