@@ -154,6 +154,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # (see ctmasknet.modeling.trainable)
     cfg.MODEL.TRAINABLE = "heads"
 
+    # Whether a training starts from weights of other classes or of another shape: what fits is
+    # taken, all else starts anew and is named in the log (see ctmasknet.engine.checkpoint).
+    cfg.MODEL.TRANSFER = False
+
     # --- evaluation and prediction (see ctmasknet.modeling.fast.inference) ---
     # What happens when a model is used with another value than its checkpoint states (input size,
     # thresholds, anchors, ...), which only an override can ask for: refuse | warn.

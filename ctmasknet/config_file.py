@@ -132,6 +132,8 @@ def _typed(loaded: Mapping[str, Any], cfg: Any, above: str = "") -> dict[str, An
 
 
 def _float(value: Any, usual: Any) -> Any:
+    if isinstance(usual, bool) and isinstance(value, str):
+        return {"on": True, "off": False}.get(value.lower(), value)
     if isinstance(usual, float) and not isinstance(value, bool):
         try:
             return float(value)

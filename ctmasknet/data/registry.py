@@ -26,7 +26,8 @@ from ctmasknet.data.splits import SPLITS, check_disjoint
 from ctmasknet.errors import CTMaskNetError
 
 logger = logging.getLogger(__name__)
-_LESIONS = re.compile(rf"({'|'.join(MASK_TYPES)})_({'|'.join(SPLITS)})\.json")
+_LESION_SETS = "|".join([*MASK_TYPES, "lesions"])
+_LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
 #: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
 #: read.
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
@@ -140,7 +141,7 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     if name not in DatasetCatalog:
         register_prepared()
     if name not in DatasetCatalog:
-        lesions = re.search(rf"_({'|'.join(MASK_TYPES)})_({'|'.join(SPLITS)})$", name)
+        lesions = re.search(rf"_({_LESION_SETS})_({'|'.join(SPLITS)})$", name)
         tool = "prepare_cncb_lesions.py" if lesions else "prepare_covidx_ct.py"
         raise CTMaskNetError(
             f"data set {name}: not registered, and not under {datasets_root()} "

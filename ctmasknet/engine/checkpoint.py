@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.error
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -47,6 +47,11 @@ LAST = "last_checkpoint"
 _CHECKPOINT_NAME = re.compile(r"\w[\w.-]*\.pth")
 #: What turns files of others into checkpoints.
 _IMPORT = "tools/import_weights.py"
+#: Weights that stand for the classes which an entry of the specification names.
+_OF_CLASSES = {
+    "lesion_classes": ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
+    "image_classes": ("image_head.logits.",),
+}
 #: Parts that a classifier's training may begin without.
 _CLASSIFIER_LEARNS = ("image_head.", "roi_heads.mask_head.")
 
@@ -97,6 +102,9 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             head), but no part of the detector that a classifier reads.
         on_unlike: what happens where a model is used (``complete``) with another value than the
             file states: ``refuse`` or ``warn``. A training that starts from it is warned.
+        transfer: a training starts from what fits; other classes' parts and weights of other
+            shapes stay as they are, and are named in the log. A checkpoint that is resumed has to
+            fit whole all the same.
     """
 
     def __init__(
@@ -109,6 +117,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         check_trained_on: Callable[[str, Record | None], None] | None = None,
         complete: bool = False,
         on_unlike: str = "refuse",
+        transfer: bool = False,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
@@ -117,6 +126,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         self.check_trained_on = check_trained_on
         self.complete = complete
         self.on_unlike = on_unlike
+        self.transfer = transfer
+        self._resumes = False
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``<save_dir>/<name>.pth`` whole: to a temporary file first, then renamed.
@@ -195,9 +206,12 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         )
         for candidate in (last, *earlier):
             try:
+                self._resumes = True
                 return self.load(str(candidate))
             except UnreadableCheckpoint as error:
                 self.logger.warning("%s", error)
+            finally:
+                self._resumes = False
         raise CTMaskNetError(
             f"{last.parent}: none of its checkpoints can be read; start anew without `resume`"
         )
@@ -253,7 +267,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         check_weights(self._path, checkpoint["model"])
         checkpoint = checked_entries(self._path, checkpoint)
         found = checkpoint.get(SPEC, {})
-        check_spec(self._path, found, self.spec, in_use=self.complete)
+        transfer = self.transfer and not (self.complete or self._resumes)
+        check_spec(self._path, found, self.spec, in_use=self.complete, transfer=transfer)
         differing = unlike(found.get(CONFIGURATION, {}), self.spec.get(CONFIGURATION, {}))
         record = checkpoint.get(TRAINED_ON)
         # Weights of others, such as ImageNet's, state no patients because they saw none.
@@ -261,13 +276,21 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             self.check_trained_on(self._path, record)
         self.trained_on = merged(record or [], self.trained_on)
         names = set(checkpoint["model"])
+        if transfer:
+            checkpoint["model"] = self._without_other_classes(checkpoint["model"], found)
         incompatible = super()._load_model(checkpoint)
+        if transfer:
+            anew = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
+            self._tell_anew(anew, incompatible.missing_keys, names)
+            self._compare(differing)
+            return incompatible
         if incompatible.incorrect_shapes:
             name, theirs, ours = incompatible.incorrect_shapes[0]
             raise CTMaskNetError(
                 f"{self._path}: another architecture: {name} is {theirs} in the file but "
                 f"{ours} in the model "
-                f"({len(incompatible.incorrect_shapes)} such weights); {_fitting(names, differing)}"
+                f"({len(incompatible.incorrect_shapes)} such weights); "
+                f"{_fitting(names, differing)}{self._or_transfer()}"
             )
         weights = [
             name for name in self.model.state_dict() if not name.endswith("num_batches_tracked")
@@ -279,7 +302,8 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             raise CTMaskNetError(
                 f"{self._path}: another architecture: {len(missing)} of the model's "
                 f"{len(weights)} weights are not "
-                f"in it, such as {(partial or missing)[0]}; {_fitting(names, differing)}"
+                f"in it, such as {(partial or missing)[0]}; "
+                f"{_fitting(names, differing)}{self._or_transfer()}"
             )
         needed = [name for name in missing if not name.startswith(_CLASSIFIER_LEARNS)]
         if needed and isinstance(self.model, CTMaskNet):
@@ -290,6 +314,57 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             )
         self._compare(differing)
         return incompatible
+
+    def _or_transfer(self) -> str:
+        if self.complete or self._resumes:
+            return ""
+        return "; or start from what fits of it with MODEL.TRANSFER on"
+
+    def _without_other_classes(
+        self, weights: Mapping[str, Any], found: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The weights without those that stand for other classes, though their shape may fit."""
+        parts = [
+            start
+            for name, starts in _OF_CLASSES.items()
+            if name in found and found[name] != self.spec.get(name, found[name])
+            for start in starts
+        ]
+        return {name: w for name, w in weights.items() if not name.startswith(tuple(parts))}
+
+    def _tell_anew(
+        self, unfit: Mapping[str, tuple], missing: Iterable[str], names: Collection[str]
+    ) -> None:
+        """Name the weights of a transfer that start anew.
+
+        Raises:
+            CTMaskNetError: all of them do, or a part of a classifier's detector.
+        """
+        own = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
+        lacking = set(missing) | set(unfit)
+        anew = [name for name in own if name in lacking]
+        if len(anew) == len(own):
+            raise CTMaskNetError(
+                f"{self._path}: none of the model's {len(own)} weights is in it with its shape, so "
+                "there is nothing to start from; use weights of this kind of model"
+            )
+        detector = [name for name in anew if not name.startswith(_CLASSIFIER_LEARNS)]
+        if detector and isinstance(self.model, CTMaskNet):
+            raise CTMaskNetError(
+                f"{self._path}: {len(detector)} weights of the detector do not fit, such as "
+                f"{detector[0]}, and a classifier reads its boxes; train the detector first "
+                "(configs/seg.yaml, with MODEL.TRANSFER on) and start from its model_best.pth"
+            )
+        for name in anew:
+            theirs, ours = unfit.get(name, (None, None))
+            why = f"{theirs} in the file, {ours} here" if theirs else "not in the file"
+            if name in names and not theirs:
+                why = "of other classes in the file"
+            self.logger.warning("MODEL.TRANSFER: %s starts anew (%s)", name, why)
+        self.logger.warning(
+            "MODEL.TRANSFER: %d of %d weights are from %s, %d start anew",
+            *(len(own) - len(anew), len(own), self._path, len(anew)),
+        )
 
     def _compare(self, differing: Mapping[str, tuple[Any, Any]]) -> None:
         """Tell of keys (key -> value in the file, value in the configuration), or refuse them."""

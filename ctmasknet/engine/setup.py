@@ -1,10 +1,11 @@
 """How a configuration comes about, and how its model is loaded.
 
 The one rule: Detectron2's defaults, ctmasknet's keys, the file, what the checkpoint states, then
-overrides. A run that trains (:func:`training_cfg`) looks at no checkpoint and takes class names
-from its data sets. Every other run (:func:`inference_cfg`) says where file and checkpoint differ,
-refuses an override that differs from the checkpoint when it is loaded, and needs no file where the
-checkpoint states all; a data set it reads has to agree.
+overrides. A run that trains (:func:`training_cfg`) takes class names from its data sets and a
+classifier's lesion classes from the checkpoint that it starts from, nothing else of that. Every
+other run (:func:`inference_cfg`) says where file and checkpoint differ, refuses an override that
+differs from the checkpoint when it is loaded, and needs no file where the checkpoint states all; a
+data set it reads has to agree.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
+from ctmasknet.weights.reader import UnreadableCheckpoint
 from ctmasknet.weights.spec import put_stated, stated
 
 _CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
@@ -89,11 +91,15 @@ def training_cfg(
         *(cfg.DATASETS.TRAIN, cfg.DATASETS.VAL, known_sets(cfg.DATASETS.TEST)),
         cfg.DATASETS.SHARED_PATIENTS,
     )
-    _take_classes(cfg, names, [str(key) for key in overrides[::2]])
+    given = [str(key) for key in overrides[::2]]
+    _take_classes(cfg, names, given)
+    goes_on = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))
+    if is_classifier(cfg) and "MODEL.LESION_CLASSES" not in given:
+        _take_lesions(cfg, goes_on)
     _check_windows(cfg, names)
     resolve_epochs(cfg, len(training_dicts(cfg)), overrides)
     check_validation(cfg)
-    if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))):
+    if not goes_on:
         _require_weights(cfg.MODEL.WEIGHTS, config_file, training=True)
     cfg.freeze()
     return cfg
@@ -325,6 +331,25 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = (
         )
     if list(before) != found:
         _LOGGER.info("Classes taken from %s: %s", first, ", ".join(found))
+
+
+def _take_lesions(cfg: CfgNode, goes_on: bool) -> None:
+    """Set a classifier's lesion classes to those of the detector that it starts from, or of the
+    checkpoints in ``OUTPUT_DIR`` that it goes on from."""
+    path = cfg.MODEL.WEIGHTS
+    if goes_on:
+        last = Path(cfg.OUTPUT_DIR, LAST).read_text(encoding="utf-8", errors="replace").strip()
+        path = os.path.join(cfg.OUTPUT_DIR, os.path.basename(last))
+    if not path.endswith(".pth") or not os.path.isfile(path):
+        return
+    try:
+        lesions = read_spec(path).get("lesion_classes")
+    except UnreadableCheckpoint:  # an earlier checkpoint may be taken; or it is told when loaded
+        return
+    if lesions and list(lesions) != list(cfg.MODEL.LESION_CLASSES):
+        cfg.MODEL.LESION_CLASSES = list(lesions)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(lesions)
+        _LOGGER.info("Lesion classes taken from %s: %s", path, ", ".join(lesions))
 
 
 def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:

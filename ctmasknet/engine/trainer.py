@@ -123,6 +123,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             spec=spec,
+            transfer=cfg.MODEL.TRANSFER,
             trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"], cfg.MODEL.TRAINABLE),
             check_trained_on=functools.partial(
                 check_trained_on,

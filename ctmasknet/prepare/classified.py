@@ -258,8 +258,8 @@ def read_volume_list(
             picture or a folder of pictures, with its subfolders. Patient and scan go before what
             the file states; a volume or picture without either is a patient of its own.
         root: paths are relative to it.
-        classes: their names in the order of the labels; default: those of the paper, if they are
-            these.
+        classes: their names in the order of the labels; default: those of the paper, if any row
+            is of one of these, else those of the rows in natural order.
         patient_pattern, every, on_bad, rescale: as for :func:`read_class_folders`.
 
     Returns:
@@ -345,13 +345,40 @@ def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
         log_others(folder, files, IMAGE_SUFFIXES)
     for file in pictures:
         check_name(file)
-    return [part_below(root, file) for file in pictures]
+    return [part_below(root, os.path.abspath(file)) for file in pictures]
 
 
 def _check_class_name(name: str) -> None:
     """Refuse a class name unfit for a table's column."""
     if not _CLASS_NAME.fullmatch(name):
         raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
+
+
+def _classes_of(
+    path: str | os.PathLike, rows: Sequence[tuple[int, dict[str, str]]]
+) -> list[str] | None:
+    """The classes that a list names, in natural order; None where any is one of the paper's, for
+    then another may be a slip.
+
+    Raises:
+        CTMaskNetError: there is only one, one is unfit for a table's column, or two differ in their
+            case alone.
+    """
+    names = sorted({row["class"] for _, row in rows}, key=natural_key)
+    if any(name.lower() in IMAGE_CLASSES for name in names):
+        return None
+    for name in names:
+        _check_class_name(name)
+    if len({name.casefold() for name in names}) < len(names):
+        raise CTMaskNetError(
+            f"{path}: classes {', '.join(names)} differ in their case alone; write them alike"
+        )
+    if len(names) < 2:
+        raise CTMaskNetError(
+            f"{path}: all rows are of class {names[0]}, and a classifier needs two; add those of "
+            "another, or name the classes with `classes` A,B"
+        )
+    return names
 
 
 def _classes(
@@ -361,7 +388,7 @@ def _classes(
 ) -> Sequence[str]:
     for name in classes or ():
         _check_class_name(name)
-    known = classes or IMAGE_CLASSES
+    known = classes or _classes_of(path, rows) or IMAGE_CLASSES
     if len(set(known)) < len(known):
         raise CTMaskNetError(f"`classes` {','.join(known)}: a class is named twice")
     for number, row in rows:

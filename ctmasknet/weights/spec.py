@@ -34,7 +34,7 @@ SPEC_KEYS = {
 #: All other keys of model and input, but those of training and speed alone, those of parts that no
 #: model here has, and the number of classes, which follows from their names.
 _STATED = re.compile(
-    r"(?!MODEL\.(DEVICE|WEIGHTS|UNLIKE_CHECKPOINT|TRAINABLE|INFERENCE|LOAD_PROPOSALS|KEYPOINT_ON"
+    r"(?!MODEL\.(DEVICE|WEIGHTS|TRANSFER|UNLIKE_CHECKPOINT|TRAINABLE|INFERENCE|LOAD_PROPOSALS|KEYPOINT_ON"
     r"|ROI_KEYPOINT_HEAD|SEM_SEG_HEAD|PANOPTIC_FPN|RETINANET|ROI_BOX_CASCADE_HEAD"
     r"|BACKBONE\.FREEZE_AT|RANKED_BOXES\.CACHE|ROI_HEADS\.(NUM_CLASSES|PROPOSAL_APPEND_GT)"
     r"|ROI_BOX_HEAD\.(TRAIN_ON_PRED_BOXES|USE_FED_LOSS|FED_LOSS)|ROI_MASK_HEAD\.TARGETS"
@@ -45,6 +45,8 @@ _STATED = re.compile(
 )
 #: What only a classifier depends on.
 _CLASSIFIERS = ("MODEL.RANKED_BOXES.", "MODEL.IMAGE_HEAD.", "INPUT.CROP_TO_BODY")
+#: What the image head of a transfer may have of its own.
+_LEARNT_ANEW = ("image_classes", "num_boxes")
 #: Which of the lesions found are given out, and how: whoever looks at them may choose anew.
 FREE_KEYS = (
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
@@ -103,12 +105,18 @@ def _tuples(value: Any) -> Any:
 
 
 def check_spec(
-    path: str, found: Mapping[str, Any], expected: Mapping[str, Any], *, in_use: bool = False
+    path: str,
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    in_use: bool = False,
+    transfer: bool = False,
 ) -> None:
     """Compare a checkpoint's specification with the configuration's, entry by entry both have.
 
     Where a model is used (``in_use``) another window is an override, by somebody who knows through
-    which one the pictures were made: it is taken, with a warning.
+    which one the pictures were made: it is taken, with a warning. Other classes may start anew
+    (``transfer``), but the lesions of a classifier, whose boxes it reads.
 
     Raises:
         CTMaskNetError: they disagree; names the key, both values and the override that would agree.
@@ -121,6 +129,9 @@ def check_spec(
     for name, key in SPEC_KEYS.items():
         if name not in found or name not in expected or found[name] == expected[name]:
             continue
+        learnt = _LEARNT_ANEW if expected.get("task") == "classification" else ("lesion_classes",)
+        if transfer and name in learnt:
+            continue
         if in_use and name.startswith("window_"):
             _LOGGER.warning(
                 "%s: %s is %s in this checkpoint but %s in the configuration, which is used",
@@ -130,6 +141,8 @@ def check_spec(
         fix = f'{key} "{found[name]}"'
         if name == "lesion_classes" and len(found[name]) != len(expected[name]):
             fix += f" MODEL.ROI_HEADS.NUM_CLASSES {len(found[name])}"
+        if not in_use and name in learnt:
+            fix += ", or start what depends on it anew with MODEL.TRANSFER on"
         raise CTMaskNetError(
             f"{path}: {key} is {found[name]} in this checkpoint but {expected[name]} in the "
             f"configuration or its data set; use a checkpoint that fits, or {fix}"

@@ -17,7 +17,7 @@ from ctmasknet.prepare.classified import read_class_folders
 from ctmasknet.prepare.slices import split_records
 from tests.helpers import ct_samples
 from tests.helpers.running import run_tool
-from tests.prepare.small_sets import write_image
+from tests.prepare.small_sets import write_image, write_list
 
 HU = ct_samples.volume(4)
 
@@ -163,7 +163,11 @@ def test_list_of_pictures_stays_where_they_are(tmp_path, prepare, slices):
 
 BAD_LISTS = {
     "needs the columns path,class": ["file,class", "ill/a.nii.gz,covid"],
-    "list.csv:2: class 'flu' is none of normal, pneumonia, covid": ["path,class", "ill,flu"],
+    "list.csv:3: class 'flu' is none of normal, pneumonia, covid": [
+        "path,class",
+        "healthy,normal",
+        "ill,flu",
+    ],
     "list.csv:3: ill/a.nii.gz is listed twice, first on line 2": [
         *("path,class", "ill/a.nii.gz,covid", "./ill/a.nii.gz,covid")
     ],
@@ -371,3 +375,33 @@ def test_folders_of_volumes_that_may_be_patients_are_refused_with_the_pattern(
     assert prepare(*words, "--patient-pattern", pattern) == 0
     where = [{i["patient"] for i in slices(split)["slices"]} for split in ("train", "val")]
     assert "Q" in where[0] | where[1] and not where[0] & where[1]
+
+
+def test_any_classes_of_a_list_and_a_folder_given_relatively(
+    repository, tmp_path, prepare, slices, monkeypatch
+):
+    for patient in "abcd":
+        write_image(tmp_path / "pictures" / f"{patient}.png")
+    lines = [f"{p}.png,{c},{p},{s}" for p, c, s in zip("abcd", "1002", ["train"] * 4, strict=True)]
+    write_list(tmp_path / "list.csv", "path,class,patient,split", *lines)
+    monkeypatch.chdir(tmp_path)
+    assert prepare("--volume-list", "list.csv", "--images", "pictures") in (0, None)
+    found = slices("train")
+    assert found["classes"] == ["0", "1", "2"]
+    assert [(s["file"], s["label"]) for s in found["slices"]] == [
+        ("a.png", 1),
+        ("b.png", 0),
+        ("c.png", 0),
+        ("d.png", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [("aa", "needs two"), ("aA", "case alone"), (["a", "b c"], "letters")]
+)
+def test_classes_that_a_list_may_not_name(tmp_path, prepare, capfd, classes, message):
+    write_image(tmp_path / "x.png")
+    lines = [f"x.png,{name}" for name in classes]
+    write_list(tmp_path / "list.csv", "path,class", *lines)
+    assert prepare("--volume-list", tmp_path / "list.csv", "--split", "train:1") == 2
+    assert message in capfd.readouterr().err

@@ -21,7 +21,13 @@ RUN = "run"
 _FREE = {
     *("SOLVER.MAX_ITER", "SOLVER.MAX_EPOCHS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
     *("SOLVER.CHECKPOINT_EPOCHS", "TEST.EVAL_EPOCHS", "SOLVER.LOG_PERIOD", "VIS_PERIOD"),
-    *("DATALOADER.NUM_WORKERS", "OUTPUT_DIR", "MODEL.DEVICE", "MODEL.RANKED_BOXES.CACHE_DIR"),
+    *(
+        "DATALOADER.NUM_WORKERS",
+        "OUTPUT_DIR",
+        "MODEL.TRANSFER",
+        "MODEL.DEVICE",
+        "MODEL.RANKED_BOXES.CACHE_DIR",
+    ),
 }
 #: May be changed on the way, and then hold as they are now: whether a bad slice ends the training,
 #: when no better value does, and what is only looked at to warn.

@@ -1,0 +1,297 @@
+#!/usr/bin/env python
+"""CT slices with label masks, or with a COCO json -> COCO annotations of lesions, split by patient.
+
+    python datasets/prepare_lesions.py --source CNCB --list train=train.txt --list val=test.txt
+
+reads CNCB/image and CNCB/mask and writes $DETECTRON2_DATASETS/cncb_lesions/annotations/<mask
+type>_<split>.json.
+
+    python datasets/prepare_lesions.py --coco instances.json --images pictures --name mine
+
+takes the categories of a COCO json as CVAT, Label Studio or a hand wrote it, and registers
+mine_lesions_train and mine_lesions_val.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ctmasknet.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.ct.scan import Window, parse_rescale, parse_window
+from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
+from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.prepared import datasets_root, set_folder
+from ctmasknet.data.splits import SPLITS, parse_shares
+from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.names import PatientRule, read_groups
+from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
+from ctmasknet.prepare.arguments import (
+    bad_slices_from,
+    parse_assignments,
+    parse_segments,
+    show_warnings,
+)
+from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
+from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
+from ctmasknet.prepare.pairs import source_folders
+from ctmasknet.prepare.pairs.stated import UNLABELLED, read_pairing
+
+_SHARES = "train:0.8,val:0.2"
+#: What --coco goes together with.
+_OF_COCO = (
+    *("coco", "classes", "crowds", "images", "output_root", "name", "patient_pattern", "groups"),
+    *("patients", "split_like", "patient_ids", "split", "strict", "seed", "workers"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--source", type=Path, help="folder with image/ and mask/ (or images/ and masks/)"
+    )
+    p.add_argument(
+        "--coco",
+        action="append",
+        default=[],
+        metavar="[SPLIT=]FILE",
+        help="instead of masks: COCO json of the lesions of the pictures in --images, with any "
+        "categories; one file to split, or SPLIT=FILE for each",
+    )
+    p.add_argument(
+        "--classes",
+        metavar="A,B",
+        help="with --coco: its categories in the order to take them; default: those that are used",
+    )
+    p.add_argument(
+        "--crowds",
+        choices=["crowd", "lesion"],
+        default="crowd",
+        help="with --coco: what an annotation with iscrowd 1 is; CVAT writes so what was drawn "
+        "with its brush; default: %(default)s",
+    )
+    p.add_argument("--images", type=Path, help="image folder, instead of the one in --source")
+    p.add_argument("--masks", type=Path, help="mask folder, instead of the one in --source")
+    p.add_argument(
+        "--output-root", type=Path, help="default: $DETECTRON2_DATASETS, else ./datasets"
+    )
+    p.add_argument(
+        "--name", default="cncb_lesions", help="folder below the root; default: %(default)s"
+    )
+    p.add_argument(
+        "--mask-type",
+        nargs="+",
+        choices=list(MASK_TYPES),
+        help="mask types to write; default: all that the labels allow",
+    )
+    p.add_argument(
+        "--labels",
+        default=",".join(f"{value}:{name}" for value, name in MASK_LABELS.items()),
+        help="meaning of the mask values; default: %(default)s",
+    )
+    p.add_argument(
+        "--min-area-px",
+        type=int,
+        default=MIN_AREA_PX,
+        help="components of this area or less are dropped; default: %(default)s",
+    )
+    p.add_argument(
+        "--transpose", action="store_true", help="rows and columns are exchanged on disk"
+    )
+    p.add_argument(
+        "--flip",
+        nargs="+",
+        choices=["vertical", "horizontal"],
+        default=[],
+        help="mirror after transposing; the result must be spine down, patient's right on the left",
+    )
+    p.add_argument(
+        "--pairs",
+        metavar="CSV|TEMPLATE",
+        help="which mask is whose: a CSV file image,mask, or a template such as "
+        "'{case}/ct.nii.gz={case}/seg.nii.gz'; paths are relative to the two folders; default: "
+        "names tell",
+    )
+    p.add_argument(
+        "--unlabelled",
+        choices=UNLABELLED,
+        default="error",
+        help="what images without a mask are: an error, left out, or free of lesions; "
+        "default: %(default)s",
+    )
+    p.add_argument("--patient-pattern", help="regular expression with a group (?P<patient>...)")
+    p.add_argument("--groups", type=Path, help="CSV file stem,patient; goes before the other rules")
+    p.add_argument(
+        "--patients",
+        choices=["name", "each-file"],
+        default="name",
+        help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
+    )
+    p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
+    )
+    p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of the CNCB lesion set for its names, else "
+        "none)",
+    )
+    p.add_argument(
+        "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
+    )
+    p.add_argument(
+        "--list", action="append", default=[], metavar="SPLIT=FILE", help="list file of a split"
+    )
+    p.add_argument(
+        "--window",
+        default=None,
+        metavar="CENTER,WIDTH",
+        help="HU window of DICOM and NIfTI volumes; default: "
+        f"{Window.center_hu:g},{Window.width_hu:g}",
+    )
+    p.add_argument(
+        "--segment",
+        action="append",
+        default=[],
+        metavar="NAME=LABEL",
+        help="label of a DICOM-SEG's segment, by its number, label or coded meaning; repeat for "
+        "each whose name does not tell",
+    )
+    p.add_argument(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
+    p.add_argument(
+        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
+    )
+    p.add_argument(
+        "--keep-empty",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of a volume's slices without a lesion that is kept, evenly spread; "
+        "default: %(default)s",
+    )
+    p.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
+    )
+    p.add_argument(
+        "--bad",
+        choices=BAD_SLICE_MODES,
+        default="error",
+        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
+        f"it out and list it in {REPORT} beside the set; default: %(default)s",
+    )
+    p.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
+        "share of the files was bad; default: %(default)s",
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the split by shares")
+    p.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
+    return p
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    show_warnings()
+    lists = parse_assignments(args.list, "list")
+    if lists and args.split:
+        raise CTMaskNetError("`split` and `list`: give one of the two")
+    root = datasets_root(args.output_root)
+    output = set_folder(root, args.name)
+    rule = PatientRule(
+        pattern=args.patient_pattern,
+        each_file=args.patients == "each-file",
+        groups=read_groups(args.groups) if args.groups else {},
+    )
+    if args.coco:
+        _prepare_coco(args, rule, output)
+        return
+    for name in ("classes", "crowds"):
+        if getattr(args, name) != parser().get_default(name):
+            raise CTMaskNetError(f"`{name}`: goes with `coco`; leave it out")
+    labels = parse_labels(args.labels)
+    images, masks = source_folders(args.source, args.images, args.masks)
+    summaries = prepare_lesions(
+        images,
+        masks,
+        output,
+        rule=rule,
+        how=Conversion(
+            labels=labels,
+            mask_types=tuple(args.mask_type or supported_mask_types(labels)),
+            min_area_px=args.min_area_px,
+            orientation=Orientation(
+                args.transpose, "vertical" in args.flip, "horizontal" in args.flip
+            ),
+            window=parse_window(args.window) if args.window else Window(),
+            rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
+            segments=parse_segments(args.segment),
+            every=args.every,
+            keep_empty=args.keep_empty,
+        ),
+        shares=None if lists else parse_shares(args.split or _SHARES),
+        lists=lists or None,
+        seed=args.seed,
+        patient_ids=args.patient_ids,
+        split_like=set_folder(root, args.split_like) if args.split_like else None,
+        workers=args.workers,
+        bad=bad_slices_from(args),
+        strict=args.strict,
+        pairing=read_pairing(args.pairs, args.unlabelled),
+    )
+    print(lesion_table(summaries))
+    unlisted = next(iter(summaries.values()))["unlisted_images"]
+    if unlisted:
+        print(f"{unlisted} images are on no list and were left out")
+    print(f"written: {output / 'annotations'}")
+
+
+def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> None:
+    usual = parser()
+    for name, value in vars(args).items():
+        if name not in _OF_COCO and value != usual.get_default(name):
+            raise CTMaskNetError(f"`{name}`: does not go together with `coco`; leave it out")
+    if args.images is None:
+        raise CTMaskNetError("`coco`: needs the folder of its pictures, `images` DIR")
+    files = {"": args.coco[0]}
+    if len(args.coco) > 1 or args.coco[0].partition("=")[0] in SPLITS:
+        files = parse_assignments(args.coco, "coco")
+        if args.split:
+            raise CTMaskNetError("`split`: the files state their split themselves; leave it out")
+    counts = prepare_annotated(
+        files,
+        args.images,
+        output,
+        rule=rule,
+        shares=parse_shares(args.split or _SHARES) if "" in files else None,
+        classes=args.classes.split(",") if args.classes else None,
+        crowds_are_lesions=args.crowds == "lesion",
+        seed=args.seed,
+        patient_ids=args.patient_ids,
+        split_like=set_folder(output.parent, args.split_like) if args.split_like else None,
+        strict=args.strict,
+    )
+    print(annotated_table(counts))
+    print(f"registered as: {', '.join(f'{args.name}_lesions_{split}' for split in counts)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""Prepare classified slices: COVIDx-CT, or a set whose folders are its classes (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ctmasknet.ct.scan import Window, parse_rescale, parse_window
+from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
+from ctmasknet.data.prepared import datasets_root, set_folder
+from ctmasknet.data.splits import parse_shares
+from ctmasknet.errors import command_line
+from ctmasknet.prepare.arguments import (
+    bad_slices_from,
+    parse_assignments,
+    parse_class_folders,
+    parse_grey_window,
+    parse_samples,
+    show_warnings,
+)
+from ctmasknet.prepare.slices import prepare_slices, slice_table
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--images", metavar="DIR", help="folder of the images")
+    p.add_argument(
+        "--list",
+        action="append",
+        default=[],
+        metavar="SPLIT=FILE",
+        help="list of one split (train, val, test); repeat for each",
+    )
+    p.add_argument(
+        "--source",
+        metavar="DIR",
+        help="without --list: folder with {train,val,test}_COVIDx_CT.txt and the images in "
+        "images/, 2A_images/, 3A_images/ or beside the lists (default: OUTPUT_ROOT/NAME)",
+    )
+    p.add_argument(
+        "--metadata",
+        metavar="CSV",
+        help="with lists: what is known of the patients (patient id, source, country, sex, age, "
+        "...); none: nothing (default: metadata.csv beside lists or images, where it is)",
+    )
+    p.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="with lists: leave out CNCB's scans that it names, lines 'class scan'",
+    )
+    p.add_argument(
+        "--only-slices",
+        metavar="CSV",
+        help="with lists: of the classes in its column imgpath take these slices only, such as "
+        "CNCB's lesions_slices.csv",
+    )
+    p.add_argument(
+        "--class-folder",
+        action="append",
+        default=[],
+        metavar="CLASS=DIR[,DIR]",
+        help="instead of lists: the folders below --images that hold a class; repeat for each, "
+        "the order is that of the labels",
+    )
+    p.add_argument(
+        "--split",
+        metavar="SHARES",
+        help="with --class-folder or --volume-list: shares of the patients, such as "
+        "train:0.6,val:0.2,test:0.2",
+    )
+    p.add_argument(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
+    )
+    p.add_argument(
+        "--split-like",
+        metavar="NAME",
+        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
+        "stay in the split that it has them in",
+    )
+    p.add_argument(
+        "--patient-ids",
+        metavar="NAME",
+        help="name of the numbering that the patients are of: ids are compared with those of "
+        "another set under the same name (default: that of COVIDx-CT for its names, else none)",
+    )
+    p.add_argument(
+        "--sample",
+        action="append",
+        default=[],
+        metavar="SPLIT=K",
+        help="draw K slices of every class; repeat for each split",
+    )
+    p.add_argument(
+        "--per-class",
+        type=int,
+        metavar="K",
+        help="at most K slices of a class in every other split",
+    )
+    p.add_argument(
+        "--grey-window",
+        metavar="LOW,HIGH",
+        help="write copies whose 8-bit grey levels LOW..HIGH are stretched to 0..255",
+    )
+    p.add_argument(
+        "--volume-list",
+        metavar="CSV",
+        help="instead of lists: columns path,class and, where known, patient,scan,split; a path "
+        "(below --images, else beside the list) is a NIfTI volume, a DICOM file or folder, or "
+        "pictures",
+    )
+    p.add_argument(
+        "--classes",
+        metavar="A,B",
+        help="with --volume-list: the classes in the order of the labels "
+        "(default: normal,pneumonia,covid where any row is of one of these, else those of "
+        "the rows)",
+    )
+    p.add_argument(
+        "--window",
+        metavar="CENTER,WIDTH",
+        help="HU window of DICOM and NIfTI volumes; default: "
+        f"{Window.center_hu:g},{Window.width_hu:g}",
+    )
+    p.add_argument(
+        "--rescale",
+        metavar="SLOPE,INTERCEPT",
+        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
+        "volumes not in HU; grey: their values are grey levels 0..255",
+    )
+    p.add_argument(
+        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
+    )
+    p.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
+    )
+    p.add_argument(
+        "--bad",
+        choices=BAD_SLICE_MODES,
+        default="error",
+        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
+        f"it out and list it in {REPORT} beside the set; default: %(default)s",
+    )
+    p.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
+        "share of the files was bad; default: %(default)s",
+    )
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        help="decode every image, to find those that are truncated or damaged inside; without it "
+        "only headers are read",
+    )
+    p.add_argument(
+        "--output-root",
+        metavar="DIR",
+        help="root of the prepared data sets (default: $DETECTRON2_DATASETS, else ./datasets)",
+    )
+    p.add_argument("--name", default="covidx_ct", help="name of the set (default: covidx_ct)")
+    p.add_argument("--seed", type=int, default=0, help="of the split and the samples (default: 0)")
+    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all)")
+    return p
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    show_warnings()
+    root = datasets_root(args.output_root)
+    summary = prepare_slices(
+        root,
+        args.name,
+        images=args.images,
+        source=args.source,
+        lists=parse_assignments(args.list, "list"),
+        class_folders=parse_class_folders(args.class_folder),
+        shares=parse_shares(args.split) if args.split else None,
+        patient_pattern=args.patient_pattern or None,
+        sample=parse_samples(args.sample),
+        per_class=args.per_class,
+        seed=args.seed,
+        patient_ids=args.patient_ids,
+        split_like=set_folder(root, args.split_like) if args.split_like else None,
+        grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
+        verify=args.verify,
+        workers=args.workers,
+        volume_list=args.volume_list,
+        classes=args.classes.split(",") if args.classes else None,
+        window=parse_window(args.window) if args.window else None,
+        every=args.every,
+        rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
+        bad=bad_slices_from(args),
+        strict=args.strict,
+        metadata=args.metadata,
+        exclude=args.exclude,
+        only_slices=args.only_slices,
+    )
+    print(slice_table(summary["splits"]))
+    names = ", ".join(f"{args.name}_{split}" for split in summary["splits"])
+    if unlisted := summary["unlisted_images"]:
+        where = ", or on it and not taken," if summary["excluded_slices"] else ""
+        print(f"{unlisted} images are on no list{where} and were left out")
+    if excluded := summary["excluded_slices"]:
+        print(f"{excluded} listed slices were left out, as `exclude` or `only_slices` say")
+    print(f"classes: {', '.join(summary['classes'])}")
+    print(f"registered as: {names} (below {root})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
