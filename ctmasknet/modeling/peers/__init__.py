@@ -1,0 +1,1 @@
+"""Networks of the systems that the paper is compared with; docs/peers.md names them."""
