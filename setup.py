@@ -35,6 +35,7 @@ setup(
         "coco": ["faster-coco-eval"],
         "itk": ["SimpleITK"],
         "onnx": ["onnx", "onnxruntime"],
+        "peers": ["segmentation-models-pytorch", "timm"],
         "seg": ["highdicom"],
     },
 )

@@ -3,4 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-RUNNERS: dict[str, Callable[[Path], None]] = {}
+from tests.modeling.peers import runners_networks
+
+RUNNERS: dict[str, Callable[[Path], None]] = {**runners_networks.RUNNERS}
