@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import ranks_boxes
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
@@ -216,9 +216,9 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     if args.input:
         entries = [entry | {"image_id": entry["file_name"]} for entry in entries]
     cfg = model_cfg(args)
-    if not is_classifier(cfg):
+    if not ranks_boxes(cfg):
         raise CTMaskNetError(
-            f"{cfg.MODEL.WEIGHTS}: a lesion detector has no decision on the slice; give a "
+            f"{cfg.MODEL.WEIGHTS}: it does not name slices by lesions; give a "
             "classifier's weights and a configuration such as configs/cls.yaml"
         )
     if args.dataset:
