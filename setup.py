@@ -49,6 +49,7 @@ setup(
         "itk": ["SimpleITK"],
         "lungs": ["lungmask"],
         "onnx": ["onnx", "onnxruntime"],
+        "peers": ["segmentation-models-pytorch", "timm"],
         "seg": ["highdicom"],
     },
 )

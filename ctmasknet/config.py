@@ -150,6 +150,20 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.IMAGE_HEAD.NUM_QUERIES = 4
     cfg.MODEL.IMAGE_HEAD.DROPOUT = 0.2
 
+    # --- a network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier) ---
+    cfg.MODEL.SLICE_NETWORK = CfgNode()
+    # torchvision's name, else timm's; "timm/..." for timm's of a name that both have.
+    cfg.MODEL.SLICE_NETWORK.NAME = "resnet18"
+    # Outputs that share the softmax, the classes the first of them; 0: as many as classes.
+    cfg.MODEL.SLICE_NETWORK.NUM_OUTPUTS = 0
+    # Shorter side that the network's input is resized to, px; 0: the slice as the mapper gives it
+    # (whole where INPUT.MIN_SIZE_TEST is 0).
+    cfg.MODEL.SLICE_NETWORK.SIZE = 224
+    # Side of the square cut from its middle, px; 0: none.
+    cfg.MODEL.SLICE_NETWORK.CROP = 224
+    # Resize to SIZE x SIZE whatever the slice's shape.
+    cfg.MODEL.SLICE_NETWORK.SQUASH = False
+
     # --- what the classifier trains: heads | heads_bn | heads_bn_no_shortcut | full ---
     # (see ctmasknet.modeling.trainable)
     cfg.MODEL.TRAINABLE = "heads"
@@ -199,7 +213,12 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
 
 def is_classifier(cfg: CfgNode) -> bool:
-    """Whether ``cfg`` describes the slice classifier and not the lesion detector."""
+    """Whether ``cfg`` describes a slice classifier and not the lesion detector."""
+    return ranks_boxes(cfg) or cfg.MODEL.META_ARCHITECTURE == "SliceClassifier"
+
+
+def ranks_boxes(cfg: CfgNode) -> bool:
+    """Whether ``cfg`` describes a classifier that names slices by a detector's boxes."""
     return cfg.MODEL.META_ARCHITECTURE == "CTMaskNet"
 
 
@@ -317,7 +336,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet"),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet", "SliceClassifier"),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
@@ -418,6 +437,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         (f"{_AUGMENTATION}ELASTIC_SMOOTH_PX",),
         lambda cfg: not cfg.INPUT.AUGMENTATION.ELASTIC_PX,
         "no px is moved (INPUT.AUGMENTATION.ELASTIC_PX)",
+    ),
+    (
+        ("MODEL.SLICE_NETWORK.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SliceClassifier",
+        "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",
     ),
     (
         ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),

@@ -53,6 +53,9 @@ READ_IN = {
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
+    "ctmasknet.modeling.peers.slice_classifier": """MODEL.SLICE_NETWORK.CROP
+        MODEL.SLICE_NETWORK.NAME MODEL.SLICE_NETWORK.NUM_OUTPUTS MODEL.SLICE_NETWORK.SIZE
+        MODEL.SLICE_NETWORK.SQUASH""",
     "ctmasknet.weights.spec": "INPUT.WINDOW_CENTER_HU INPUT.WINDOW_WIDTH_HU",
     "detectron2.engine.defaults": "CUDNN_BENCHMARK",
     "detectron2.modeling.anchor_generator": """MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import ranks_boxes
 from ctmasknet.engine.checkpoint import spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, writing
@@ -59,7 +59,7 @@ def export_classifier(
             logits than the model: a part computes otherwise than the program knows.
     """
     path = Path(path)
-    if not is_classifier(cfg):
+    if not ranks_boxes(cfg):
         raise CTMaskNetError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only classifiers "
             "(configs/cls*.yaml) are exported: their output has a fixed shape"

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
-from ctmasknet.config import is_classifier
+from ctmasknet.config import ranks_boxes
 from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
@@ -88,7 +88,7 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
     The sides of slices (``dicts``) are compared: unlike ones are padded to the largest of their
     batch, so that rows depend on the batch.
     """
-    if not is_classifier(cfg):
+    if not ranks_boxes(cfg):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"

@@ -12,6 +12,7 @@ from ctmasknet.modeling.detector import (
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.peers import SliceClassifier
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "RankedBoxImageHead",
     "RankedBoxROIHeads",
     "RoundedAnchorGenerator",
+    "SliceClassifier",
     "build_resnet_fpn_without_p6_backbone",
 ]

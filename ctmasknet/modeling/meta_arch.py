@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class CTMaskNet(GeneralizedRCNN):
         with learns, precise, slices_named(lambda: batched_inputs):
             rows, _ = self._ranked_boxes(batched_inputs)
         logits = self.image_head(rows)
-        labels = torch.tensor(_labels(batched_inputs, logits.shape[1]), device=logits.device)
+        labels = torch.tensor(slice_labels(batched_inputs, logits.shape[1]), device=logits.device)
         target = F.one_hot(labels, logits.shape[1]).to(torch.float32)
         return {"loss_image": F.binary_cross_entropy_with_logits(logits.float(), target)}
 
@@ -192,7 +192,12 @@ def _no_boxes() -> list[dict[str, Any]]:
     )
 
 
-def _labels(batched_inputs: list[dict[str, Any]], num_classes: int) -> list[int]:
+def slice_labels(batched_inputs: Sequence[dict[str, Any]], num_classes: int) -> list[int]:
+    """The inputs' labels.
+
+    Raises:
+        CTMaskNetError: a slice has none, or one outside 0..num_classes - 1.
+    """
     for item in batched_inputs:
         label = item.get("label")
         if label is None or not 0 <= label < num_classes:

@@ -26,7 +26,7 @@ from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import check_output_apart, settings_of
 from ctmasknet.predict.outputs import Summary
-from ctmasknet.predict.predictor import CTPredictor
+from ctmasknet.predict.predictor import CTPredictor, check_finds_lesions
 from ctmasknet.predict.run import OpenShard, PredictionRun
 
 #: Of a slice of 512 x 512 px with lesions.
@@ -69,6 +69,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     asked_for = args.lesions or masks or args.overlays or args.lesion_weights or args.burden
     lesions = bool(asked_for or not is_classifier(cfg))
     lesion_cfg = _lesion_cfg(args, cfg)
+    if lesions and lesion_cfg is None:
+        check_finds_lesions(cfg)
     if "dicom-seg" in masks:
         require_highdicom()
     if args.burden == "network":

@@ -26,7 +26,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from torch import nn
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import is_classifier, ranks_boxes
 from ctmasknet.ct.appearance import Appearance, appearance
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, Window, check_rescale
 from ctmasknet.data.bad_slices import BadSlice
@@ -37,6 +37,7 @@ from ctmasknet.engine.trained_on import Record, lesion_caution, levels_trained_o
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
+from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
 from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups
 from ctmasknet.predict.pooled import Pooler, build_pooler
@@ -45,6 +46,15 @@ from ctmasknet.predict.results import PredictedScan, PredictedSlice, ScanDoubts,
 _LOGGER = logging.getLogger(__name__)
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
+
+
+def check_finds_lesions(cfg: CfgNode) -> None:
+    """Raise :class:`CTMaskNetError` where the model of ``cfg`` has no detector."""
+    if is_classifier(cfg) and not ranks_boxes(cfg):
+        raise CTMaskNetError(
+            f"{cfg.MODEL.WEIGHTS}: a {cfg.MODEL.META_ARCHITECTURE} finds no lesions; leave lesions "
+            "out, or name a lesion detector's weights as `lesion_weights`"
+        )
 
 
 class CTPredictor:
@@ -186,6 +196,8 @@ class CTPredictor:
                 "`pooling`, `top_k`: a lesion detector names no class that could be pooled; leave "
                 "them out, or give a classifier's configuration and weights"
             )
+        if options.get("lesions") and options.get("lesion_predictor") is None:
+            check_finds_lesions(cfg)
         mapper = SliceMapper.from_config(cfg, is_train=False)
         loaded = load_model(cfg) if model is None else model
         return {
@@ -392,13 +404,14 @@ class CTPredictor:
                 f"{source.name}: the model gives logits that are no finite numbers; its weights "
                 "have diverged in training, take an earlier checkpoint"
             )
+        has_boxes = "ranked_boxes" in output
         return PredictedSlice(
             source=source,
             pred_class=output["pred_class"],
             logits=logits,
             scores=output["scores"].cpu().numpy(),
-            ranked_boxes=output["ranked_boxes"].cpu().numpy(),
-            top_boxes=found_boxes(output["ranked_instances"], self.top_boxes),
+            ranked_boxes=output["ranked_boxes"].cpu().numpy() if has_boxes else None,
+            top_boxes=found_boxes(output["ranked_instances"], self.top_boxes) if has_boxes else (),
             lesions=lesions,
             calibrated_scores=self.pooler and self.pooler.calibrated("slices", logits),
             has_masks=has_masks,
@@ -443,7 +456,7 @@ class CTPredictor:
     @contextlib.contextmanager
     def _returning(self) -> Iterator[None]:
         """A classifier gives its boxes meanwhile, and lesions if asked; it is left as it was."""
-        if not self.image_classes:
+        if not isinstance(self.model, CTMaskNet):
             yield
             return
         model = self.model

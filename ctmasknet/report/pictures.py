@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import is_classifier, ranks_boxes
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
@@ -355,13 +355,13 @@ def evidence_painter(
             f"{cfg.MODEL.WEIGHTS}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
             f"predictions have {', '.join(class_names)}; give the model that made them"
         )
-    predictor = CTPredictor(cfg, lesions=True)
+    predictor = CTPredictor(cfg, lesions=ranks_boxes(cfg) or not classifies)
 
     def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
         item = predictor.mapped(slice_.entry, slice_.pixels)
         (found,) = predictor.predict([item])
         pixels = as_rgb(slice_.pixels, item.get("crop_box"))
-        drawn = [_lesions(pixels, found, predictor.lesion_classes)]
+        drawn = [_lesions(pixels, found, predictor.lesion_classes)] if predictor.lesions else []
         if classifies:
             gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
             if gap > _SAME_SCORE:
@@ -369,6 +369,7 @@ def evidence_painter(
                     f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
                     f"(by {gap:.2f}); give the weights that made them"
                 )
+        if ranks_boxes(cfg):
             head = predictor.model.image_head
             drawn.append(_box_weights(pixels, found, head, row.pred, class_names))
         return drawn

@@ -16,7 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ctmasknet.classes import MASK_TYPES
-from ctmasknet.config import is_classifier, leaves
+from ctmasknet.config import is_classifier, leaves, ranks_boxes
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
 from ctmasknet.weights.entries import CONFIGURATION
@@ -68,9 +68,10 @@ def spec_of(cfg: CfgNode) -> dict[str, Any]:
         "window_center_hu": float(cfg.INPUT.WINDOW_CENTER_HU),
         "window_width_hu": float(cfg.INPUT.WINDOW_WIDTH_HU),
     }
-    if is_classifier(cfg):
+    if ranks_boxes(cfg):
         spec["num_boxes"] = cfg.MODEL.RANKED_BOXES.NUM
         spec["row_features"] = list(ROW_FEATURES)
+    if is_classifier(cfg):
         spec["image_classes"] = list(cfg.MODEL.IMAGE_HEAD.CLASSES)
     others = () if is_classifier(cfg) else _CLASSIFIERS
     spec[CONFIGURATION] = {

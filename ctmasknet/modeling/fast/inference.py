@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import FPN
+from detectron2.modeling import FPN, GeneralizedRCNN
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
@@ -44,6 +44,13 @@ def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         raise CTMaskNetError(
             f"MODEL.INFERENCE.DTYPE is {name!r}; choose bfloat16, or '' for float32"
         )
+    if not isinstance(model, GeneralizedRCNN):
+        if name:
+            raise CTMaskNetError(
+                f"MODEL.INFERENCE.DTYPE is {name}, which models with a detector alone compute in; "
+                'set it to ""'
+            )
+        return model
     if not cfg.MODEL.INFERENCE.FUSED:
         if name:
             raise CTMaskNetError(

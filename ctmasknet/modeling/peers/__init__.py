@@ -1,0 +1,5 @@
+"""Networks of the systems that the paper is compared with; docs/peers.md names them."""
+
+from ctmasknet.modeling.peers.slice_classifier import SliceClassifier
+
+__all__ = ["SliceClassifier"]

@@ -1,0 +1,116 @@
+"""A classifier of whole slices over any image network of torchvision or timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.meta_arch import slice_labels
+from ctmasknet.modeling.peers.backbones import image_network
+from ctmasknet.modeling.peers.slice_pixels import SlicePixels
+
+
+@META_ARCH_REGISTRY.register()
+class SliceClassifier(nn.Module):
+    """A network on slices; COVID-CT with ``densenet169`` or ``resnet50`` and 1000 outputs.
+
+    It looks at the slice itself and at no boxes, so it finds no lesions.
+    """
+
+    @configurable
+    def __init__(self, *, network: nn.Module, num_classes: int, pixels: SlicePixels):
+        """
+        Args:
+            network: (B, 3, h, w) -> (B, outputs), outputs >= num_classes.
+            num_classes: C; outputs above them are no class, but share the softmax.
+            pixels: makes the network's input of a slice.
+        """
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.pixels = pixels
+
+    @classmethod
+    def from_config(cls, cfg):
+        classes = len(cfg.MODEL.IMAGE_HEAD.CLASSES)
+        outputs = cfg.MODEL.SLICE_NETWORK.NUM_OUTPUTS or classes
+        if outputs < classes:
+            raise CTMaskNetError(
+                f"MODEL.SLICE_NETWORK.NUM_OUTPUTS is {outputs}, but there are {classes} classes "
+                "(MODEL.IMAGE_HEAD.CLASSES); set it to 0, or to their number or more"
+            )
+        size, crop = cfg.MODEL.SLICE_NETWORK.SIZE, cfg.MODEL.SLICE_NETWORK.CROP
+        if size and crop > size:
+            raise CTMaskNetError(
+                f"MODEL.SLICE_NETWORK.CROP is {crop} px, more than MODEL.SLICE_NETWORK.SIZE {size} "
+                "px; let it be at most that"
+            )
+        return {
+            "network": image_network(cfg.MODEL.SLICE_NETWORK.NAME, outputs),
+            "num_classes": classes,
+            "pixels": SlicePixels(
+                size=size,
+                crop=crop,
+                squash=cfg.MODEL.SLICE_NETWORK.SQUASH,
+                mean=tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN),
+                std=tuple(value / 255 for value in cfg.MODEL.PIXEL_STD),
+            ),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]):
+        """
+        Args:
+            batched_inputs: B dicts with ``image`` (3, H, W), whole values 0..255, RGB; in training
+                also ``label`` (int).
+
+        Returns:
+            In training ``{"loss_image": scalar}``, the cross-entropy over all outputs. In
+            evaluation B dicts: ``scores`` (C,), softmax over all outputs; ``logits`` (C,), the
+            log-odds of the scores; ``pred_class`` int.
+
+        Raises:
+            CTMaskNetError: in training, an input has no label or one outside 0..C-1; slices that
+                are unlike in size after ``pixels``.
+        """
+        outputs = self.network(self._images(batched_inputs).to(self.device)).float()
+        if self.training:
+            labels = torch.tensor(slice_labels(batched_inputs, self.num_classes))
+            return {"loss_image": F.cross_entropy(outputs, labels.to(outputs.device))}
+        logits = log_odds(outputs.detach())[:, : self.num_classes]
+        return [
+            {"logits": one, "scores": one.sigmoid(), "pred_class": int(one.argmax())}
+            for one in logits
+        ]
+
+    def _images(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+        images = []
+        for item in batched_inputs:
+            values = item["image"].cpu().numpy()
+            images.append(self.pixels(np.rint(values).astype(np.uint8).transpose(1, 2, 0)))
+        if len({image.shape for image in images}) > 1:
+            raise CTMaskNetError(
+                "slices of a batch differ in size; set MODEL.SLICE_NETWORK.CROP, or "
+                "MODEL.SLICE_NETWORK.SQUASH True, or SOLVER.IMS_PER_BATCH and "
+                "TEST.IMS_PER_BATCH to 1"
+            )
+        return torch.stack(images)
+
+
+def log_odds(outputs: Tensor) -> Tensor:
+    """(B, n >= 2) outputs before a softmax -> (B, n) log-odds of its probabilities."""
+    count = outputs.shape[1]
+    alone = torch.eye(count, dtype=torch.bool, device=outputs.device)
+    others = outputs[:, None, :].expand(-1, count, -1).masked_fill(alone, -torch.inf)
+    return outputs - others.logsumexp(2)
