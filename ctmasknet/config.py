@@ -75,6 +75,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # MODEL.ROI_HEADS.NUM_CLASSES has to be their number.
     cfg.MODEL.LESION_CLASSES = list(MASK_TYPES["both"])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
+    cfg.MODEL.TIMM = CfgNode()
+    # The backbone in timm's list of networks, with MODEL.BACKBONE.NAME build_timm_fpn_backbone.
+    # MODEL.FPN.IN_FEATURES names its maps by their strides: res2 (4 px) to res5 (32 px).
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Round cell anchors to whole px as the published weights expect. Some then have no height.
     cfg.MODEL.ANCHOR_GENERATOR.ROUND = True
 
@@ -324,6 +328,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("INPUT.CROP_TO_BODY", "MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
         lambda cfg: not is_classifier(cfg),
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
+        ("MODEL.TIMM.NAME",),
+        lambda cfg: cfg.MODEL.BACKBONE.NAME != "build_timm_fpn_backbone",
+        "it is build_timm_fpn_backbone's (MODEL.BACKBONE.NAME)",
     ),
     (
         ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),

@@ -44,6 +44,7 @@ READ_IN = {
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
+    "ctmasknet.modeling.timm_backbone": "MODEL.TIMM.NAME",
     "ctmasknet.weights.spec": "INPUT.WINDOW_CENTER_HU INPUT.WINDOW_WIDTH_HU",
     "detectron2.engine.defaults": "CUDNN_BENCHMARK",
     "detectron2.modeling.anchor_generator": """MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS

@@ -42,6 +42,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.spec import put_stated, stated
+from ctmasknet.weights.timm_files import LITE0
 
 _CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
 BEST_CHECKPOINT = f"{BEST}.pth"
@@ -360,6 +361,11 @@ def _require_weights(weights: str, config_file: str | os.PathLike, training: boo
         fix = (
             f"make it from torchvision's {path.stem} file with tools/import_weights.py "
             f'(`output` {path}), start from random weights with MODEL.WEIGHTS "", or '
+        )
+    elif training and path.stem == LITE0:
+        fix = (
+            f"make it with tools/import_weights.py {LITE0} (`output` {path}), start from random "
+            'weights with MODEL.WEIGHTS "", or '
         )
     else:
         fix = ""

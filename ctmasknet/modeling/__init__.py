@@ -13,6 +13,7 @@ from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
+from ctmasknet.modeling.timm_backbone import build_timm_fpn_backbone
 
 __all__ = [
     "IMAGE_HEAD_REGISTRY",
@@ -22,4 +23,5 @@ __all__ = [
     "RankedBoxROIHeads",
     "RoundedAnchorGenerator",
     "build_resnet_fpn_without_p6_backbone",
+    "build_timm_fpn_backbone",
 ]
