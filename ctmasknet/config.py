@@ -112,6 +112,21 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Width of the two hidden layers.
     cfg.MODEL.IMAGE_HEAD.FC_DIM = 1024
 
+    # Columns of the affinity head's matrix, and stages of the sieve of both heads on mask features
+    # (see ctmasknet.modeling.peers.mask_feature_heads).
+    cfg.MODEL.IMAGE_HEAD.AFFINITIES = 64
+    cfg.MODEL.IMAGE_HEAD.SIEVE_STAGES = 3
+
+    # --- the author's later models (see ctmasknet.modeling.peers.two_branch) ---
+    cfg.MODEL.TWO_BRANCH = CfgNode()
+    # The image head reads mask features of the ranked boxes, not their rows.
+    cfg.MODEL.TWO_BRANCH.MASK_FEATURES = False
+    # Parts (backbone, image_head) whose batch normalisation evaluates with the batch's statistics,
+    # as the author's scripts do.
+    cfg.MODEL.TWO_BRANCH.BATCH_STATISTICS = ()
+    # Every channel of a slice by its own mean and standard deviation, not MODEL.PIXEL_MEAN, _STD.
+    cfg.MODEL.TWO_BRANCH.OWN_PIXELS = False
+
     # --- what the classifier trains: heads | heads_bn | heads_bn_no_shortcut | full ---
     # (see ctmasknet.modeling.trainable)
     cfg.MODEL.TRAINABLE = "heads"
@@ -158,7 +173,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
 def is_classifier(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes the slice classifier and not the lesion detector."""
-    return cfg.MODEL.META_ARCHITECTURE == "CTMaskNet"
+    return cfg.MODEL.META_ARCHITECTURE in ("CTMaskNet", "TwoBranchNet")
 
 
 def leaves(node: CfgNode, above: str = "") -> Iterator[tuple[str, object]]:
@@ -252,12 +267,12 @@ CHOICES: dict[str, Sequence[str]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet"),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet"),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
-    "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads",),
+    "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,

@@ -12,6 +12,7 @@ from ctmasknet.modeling.detector import (
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.peers import two_branch as _two_branch  # noqa: F401
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
 from ctmasknet.modeling.timm_backbone import build_timm_fpn_backbone
 
