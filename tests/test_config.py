@@ -44,6 +44,10 @@ READ_IN = {
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
+    "ctmasknet.modeling.peers.mask_feature_heads": """MODEL.IMAGE_HEAD.AFFINITIES
+        MODEL.IMAGE_HEAD.SIEVE_STAGES""",
+    "ctmasknet.modeling.peers.two_branch": """MODEL.TWO_BRANCH.MASK_FEATURES
+        MODEL.TWO_BRANCH.BATCH_STATISTICS MODEL.TWO_BRANCH.OWN_PIXELS""",
     "ctmasknet.modeling.timm_backbone": "MODEL.TIMM.NAME",
     "ctmasknet.weights.spec": "INPUT.WINDOW_CENTER_HU INPUT.WINDOW_WIDTH_HU",
     "detectron2.engine.defaults": "CUDNN_BENCHMARK",

@@ -33,6 +33,7 @@ from ctmasknet.weights.layout import (
 from ctmasknet.weights.pickle import AnchorData, read_weights_file, shown
 from ctmasknet.weights.reader import check_weights
 from ctmasknet.weights.timm_files import LITE0, ImportedLite0, lite0_weights, packaged_file
+from ctmasknet.weights.two_branch import ImportedTwoBranch, import_two_branch, is_two_branch
 
 _CLASSES_FROM = "roi_heads.box_predictor.cls_score.weight"
 _TRACKED = ".num_batches_tracked"
@@ -193,7 +194,7 @@ def import_checkpoint(
 
 def import_file(
     path: str | os.PathLike, output: str | os.PathLike, mask_type: str | None = None
-) -> tuple[ImportedVariant | ImportedLite0, list[str]]:
+) -> tuple[ImportedVariant | ImportedTwoBranch | ImportedLite0, list[str]]:
     """Write the Detectron2 checkpoint of a published ``.pth`` file; no file appears on an error.
 
     Args:
@@ -231,7 +232,9 @@ def import_file(
     try:
         lines = _anchor_lines(content.get("anchor_generator"))
         lite0 = lite0_weights(path, tensors)
-        if lite0 is None:
+        if is_two_branch(tensors):
+            converted, found = import_two_branch(tensors, mask_type)
+        elif lite0 is None:
             converted, found = import_checkpoint(tensors, mask_type)
         else:
             converted, found = lite0, ImportedLite0()

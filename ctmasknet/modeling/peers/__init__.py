@@ -1,5 +1,1 @@
-"""The systems that the paper is compared with, as parts registered with Detectron2."""
-
-from ctmasknet.modeling.peers import mask_feature_heads, two_branch
-
-__all__ = ["mask_feature_heads", "two_branch"]
+"""Networks of the systems that the paper is compared with; docs/peers.md names them."""

@@ -40,7 +40,7 @@ class MaskFeatureHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, 14, 14) -> (R, 256, 28, 28)."""
-        return F.relu(self.reduce(F.relu(self.deconv(F.relu(self.mask_fcn1(x))))))
+        return F.relu(self.reduce(self.deconv(F.relu(self.mask_fcn1(x)))))
 
 
 class Sieve(nn.Module):

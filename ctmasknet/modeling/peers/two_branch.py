@@ -14,7 +14,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctmasknet.errors import CTMaskNetError
@@ -72,10 +72,7 @@ class TwoBranchROIHeads(RankedBoxROIHeads):
         )
         found = heads.mask_head(pooled).split([len(image) for image in ranked])
         num = heads.num_ranked_boxes
-        padded = [
-            pad_rows(one.flatten(1), num).view(num, *one.shape[1:])
-            for one in found
-        ]
+        padded = [pad_rows(one.flatten(1), num).view(num, *one.shape[1:]) for one in found]
         boxes = [pad_rows(image.pred_boxes.tensor, num) for image in ranked]
         return torch.stack(padded), torch.stack(boxes)
 
@@ -125,10 +122,10 @@ class TwoBranchNet(CTMaskNet):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         if not self.own_pixels:
             return super().preprocess_image(batched_inputs)
-        images = [item["image"].to(self.device).float() for item in batched_inputs]
+        images = [item["image"].to(self.device).float() / 255 for item in batched_inputs]
         images = [
             (image - image.mean((1, 2), keepdim=True))
-            / image.std((1, 2), keepdim=True).clamp_min(1e-3)
+            / image.std((1, 2), keepdim=True).clamp_min(1e-6)
             for image in images
         ]
         return ImageList.from_tensors(

@@ -1,0 +1,51 @@
+"""How the published slice classifiers make a network's input of a slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as tvf
+
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class SlicePixels:
+    """A slice resized, cut and normalised.
+
+    Attributes:
+        size: shorter side after resizing (bilinear, antialiased), px; 0 leaves the slice as it is.
+        crop: side of the centre cut, px; 0 for none.
+        squash: resize to ``size`` x ``size`` whatever the shape.
+        mean, std: of RGB in 0..1; one number stands for all three.
+    """
+
+    size: int = 224
+    crop: int = 224
+    squash: bool = False
+    mean: tuple[float, ...] = IMAGENET_PIXELS[0]
+    std: tuple[float, ...] = IMAGENET_PIXELS[1]
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """(H, W) or (H, W, 3) uint8 -> (3, h, w) float32."""
+        picture = Image.fromarray(np.asarray(image, np.uint8)).convert("RGB")
+        if self.size:
+            size = [self.size, self.size] if self.squash else self.size
+            picture = tvf.resize(picture, size)
+        if self.crop:
+            picture = tvf.center_crop(picture, [self.crop, self.crop])
+        pixels = torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).float() / 255
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
+
+#: COVID-CT's two validation transforms, JCS's classifier's.
+COVID_CT_BASELINE = SlicePixels()
+COVID_CT_SELF_TRANS = SlicePixels(crop=0, squash=True, mean=(0.45271412,), std=(0.33165374,))
+JCS_CLASSIFIER = SlicePixels(size=256)
