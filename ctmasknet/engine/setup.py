@@ -82,6 +82,12 @@ def training_cfg(
     _check_device(cfg)
     register_prepared()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
+    if cfg.MODEL.META_ARCHITECTURE == "TwoBranchNet":
+        raise CTMaskNetError(
+            "MODEL.META_ARCHITECTURE is TwoBranchNet, which is evaluated and predicts but is not "
+            "trained here: its steps alternate between lesion and labelled slices; import a "
+            "published file, or train CTMaskNet"
+        )
     if not cfg.DATASETS.TRAIN:
         raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
     for name in names:

@@ -79,7 +79,7 @@ class TwoBranchROIHeads(RankedBoxROIHeads):
 
 @META_ARCH_REGISTRY.register()
 class TwoBranchNet(CTMaskNet):
-    """See the module. It is given labelled slices; :meth:`lesion_losses` takes lesion slices."""
+    """See the module. It evaluates and predicts with imported weights; it is not trained here."""
 
     @configurable
     def __init__(self, *, batch_statistics: tuple[str, ...], own_pixels: bool, **kwargs):
@@ -109,8 +109,7 @@ class TwoBranchNet(CTMaskNet):
         }
 
     def set_trainable(self, mode: str) -> list[str]:
-        """See :meth:`CTMaskNet.set_trainable`; the copied branch is never trained, and what the
-        label's loss reaches is backbone and image head."""
+        """See :meth:`CTMaskNet.set_trainable`; the copied branch is never trained."""
         super().set_trainable(mode)
         names = []
         for name, parameter in self.named_parameters():
@@ -118,6 +117,14 @@ class TwoBranchNet(CTMaskNet):
             parameter.requires_grad_(wanted)
             names += [name] if wanted else []
         return names
+
+    def forward(self, batched_inputs: list[dict[str, Any]]):
+        """See :meth:`CTMaskNet.forward`; in evaluation alone."""
+        if self.training:
+            raise CTMaskNetError(
+                "MODEL.META_ARCHITECTURE is TwoBranchNet, which is not trained here; evaluate it"
+            )
+        return self.inference(batched_inputs)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         if not self.own_pixels:

@@ -105,8 +105,13 @@ def two_branch(path: Path) -> None:
             model.batch_statistics = parts
             before = {n: v.clone() for n, v in model.state_dict().items() if "running" in n}
             again = model([{"image": pixels}])[0]["logits"]
+            with torch.backends.mkldnn.flags(enabled=False):
+                other = model([{"image": pixels}])[0]["logits"]
             model.batch_statistics = ()
-            golden.check(f"{key}logits_their_eval", again)
+            # Statistics of a few boxes blow rounding up: as far as other convolutions are off
+            noise = float((again - other).abs().max())
+            assert noise < 1e-2
+            golden.check(f"{key}logits_their_eval", again, atol=max(1e-4, 3 * noise))
             assert all(torch.equal(model.state_dict()[n], v) for n, v in before.items())
 
 
