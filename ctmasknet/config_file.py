@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys
+from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.key_checks import CHOICES, check_keys
 from ctmasknet.model_zoo import get_config_file
 
 
@@ -20,7 +21,7 @@ def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> C
 
     Raises:
         CTMaskNetError: missing or malformed file, unknown key, value of another type, or one that
-            :func:`ctmasknet.config.check_keys` refuses.
+            :func:`ctmasknet.key_checks.check_keys` refuses.
     """
     if not config_file:
         raise CTMaskNetError(

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ctmasknet.config import CHOICES, add_ctmasknet_config, check_keys, idle_keys, leaves
+from ctmasknet.config import add_ctmasknet_config, leaves
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.key_checks import CHOICES, check_keys, idle_keys
 
 #: Module -> keys that it reads and that so have an effect.
 READ_IN = {
@@ -56,6 +57,11 @@ READ_IN = {
     "ctmasknet.modeling.peers.slice_classifier": """MODEL.SLICE_NETWORK.CROP
         MODEL.SLICE_NETWORK.NAME MODEL.SLICE_NETWORK.NUM_OUTPUTS MODEL.SLICE_NETWORK.SIZE
         MODEL.SLICE_NETWORK.SQUASH""",
+    "ctmasknet.modeling.peers.mask_feature_heads": """MODEL.IMAGE_HEAD.AFFINITIES
+        MODEL.IMAGE_HEAD.SIEVE_STAGES""",
+    "ctmasknet.modeling.peers.two_branch": """MODEL.TWO_BRANCH.MASK_FEATURES
+        MODEL.TWO_BRANCH.BATCH_STATISTICS MODEL.TWO_BRANCH.OWN_PIXELS""",
+    "ctmasknet.modeling.timm_backbone": "MODEL.TIMM.NAME",
     "ctmasknet.weights.spec": "INPUT.WINDOW_CENTER_HU INPUT.WINDOW_WIDTH_HU",
     "detectron2.engine.defaults": "CUDNN_BENCHMARK",
     "detectron2.modeling.anchor_generator": """MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS

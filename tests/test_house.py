@@ -16,6 +16,7 @@ ROWS = (
     {"names"},
     {"ct", "modeling", "model_zoo", "bounds"},
     {"config"},
+    {"key_checks"},
     {"config_file"},
     {"data"},
     {"prepare", "phantom", "evaluation", "weights", "draw"},

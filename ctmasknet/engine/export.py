@@ -64,6 +64,10 @@ def export_classifier(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only classifiers "
             "(configs/cls*.yaml) are exported: their output has a fixed shape"
         )
+    if cfg.MODEL.META_ARCHITECTURE != "CTMaskNet":
+        raise CTMaskNetError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; CTMaskNet alone is exported"
+        )
     if cfg.MODEL.IMAGE_HEAD.READS:
         raise CTMaskNetError(
             f"{path}: MODEL.IMAGE_HEAD.READS is {list(cfg.MODEL.IMAGE_HEAD.READS)}; only heads "

@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import ctmasknet
-from ctmasknet.config import check_keys, is_classifier
+from ctmasknet.config import is_classifier
 from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
@@ -40,10 +40,12 @@ from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.key_checks import check_keys
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint
 from ctmasknet.weights.spec import put_stated, stated
+from ctmasknet.weights.timm_files import LITE0
 
 _CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
 BEST_CHECKPOINT = f"{BEST}.pth"
@@ -83,6 +85,12 @@ def training_cfg(
     _check_device(cfg)
     register_prepared()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
+    if cfg.MODEL.META_ARCHITECTURE == "TwoBranchNet":
+        raise CTMaskNetError(
+            "MODEL.META_ARCHITECTURE is TwoBranchNet, which is evaluated and predicts but is not "
+            "trained here: its steps alternate between lesion and labelled slices; import a "
+            "published file, or train CTMaskNet"
+        )
     if not cfg.DATASETS.TRAIN:
         raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
     for name in names:
@@ -385,6 +393,11 @@ def _require_weights(weights: str, config_file: str | os.PathLike, training: boo
         fix = (
             f"make it from torchvision's {path.stem} file with tools/import_weights.py "
             f'(`output` {path}), start from random weights with MODEL.WEIGHTS "", or '
+        )
+    elif training and path.stem == LITE0:
+        fix = (
+            f"make it with tools/import_weights.py {LITE0} (`output` {path}), start from random "
+            'weights with MODEL.WEIGHTS "", or '
         )
     else:
         fix = ""

@@ -25,7 +25,7 @@ from detectron2.utils.events import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ctmasknet.config import idle_keys, is_classifier
+from ctmasknet.config import is_classifier
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.patients import first_few
@@ -57,6 +57,7 @@ from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import remove_unfinished
+from ctmasknet.key_checks import idle_keys
 from ctmasknet.modeling.finite import NotFiniteError, slices_named
 
 _LOGGER = logging.getLogger(__name__)

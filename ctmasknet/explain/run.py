@@ -81,6 +81,12 @@ def explain_slices(
         CTMaskNetError: an image is missing or unreadable, a file cannot be written, another process
             has failed or sees other slices.
     """
+    head = predictor.model.image_head
+    if getattr(head, "reads_mask_features", False):
+        raise CTMaskNetError(
+            f"MODEL.IMAGE_HEAD.NAME is {type(head).__name__}, which reads mask features; only "
+            "heads that read ranked rows are explained by boxes"
+        )
     class_names, lesion_classes = predictor.image_classes, predictor.lesion_classes
     output = Path(output)
 

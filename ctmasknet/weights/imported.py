@@ -32,6 +32,8 @@ from ctmasknet.weights.layout import (
 )
 from ctmasknet.weights.pickle import AnchorData, read_weights_file, shown
 from ctmasknet.weights.reader import check_weights
+from ctmasknet.weights.timm_files import LITE0, ImportedLite0, lite0_weights, packaged_file
+from ctmasknet.weights.two_branch import ImportedTwoBranch, import_two_branch, is_two_branch
 
 _CLASSES_FROM = "roi_heads.box_predictor.cls_score.weight"
 _TRACKED = ".num_batches_tracked"
@@ -192,11 +194,12 @@ def import_checkpoint(
 
 def import_file(
     path: str | os.PathLike, output: str | os.PathLike, mask_type: str | None = None
-) -> tuple[ImportedVariant, list[str]]:
+) -> tuple[ImportedVariant | ImportedTwoBranch | ImportedLite0, list[str]]:
     """Write the Detectron2 checkpoint of a published ``.pth`` file; no file appears on an error.
 
     Args:
-        path: a checkpoint of the authors, a plain state dict of theirs, or torchvision's ResNet.
+        path: a checkpoint of the authors, a plain state dict of theirs, torchvision's ResNet or
+            timm's EfficientNet-Lite0; ``efficientnet_lite0`` for that of the installed package.
         output: the Detectron2 checkpoint, to be loaded by ``DetectionCheckpointer``.
         mask_type: see :func:`detect_variant`.
 
@@ -209,6 +212,8 @@ def import_file(
             anchors, or incomplete weights.
     """
     path = os.fspath(path)
+    if path == LITE0 and not os.path.exists(path):
+        path = packaged_file()
     if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
         raise CTMaskNetError(f"{output}: is the file to read; give `output` another name")
     check_writable(output)
@@ -226,12 +231,19 @@ def import_file(
     check_weights(path, tensors)
     try:
         lines = _anchor_lines(content.get("anchor_generator"))
-        converted, found = import_checkpoint(tensors, mask_type)
+        lite0 = lite0_weights(path, tensors)
+        if is_two_branch(tensors):
+            converted, found = import_two_branch(tensors, mask_type)
+        elif lite0 is None:
+            converted, found = import_checkpoint(tensors, mask_type)
+        else:
+            converted, found = lite0, ImportedLite0()
     except CTMaskNetError as error:
-        raise CTMaskNetError(f"{path}: {error}") from None
+        told = str(error)
+        raise CTMaskNetError(told if told.startswith(path) else f"{path}: {told}") from None
     checkpoint = {"model": converted, "__author__": "COVID-CT-Mask-Net"}
     if found.spec is None:
-        checkpoint["__author__"] = "torchvision"
+        checkpoint["__author__"] = "torchvision" if lite0 is None else "timm"
         lines = []
     else:
         checkpoint["ctmasknet"] = {**found.spec, "config_file": found.config}

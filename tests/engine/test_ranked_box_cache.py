@@ -12,12 +12,12 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from ctmasknet.config import check_keys
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine import ranked_box_cache
 from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
 from ctmasknet.engine.solver import keep_predictions_float32
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.key_checks import check_keys
 from tests.helpers.running import run_tool
 from tests.test_train_net import TINY
 

@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ctmasknet.config import check_keys
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.key_checks import check_keys
 from ctmasknet.modeling.ranked_boxes import RowLayout, first_rows, relative_boxes
 from ctmasknet.modeling.roi_heads import pad_rows
 
