@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A room imports rooms of an earlier row; rooms of one row do not import each other.
 ROWS = (
     {"errors"},
-    {"classes", "files", "overrides", "workers"},
+    {"classes", "files", "overrides", "schema", "workers"},
     {"names"},
     {"ct", "modeling", "model_zoo", "bounds"},
     {"config"},

@@ -276,8 +276,8 @@ def comparison_text(comparison: Mapping[str, Any], against: str | None = None) -
         tests = ["p McNemar", *(f"p DeLong {name}" for name in comparison["class_names"])]
         parts += [
             title,
-            _table(rows, ["system", *_SHOWN]),
-            _table(pairs, ["difference", *_SHOWN, *tests]),
+            _table(rows, ["system", *SHOWN_METRICS]),
+            _table(pairs, ["difference", *SHOWN_METRICS, *tests]),
         ]
     settings = comparison["settings"]
     parts.append(
@@ -293,7 +293,8 @@ def comparison_text(comparison: Mapping[str, Any], against: str | None = None) -
     return "\n\n".join(parts)
 
 
-_SHOWN = ("accuracy", "sensitivity-macro", "auroc-macro")
+#: Metrics of tables.
+SHOWN_METRICS = ("accuracy", "sensitivity-macro", "auroc-macro")
 
 
 def figure_of(metric: str, interval: Mapping[str, Any], *, signed: bool = False) -> str:
@@ -314,11 +315,11 @@ def p_text(test: Mapping[str, Any] | None) -> str:
 
 
 def _figures(system: Mapping[str, Any], level: str) -> list[str]:
-    return [figure_of(name, system["levels"][level][name]) for name in _SHOWN]
+    return [figure_of(name, system["levels"][level][name]) for name in SHOWN_METRICS]
 
 
 def _differences(pair: Mapping[str, Any]) -> list[str]:
-    shown = [figure_of(name, pair["differences"][name], signed=True) for name in _SHOWN]
+    shown = [figure_of(name, pair["differences"][name], signed=True) for name in SHOWN_METRICS]
     return [*shown, p_text(pair["mcnemar"]), *map(p_text, pair["delong"].values())]
 
 

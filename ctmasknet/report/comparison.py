@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.comparison import (
-    COMPARISON_FORMAT,
     FEW_PATIENTS,
     compare_systems,
     comparison_text,
@@ -22,7 +21,9 @@ from ctmasknet.evaluation.comparison import (
     p_text,
 )
 from ctmasknet.files import atomic_write, check_writable, read_json, write_json, writing
+from ctmasknet.report.forms import comparison_form
 from ctmasknet.report.source import find_predictions, read_run
+from ctmasknet.schema import checked
 
 _NAME = "comparison.json"
 _SHOWN = {
@@ -81,10 +82,8 @@ def read_comparison(path: str | os.PathLike) -> dict[str, Any]:
     path = path / _NAME if path.is_dir() else path
     if not path.is_file():
         raise CTMaskNetError(f"{path}: no such file; tools/compare.py writes it")
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != COMPARISON_FORMAT:
-        raise CTMaskNetError(f"{path}: not a comparison of tools/compare.py; write it anew")
-    return found
+    what = "a comparison of tools/compare.py"
+    return checked(path, read_json(path), comparison_form, what, "write it anew")
 
 
 def comparison_section(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ from ctmasknet.report.pictures import (
     recorded_window,
 )
 from ctmasknet.report.sections import page_values, rendered
-from ctmasknet.report.source import ReportSource, dataset_names, of_another_form, read_source
+from ctmasknet.report.source import ReportSource, dataset_names, read_source
 from ctmasknet.report.subgroup_section import subgroup_section
 from ctmasknet.report.tables import (
     MAX_ROWS,
@@ -104,12 +103,7 @@ def write_report(
     found = SlicePictures(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
     )
-    with contextlib.ExitStack() as stack:
-        if source.read:
-            names = ", ".join(map(str, source.read))
-            stack.enter_context(of_another_form(f"{names}: cannot be shown"))
-        page = _render(source, found, gallery, compared)
-    return _written(output, page, folder, files)
+    return _written(output, _render(source, found, gallery, compared), folder, files)
 
 
 def _written(output: Path, page: str, folder: str | os.PathLike, files: SliceFiles) -> Path:

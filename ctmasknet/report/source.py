@@ -3,11 +3,10 @@ the run's record says of it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
-from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.metrics import bce_loss, confusion_matrix
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,
@@ -26,15 +24,24 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
-from ctmasknet.evaluation.report import REPORT_FORMAT, classification_report
+from ctmasknet.evaluation.report import classification_report
 from ctmasknet.evaluation.validation_fit import PoolingChoice
 from ctmasknet.files import parse_json, read_json
+from ctmasknet.report.forms import (
+    BAD_SLICES_FORM,
+    EVALUATION_HEAD,
+    burden_form,
+    evaluation_form,
+    pooled_form,
+)
+from ctmasknet.schema import Form, UnlikeForm, anything, checked
 
 _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
 _EVALUATION, _EVALUATION_TOOL = "report.json", "tools/evaluate_predictions.py"
 _BURDEN, _BURDEN_TOOL = "burden.json", "tools/lesion_burden.py"
 _LEARNED = "pooling.json"
+_REMEDY = "make it anew or remove it"
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,6 @@ class ReportSource:
         problems: (scan or slice, what is wrong with it) of a prediction folder, scans first.
         cautions: what has to be said of a prediction's weights and lesions.
         bad_slices: (unreadable, all) slices or files, None where the run left none out.
-        read: the JSON files that figures are taken from, which may be a stranger's.
     """
 
     folder: Path
@@ -79,7 +85,6 @@ class ReportSource:
     problems: list[tuple[str, str]]
     cautions: list[str]
     bad_slices: tuple[int, int] | None
-    read: list[Path]
 
 
 def read_source(
@@ -122,9 +127,17 @@ def read_source(
     found = _find("evaluation", evaluation, _EVALUATION_TOOL, *usual)
     report, learned = None, None
     if found is not None:
-        report = _read_json(found, f"a report of {_EVALUATION_TOOL}", _check_evaluation)
-        with of_another_form(f"{found}: not a report of {_EVALUATION_TOOL}"):
-            _check_same(found, report, path, rows, class_names)
+        what = f"a report of {_EVALUATION_TOOL}"
+        report = _read_json(found, what, EVALUATION_HEAD)
+        same = report["class_names"] == list(class_names)
+        if same:
+            report = checked(found, report, evaluation_form(class_names), what, _REMEDY)
+        if not same or not _is_of(report, rows):
+            raise CTMaskNetError(
+                f"{found}: was made from other predictions than {path}; run "
+                "tools/evaluate_predictions.py again, or name the right one as `evaluation` or "
+                "`dataset`"
+            )
         if report["settings"]["pooling"] == "learned":
             learned = load_learned_pooling(found.with_name(_LEARNED), class_names)
     elif any(row.label is not None for row in rows):
@@ -165,11 +178,6 @@ def read_source(
         problems=problems,
         cautions=cautions,
         bad_slices=_read_bad_slices(path, name),
-        read=[
-            *([found] if found else []),
-            *([listing] if listing else []),
-            *(one["read_from"] for one in (measured, truth) if one),
-        ],
     )
 
 
@@ -225,57 +233,27 @@ def _find(argument: str, given: str | os.PathLike | None, tool: str, *usual: Pat
     return path
 
 
-def _read_json(path: Path, what: str, checked: Callable[[Any], Any]) -> Any:
-    """``checked`` of the file's content; the errors of a content of another form are one line."""
-    with of_another_form(f"{path}: not {what}"):
-        return checked(read_json(path))
-
-
-@contextlib.contextmanager
-def of_another_form(message: str) -> Iterator[None]:
-    """What a content of another form raises where it is used becomes one line."""
+def _read_json(path: Path, what: str, form: Form) -> Any:
+    """The content of a file, of the form it has to have."""
     try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CTMaskNetError(
-            f"{message} ({type(error).__name__}: {reason}); make it anew or remove it"
-        ) from error
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: not {what} ({error}); {_REMEDY}") from error
+    return checked(path, found, form, what, _REMEDY)
 
 
-def _check_evaluation(report: Any) -> dict[str, Any]:
-    if report["format"] != REPORT_FORMAT:
-        raise ValueError(f"format {report['format']!r}")
-    report["settings"]["pooling"], report["levels"]["slices"]["metrics"]["loss"]["value"]
-    # Reports that lack it may hold scores at a temperature that is no fair fit
-    report["levels"]["slices"]["why_not_calibrated"]
-    return report
-
-
-def _check_same(
-    path: Path,
-    report: dict[str, Any],
-    predictions: Path,
-    rows: Sequence[SlicePrediction],
-    class_names: Sequence[str],
-) -> None:
-    """Refuse an evaluation of other predictions: figures and pictures would be of two models."""
+def _is_of(report: dict[str, Any], rows: Sequence[SlicePrediction]) -> bool:
+    """Whether an evaluation is of these predictions: else figures and pictures would be of two
+    models."""
     units = slice_units(rows)
     slices = report["levels"]["slices"]
-    same = report["class_names"] == list(class_names) and slices["n"] == len(units)
-    if same and len(units):
-        matrix = confusion_matrix(units.labels, units.preds, len(class_names)).tolist()
-        # Two models may call all slices alike; their logits still differ
-        loss = bce_loss(units.logits, units.labels)
-        same = slices["confusion_matrix"] == matrix and math.isclose(
-            slices["metrics"]["loss"]["value"], loss, rel_tol=1e-6
-        )
-    if not same:
-        raise CTMaskNetError(
-            f"{path}: was made from other predictions than {predictions}; run "
-            "tools/evaluate_predictions.py again, or name the right one as `evaluation` or "
-            "`dataset`"
-        )
+    if slices["n"] != len(units):
+        return False
+    matrix = confusion_matrix(units.labels, units.preds, len(report["class_names"])).tolist()
+    # Two models may call all slices alike; their logits still differ
+    loss, stated = bce_loss(units.logits, units.labels), slices["metrics"]["loss"]["value"]
+    same = stated is not None and math.isclose(stated, loss, rel_tol=1e-6)
+    return same and slices["confusion_matrix"] == matrix
 
 
 def _read_burdens(
@@ -293,28 +271,16 @@ def _read_burdens(
                 "the predicted lesions as `burden`"
             )
         return None, None
-    found = _read_json(path, what, _check_burden) | {"read_from": path}
+    found = _read_json(path, what, burden_form)
     truth = None
     if truth_path is not None:
-        truth = _read_json(truth_path, what, _check_burden) | {"read_from": truth_path}
+        truth = _read_json(truth_path, what, burden_form)
     if truth is not None and truth["of"] != found["of"]:
         raise CTMaskNetError(
             f"{path}: shares of the {found['of']}, but those in {truth_path} are of the "
             f"{truth['of']}; measure both with the same label masks"
         )
     return found, truth
-
-
-def _check_burden(found: Any) -> dict[str, Any]:
-    if found["format"] != BURDEN_FORMAT:
-        raise ValueError(f"format {found['format']!r}")
-    found["lesions"], found["of"], found["outside_lung_px"]
-    found["cautions"] = [str(line) for line in found.get("cautions") or ()]
-    for item in (*found["slices"], *found["scans"]):
-        item["patient"], item["scan"], item["file"], item["slices"], item["weighted_by"]
-        for name in (*found["classes"], "any"):
-            item["percent"][name], (item["ml"] or {name: 0})[name]
-    return found
 
 
 def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
@@ -326,7 +292,7 @@ def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None, []
-    record = _read_json(path, "a run's record", lambda found: found)
+    record = _read_json(path, "a run's record", anything)
     runs = record.get("entries", [record]) if isinstance(record, dict) else []
     runs = runs if isinstance(runs, list) else []
     return record, [entry for entry in runs if isinstance(entry, dict)]
@@ -341,13 +307,9 @@ def _read_bad_slices(predictions: Path, dataset: str | None) -> tuple[int, int] 
     path = (folder if dataset is None else folder.parent) / BAD_SLICES
     if not path.is_file():
         return None
-    found = _read_json(
-        path,
-        "a list of bad slices",
-        lambda listed: {k: (int(v["bad"]), int(v["total"])) for k, v in listed["sets"].items()},
-    )
-    bad, total = found.get(dataset or "inputs", (0, 0))
-    return (bad, total) if bad else None
+    sets = _read_json(path, "a list of bad slices", BAD_SLICES_FORM)["sets"]
+    found = sets.get(dataset or "inputs", {"bad": 0, "total": 0})
+    return (found["bad"], found["total"]) if found["bad"] else None
 
 
 def _read_pooled(
@@ -357,33 +319,30 @@ def _read_pooled(
     one fitted with the checkpoint, so it is not made again here."""
     pooled: dict[str, list[PooledPrediction]] = {level: [] for level in POOLED_LEVELS}
     name = PoolingChoice.name
-    for item in json_lines(path):
-        level = f"{item.get('level')}s"
+    form = pooled_form(class_names)
+    for line in json_lines(path):
+        level = f"{line.get('level')}s"
         # A scan of which no slice could be read has no class
-        if level not in pooled or "pred" not in item:
+        if level not in pooled or "pred" not in line:
             continue
         try:
-            name = item["pooling"]
-            pooled[level].append(
-                PooledPrediction(
-                    patient=item["patient"],
-                    scan=item.get("scan", ""),
-                    label=None,
-                    mixed=False,
-                    pred=class_names.index(item["pred"]),
-                    scores=tuple(float(item["scores"][label]) for label in class_names),
-                    slices=int(item["slices"]),
-                )
+            item = form(line, "")
+        except UnlikeForm as error:
+            raise CTMaskNetError(
+                f"{path}: a {level[:-1]} that does not fit predictions.csv ({error}); predict again"
+            ) from None
+        name = item["pooling"]
+        pooled[level].append(
+            PooledPrediction(
+                patient=item["patient"],
+                scan=item["scan"] or "",
+                label=None,
+                mixed=False,
+                pred=class_names.index(item["pred"]),
+                scores=tuple(item["scores"][label] for label in class_names),
+                slices=item["slices"],
             )
-        except KeyError as error:
-            raise CTMaskNetError(
-                f"{path}: a {item['level']} without {error}; predict again"
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise CTMaskNetError(
-                f"{path}: a {item['level']} that does not fit predictions.csv ({error}); predict "
-                "again"
-            ) from error
+        )
     return name, pooled
 
 

@@ -115,5 +115,10 @@ def test_the_tool_writes_a_table_a_picture_and_a_section(files, tmp_path, capsys
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
     page = write_report(files["good"].parent, tmp_path / "r.html", comparison=output).read_text()
     assert "Compared with other systems" in page and "good less noisy" in page
+    broken = json.loads((output / "comparison.json").read_text())
+    broken["pairs"][0]["levels"]["slices"]["mcnemar"]["p_value"] = "small"
+    (output / "comparison.json").write_text(json.dumps(broken))
+    with pytest.raises(CTMaskNetError, match=r"pairs\[0\]\.levels\.slices\.mcnemar\.p_value"):
+        write_report(files["good"].parent, tmp_path / "r.html", comparison=output)
     assert run_tool(repository, tool, names[0], names[0], "--output", output) == 2
     assert "a second system called good" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_burdens_that_cannot_be_shown_are_one_line(repository, unlabelled_folder
 
 def test_a_burden_with_a_class_left_out_is_refused(unlabelled_folder, tmp_path):
     write_burden(tmp_path / "b", classes=["ggo", "fibrosis"])
-    with pytest.raises(CTMaskNetError, match=r"burden\.json: not a burden .*'fibrosis'"):
+    with pytest.raises(CTMaskNetError, match=r"burden\.json: not a burden .*fibrosis is missing"):
         write_report(unlabelled_folder, tmp_path / "r.html", burden=tmp_path / "b")
 
 

@@ -132,7 +132,10 @@ def test_folders_that_cannot_be_reported_are_one_line(repository, copied_run, tm
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"level": "patient", "pred": "covid"}', "a patient without 'pooling'"),
+        (
+            '{"level": "patient", "pred": "covid"}',
+            "a patient that does not fit .* \\(pooling is missing",
+        ),
         ('{"level": "patient"', "cannot be read"),
         (
             '{"level": "scan", "patient": "1", "pooling": "mean", "pred": "flu", "slices": 1}',
@@ -288,3 +291,39 @@ def test_a_report_of_another_form_is_one_line(copied_run, tmp_path, keys, value)
     ) as told:
         write_report(copied_run, tmp_path / "page.html")
     assert "\n" not in str(told.value) and not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "told"),
+    [
+        (("settings", "n_boot"), "many", "settings.n_boot is 'many', where a whole number from 0"),
+        (("levels", "scans", "n"), None, "levels.scans.n is null, where a whole number from 1"),
+        (("levels", "patients", "metrics", "ece", "low"), [], "metrics.ece.low is a list of 0,"),
+        (
+            ("levels", "slices", "reliability", "top_label"),
+            [7],
+            r"top_label\[0\] is 7, where an ob",
+        ),
+        (("poolings", "mean", "scans"), {}, "poolings.mean.scans.accuracy is missing, where"),
+    ],
+)
+def test_the_key_of_another_form_is_named(copied_run, keys, value, told):
+    path = copied_run / "report" / "report.json"
+    content = part = json.loads(path.read_text())
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(CTMaskNetError, match=rf"report\.json: not a report of .*{told}"):
+        read_source(copied_run)
+
+
+def test_an_honest_integer_is_a_number(copied_run):
+    path = copied_run / "report" / "report.json"
+    content = json.loads(path.read_text())
+    content["levels"]["slices"]["metrics"]["ece"] = {"value": 1, "low": 0, "high": 1}
+    content["settings"]["n_boot"] = 100.0
+    path.write_text(json.dumps(content))
+    evaluation = read_source(copied_run).evaluation
+    assert repr(evaluation["levels"]["slices"]["metrics"]["ece"]["value"]) == "1.0"
+    assert repr(evaluation["settings"]["n_boot"]) == "100"
