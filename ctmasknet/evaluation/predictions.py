@@ -6,7 +6,7 @@ import csv
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, safe_cell, text_of_cell
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
+#: A last column that prediction writes where a study holds several reconstructions.
+_COUNTS = "counts"
 # A score and the sigmoid of its logit, both rounded to four decimals, differ by less.
 _TOLERANCE = 1e-4
 
@@ -25,6 +27,8 @@ class SlicePrediction:
     """One line of the file: ``label`` (None when unknown) and ``pred`` are class indices.
 
     ``logits`` and ``scores`` hold C floats in class order; a score is the sigmoid of its logit.
+    ``counts`` is False of slices whose scan does not count for its patient, for another
+    reconstruction of the same study does.
     """
 
     file: str
@@ -34,23 +38,30 @@ class SlicePrediction:
     pred: int
     logits: tuple[float, ...]
     scores: tuple[float, ...]
+    counts: bool = True
 
 
 def write_predictions_csv(
-    path: str | os.PathLike, rows: Sequence[SlicePrediction], class_names: Sequence[str]
+    path: str | os.PathLike,
+    rows: Iterable[SlicePrediction],
+    class_names: Sequence[str],
+    *,
+    with_counts: bool = False,
 ) -> None:
     """Write ``file,patient,scan,label,pred,logit_<class>...,score_<class>...``, whole or not.
 
     Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly. Text
     that a spreadsheet would run has a ``'`` in front (:func:`ctmasknet.files.safe_cell`).
+    ``with_counts`` writes :attr:`SlicePrediction.counts` as a last column, 1 or 0.
     """
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_header(class_names))
+        writer.writerow([*_header(class_names), *[_COUNTS] * with_counts])
         for row in rows:
             label = "" if row.label is None else class_names[row.label]
             values = [format(float(value), ".9g") for value in (*row.logits, *row.scores)]
             words = (row.file, row.patient, row.scan, label, class_names[row.pred])
+            values += [str(int(row.counts))] * with_counts
             writer.writerow([*map(safe_cell, words), *values])
 
 
@@ -77,13 +88,15 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
         ) from error
     header = lines[0] if lines else []
     names = [field.removeprefix("logit_") for field in header if field.startswith("logit_")]
-    if not names or header != _header(names):
+    if not names or header not in (_header(names), [*_header(names), _COUNTS]):
         raise CTMaskNetError(
             f"{path}: not a predictions file; its first line must be "
             f"{','.join(_ROW_FIELDS)},logit_<class>...,score_<class>..."
         )
     return [
-        _parse(path, number, line, names) for number, line in enumerate(lines[1:], start=2) if line
+        _parse(path, number, line, names, with_counts=header[-1] == _COUNTS)
+        for number, line in enumerate(lines[1:], start=2)
+        if line
     ], names
 
 
@@ -92,13 +105,19 @@ def _header(class_names: Sequence[str]) -> list[str]:
     return [*_ROW_FIELDS, *(f"{kind}_{name}" for kind, name in kinds)]
 
 
-def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SlicePrediction:
+def _parse(
+    path: Path, number: int, line: list[str], names: list[str], with_counts: bool
+) -> SlicePrediction:
     """One line of a predictions file; ``number`` counts from 1 for the message."""
     try:
         *words, values = *line[: len(_ROW_FIELDS)], line[len(_ROW_FIELDS) :]
         file, patient, scan, label, pred = map(text_of_cell, words)
-        if len(values) != 2 * len(names):
-            raise ValueError(f"{len(line)} fields instead of {len(_ROW_FIELDS) + 2 * len(names)}")
+        wanted = 2 * len(names) + with_counts
+        if len(values) != wanted:
+            raise ValueError(f"{len(line)} fields instead of {len(_ROW_FIELDS) + wanted}")
+        counts = values.pop() if with_counts else "1"
+        if counts not in ("0", "1"):
+            raise ValueError(f"{_COUNTS} is {counts!r}, not 0 or 1")
         numbers = tuple(float(value) for value in values)
         row = SlicePrediction(
             file=file,
@@ -108,6 +127,7 @@ def _parse(path: Path, number: int, line: list[str], names: list[str]) -> SliceP
             pred=names.index(pred),
             logits=numbers[: len(names)],
             scores=numbers[len(names) :],
+            counts=counts == "1",
         )
         _check(row, names)
         return row

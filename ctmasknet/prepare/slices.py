@@ -72,6 +72,7 @@ def prepare_slices(
     window: Window | None = None,
     every: int = 1,
     rescale: Rescale | None = None,
+    one_series: bool = True,
     bad: BadSlices | None = None,
     strict: bool = False,
 ) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def prepare_slices(
         rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
             :func:`ctmasknet.ct.read.read_scans`) and of pictures, all of more than 8 bits then, of
             which 8-bit copies are written.
+        one_series: of a study with several DICOM series, the one that counts; else all of them.
         every: of a volume every so many slices is taken; for volumes only.
         patient_ids, split_like, workers, bad: as for
             :func:`ctmasknet.prepare.lesions.prepare_lesions`. Where bad slices are skipped, every
@@ -139,7 +141,7 @@ def prepare_slices(
             )
         images = images or Path(volume_list).parent
         classes, found = read_volume_list(
-            volume_list, images, classes, patient_pattern, every, on_bad, rescale
+            volume_list, images, classes, patient_pattern, every, on_bad, rescale, one_series
         )
         if bool(shares) == any(found.split_of):
             raise CTMaskNetError(
@@ -157,7 +159,9 @@ def prepare_slices(
         if lists or source:
             raise CTMaskNetError("`class_folder`: does not go together with `list` or `source`")
         classes = list(class_folders)
-        found = read_class_folders(images, class_folders, patient_pattern, every, on_bad, rescale)
+        found = read_class_folders(
+            images, class_folders, patient_pattern, every, on_bad, rescale, one_series
+        )
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed)
         description = f"slices by class folder below {Path(images).name}"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ctmasknet.ct.dicom.reconstruction import choose_reconstructions, series_facts
 from ctmasknet.ct.find import find_files, kind_of
 from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.picture_slices import read_picture_file
@@ -92,6 +93,7 @@ def find_volumes(
     on_bad: Callable[[str, str], None] | None = None,
     on_lost: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
+    one_series: bool = False,
 ) -> list[Volume]:
     """The volumes in a folder or file below ``root``, in natural order.
 
@@ -106,6 +108,9 @@ def find_volumes(
         on_lost: the same for each sound file that ought to be CT and cannot be used, such as a
             volume that is not in HU; default: ``on_bad``.
         rescale: see :func:`ctmasknet.ct.read.read_scans`.
+        one_series: of a study with several DICOM series, the one that counts
+            (:func:`~ctmasknet.ct.dicom.reconstruction.choose_reconstructions`); the others are
+            named in the log.
 
     Raises:
         CTMaskNetError: a damaged or unusable file; nothing found; pictures among the volumes; two
@@ -137,6 +142,8 @@ def find_volumes(
             raise CTMaskNetError(f"{file}: {reason}{more}")
         on_bad(file, reason)
     _log_left_out(path, {file: why for file, why in left_out.items() if file not in lost}, scans)
+    if one_series:
+        scans = _chosen(scans)
     for scan in scans:
         if scan.kind == "image":
             raise CTMaskNetError(
@@ -155,6 +162,25 @@ def find_volumes(
             )
         volumes[key] = Volume(key, scan)
     return list(volumes.values())
+
+
+def _chosen(scans: Sequence[CTScan]) -> list[CTScan]:
+    """Series that are made alike are scans of their own, as of two breaths: all are taken."""
+    facts = list(map(series_facts, scans))
+    choices = choose_reconstructions(facts)
+    made = {
+        (one.study, one.kind, one.is_projection, one.thickness_mm)
+        for one, (counts, _) in zip(facts, choices, strict=True)
+        if one is not None and counts
+    }
+    taken = []
+    for scan, one, (counts, reason) in zip(scans, facts, choices, strict=True):
+        if counts or (one.study, one.kind, one.is_projection, one.thickness_mm) in made:
+            taken.append(scan)
+            continue
+        reason = reason.replace("does not count for the patient", "is not taken")
+        _LOGGER.warning("%s: series %s %s", scan.slices[0].file, scan.scan, reason)
+    return taken
 
 
 def log_others(folder: str | os.PathLike, files: Iterable[str], suffixes: Sequence[str]) -> None:
