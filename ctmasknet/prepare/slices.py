@@ -18,6 +18,7 @@ from tabulate import tabulate
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.pictures import find_unreadable, raise_problems, write_in_grey_window
 from ctmasknet.ct.scan import GREY, Rescale, Window, as_rescale
+from ctmasknet.ct.sidecar import any_stated_rescale
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
@@ -316,7 +317,14 @@ def _write(
     files = [record.file for records in splits.values() for record in records]
     if volumes and grey_window is not None:
         raise CTMaskNetError("`grey_window`: is for 8-bit pictures; volumes have `window`")
-    is_changed = grey_window is not None or (rescale is not None and not volumes)
+    paths = () if volumes else [image_root / file for file in files]
+    deep = not volumes and (rescale is not None or any_stated_rescale(paths))
+    if deep and grey_window is not None:
+        raise CTMaskNetError(
+            "`grey_window`: is for 8-bit pictures, and a rescale is stated beside these; leave it "
+            "out, or remove that file"
+        )
+    is_changed = grey_window is not None or deep
     copied = bool(volumes) or is_changed
     copy_of = _copy_names(files) if is_changed else {}
     taken = [volumes[file] for file in files] if volumes else []
@@ -331,12 +339,11 @@ def _write(
         elif is_changed:
             targets = {str(image_root / file): str(new.copies / copy_of[file]) for file in files}
             write = functools.partial(write_in_grey_window, targets, grey_window)
-            if rescale is not None:
+            if deep:
                 write = functools.partial(write_deep_copies, targets, window, rescale)
             problems = write(workers, skip_bad=bad.skip)
         else:
             # Without headers, what is no picture would be met hours into a training only.
-            paths = [image_root / file for file in files]
             problems = find_unreadable(paths, workers, headers_only=not (verify or bad.skip))
             if not bad.skip:
                 raise_problems(list(problems.values()), len(files))
@@ -357,6 +364,8 @@ def _write(
                     sound.add(file)
         new.report_bad(sound)
         _check_not_empty(target.name, kept)
+        if deep and rescale is None:  # stated beside the pictures
+            info = {**info, "window_hu": [window.center_hu, window.width_hu]}
         info = {**info, "image_root": new.image_root}
         summary = {"info": info, "classes": classes, "splits": count_slices(kept, classes)}
         for split, records in kept.items():

@@ -25,6 +25,7 @@ from ctmasknet.ct.picture_slices import read_picture_file
 from ctmasknet.ct.pictures import raise_problems
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import GREY, CTScan, Rescale, UnsuitableFile, Window
+from ctmasknet.ct.sidecar import stated_rescale
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.workers import map_in_processes
@@ -245,13 +246,18 @@ def write_copies(
     return problems
 
 
-def read_deep_picture(file: str | os.PathLike, window: Window, rescale: Rescale) -> np.ndarray:
+def read_deep_picture(
+    file: str | os.PathLike, window: Window, rescale: Rescale | None = None
+) -> np.ndarray:
     """(H, W) uint8 grey levels of a picture of more than 8 bits a channel, upright as it lies.
+
+    Without ``rescale`` the one stated beside the file counts.
 
     Raises:
         CTMaskNetError: damaged, several pages, in colour, or 8 bits, which no rescale is for.
     """
     file = os.fspath(file)
+    rescale = stated_rescale(file) if rescale is None else rescale
     slices = read_picture_file(file, file, rescale)
     if len(slices) > 1:
         raise CTMaskNetError(
@@ -268,7 +274,7 @@ def read_deep_picture(file: str | os.PathLike, window: Window, rescale: Rescale)
 def write_deep_copies(
     copies: Mapping[str, str],
     window: Window,
-    rescale: Rescale,
+    rescale: Rescale | None,
     workers: int = 1,
     *,
     skip_bad: bool = False,
@@ -294,7 +300,7 @@ def write_deep_copies(
     return problems
 
 
-def _write_deep(copy: tuple[str, str], window: Window, rescale: Rescale) -> str | None:
+def _write_deep(copy: tuple[str, str], window: Window, rescale: Rescale | None) -> str | None:
     source, target = copy
     try:
         pixels = read_deep_picture(source, window, rescale)
