@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ctmasknet.ct.archive import is_archive
 from ctmasknet.ct.dicom.bytes import looks_like_dicom
 from ctmasknet.ct.dicom.disc import files_of_disc, is_disc_list
 from ctmasknet.ct.itk import ITK_SUFFIXES, is_itk_header
@@ -135,7 +136,7 @@ def shown_name(file: str) -> str:
 
 
 def kind_of(file: str) -> str:
-    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD) or ``image``, by content.
+    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD) or ``image``, by content; ``zip`` by name.
 
     Raises:
         UnsuitableFile: another kind of file, or no regular file.
@@ -151,6 +152,8 @@ def kind_of(file: str) -> str:
                 head = stream.read(_HEAD_BYTES)
     if not regular:
         raise UnsuitableFile(f"{file}: not a regular file")
+    if head and is_archive(file):
+        return "zip"
     if not head:
         raise CTMaskNetError(f"{file}: empty file; restore it or leave it out")
     if head[128:132] == b"DICM":  # first: the 128 bytes before it may be a TIFF header

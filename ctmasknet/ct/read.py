@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from ctmasknet.ct.archive import Unpacked
 from ctmasknet.ct.dicom.disc import is_disc_list
 from ctmasknet.ct.dicom.series import dicom_scans, read_dicom_file
 from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
@@ -92,6 +93,7 @@ class _Reading:
     rescale: Rescale | None
     verify: bool
     found_in_folder: bool
+    in_archive: bool = False
     pictures: list[CTSlice] = field(default_factory=list)
     dicom: list[CTSlice] = field(default_factory=list)
     volumes: list[CTScan] = field(default_factory=list)
@@ -124,6 +126,8 @@ class _Reading:
             kind, rescale = kind_of(file), self.rescale_of(file)
             if kind == "nifti":
                 self.volumes.append(read_nifti_file(file, file, rescale))
+            elif kind == "zip":
+                self.read_archive(found)
             elif kind == "itk":
                 self.volumes.append(read_itk_file(file, file, rescale))
                 self.seen.add(os.path.realpath(self.volumes[-1].slices[0].source.data))
@@ -140,6 +144,28 @@ class _Reading:
                 self.left_out.append((found, _reason(file, error)))
         except CTMaskNetError as error:
             self.bad(file, _reason(file, error), found.given)
+
+    def read_archive(self, found: FoundFile) -> None:
+        """Read what a zip holds as the folder that it was made of."""
+        file = found.path
+        if self.in_archive:
+            raise UnsuitableFile(f"{file}: a zip within a zip, which is not opened; unpack it")
+        unpacked = Unpacked(file)
+
+        def on_bad(path: str, reason: str) -> None:
+            self.bad(unpacked.shown(path), unpacked.shown(reason), found.given)
+
+        inner = _Reading(on_bad, self.rescale, self.verify, found_in_folder=True, in_archive=True)
+        for one in find_files([unpacked.folder]):
+            inner.read(one)
+        scans = [unpacked.scan(scan) for scan in inner.scans()]
+        if not scans and not inner.reported:
+            why = inner.left_out[0][1] if inner.left_out else "it is empty"
+            raise UnsuitableFile(f"{file}: holds no CT slices ({unpacked.shown(why)})")
+        for scan in scans:
+            for one in scan.slices:
+                self.found.setdefault(one.file, (found.given, len(self.found)))
+        self.volumes += scans
 
     def rescale_of(self, file: str) -> Rescale | None:
         """The rescale given, else the one stated beside the file."""

@@ -27,7 +27,7 @@ from ctmasknet.predict.loading import ahead
 UNIT_FILES = 4096
 #: A volume in one file counts as so many, for it has as many slices.
 _VOLUME_FILES = 512
-_VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
+_VOLUME_SUFFIXES = (".nii", ".nii.gz", ".zip", *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)

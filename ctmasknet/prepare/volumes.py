@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ctmasknet.ct.archive import UnpackedSource
 from ctmasknet.ct.dicom.reconstruction import choose_reconstructions, series_facts
 from ctmasknet.ct.find import find_files, kind_of
 from ctmasknet.ct.itk import ITK_SUFFIXES
@@ -78,7 +79,7 @@ def volume_files(folder: str | os.PathLike) -> Iterator[str]:
         if found.path.lower().endswith(IMAGE_SUFFIXES):
             continue
         try:
-            if kind_of(found.path) in ("dicom", "nifti", "itk"):
+            if kind_of(found.path) in ("dicom", "nifti", "itk", "zip"):
                 yield found.path
         except UnsuitableFile:
             continue
@@ -146,7 +147,8 @@ def find_volumes(
     if one_series:
         scans = _chosen(scans)
     for scan in scans:
-        if scan.kind == "image":
+        zipped = isinstance(scan.slices[0].source, UnpackedSource)
+        if scan.kind == "image" and not zipped:
             raise CTMaskNetError(
                 f"{scan.slices[0].file}: a picture among DICOM or NIfTI volumes; move the pictures "
                 "to a folder of their own and prepare them as another set"
