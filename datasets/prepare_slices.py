@@ -131,6 +131,12 @@ def parser() -> argparse.ArgumentParser:
         "volumes not in HU; grey: their values are grey levels 0..255",
     )
     p.add_argument(
+        "--all-series",
+        action="store_true",
+        help="of a study with several DICOM series (lung and soft kernel, thick and thin) take "
+        "all; default: the one that counts, see docs/data.md",
+    )
+    p.add_argument(
         "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
     )
     p.add_argument(
@@ -197,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         window=parse_window(args.window) if args.window else None,
         every=args.every,
         rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
+        one_series=not args.all_series,
         bad=bad_slices_from(args),
         strict=args.strict,
         metadata=args.metadata,

@@ -10,7 +10,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ctmasknet.ct.archive import is_archive
 from ctmasknet.ct.dicom.bytes import looks_like_dicom
+from ctmasknet.ct.dicom.disc import files_of_disc, is_disc_list
 from ctmasknet.ct.itk import ITK_SUFFIXES, is_itk_header
 from ctmasknet.ct.nifti import is_nifti_header
 from ctmasknet.ct.pictures import is_picture_header
@@ -53,7 +55,8 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> Iterator[FoundFile]:
     (:func:`natural_key`), then those of its folders, to any depth; so the files of a folder and
     what lies below it follow each other. Names that begin with a dot are passed over inside
     folders. Links are followed, to each folder of an input once; the same file may still come
-    twice, by a link to it or from two inputs (compare ``os.path.realpath``). What cannot be looked
+    twice, by a link to it or from two inputs (compare ``os.path.realpath``). Of a DICOMDIR come the
+    files that it names, or those of its folder where it is damaged. What cannot be looked
     at, a folder included, is returned like a file: reading it (:func:`kind_of`) tells why.
 
     Args:
@@ -61,6 +64,12 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> Iterator[FoundFile]:
     """
     for given, item in enumerate(inputs):
         item = os.fspath(item)
+        if is_disc_list(item) and os.path.isfile(item):
+            listed = files_of_disc(item)
+            if listed is not None:
+                yield from (FoundFile(path, given, False) for path in listed)
+                continue
+            item = os.path.dirname(item) or "."
         if not os.path.isdir(item):
             yield FoundFile(item, given, True)
             continue
@@ -127,7 +136,7 @@ def shown_name(file: str) -> str:
 
 
 def kind_of(file: str) -> str:
-    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD) or ``image``, by content.
+    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD) or ``image``, by content; ``zip`` by name.
 
     Raises:
         UnsuitableFile: another kind of file, or no regular file.
@@ -143,6 +152,8 @@ def kind_of(file: str) -> str:
                 head = stream.read(_HEAD_BYTES)
     if not regular:
         raise UnsuitableFile(f"{file}: not a regular file")
+    if head and is_archive(file):
+        return "zip"
     if not head:
         raise CTMaskNetError(f"{file}: empty file; restore it or leave it out")
     if head[128:132] == b"DICM":  # first: the 128 bytes before it may be a TIFF header

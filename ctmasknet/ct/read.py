@@ -14,6 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from ctmasknet.ct.archive import Unpacked
+from ctmasknet.ct.dicom.disc import is_disc_list
 from ctmasknet.ct.dicom.series import dicom_scans, read_dicom_file
 from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
 from ctmasknet.ct.hounsfield import hu_doubts
@@ -21,6 +23,7 @@ from ctmasknet.ct.itk import read_itk_file
 from ctmasknet.ct.nifti import read_nifti_file
 from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
 from ctmasknet.ct.scan import CTScan, CTSlice, Report, Rescale, UnsuitableFile, check_rescale
+from ctmasknet.ct.sidecar import is_sidecar, stated_rescale
 from ctmasknet.errors import CTMaskNetError
 
 __all__ = ["CTScan", "CTSlice", "UnsuitableFile", "read_scans"]
@@ -56,7 +59,7 @@ def read_scans(
             are not in HU (after the slope and intercept in their header). Or
             :data:`~ctmasknet.ct.scan.GREY`: those of pictures and volumes are grey levels 0..255,
             which pass unchanged. Scans that do not need it stay as they are and say so in
-            ``problems``.
+            ``problems``. None: what is stated beside a file (:mod:`ctmasknet.ct.sidecar`).
         verify: decode every slice once, so that all damage is found here.
 
     Returns:
@@ -90,6 +93,7 @@ class _Reading:
     rescale: Rescale | None
     verify: bool
     found_in_folder: bool
+    in_archive: bool = False
     pictures: list[CTSlice] = field(default_factory=list)
     dicom: list[CTSlice] = field(default_factory=list)
     volumes: list[CTScan] = field(default_factory=list)
@@ -97,6 +101,8 @@ class _Reading:
     found: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> (input, order)
     left_out: list[tuple[FoundFile, str]] = field(default_factory=list)
     unsuitable: dict[str, str] = field(default_factory=dict)  # real path -> why
+    rescales: dict[str, Rescale | None] = field(default_factory=dict)  # of each file
+    overruled: dict[str, str] = field(default_factory=dict)  # file -> problem
     used: set[int] = field(default_factory=set)
     reported: set[int] = field(default_factory=set)
 
@@ -110,18 +116,25 @@ class _Reading:
             return
         self.seen.add(real)
         self.found[file] = (found.given, len(self.found))
+        if is_disc_list(file):  # damaged or not, no slice is lost with it
+            self.left_out.append((found, "holds no image, only the list of a disc's files"))
+            return
         try:
             check_name(file)
-            kind = kind_of(file)
+            if not found.alone and is_sidecar(file):
+                return
+            kind, rescale = kind_of(file), self.rescale_of(file)
             if kind == "nifti":
-                self.volumes.append(read_nifti_file(file, file, self.rescale))
+                self.volumes.append(read_nifti_file(file, file, rescale))
+            elif kind == "zip":
+                self.read_archive(found)
             elif kind == "itk":
-                self.volumes.append(read_itk_file(file, file, self.rescale))
+                self.volumes.append(read_itk_file(file, file, rescale))
                 self.seen.add(os.path.realpath(self.volumes[-1].slices[0].source.data))
             elif kind == "dicom":
-                self.dicom += self.sound(read_dicom_file(file, file, self.rescale))
+                self.dicom += self.sound(read_dicom_file(file, file, rescale))
             else:
-                self.pictures += self.sound(read_picture_file(file, file, self.rescale))
+                self.pictures += self.sound(read_picture_file(file, file, rescale))
             self.used.add(found.given)
         except UnsuitableFile as error:
             self.unsuitable[real] = _reason(file, error)
@@ -131,6 +144,38 @@ class _Reading:
                 self.left_out.append((found, _reason(file, error)))
         except CTMaskNetError as error:
             self.bad(file, _reason(file, error), found.given)
+
+    def read_archive(self, found: FoundFile) -> None:
+        """Read what a zip holds as the folder that it was made of."""
+        file = found.path
+        if self.in_archive:
+            raise UnsuitableFile(f"{file}: a zip within a zip, which is not opened; unpack it")
+        unpacked = Unpacked(file)
+
+        def on_bad(path: str, reason: str) -> None:
+            self.bad(unpacked.shown(path), unpacked.shown(reason), found.given)
+
+        inner = _Reading(on_bad, self.rescale, self.verify, found_in_folder=True, in_archive=True)
+        for one in find_files([unpacked.folder]):
+            inner.read(one)
+        scans = [unpacked.scan(scan) for scan in inner.scans()]
+        if not scans and not inner.reported:
+            why = inner.left_out[0][1] if inner.left_out else "it is empty"
+            raise UnsuitableFile(f"{file}: holds no CT slices ({unpacked.shown(why)})")
+        for scan in scans:
+            for one in scan.slices:
+                self.found.setdefault(one.file, (found.given, len(self.found)))
+        self.volumes += scans
+
+    def rescale_of(self, file: str) -> Rescale | None:
+        """The rescale given, else the one stated beside the file."""
+        stated = stated_rescale(file)
+        self.rescales[file] = stated if self.rescale is None else self.rescale
+        if self.rescale is None:
+            return stated
+        if stated not in (None, self.rescale):
+            self.overruled[file] = f"{stated} beside it was not used, for {self.rescale} is given"
+        return self.rescale
 
     def sound(self, slices: list[CTSlice]) -> list[CTSlice]:
         """With ``verify``, the slices that can be decoded. A NIfTI volume has been already."""
@@ -152,9 +197,18 @@ class _Reading:
         scans.sort(key=lambda scan: min(self.found[one.file][1] for one in scan.slices))
         with_scans = {os.path.dirname(one.file) for scan in scans for one in scan.slices}
         return [
-            scan.with_problems(_unused(scan, self.rescale) + self.left_out_beside(scan, with_scans))
+            scan.with_problems(
+                _unused(scan, self.rescales.get(scan.slices[0].file))
+                + self.beside_overruled(scan)
+                + self.left_out_beside(scan, with_scans)
+            )
             for scan in _distinct(scans)
         ]
+
+    def beside_overruled(self, scan: CTScan) -> list[str]:
+        """That another rescale is stated beside its files than the one given."""
+        found = (self.overruled.get(one.file) for one in scan.slices)
+        return [f"the rescale {why}" for why in dict.fromkeys(filter(None, found))]
 
     def left_out_beside(self, scan: CTScan, with_scans: set[str]) -> list[str]:
         """What was left out of the scan's folders, and of its input's folders without a scan."""

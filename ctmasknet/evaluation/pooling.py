@@ -117,7 +117,8 @@ def group_slices(
 ) -> OrderedDict[tuple[str, ...], list[SlicePrediction]]:
     """Slices by scan or patient, in the order of their first slice.
 
-    A scan is known by patient and scan together. Slices that do not name theirs are left out.
+    A scan is known by patient and scan together. Slices that do not name theirs are left out, and
+    of patients those of scans that do not count for them.
 
     Args:
         rows: predictions of slices.
@@ -127,7 +128,7 @@ def group_slices(
     groups: OrderedDict[tuple[str, ...], list[SlicePrediction]] = OrderedDict()
     for row in rows:
         key = tuple(getattr(row, field) for field in fields)
-        if all(key):
+        if all(key) and (row.counts or level == "scans"):
             groups.setdefault(key, []).append(row)
     return groups
 

@@ -6,7 +6,7 @@ import csv
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, safe_cell, text_of_cell
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
+#: A last column that prediction writes where a study holds several reconstructions.
+_COUNTS = "counts"
 # A score and the sigmoid of its logit, both rounded to four decimals, differ by less.
 _TOLERANCE = 1e-4
 
@@ -25,7 +27,9 @@ class SlicePrediction:
     """One line of the file: ``label`` (None when unknown) and ``pred`` are class indices.
 
     ``logits`` and ``scores`` hold C floats in class order; a score is the sigmoid of its logit.
-    ``metadata`` is what is known of the patient, column -> text, "" where nothing is stated.
+    ``counts`` is False of slices whose scan does not count for its patient, for another
+    reconstruction of the same study does. ``metadata`` is what is known of the patient, column ->
+    text, "" where nothing is stated.
     """
 
     file: str
@@ -36,25 +40,34 @@ class SlicePrediction:
     logits: tuple[float, ...]
     scores: tuple[float, ...]
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    counts: bool = True
 
 
 def write_predictions_csv(
-    path: str | os.PathLike, rows: Sequence[SlicePrediction], class_names: Sequence[str]
+    path: str | os.PathLike,
+    rows: Iterable[SlicePrediction],
+    class_names: Sequence[str],
+    *,
+    with_counts: bool = False,
 ) -> None:
     """Write ``file,patient,scan,label,pred,logit_<class>...,score_<class>...``, whole or not; then
     a column for each that the rows' ``metadata`` have.
 
     Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly. Text
     that a spreadsheet would run has a ``'`` in front (:func:`ctmasknet.files.safe_cell`).
+    ``with_counts`` writes :attr:`SlicePrediction.counts` behind the scores, 1 or 0.
     """
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        columns = list(dict.fromkeys(name for row in rows for name in row.metadata))
-        writer.writerow([*_header(class_names), *map(safe_cell, columns)])
+        columns: list[str] = []
+        if isinstance(rows, Sequence):  # a prediction, which streams its rows, knows no metadata
+            columns = list(dict.fromkeys(name for row in rows for name in row.metadata))
+        writer.writerow([*_header(class_names), *[_COUNTS] * with_counts, *map(safe_cell, columns)])
         for row in rows:
             label = "" if row.label is None else class_names[row.label]
             values = [format(float(value), ".9g") for value in (*row.logits, *row.scores)]
             words = (row.file, row.patient, row.scan, label, class_names[row.pred])
+            values += [str(int(row.counts))] * with_counts
             known = [safe_cell(row.metadata.get(name, "")) for name in columns]
             writer.writerow([*map(safe_cell, words), *values, *known])
 
@@ -85,7 +98,8 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
     header = lines[0] if lines else []
     names = [field.removeprefix("logit_") for field in header if field.startswith("logit_")]
     width = len(_header(names))
-    columns = [text_of_cell(name) for name in header[width:]]
+    with_counts = header[width : width + 1] == [_COUNTS]
+    columns = [text_of_cell(name) for name in header[width + with_counts :]]
     unfit = "" in columns or len(set(header)) < len(header)
     if not names or header[:width] != _header(names) or unfit:
         raise CTMaskNetError(
@@ -98,7 +112,7 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
     for number, line in enumerate(lines[1:], start=2):
         if not line:
             continue
-        row = _parse(path, number, line, names, columns)
+        row = _parse(path, number, line, names, columns, with_counts=with_counts)
         first = known.setdefault(row.patient, row.metadata) if row.patient else row.metadata
         if first != row.metadata:
             column = next(name for name in columns if first[name] != row.metadata[name])
@@ -116,17 +130,26 @@ def _header(class_names: Sequence[str]) -> list[str]:
 
 
 def _parse(
-    path: Path, number: int, line: list[str], names: list[str], columns: list[str]
+    path: Path,
+    number: int,
+    line: list[str],
+    names: list[str],
+    columns: list[str],
+    *,
+    with_counts: bool,
 ) -> SlicePrediction:
     """One line of a predictions file; ``number`` counts from 1 for the message."""
     try:
         *words, values = *line[: len(_ROW_FIELDS)], line[len(_ROW_FIELDS) :]
         file, patient, scan, label, pred = map(text_of_cell, words)
         width = 2 * len(names)
-        if len(values) != width + len(columns):
-            expected = len(_ROW_FIELDS) + width + len(columns)
+        if len(values) != width + with_counts + len(columns):
+            expected = len(_ROW_FIELDS) + width + with_counts + len(columns)
             raise ValueError(f"{len(line)} fields instead of {expected}")
-        known = map(text_of_cell, values[width:])
+        known = map(text_of_cell, values[width + with_counts :])
+        counts = values[width] if with_counts else "1"
+        if counts not in ("0", "1"):
+            raise ValueError(f"{_COUNTS} is {counts!r}, not 0 or 1")
         values = values[:width]
         numbers = tuple(float(value) for value in values)
         row = SlicePrediction(
@@ -137,6 +160,7 @@ def _parse(
             pred=names.index(pred),
             logits=numbers[: len(names)],
             scores=numbers[len(names) :],
+            counts=counts == "1",
             metadata=dict(zip(columns, known, strict=True)),
         )
         _check(row, names)

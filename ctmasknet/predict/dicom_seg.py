@@ -229,7 +229,7 @@ def _source_images(scan: CTScan, step_mm: float | None) -> list[pydicom.Dataset]
 
     Where a slice's thickness is left open, it is taken to reach to the next slice."""
     images = []
-    for file in dict.fromkeys(one.file for one in scan.slices):
+    for file in dict.fromkeys(one.source.file for one in scan.slices):
         with decoding(file):
             # As when the slices were read: without a preamble too
             image = pydicom.dcmread(file, stop_before_pixels=True, force=True)

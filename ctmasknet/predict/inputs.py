@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctmasknet.ct.find import list_folder
+from ctmasknet.ct.dicom.disc import is_disc_list
+from ctmasknet.ct.find import find_files, list_folder
 from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTScan, Rescale
@@ -26,7 +27,7 @@ from ctmasknet.predict.loading import ahead
 UNIT_FILES = 4096
 #: A volume in one file counts as so many, for it has as many slices.
 _VOLUME_FILES = 512
-_VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
+_VOLUME_SUFFIXES = (".nii", ".nii.gz", ".zip", *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ def list_units(
             units += _units_of(listing.tree(given), named=True)
         elif os.path.isfile(given):
             listing.add(given)
-            if _is_volume(given):
+            if is_disc_list(given):
+                named = [found.path for found in find_files([given])]
+                for path in named:
+                    listing.add(path)
+                units.append(Unit((given,), len(named)))
+            elif _is_volume(given):
                 units.append(Unit((given,), _VOLUME_FILES))
             else:
                 loose.append(given)

@@ -86,7 +86,7 @@ def nifti_bytes(scan: CTScan, labels: Sequence[np.ndarray], *, caution: bool = F
     """
     unit = "mm"
     if scan.kind == "nifti":
-        source = _load(scan.slices[0].file)
+        source = _load(scan.slices[0].source.file)
         volume, affine = _as_source(labels, scan).reshape(source.shape), source.affine
         header = source.header if isinstance(source, nibabel.Nifti1Image) else None
         image = nibabel.Nifti1Image(volume, affine, header)

@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ctmasknet.ct.appearance import GreyLevels
+from ctmasknet.ct.dicom.reconstruction import SeriesFacts, choose_reconstructions
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
@@ -90,7 +91,8 @@ class Summary:
     """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion.
 
     ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
-    are no axial CT. ``cautions`` have to be told with the results.
+    are no axial CT. ``cautions`` have to be told with the results. ``reconstructions`` are the
+    series that count for their patients where a study holds several, each with the reason.
     """
 
     slices: int = 0
@@ -104,6 +106,7 @@ class Summary:
     slices_with: dict[str, int] = field(default_factory=dict)
     problems: int = 0
     cautions: list[str] = field(default_factory=list)
+    reconstructions: list[str] = field(default_factory=list)
 
     @property
     def bad_share(self) -> float:
@@ -118,6 +121,7 @@ class _Group:
     logits: array = field(default_factory=lambda: array("f"))
     slices: int = 0
     scans: int = 0
+    not_counted: int = 0
     with_lesion: Counter = field(default_factory=Counter)
 
 
@@ -162,11 +166,16 @@ class Outputs:
             raise CTMaskNetError(
                 "`input`: no CT slice was found in it; give folders that hold some"
             )
+        series = [one.get("series") for unit in self._found() for one in unit["scans"]]
+        self._choices = choose_reconstructions(map(SeriesFacts.from_json, series))
         with writing(self._output, REMEDY):
             summary = self._write_jsonl(self._output / "predictions.jsonl")
             if self._image_classes:
                 path = self._output / "predictions.csv"
-                write_predictions_csv(path, self._rows(), self._image_classes)
+                with_counts = not all(counts for counts, _ in self._choices)
+                write_predictions_csv(
+                    path, self._rows(), self._image_classes, with_counts=with_counts
+                )
             if self._lesions:
                 path = self._output / "lesions.json"
                 _write_coco(path, self._slice_lines, self._lesion_classes, self._cautions)
@@ -189,7 +198,7 @@ class Outputs:
                 json.dump(plain(value), stream)
                 stream.write("\n")
 
-            for scan, lines in self._scans():
+            for scan, lines, (counts_for_patient, why) in self._scans():
                 group, doubts = _Group(), ScanDoubts()
                 skipped, extra = 0, {}
                 no_volume: list[str] = []
@@ -212,7 +221,7 @@ class Outputs:
                             if lesion["score"] > self._threshold
                         }
                         owner = patients.setdefault(line["patient"], _Group())
-                        for one in (group, owner):
+                        for one in (group, owner) if counts_for_patient else (group,):
                             one.slices += 1
                             one.with_lesion.update(seen)
                             if "logits" in line:
@@ -223,12 +232,17 @@ class Outputs:
                         summary.lesions += len(line.get("lesions", ()))
                 shown = doubts.problems(self._expected_levels)
                 problems = [*scan["problems"], *shown, *no_volume]
-                if group.slices:
+                if group.slices and counts_for_patient:
                     owner.scans += 1
+                elif group.slices:
+                    owner.not_counted += 1
                 summary.slices += group.slices
                 summary.skipped += skipped
                 summary.problems += len(problems)
                 about = {"skipped": skipped, "problems": problems, **extra}
+                if why:
+                    about |= {"counts": counts_for_patient, "reconstruction": why}
+                    summary.reconstructions += [f"{scan['scan']}: {why}"] * counts_for_patient
                 names = {key: scan[key] for key in ("patient", "scan", "kind")}
                 scans.append(self._pooled("scan", names, group, about, counts.get("scans")))
             for value in scans:
@@ -236,6 +250,8 @@ class Outputs:
             for patient, group in patients.items():
                 if patient:
                     names, about = {"patient": patient}, {"scans": group.scans}
+                    if group.not_counted:
+                        about["scans_not_counted"] = group.not_counted
                     write(self._pooled("patient", names, group, about, counts.get("patients")))
         summary.scans = len(scans)
         summary.patients = sum(bool(patient) for patient in patients)
@@ -254,14 +270,16 @@ class Outputs:
         """What was found in each unit, as soon as it is there."""
         return map(self._shards.unit, range(self._units))
 
-    def _scans(self) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
-        """Every scan's description and lines."""
+    def _scans(self) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]], tuple[bool, str]]]:
+        """Every scan's description, lines, and whether and why it counts for its patient."""
+        before = 0
         for number, unit in enumerate(self._found()):
             for index, lines in self._shards.scan_lines(number):
-                yield unit["scans"][index], lines
+                yield unit["scans"][index], lines, self._choices[before + index]
+            before += len(unit["scans"])
 
     def _slice_lines(self) -> Iterator[dict[str, Any]]:
-        for _, lines in self._scans():
+        for _, lines, _ in self._scans():
             yield from (line for line in lines if "file" in line and "bad" not in line)
 
     def _slice_object(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -311,8 +329,11 @@ class Outputs:
 
     def _rows(self) -> Iterator[SlicePrediction]:
         keys = ("file", "patient", "scan", "pred", "logits", "scores")
-        for line in self._slice_lines():
-            yield SlicePrediction(label=None, **{key: line[key] for key in keys})
+        for _, lines, (counts, _) in self._scans():
+            for line in lines:
+                if "file" in line and "bad" not in line:
+                    stated = {key: line[key] for key in keys}
+                    yield SlicePrediction(label=None, counts=counts, **stated)
 
     def _tell(self, bad: BadSlices) -> None:
         for number, unit in enumerate(self._found()):

@@ -16,10 +16,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ctmasknet.ct.dicom.reconstruction import series_facts
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, remove_unfinished
@@ -108,7 +109,8 @@ class Shards:
         described = [
             {key: getattr(scan, key) for key in ("patient", "scan", "kind")}
             | {"slices": len(scan.slices), "problems": list(scan.problems)}
-            for scan in read.scans
+            | {"series": facts and {**asdict(facts), "study": list(facts.study)}}
+            for scan, facts in zip(read.scans, map(series_facts, read.scans), strict=True)
         ]
         document = {
             "scans": described,

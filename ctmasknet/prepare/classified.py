@@ -102,6 +102,7 @@ def read_class_folders(
     every: int = 1,
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
+    one_series: bool = True,
 ) -> ClassifiedSlices:
     """The slices of every class: pictures, or volumes where any folder holds DICOM or NIfTI.
 
@@ -112,6 +113,7 @@ def read_class_folders(
             test on may lack a class of the model).
         patient_pattern, every: see :class:`ClassifiedSlices`.
         on_bad, rescale: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
+        one_series: see :func:`~ctmasknet.prepare.volumes.find_volumes`.
 
     Returns:
         pictures by class, sorted by path within a folder; volumes in natural order.
@@ -144,7 +146,9 @@ def read_class_folders(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
             if of_volumes:
-                volumes = find_volumes(root, part_below(root, part), on_bad, rescale=rescale)
+                volumes = find_volumes(
+                    *(root, part_below(root, part), on_bad), rescale=rescale, one_series=one_series
+                )
                 if patient_pattern is None:
                     unknown = [volume.key for volume in volumes if not volume.scan.patient]
                     _check_no_patient_folders(root, part, unknown, class_folders)
@@ -250,6 +254,7 @@ def read_volume_list(
     every: int = 1,
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
+    one_series: bool = True,
 ) -> tuple[list[str], ClassifiedSlices]:
     """Read a CSV list with the columns ``path,class`` and, where known, ``patient,scan,split``.
 
@@ -260,7 +265,7 @@ def read_volume_list(
         root: paths are relative to it.
         classes: their names in the order of the labels; default: those of the paper, if any row
             is of one of these, else those of the rows in natural order.
-        patient_pattern, every, on_bad, rescale: as for :func:`read_class_folders`.
+        patient_pattern, every, on_bad, rescale, one_series: as for :func:`read_class_folders`.
 
     Returns:
         the classes; the slices.
@@ -320,7 +325,8 @@ def read_volume_list(
             pictures.add(file)
             found.add_picture(file, *given)
         if not files:
-            for volume in find_volumes(root, part, on_bad, rescale=rescale):
+            given_how = {"rescale": rescale, "one_series": one_series}
+            for volume in find_volumes(root, part, on_bad, **given_how):
                 found.add_volume(volume, *given)
                 if not told and not volume.scan.patient:
                     found.unknown.append((volume.key, without_extension(part), row["class"]))

@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from ctmasknet.classes import MASK_TYPES
 from ctmasknet.ct.scan import GREY, Rescale
+from ctmasknet.ct.sidecar import any_stated_rescale
 from ctmasknet.data.bad_slices import SOURCE, BadSlice, BadSlices
 from ctmasknet.data.label_masks import mask_type_classes
 from ctmasknet.data.patients import CNCB_LESIONS, numbering_of
@@ -140,7 +141,9 @@ def prepare_lesions(
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), output.name, strict)
     windowed = how.rescale not in (None, GREY)
     windowed |= of_volumes and any(not pair.volume.is_grey for pair in pairs)
-    copied = of_volumes or how.rescale is not None or not how.orientation.is_upright
+    stated = not of_volumes and any_stated_rescale(pair.image for pair in pairs)
+    windowed |= stated
+    copied = of_volumes or how.rescale is not None or stated or not how.orientation.is_upright
     kind = {"copied": copied, "mark": _COPIES_MARK}
     if of_volumes:
         slices = (one for pair in pairs for one in pair.volume.scan.slices[:: how.every])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.pictures import read_picture
 from ctmasknet.ct.scan import GREY, CTSlice, Rescale, Window
+from ctmasknet.ct.sidecar import stated_rescale
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.label_masks import (
     LESION_LABELS,
@@ -223,7 +224,7 @@ def _convert(pair: LesionPair | VolumePair, how: Conversion) -> list[ConvertedSl
 
 
 def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
-    if how.rescale is None:
+    if how.rescale is None and stated_rescale(pair.image) is None:
         image = read_picture(pair.image)
     else:
         image = read_deep_picture(pair.image, how.window, how.rescale)

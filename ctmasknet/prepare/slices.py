@@ -18,6 +18,7 @@ from tabulate import tabulate
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.pictures import find_unreadable, raise_problems, write_in_grey_window
 from ctmasknet.ct.scan import GREY, Rescale, Window, as_rescale
+from ctmasknet.ct.sidecar import any_stated_rescale
 from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.patients import COVIDX_CT, numbering_of
 from ctmasknet.data.prepared import SliceRecord, set_folder, split_of_patients
@@ -74,6 +75,7 @@ def prepare_slices(
     window: Window | None = None,
     every: int = 1,
     rescale: Rescale | None = None,
+    one_series: bool = True,
     bad: BadSlices | None = None,
     strict: bool = False,
     metadata: str | None = None,
@@ -106,6 +108,7 @@ def prepare_slices(
         rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
             :func:`ctmasknet.ct.read.read_scans`) and of pictures, all of more than 8 bits then, of
             which 8-bit copies are written.
+        one_series: of a study with several DICOM series, the one that counts; else all of them.
         every: of a volume every so many slices is taken; for volumes only.
         patient_ids, split_like, workers, bad: as for
             :func:`ctmasknet.prepare.lesions.prepare_lesions`. Where bad slices are skipped, every
@@ -155,7 +158,7 @@ def prepare_slices(
             )
         images = images or Path(volume_list).parent
         classes, found = read_volume_list(
-            volume_list, images, classes, patient_pattern, every, on_bad, rescale
+            volume_list, images, classes, patient_pattern, every, on_bad, rescale, one_series
         )
         if bool(shares) == any(found.split_of):
             raise CTMaskNetError(
@@ -173,7 +176,9 @@ def prepare_slices(
         if lists or source:
             raise CTMaskNetError("`class_folder`: does not go together with `list` or `source`")
         classes = list(class_folders)
-        found = read_class_folders(images, class_folders, patient_pattern, every, on_bad, rescale)
+        found = read_class_folders(
+            images, class_folders, patient_pattern, every, on_bad, rescale, one_series
+        )
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed)
         description = f"slices by class folder below {Path(images).name}"
@@ -339,7 +344,14 @@ def _write(
     files = [record.file for records in splits.values() for record in records]
     if volumes and grey_window is not None:
         raise CTMaskNetError("`grey_window`: is for 8-bit pictures; volumes have `window`")
-    is_changed = grey_window is not None or (rescale is not None and not volumes)
+    paths = () if volumes else [image_root / file for file in files]
+    deep = not volumes and (rescale is not None or any_stated_rescale(paths))
+    if deep and grey_window is not None:
+        raise CTMaskNetError(
+            "`grey_window`: is for 8-bit pictures, and a rescale is stated beside these; leave it "
+            "out, or remove that file"
+        )
+    is_changed = grey_window is not None or deep
     copied = bool(volumes) or is_changed
     copy_of = _copy_names(files) if is_changed else {}
     taken = [volumes[file] for file in files] if volumes else []
@@ -354,12 +366,11 @@ def _write(
         elif is_changed:
             targets = {str(image_root / file): str(new.copies / copy_of[file]) for file in files}
             write = functools.partial(write_in_grey_window, targets, grey_window)
-            if rescale is not None:
+            if deep:
                 write = functools.partial(write_deep_copies, targets, window, rescale)
             problems = write(workers, skip_bad=bad.skip)
         else:
             # Without headers, what is no picture would be met hours into a training only.
-            paths = [image_root / file for file in files]
             problems = find_unreadable(paths, workers, headers_only=not (verify or bad.skip))
             if not bad.skip:
                 raise_problems(list(problems.values()), len(files))
@@ -380,6 +391,8 @@ def _write(
                     sound.add(file)
         new.report_bad(sound)
         _check_not_empty(target.name, kept)
+        if deep and rescale is None:  # stated beside the pictures
+            info = {**info, "window_hu": [window.center_hu, window.width_hu]}
         info = {**info, "image_root": new.image_root}
         summary = {"info": info, "classes": classes, "splits": count_slices(kept, classes)}
         for split, records in kept.items():

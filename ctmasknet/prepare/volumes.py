@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ctmasknet.ct.archive import UnpackedSource
+from ctmasknet.ct.dicom.reconstruction import choose_reconstructions, series_facts
 from ctmasknet.ct.find import find_files, kind_of
 from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.picture_slices import read_picture_file
 from ctmasknet.ct.pictures import raise_problems
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import GREY, CTScan, Rescale, UnsuitableFile, Window
+from ctmasknet.ct.sidecar import stated_rescale
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.workers import map_in_processes
@@ -76,7 +79,7 @@ def volume_files(folder: str | os.PathLike) -> Iterator[str]:
         if found.path.lower().endswith(IMAGE_SUFFIXES):
             continue
         try:
-            if kind_of(found.path) in ("dicom", "nifti", "itk"):
+            if kind_of(found.path) in ("dicom", "nifti", "itk", "zip"):
                 yield found.path
         except UnsuitableFile:
             continue
@@ -92,6 +95,7 @@ def find_volumes(
     on_bad: Callable[[str, str], None] | None = None,
     on_lost: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
+    one_series: bool = False,
 ) -> list[Volume]:
     """The volumes in a folder or file below ``root``, in natural order.
 
@@ -106,6 +110,9 @@ def find_volumes(
         on_lost: the same for each sound file that ought to be CT and cannot be used, such as a
             volume that is not in HU; default: ``on_bad``.
         rescale: see :func:`ctmasknet.ct.read.read_scans`.
+        one_series: of a study with several DICOM series, the one that counts
+            (:func:`~ctmasknet.ct.dicom.reconstruction.choose_reconstructions`); the others are
+            named in the log.
 
     Raises:
         CTMaskNetError: a damaged or unusable file; nothing found; pictures among the volumes; two
@@ -137,8 +144,11 @@ def find_volumes(
             raise CTMaskNetError(f"{file}: {reason}{more}")
         on_bad(file, reason)
     _log_left_out(path, {file: why for file, why in left_out.items() if file not in lost}, scans)
+    if one_series:
+        scans = _chosen(scans)
     for scan in scans:
-        if scan.kind == "image":
+        zipped = isinstance(scan.slices[0].source, UnpackedSource)
+        if scan.kind == "image" and not zipped:
             raise CTMaskNetError(
                 f"{scan.slices[0].file}: a picture among DICOM or NIfTI volumes; move the pictures "
                 "to a folder of their own and prepare them as another set"
@@ -155,6 +165,25 @@ def find_volumes(
             )
         volumes[key] = Volume(key, scan)
     return list(volumes.values())
+
+
+def _chosen(scans: Sequence[CTScan]) -> list[CTScan]:
+    """Series that are made alike are scans of their own, as of two breaths: all are taken."""
+    facts = list(map(series_facts, scans))
+    choices = choose_reconstructions(facts)
+    made = {
+        (one.study, one.kind, one.is_projection, one.thickness_mm)
+        for one, (counts, _) in zip(facts, choices, strict=True)
+        if one is not None and counts
+    }
+    taken = []
+    for scan, one, (counts, reason) in zip(scans, facts, choices, strict=True):
+        if counts or (one.study, one.kind, one.is_projection, one.thickness_mm) in made:
+            taken.append(scan)
+            continue
+        reason = reason.replace("does not count for the patient", "is not taken")
+        _LOGGER.warning("%s: series %s %s", scan.slices[0].file, scan.scan, reason)
+    return taken
 
 
 def log_others(folder: str | os.PathLike, files: Iterable[str], suffixes: Sequence[str]) -> None:
@@ -219,13 +248,18 @@ def write_copies(
     return problems
 
 
-def read_deep_picture(file: str | os.PathLike, window: Window, rescale: Rescale) -> np.ndarray:
+def read_deep_picture(
+    file: str | os.PathLike, window: Window, rescale: Rescale | None = None
+) -> np.ndarray:
     """(H, W) uint8 grey levels of a picture of more than 8 bits a channel, upright as it lies.
+
+    Without ``rescale`` the one stated beside the file counts.
 
     Raises:
         CTMaskNetError: damaged, several pages, in colour, or 8 bits, which no rescale is for.
     """
     file = os.fspath(file)
+    rescale = stated_rescale(file) if rescale is None else rescale
     slices = read_picture_file(file, file, rescale)
     if len(slices) > 1:
         raise CTMaskNetError(
@@ -242,7 +276,7 @@ def read_deep_picture(file: str | os.PathLike, window: Window, rescale: Rescale)
 def write_deep_copies(
     copies: Mapping[str, str],
     window: Window,
-    rescale: Rescale,
+    rescale: Rescale | None,
     workers: int = 1,
     *,
     skip_bad: bool = False,
@@ -268,7 +302,7 @@ def write_deep_copies(
     return problems
 
 
-def _write_deep(copy: tuple[str, str], window: Window, rescale: Rescale) -> str | None:
+def _write_deep(copy: tuple[str, str], window: Window, rescale: Rescale | None) -> str | None:
     source, target = copy
     try:
         pixels = read_deep_picture(source, window, rescale)

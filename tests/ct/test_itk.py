@@ -1,6 +1,7 @@
 """MetaImage and NRRD, and SimpleITK as the second reader of what we read ourselves."""
 
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import GREY, Window
 from ctmasknet.errors import CTMaskNetError
-from tests.helpers import ct_samples
+from tests.helpers import ct_samples, second_reader
 
 HU = ct_samples.volume()
 SEEN = Window().to_uint8(HU)
@@ -224,3 +225,13 @@ class TestSecondReader:
         scan = only(path)
         np.testing.assert_array_equal(hu(scan), values, err_msg=path.name)
         np.testing.assert_allclose(scan.affine, affine, atol=1e-3, err_msg=path.name)
+
+
+def test_public_files(sitk):
+    real = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
+    if not real.is_dir():
+        pytest.skip(f"no public files in {real}")
+    rows = second_reader.compare([real / "volumes", real / "mixed_series"])
+    assert len(rows) >= 3
+    for name, _, _, hu_apart, mm_apart in rows:
+        assert hu_apart == 0 and mm_apart < 1e-3, name

@@ -293,6 +293,27 @@ def test_a_patient_is_pooled_over_inputs_and_a_scan_over_shards(
             assert [value["scans"] for value in found] == scans
 
 
+def test_one_reconstruction_of_a_study_counts_for_the_patient(classifier, tmp_path, tool):
+    for name, seed, kernel in (("a", 11, "B31f"), ("b", 12, "B70f")):
+        for path in sorted(write_series(tmp_path / "in" / name, hu_volume(seed, 3)).iterdir()):
+            data = pydicom.dcmread(path)
+            data.StudyInstanceUID, data.ConvolutionKernel = "1.2.3", kernel
+            data.save_as(path)
+    code, _ = tool(*words(classifier, [tmp_path / "in"], tmp_path / "out"))
+    assert code == 0
+    soft, lung = objects(tmp_path / "out", "scan")
+    assert (soft["counts"], lung["counts"]) == (False, True)
+    assert "it counts for the patient: lung kernel (B70f), 2.5 mm" in lung["reconstruction"]
+    (patient,) = objects(tmp_path / "out", "patient")
+    assert patient["scores"] == lung["scores"] != soft["scores"]
+    assert (patient["slices"], patient["scans"], patient["scans_not_counted"]) == (3, 1, 1)
+    rows, names = read_predictions_csv(tmp_path / "out" / "predictions.csv")
+    assert [row.counts for row in rows] == [False] * 3 + [True] * 3
+    (pooled,) = pool_slices(rows, "patients", ScorePooling("mean"))
+    assert pooled.scores == pytest.approx([patient["scores"][name] for name in names])
+    assert len(pool_slices(rows, "scans", ScorePooling("mean"))) == 2
+
+
 def test_a_slice_that_cannot_be_decoded_is_empty_in_the_label_volume(
     classifier, scans, tmp_path, tool, monkeypatch
 ):

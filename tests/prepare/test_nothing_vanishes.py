@@ -19,7 +19,7 @@ from ctmasknet.prepare.classified import (
 )
 from tests.helpers import ct_samples
 from tests.helpers.running import run_tool
-from tests.prepare import test_mask_volumes as label_samples
+from tests.prepare.pairs import test_mask_volumes as label_samples
 from tests.prepare.small_sets import write_image
 from tests.prepare.test_classified import CLASSES, HU, prepare, raw, slices, write_csv
 

@@ -50,11 +50,21 @@ _KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    *("ConvolutionKernel", "SliceThickness", "SeriesDescription"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 #: Reads that a header may take whatever the file's size, and bytes that allow one more: far above
 #: what an enhanced CT of thousands of frames takes.
 _READS, _BYTES_A_READ = 100_000, 50
+#: Objects that lie beside CT in an archive, by their Modality.
+_WITHOUT_IMAGE = {
+    "RTSTRUCT": "contours of regions",
+    "RTPLAN": "a plan of radiation",
+    "SR": "a report",
+    "KO": "a selection of images",
+    "PR": "how images were shown",
+    "REG": "a registration",
+}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
@@ -107,7 +117,8 @@ def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
             raise UnsuitableFile(
                 f"{file}: holds no image, only the list of a disc's files; give the folder it is in"
             )
-        raise UnsuitableFile(f"{file}: holds no image ({modality}); give CT slices")
+        what = _WITHOUT_IMAGE.get(modality, "no image")
+        raise UnsuitableFile(f"{file}: holds no image ({modality}, {what}); give CT slices")
     with decoding(file):
         check(header, file)
         size = [int(header.get(key) or 0) for key in ("Rows", "Columns")]

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from ctmasknet.ct.dicom.bytes import read_frame, read_header
 from ctmasknet.ct.dicom.frames import Frame, check_is_ct, frames_of
+from ctmasknet.ct.dicom.reconstruction import Reconstruction, reconstruction_of
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, UnsuitableFile, decoding, mark_outside
@@ -36,6 +37,7 @@ class DicomSource:
         image: SOPInstanceUID, "" where there is none.
         instance: InstanceNumber, 0 where there is none.
         padding: (lowest, highest) stored value that marks pixels outside the measured circle.
+        about: how the series was made.
     """
 
     file: str
@@ -47,6 +49,7 @@ class DicomSource:
     series: tuple[str, str, str]
     image: str
     instance: int
+    about: Reconstruction
 
     def read_picture(self, frame: int | None) -> None:
         return None
@@ -86,6 +89,7 @@ def read_dicom_file(file: str, name: str, rescale: Rescale | None = None) -> lis
             ),
             "image": str(header.get("SOPInstanceUID") or "").strip(),
             "instance": int(header.get("InstanceNumber") or 0),
+            "about": reconstruction_of(header),
         }
         shape = (int(header.Columns), int(header.Rows), 1)
     if any(map(has_control_character, source["series"])):

@@ -399,10 +399,10 @@ def test_pydicoms_folder_with_a_dicomdir():
     assert "missing: 161 between z = -99.48 and 103.02 mm (step 1.25 mm)" in scans[0].problems
     for reason in ("holds no image", "not CT (Modality is CR)", "a localizer"):
         assert any(reason in problem for problem in scans[1].problems)
-    with pytest.raises(CTMaskNetError, match="DICOMDIR: holds no image"):
-        read_scans([root])
-    with pytest.raises(CTMaskNetError, match=r"DICOMDIR: .*; give the folder it is in"):
-        read_scans([root])
+    assert [(scan.patient, len(scan.slices)) for scan in read_scans([root])] == [
+        ("77654033", 4),
+        ("98890234", 5),
+    ]
     pixels = scans[1].slices[0].pixels(Window())
     assert pixels.shape == (16, 16) and pixels.dtype == np.uint8
 

@@ -5,7 +5,7 @@ import pytest
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import PatientRule
 from ctmasknet.prepare.pairs import find_pairs, find_volume_pairs, split_by_lists
-from tests.prepare import test_mask_volumes as label_samples
+from tests.prepare.pairs import test_mask_volumes as label_samples
 from tests.prepare.small_sets import grouped, lesion_mask, read, write_slice
 
 

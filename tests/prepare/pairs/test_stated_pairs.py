@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.prepare import test_mask_volumes as label_samples
+from tests.prepare.pairs import test_mask_volumes as label_samples
 from tests.prepare.small_sets import lesion_mask, read, write_slice
 
 
