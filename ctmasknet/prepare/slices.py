@@ -359,7 +359,7 @@ def _write(
             problems = write(workers, skip_bad=bad.skip)
         else:
             # Without headers, what is no picture would be met hours into a training only.
-            paths = [image_root / file for file in files]
+            paths = [f"{image_root}/{file}" for file in files]
             problems = find_unreadable(paths, workers, headers_only=not (verify or bad.skip))
             if not bad.skip:
                 raise_problems(list(problems.values()), len(files))
@@ -367,7 +367,7 @@ def _write(
         sound: set[str] = set()
         for split, records in splits.items():
             for record in records:
-                file = at = str(image_root / record.file)
+                file = at = f"{image_root}/{record.file}"
                 if volumes:
                     volume, index = volumes[record.file]
                     file, at = volume.scan.slices[index].file, record.file
