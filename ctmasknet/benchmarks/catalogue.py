@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctmasknet.benchmarks import growth, inference, loading, parts, training
+from ctmasknet.benchmarks import growth, inference, loading, long_lists, parts, training
 from ctmasknet.engine.processes import keep_freed_memory
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
@@ -113,6 +114,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         {
             "slices": (100_000, "slices in three splits"),
             "workers": (1, "threads that compare hashes"),
+        },
+    ),
+    "long-lists": Benchmark(
+        "lists as long as COVIDx-CT's prepared, registered and checked for leaks",
+        long_lists.long_lists,
+        {
+            "slices": (358_000, "lines of the train list"),
+            "workers": (os.cpu_count() or 1, "processes"),
         },
     ),
     "mask-targets": Benchmark(

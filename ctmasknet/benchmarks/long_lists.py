@@ -1,6 +1,5 @@
-"""Seconds and memory to prepare, register and leak-check lists as long as those of COVIDx-CT.
-
-    python -m ctmasknet.benchmarks.long_lists --slices 358000
+"""Seconds and memory to prepare, register and leak-check lists as long as those of COVIDx-CT-2 and
+-3.
 
 The names are made in the patterns of the real ones; all pictures are links to one, for what counts
 is the number of files.
@@ -8,20 +7,19 @@ is the number of files.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ctmasknet.benchmarks.harness import comparison, interleaved
 from ctmasknet.data.patients import check_patients_disjoint
 from ctmasknet.data.registry import dataset_dicts, register_prepared, unregister
 from ctmasknet.engine.metrics import peak_memory_mb
-from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.slices import prepare_slices
 
 #: Names by source, with the class of the patient; ``{p}`` is his number, ``{s}`` the slice.
@@ -37,82 +35,88 @@ _NAMES = (
     ("study_{p:04d}-{s:04d}", 2),
 )
 _SLICES_A_PATIENT = 60
+_NAME = "long_lists"
 
 
-def made_names(slices: int, first_patient: int = 0) -> list[tuple[str, int]]:
-    """``slices`` names with their class, of patients from a number on."""
-    found = []
-    for index in range(slices):
-        patient, slice_ = divmod(index, _SLICES_A_PATIENT)
-        form, label = _NAMES[patient % len(_NAMES)]
-        found.append((form.format(p=first_patient + patient, s=slice_) + ".png", label))
-    return found
-
-
-def long_lists(slices: int, folder: Path) -> dict[str, float]:
-    """Time one preparation of a train list of ``slices`` lines and a validation list of a tenth.
+def long_lists(slices: int, repeats: int, seed: int, workers: int = 1) -> dict[str, Any]:
+    """Prepare a train list of ``slices`` lines and a validation list of a tenth, then register and
+    load both sets and compare their patients, each time from the files; against opening every
+    picture with Pillow, in one process, which is what a check of all of them cannot do without.
 
     Args:
         slices: lines of the train list, at least 600.
-        folder: an empty one.
+        repeats: times each is measured.
+        seed: of the patients' sources.
+        workers: processes that look at the pictures.
 
     Returns:
-        seconds ``prepared``, ``registered``, ``loaded`` and ``checked``, and ``peak_memory_mb``.
+        as :func:`~ctmasknet.benchmarks.harness.comparison`, and ``command`` and ``seed``.
 
     Raises:
         CTMaskNetError: too few slices.
     """
     if slices < 10 * _SLICES_A_PATIENT:
         raise CTMaskNetError(f"`slices` {slices}: take at least {10 * _SLICES_A_PATIENT}")
-    images = folder / "raw" / "3A_images"
+    names = [f"{_NAME}_{split}" for split in ("train", "val")]
+    with tempfile.TemporaryDirectory() as folder:
+        source, root = Path(folder) / "raw", Path(folder) / "sets"
+        pictures = _write_lists(source, slices, np.random.default_rng(seed))
+
+        def open_all() -> None:
+            for picture in pictures:
+                with Image.open(picture):
+                    pass
+
+        def prepare() -> None:
+            prepare_slices(root, _NAME, source=source, workers=workers)
+
+        def load() -> None:
+            for name in names:
+                dataset_dicts(name)
+
+        ways = {
+            "pictures opened with Pillow": open_all,
+            f"prepared, {workers} processes": prepare,
+            # The files were written anew, so that what was parsed before does not count
+            "registered": lambda: register_prepared(root),
+            "dataset dicts": load,
+            "patients compared": lambda: check_patients_disjoint(names),
+        }
+        try:
+            timings = interleaved(ways, repeats)
+        finally:
+            for name in names:
+                unregister(name)
+    return comparison(
+        f"lists of {slices:,} and {slices // 10:,} slices",
+        timings,
+        next(iter(ways)),
+        "cpu",
+        figures={"most memory of the main process, MB": peak_memory_mb("cpu")},
+        command=f"python tools/benchmark.py long-lists --slices {slices} --workers {workers} "
+        f"--repeats {repeats} --seed {seed}",
+        seed=seed,
+    )
+
+
+def _write_lists(source: Path, slices: int, chance: np.random.Generator) -> list[Path]:
+    """Lists and pictures as COVIDx-CT-3A has them; the pictures."""
+    images = source / "3A_images"
     images.mkdir(parents=True)
     # Hard links have a limit of some 65,000
-    picture = images.parent / "slice.png"
-    Image.fromarray(np.zeros((16, 16), np.uint8)).save(picture)
-    patients = slices // _SLICES_A_PATIENT + 1
-    for split, names in (
-        ("train", made_names(slices)),
-        ("val", made_names(slices // 10, patients)),
-    ):
-        lines = [f"{name} {label} 0 0 16 16\n" for name, label in names]
-        (images.parent / f"{split}_COVIDx_CT-3A.txt").write_text("".join(lines))
-        for name, _ in names:
-            os.symlink(picture, images / name)
-    seconds: dict[str, float] = {}
-    start = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal start
-        now = time.perf_counter()
-        seconds[name], start = now - start, now
-
-    root = folder / "sets"
-    prepare_slices(root, "long_lists", source=images.parent, workers=os.cpu_count() or 1)
-    lap("prepared")
-    names = register_prepared(root)
-    lap("registered")
-    for name in names:
-        dataset_dicts(name)
-    lap("loaded")
-    check_patients_disjoint(names)
-    lap("checked")
-    for name in names:
-        unregister(name)
-    return {**seconds, "peak_memory_mb": peak_memory_mb("cpu")}
-
-
-@command_line
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--slices", type=int, default=358_000, help="default: %(default)s")
-    args = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        found = long_lists(args.slices, Path(folder))
-    for name, value in found.items():
-        print(f"{name}: {value:.1f}{'' if name.endswith('mb') else ' s'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    picture = source / "slice.png"
+    Image.fromarray(np.zeros((512, 512), np.uint8)).save(picture)
+    patient, found = 0, []
+    for split, count in (("train", slices), ("val", slices // 10)):
+        lines = []
+        for index in range(count):
+            slice_ = index % _SLICES_A_PATIENT
+            if slice_ == 0:
+                patient += 1
+                form, label = _NAMES[chance.integers(len(_NAMES))]
+            name = form.format(p=patient, s=slice_) + ".png"
+            lines.append(f"{name} {label} 0 0 512 512\n")
+            found.append(images / name)
+            os.symlink(picture, found[-1])
+        (source / f"{split}_COVIDx_CT-3A.txt").write_text("".join(lines))
+    return found

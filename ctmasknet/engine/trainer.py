@@ -56,6 +56,7 @@ from ctmasknet.engine.train_data import (
 from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.engine.validation import EarlyStop, EndIfStopped, Validation, detector_losses
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation import ImageClassificationEvaluator
 from ctmasknet.files import remove_unfinished
 from ctmasknet.key_checks import idle_keys
 from ctmasknet.modeling.finite import NotFiniteError, slices_named
@@ -218,12 +219,19 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, self.checkpointer.model
         self.share_buffers()
         mapper = RowMapper(self._rows) if self._rows is not None else None
+
+        def evaluator_of(name: str) -> DatasetEvaluator:
+            evaluator = self.build_evaluator(cfg, name)
+            if isinstance(evaluator, ImageClassificationEvaluator):
+                evaluator.by_subgroup = False  # its many intervals take seconds
+            return evaluator
+
         try:
             results = evaluate(
                 cfg,
                 model,
                 lambda name: self.build_test_loader(cfg, name, mapper, self.bad_slices),
-                lambda name: self.build_evaluator(cfg, name),
+                evaluator_of,
             )
         except NotFiniteError as error:
             raise self.diverged(error.problem) from error

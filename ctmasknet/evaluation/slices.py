@@ -71,6 +71,8 @@ class ImageClassificationEvaluator(DatasetEvaluator):
         )
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._distributed = distributed
+        #: Give every metric by subgroup too, where slices tell their metadata.
+        self.by_subgroup = True
         self._logger = logging.getLogger(__name__)
         self.reset()
 
@@ -157,7 +159,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
         )
         pooled = self._pooled_metrics(rows)
         subgroups = None
-        if labelled and group_columns(rows):
+        if self.by_subgroup and labelled and group_columns(rows):
             pooling = ScorePooling(_POOLING)
             subgroups = subgroup_report(rows, self._class_names, pooling=pooling)
             shown = ["accuracy", *(f"sensitivity-{name}" for name in self._class_names)]

@@ -344,7 +344,7 @@ def _write(
     files = [record.file for records in splits.values() for record in records]
     if volumes and grey_window is not None:
         raise CTMaskNetError("`grey_window`: is for 8-bit pictures; volumes have `window`")
-    paths = () if volumes else [image_root / file for file in files]
+    paths = [] if volumes else [f"{image_root}/{file}" for file in files]
     deep = not volumes and (rescale is not None or any_stated_rescale(paths))
     if deep and grey_window is not None:
         raise CTMaskNetError(
@@ -378,7 +378,7 @@ def _write(
         sound: set[str] = set()
         for split, records in splits.items():
             for record in records:
-                file = at = str(image_root / record.file)
+                file = at = f"{image_root}/{record.file}"
                 if volumes:
                     volume, index = volumes[record.file]
                     file, at = volume.scan.slices[index].file, record.file

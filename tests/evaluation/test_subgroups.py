@@ -1,11 +1,15 @@
 """Metrics by subgroup, and the metadata columns of predictions.csv."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
+from detectron2.config import CfgNode
 from scipy.special import expit
 
+from ctmasknet.engine import trainer
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation import ImageClassificationEvaluator
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import (
     SlicePrediction,
@@ -14,6 +18,7 @@ from ctmasknet.evaluation.predictions import (
 )
 from ctmasknet.evaluation.report import evaluate_predictions, report_text
 from ctmasknet.evaluation.subgroups import age_band, grouped, subgroup_report
+from ctmasknet.files import read_json
 from ctmasknet.report import write_report
 
 CLASSES = ["normal", "pneumonia", "covid"]
@@ -93,3 +98,30 @@ def test_report_json_text_and_page_have_the_groups(rows, tmp_path):
     assert "one class only, covid" in page
     with pytest.raises(CTMaskNetError, match="no column 'town'"):
         evaluate_predictions(path, tmp_path / "report", by=["town"])
+
+
+def test_evaluation_in_training_makes_no_subgroups(rows, tmp_path, monkeypatch):
+    inputs = [
+        {"file_name": r.file, "patient": r.patient, "scan": r.scan, "label": r.label}
+        | {"metadata": r.metadata}
+        for r in rows
+    ]
+    outputs = [{"logits": r.logits, "scores": r.scores, "pred_class": r.pred} for r in rows]
+
+    def evaluated(cfg, model, build_loader, evaluator_of):
+        evaluator = evaluator_of("")
+        evaluator.process(inputs, outputs)
+        return evaluator.evaluate()
+
+    monkeypatch.setattr(trainer, "evaluate", evaluated)
+    cfg = CfgNode({"TEST": {"VALIDATION_LOSS": False}})
+    validating = SimpleNamespace(
+        **{"cfg": cfg, "checkpointer": SimpleNamespace(model=None), "share_buffers": lambda: None},
+        **{"_rows": None, "build_test_loader": None},
+        build_evaluator=lambda *_: ImageClassificationEvaluator(output_dir=tmp_path),
+    )
+    found = trainer.Trainer.validate(validating)
+    assert found["slices"]["accuracy"] == pytest.approx(100 * 57 / 60)
+    assert "subgroups" not in read_json(tmp_path / "slices_metrics.json")
+    evaluated(None, None, None, validating.build_evaluator)
+    assert list(read_json(tmp_path / "slices_metrics.json")["subgroups"]["columns"]) == ["source"]

@@ -7,14 +7,25 @@ import pytest
 
 from ctmasknet.data.prepared import load_slices
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.prepare.list_table import named_source
 from ctmasknet.prepare.lists import choose_listed, read_slice_lists
 from ctmasknet.prepare.metadata import PatientMetadata
 from ctmasknet.prepare.slices import prepare_slices
+from tests.helpers.running import run_tool
 from tests.prepare.small_sets import write_image, write_list
 
 HEADER = "patient id,source,country,sex,age,finding,verified finding"
 ROWS = ("NCP_341,CNCB,China,,,COVID-19,Yes", "STOIC-12,STOIC,France,M,65,COVID-19,Yes")
 SLICES = ("NCP_341_1834_0022.png", "STOIC-12-0001.png", "CP_5_6_0001.png", "CP_5_7_0001.png")
+LISTED = (
+    "NCP_45_1834_0022.png 2 0 0 9 9",
+    "NCP_45_1835_0001.png 2 0 0 9 9",
+    "137covid_patient45_SR_2_IM00001.png 2 0 0 9 9",
+    "137covid_patient45_SR_2_IM00002.png 2 0 0 9 9",
+    "STOIC-45-0001.png 2 0 0 9 9",
+)
+FEW_COLUMNS = "patient id,source,finding"
+OF_LISTED = ("NCP_45,CNCB,COVID-19", "patient45,COVID-CTset,COVID-19", "STOIC-45,STOIC,COVID-19")
 
 
 @pytest.fixture
@@ -104,3 +115,41 @@ def test_counts_of_the_real_lists_are_those_of_their_metadata(shared, version):
             named.add(next(each for each in joined if each in table))
         theirs = Counter((table[each]["source"], table[each]["finding"]) for each in named)
         assert ours == theirs
+
+
+@pytest.fixture
+def count(tmp_path, repository, capsys):
+    def run(*rows: str) -> tuple[int, list[list[str]], str]:
+        write_list(tmp_path / "metadata.csv", FEW_COLUMNS, *rows)
+        given = ["--list", f"test={tmp_path / 'test.txt'}", "--metadata", tmp_path / "metadata.csv"]
+        write_list(tmp_path / "test.txt", *LISTED)
+        code = run_tool(repository, "datasets/describe.py", *map(str, given))
+        text = capsys.readouterr().out
+        return code, [line.split() for line in text.splitlines() if line[:4] == "test"], text
+
+    return run
+
+
+def test_patients_of_equal_number_are_kept_apart_by_source(count):
+    code, rows, text = count(*OF_LISTED, "LIDC-IDRI-0001,LIDC-IDRI,Normal")
+    assert code == 0
+    assert rows == [
+        ["test", "CNCB", "covid", "2", "1", "2", "1"],
+        ["test", "COVID-CTset", "covid", "2", "1", "1", "1"],
+        ["test", "STOIC", "covid", "1", "1", "1", "1"],
+        ["test", "all", "all", "5", "3", "4", "3"],
+    ]
+    assert "1 patients of the metadata are on none of these lists" in text
+
+
+def test_who_differs_is_named(count):
+    code, rows, text = count(OF_LISTED[0], "patient45,TCIA,Normal")
+    assert code == 1
+    assert ["test", "COVID-CTset", "covid", "2", "1", "1", "0", "-1"] in rows
+    assert ["test", "TCIA", "normal", "0", "0", "0", "1", "1"] in rows
+    assert "1 listed patients have no row: STOIC-45" in text
+    assert "patient45 (COVID-CTset, covid in test, TCIA, normal there)" in text
+
+
+def test_a_name_of_another_form_has_no_source():
+    assert named_source("me") == "not known"
