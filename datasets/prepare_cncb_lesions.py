@@ -17,13 +17,14 @@ from pathlib import Path
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.scan import Window, parse_rescale, parse_window
 from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
-from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.label_masks import Orientation, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
+    mask_options,
     parse_assignments,
     parse_segments,
     show_warnings,
@@ -31,7 +32,7 @@ from ctmasknet.prepare.arguments import (
 from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.prepare.pairs import source_folders
-from ctmasknet.prepare.pairs.stated import UNLABELLED, read_pairing
+from ctmasknet.prepare.pairs.stated import UNLABELLED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--labels",
-        default=",".join(f"{value}:{name}" for value, name in MASK_LABELS.items()),
-        help="meaning of the mask values; default: %(default)s",
+        help="meaning of the mask values; default: "
+        + ",".join(f"{value}:{name}" for value, name in MASK_LABELS.items()),
     )
     p.add_argument(
         "--min-area-px",
@@ -89,6 +90,24 @@ def parser() -> argparse.ArgumentParser:
         default="error",
         help="what images without a mask are: an error, left out, or free of lesions; "
         "default: %(default)s",
+    )
+    p.add_argument(
+        "--mask-classes",
+        metavar="A,B",
+        help="each mask is of one class, which the ending of its name (case_ggo.png), its name "
+        "(case/ggo.nii.gz) or a folder (ggo/case.png) says; A=WORD where names say another word",
+    )
+    p.add_argument(
+        "--colors",
+        metavar="TABLE|CSV",
+        help="masks are pictures whose colours are classes: '#ff0000:ggo,#0000ff:consolidation', "
+        "or a CSV file color,class; black is background",
+    )
+    p.add_argument(
+        "--instances",
+        metavar="CSV",
+        help="each mask value is one lesion, whose class this file gives: value,class, or "
+        "image,value,class",
     )
     p.add_argument("--patient-pattern", help="regular expression with a group (?P<patient>...)")
     p.add_argument("--groups", type=Path, help="CSV file stem,patient; goes before the other rules")
@@ -181,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     lists = parse_assignments(args.list, "list")
     if lists and args.split:
         raise CTMaskNetError("`split` and `list`: give one of the two")
-    labels = parse_labels(args.labels)
+    labels, pairing, masks_hold = mask_options(args)
     images, masks = source_folders(args.source, args.images, args.masks)
     root = datasets_root(args.output_root)
     output = set_folder(root, args.name)
@@ -196,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         ),
         how=Conversion(
             labels=labels,
+            **masks_hold,
             mask_types=tuple(args.mask_type or supported_mask_types(labels)),
             min_area_px=args.min_area_px,
             orientation=Orientation(
@@ -215,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         workers=args.workers,
         bad=bad_slices_from(args),
         strict=args.strict,
-        pairing=read_pairing(args.pairs, args.unlabelled),
+        pairing=pairing,
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]
