@@ -22,7 +22,7 @@ from pathlib import Path
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.scan import Window, parse_rescale, parse_window
 from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
-from ctmasknet.data.label_masks import Orientation, parse_labels, supported_mask_types
+from ctmasknet.data.label_masks import Orientation, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import SPLITS, parse_shares
 from ctmasknet.errors import CTMaskNetError, command_line
@@ -30,6 +30,7 @@ from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
+    mask_options,
     parse_assignments,
     parse_segments,
     show_warnings,
@@ -37,7 +38,7 @@ from ctmasknet.prepare.arguments import (
 from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
 from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.prepare.pairs import source_folders
-from ctmasknet.prepare.pairs.stated import UNLABELLED, read_pairing
+from ctmasknet.prepare.pairs.stated import UNLABELLED
 
 _SHARES = "train:0.8,val:0.2"
 #: What --coco goes together with.
@@ -90,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--labels",
-        default=",".join(f"{value}:{name}" for value, name in MASK_LABELS.items()),
-        help="meaning of the mask values; default: %(default)s",
+        help="meaning of the mask values; default: "
+        + ",".join(f"{value}:{name}" for value, name in MASK_LABELS.items()),
     )
     p.add_argument(
         "--min-area-px",
@@ -122,6 +123,24 @@ def parser() -> argparse.ArgumentParser:
         default="error",
         help="what images without a mask are: an error, left out, or free of lesions; "
         "default: %(default)s",
+    )
+    p.add_argument(
+        "--mask-classes",
+        metavar="A,B",
+        help="each mask is of one class, which the ending of its name (case_ggo.png), its name "
+        "(case/ggo.nii.gz) or a folder (ggo/case.png) says; A=WORD where names say another word",
+    )
+    p.add_argument(
+        "--colors",
+        metavar="TABLE|CSV",
+        help="masks are pictures whose colours are classes: '#ff0000:ggo,#0000ff:consolidation', "
+        "or a CSV file color,class; black is background",
+    )
+    p.add_argument(
+        "--instances",
+        metavar="CSV",
+        help="each mask value is one lesion, whose class this file gives: value,class, or "
+        "image,value,class",
     )
     p.add_argument("--patient-pattern", help="regular expression with a group (?P<patient>...)")
     p.add_argument("--groups", type=Path, help="CSV file stem,patient; goes before the other rules")
@@ -227,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("classes", "crowds"):
         if getattr(args, name) != parser().get_default(name):
             raise CTMaskNetError(f"`{name}`: goes with `coco`; leave it out")
-    labels = parse_labels(args.labels)
+    labels, pairing, masks_hold = mask_options(args)
     images, masks = source_folders(args.source, args.images, args.masks)
     summaries = prepare_lesions(
         images,
@@ -236,6 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         rule=rule,
         how=Conversion(
             labels=labels,
+            **masks_hold,
             mask_types=tuple(args.mask_type or supported_mask_types(labels)),
             min_area_px=args.min_area_px,
             orientation=Orientation(
@@ -255,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
         workers=args.workers,
         bad=bad_slices_from(args),
         strict=args.strict,
-        pairing=read_pairing(args.pairs, args.unlabelled),
+        pairing=pairing,
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

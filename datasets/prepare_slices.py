@@ -19,6 +19,7 @@ from ctmasknet.prepare.arguments import (
     parse_samples,
     show_warnings,
 )
+from ctmasknet.prepare.class_lists import parse_class_lists
 from ctmasknet.prepare.slices import prepare_slices, slice_table
 
 
@@ -64,9 +65,17 @@ def parser() -> argparse.ArgumentParser:
         "the order is that of the labels",
     )
     p.add_argument(
+        "--class-list",
+        action="append",
+        default=[],
+        metavar="[[SPLIT:]CLASS=]FILE",
+        help="instead of lists: names alone of a class, below --images; covid.txt is of the class "
+        "covid; train:covid=FILE is of one split (with --class-folder, --list does that)",
+    )
+    p.add_argument(
         "--split",
         metavar="SHARES",
-        help="with --class-folder or --volume-list: shares of the patients, such as "
+        help="with --class-folder, --class-list or --volume-list: shares of the patients, such as "
         "train:0.6,val:0.2,test:0.2",
     )
     p.add_argument(
@@ -188,6 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         source=args.source,
         lists=parse_assignments(args.list, "list"),
         class_folders=parse_class_folders(args.class_folder),
+        class_lists=parse_class_lists(args.class_list),
         shares=parse_shares(args.split) if args.split else None,
         patient_pattern=args.patient_pattern or None,
         sample=parse_samples(args.sample),

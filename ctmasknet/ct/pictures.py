@@ -111,19 +111,33 @@ def read_rgb(path: str | os.PathLike, *, is_slice: bool = True) -> np.ndarray:
     return _read(path, "RGB", is_slice)
 
 
-def read_values(path: str | os.PathLike) -> np.ndarray:
-    """Read the values as stored, of any depth: a palette's indices, the numbers 0..3 of 2 bits.
+def read_values(path: str | os.PathLike, *, as_rgb: bool = False) -> np.ndarray:
+    """Read the values of a label mask as stored, of any depth: a palette's indices, the numbers
+    0..3 of 2 bits.
+
+    Args:
+        path: the file.
+        as_rgb: the colours instead, of 8 bits a channel: (H, W, 3) uint8, those of a palette too.
 
     Returns:
         (H, W), or (H, W, C) where there are several channels; bool, integers or float.
 
     Raises:
         CTMaskNetError: as :func:`read_picture`, but for the depth; colours that are no numbers
-            (CMYK, YCbCr).
+            (CMYK, YCbCr); JPEG, whatever the file's name.
     """
     with _naming_file(path), opened(path) as image:
         page = _only_page(path, image)
+        if image.format == "JPEG" or image.info.get("compression") == "jpeg":
+            raise CTMaskNetError(
+                f"{path}: is a JPEG by its content, which cannot hold labels: it changes values at "
+                "edges; store masks as PNG"
+            )
         check_sides(path, page[1:3])
+        if as_rgb:
+            if page.deep:
+                raise CTMaskNetError(f"{path}: colours of more than 8 bits; store it with 8")
+            return eight_bit_pixels(path, image, page.number, "RGB")
         if image.mode not in _VALUE_MODES:
             raise CTMaskNetError(
                 f"{path}: is stored in colours ({image.mode}); label values need one grey channel, "

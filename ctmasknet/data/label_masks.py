@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,23 @@ def parse_labels(text: str) -> dict[int, str]:
             raise CTMaskNetError(f"labels {text}: the value {value} is given twice")
         labels[int(value)] = name
     return labels
+
+
+def label_values(names: Iterable[str]) -> dict[int, str]:
+    """Values for ``names``, which the masks themselves do not number: background is 0.
+
+    Raises:
+        CTMaskNetError: a name not in :data:`LABEL_NAMES`, or none of a lesion.
+    """
+    names = set(names)
+    if unknown := sorted(names - set(LABEL_NAMES)):
+        raise CTMaskNetError(
+            f"unknown class {unknown[0]!r}; the classes are {', '.join(LABEL_NAMES)} (call any "
+            "other tissue background)"
+        )
+    if not names & set(LESION_LABELS):
+        raise CTMaskNetError(f"no class is of lesions; these are {', '.join(LESION_LABELS)}")
+    return {LABEL_NAMES.index(name): name for name in LABEL_NAMES if name in names | {"background"}}
 
 
 def mask_type_classes(
@@ -128,17 +145,29 @@ class Orientation:
 UPRIGHT = Orientation()
 
 
-def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) -> np.ndarray:
+def read_mask(
+    path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS, argument: str = "labels"
+) -> np.ndarray:
     """Read a label mask: grey, palette (the indices count, not the colours) or RGB with equal
     channels.
+
+    Args:
+        path: the file.
+        labels: name of each value.
+        argument: what gives them, for errors.
 
     Returns:
         (H, W) values as on disk; uint8, or int32 where the file has more than 8 bits.
 
     Raises:
-        CTMaskNetError: the file cannot be decoded, its channels differ, or it holds values that are
-            no whole numbers or outside ``labels``.
+        CTMaskNetError: the file cannot be decoded, is a JPEG, its channels differ, or it holds
+            values that are no whole numbers or outside ``labels``.
     """
+    return check_known_values(path, read_one_channel(path), labels, argument)
+
+
+def read_one_channel(path: str | os.PathLike) -> np.ndarray:
+    """(H, W) values of a mask as stored, as :func:`read_mask` takes them, of any values."""
     values = read_values(path)
     if values.ndim == 3:
         # Two and four channels end in alpha.
@@ -146,21 +175,18 @@ def read_mask(path: str | os.PathLike, labels: Mapping[int, str] = MASK_LABELS) 
         if (colours != colours[..., :1]).any():
             raise CTMaskNetError(
                 f"{path}: a coloured mask; label values need one grey channel, equal channels or "
-                "a palette"
+                "a palette; or say with `colors` what the colours are"
             )
         values = colours[..., 0]
-    return check_known_values(path, values, labels)
+    return values
 
 
-def check_known_values(
-    path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str]
-) -> np.ndarray:
-    """``values`` (H, W) of the mask ``path`` as uint8 if they have 8 bits, else int32, if
-    ``labels`` names every one of them. Values within 0.01 of a whole number are that number.
+def whole_values(path: str | os.PathLike, values: np.ndarray) -> np.ndarray:
+    """``values`` (H, W) of the mask ``path`` as uint8 if they have 8 bits, else int32. Values
+    within 0.01 of a whole number are that number.
 
     Raises:
-        CTMaskNetError: it does not, the message has values and labels; or some are no whole
-            numbers.
+        CTMaskNetError: others are no whole numbers.
     """
     if values.dtype.kind == "f":
         # Stored through a float scale: 0.9960785 is 1
@@ -170,14 +196,27 @@ def check_known_values(
                 f"{path}: holds values that are no whole numbers; a label mask is expected"
             )
         values = whole
-    values = values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
+    return values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
+
+
+def check_known_values(
+    path: str | os.PathLike, values: np.ndarray, labels: Mapping[int, str], argument: str = "labels"
+) -> np.ndarray:
+    """:func:`whole_values`, if ``labels``, which ``argument`` gives, names every one of them.
+
+    Raises:
+        CTMaskNetError: it does not, the message has values and labels; or some are no whole
+            numbers.
+    """
+    values = whole_values(path, values)
     unknown = sorted(set(values_present(values)) - set(labels))
     if unknown:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
-        known = ",".join(f"{value}:{name}" for value, name in sorted(labels.items()))
+        known = [f"{value}:{name}" for value, name in sorted(labels.items())]
+        known = ",".join(known[:8]) + (",..." if len(known) > 8 else "")
         raise CTMaskNetError(
             f"{path}: mask value {shown} is outside the labels {known}; mend the mask or change "
-            "`labels`"
+            f"`{argument}`"
         )
     return values
 
@@ -210,17 +249,25 @@ def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> 
     """Relative path of each slice's file; linked folders count, each once, hidden ones do not.
 
     Raises:
+        CTMaskNetError: as :func:`named_by_key`.
+    """
+    files = (Path(each.path) for each in find_files([folder]))
+    found = [p.relative_to(folder).as_posix() for p in files if p.suffix.lower() in suffixes]
+    return named_by_key(folder, {file: file for file in found}, rule)
+
+
+def named_by_key(folder: Path, name_of: Mapping[str, str], rule: PatientRule) -> dict[str, str]:
+    """Slice -> file of ``name_of``, which gives the name that each file below ``folder`` goes by.
+
+    Raises:
         CTMaskNetError: a name that no list can hold, that says nothing by ``rule``, or that says
             what another says.
     """
     found: dict[str, str] = {}
-    for path in (Path(each.path) for each in find_files([folder])):
-        if path.suffix.lower() not in suffixes:
-            continue
-        file = path.relative_to(folder).as_posix()
-        check_name(str(path))
+    for file, name in name_of.items():
+        check_name(str(folder / file))
         try:
-            key = rule.key(file)
+            key = rule.key(name)
         except CTMaskNetError as error:
             raise CTMaskNetError(
                 f"{folder}: {error}; for other names give `patient_pattern`, `groups` or "

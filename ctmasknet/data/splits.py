@@ -170,7 +170,7 @@ def tell_spellings(
 
 def tell_numbered(files: Iterable[str]) -> None:
     """Log files that are patients of their own though their names differ in the last number only:
-    they may be several of one patient. No word where all names are numbered alike.
+    they may be several of one patient. So may all be where all names are numbered alike.
 
     Args:
         files: paths or keys.
@@ -179,7 +179,15 @@ def tell_numbered(files: Iterable[str]) -> None:
     for file in sorted(set(files)):
         groups.setdefault(_LAST_NUMBER.sub("", os.path.basename(file)), []).append(file)
     alike = [group for group in groups.values() if len(group) > 1]
-    if alike and len(groups) > 1:
+    if alike and len(groups) == 1:
+        first, second, *_ = alike[0]
+        _LOGGER.warning(
+            "all %d files are patients of their own and numbered alike, such as %s and %s: files "
+            "may be of one patient, and would be on both sides of the split then; where some are, "
+            "say so with `patient_pattern` or `groups`",
+            *(len(alike[0]), first, second),
+        )
+    elif alike:
         first, second, *_ = min(alike, key=len)
         _LOGGER.warning(
             "%d files are patients of their own whose names differ from another's in the last "

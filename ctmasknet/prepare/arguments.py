@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from typing import Any
 
+from ctmasknet.classes import MASK_LABELS
 from ctmasknet.data.bad_slices import BadSlices
-from ctmasknet.data.label_masks import LABEL_NAMES
+from ctmasknet.data.label_masks import LABEL_NAMES, label_values, parse_labels
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.prepare.masks.colours import read_colors
+from ctmasknet.prepare.masks.instances import read_instance_table
+from ctmasknet.prepare.pairs.by_class import parse_mask_classes
+from ctmasknet.prepare.pairs.stated import Pairing, read_pairing
 
 
 def show_warnings() -> None:
@@ -77,6 +83,33 @@ def parse_grey_window(text: str) -> tuple[int, int]:
     if not low < high <= 255:
         raise CTMaskNetError(f"`grey_window` {text}: expected 0 <= LOW < HIGH <= 255")
     return low, high
+
+
+def mask_options(args: argparse.Namespace) -> tuple[dict[int, str], Pairing, dict[str, Any]]:
+    """What the arguments say of masks: the labels, the pairing, and the further fields of a
+    :class:`~ctmasknet.prepare.masks_to_coco.Conversion`.
+
+    Raises:
+        CTMaskNetError: two arguments that say what masks hold, or one that cannot be read.
+    """
+    names = ("labels", "mask_classes", "colors", "instances")
+    given = [name for name in names if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise CTMaskNetError(
+            f"`{given[0]}` and `{given[1]}`: both say what masks hold; give one of them"
+        )
+    words = parse_mask_classes(args.mask_classes)
+    pairing = read_pairing(args.pairs, args.unlabelled, words)
+    if args.colors is not None:
+        colors = read_colors(args.colors)
+        return label_values(colors.values()), pairing, {"colors": colors}
+    if args.instances is not None:
+        table = read_instance_table(args.instances)
+        return label_values(table.names), pairing, {"instances": table}
+    if words:
+        return label_values(words), pairing, {}
+    labels = dict(MASK_LABELS) if args.labels is None else parse_labels(args.labels)
+    return labels, pairing, {}
 
 
 def parse_segments(values: Sequence[str]) -> dict[str, str]:

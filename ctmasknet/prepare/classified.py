@@ -139,7 +139,7 @@ def read_class_folders(
     found = ClassifiedSlices(patient_pattern, every)
     class_of: dict[str, str] = {}
     for label, (class_name, parts) in enumerate(class_folders.items()):
-        _check_class_name(class_name)
+        check_class_name(class_name)
         for part in parts:
             if not (root / part).is_dir():
                 raise CTMaskNetError(
@@ -278,26 +278,46 @@ def read_volume_list(
     rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"))
     if not rows:
         raise CTMaskNetError(f"{path}: lists no volume")
-    classes = _classes(path, rows, classes)
+    classes = list(_classes(path, rows, classes))
+    stated = [(f"{path}:{number}", row) for number, row in rows]
+    return classes, take_rows(
+        str(path), stated, root, classes, patient_pattern, every, on_bad, rescale, one_series
+    )
+
+
+def take_rows(
+    name: str,
+    rows: Iterable[tuple[str, Mapping[str, str]]],
+    root: str | os.PathLike,
+    classes: Sequence[str],
+    patient_pattern: str | None = None,
+    every: int = 1,
+    on_bad: Callable[[str, str], None] | None = None,
+    rescale: Rescale | None = None,
+    one_series: bool = True,
+) -> ClassifiedSlices:
+    """The slices of (where it is said, row of :func:`read_volume_list`); ``name``: what holds the
+    rows, for errors."""
     found = ClassifiedSlices(patient_pattern, every)
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     pictures: set[str] = set()
     folders: dict[str, PictureFolder] = {}
-    for number, row in rows:
-        where = f"{path}:{number}"
+    for where, row in rows:
         try:
             part = part_below(root, row["path"].replace("\\", "/"))
         except CTMaskNetError as error:
             raise CTMaskNetError(f"{where}: {error}") from None
         if not os.path.exists(os.path.join(root, part)):
             # As lists of names do: another ending, or another word for the class
-            parent, _, name = part.rpartition("/")
+            parent, _, base = part.rpartition("/")
             if parent not in folders:
                 folders[parent] = PictureFolder(Path(root, parent))
-            part = "/".join(filter(None, (parent, folders[parent].find(name) or name)))
+            part = "/".join(filter(None, (parent, folders[parent].find(base) or base)))
         if part in seen:
-            raise CTMaskNetError(f"{where}: {part} is listed twice, first on line {seen[part]}")
-        seen[part] = number
+            file, _, line = seen[part].rpartition(":")
+            first = f"on line {line}" if where.startswith(f"{file}:") else f"at {seen[part]}"
+            raise CTMaskNetError(f"{where}: {part} is listed twice, first {first}")
+        seen[part] = where
         if row["split"]:
             check_split_name(row["split"])
         given = classes.index(row["class"]), row["patient"], row["scan"], row["split"]
@@ -332,12 +352,12 @@ def read_volume_list(
                     found.unknown.append((volume.key, without_extension(part), row["class"]))
     if pictures and found.volumes:
         raise CTMaskNetError(
-            f"{path}: lists pictures and volumes; prepare them as two sets, for pictures stay "
+            f"{name}: lists pictures and volumes; prepare them as two sets, for pictures stay "
             "where they are"
         )
     if 0 < sum(map(bool, found.split_of)) < len(found.split_of):
-        raise CTMaskNetError(f"{path}: some rows state a split and some none; state all or none")
-    return list(classes), found
+        raise CTMaskNetError(f"{name}: some rows state a split and some none; state all or none")
+    return found
 
 
 def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
@@ -354,7 +374,7 @@ def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
     return [part_below(root, os.path.abspath(file)) for file in pictures]
 
 
-def _check_class_name(name: str) -> None:
+def check_class_name(name: str) -> None:
     """Refuse a class name unfit for a table's column."""
     if not _CLASS_NAME.fullmatch(name):
         raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
@@ -374,7 +394,7 @@ def _classes_of(
     if any(name.lower() in IMAGE_CLASSES for name in names):
         return None
     for name in names:
-        _check_class_name(name)
+        check_class_name(name)
     if len({name.casefold() for name in names}) < len(names):
         raise CTMaskNetError(
             f"{path}: classes {', '.join(names)} differ in their case alone; write them alike"
@@ -393,7 +413,7 @@ def _classes(
     classes: Sequence[str] | None,
 ) -> Sequence[str]:
     for name in classes or ():
-        _check_class_name(name)
+        check_class_name(name)
     known = classes or _classes_of(path, rows) or IMAGE_CLASSES
     if len(set(known)) < len(known):
         raise CTMaskNetError(f"`classes` {','.join(known)}: a class is named twice")

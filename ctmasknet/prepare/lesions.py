@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ctmasknet.data.splits import (
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable, read_json
 from ctmasknet.names import PatientRule
+from ctmasknet.prepare.masks.instances import InstanceTable
 from ctmasknet.prepare.masks_to_coco import (
     Conversion,
     ConvertedSlice,
@@ -48,6 +50,7 @@ from ctmasknet.prepare.pairs.stated import Pairing
 from ctmasknet.prepare.staging import least_bytes, writing_set
 from ctmasknet.prepare.volumes import volume_files, without_extension
 
+_LOGGER = logging.getLogger(__name__)
 #: Lies in a folder of upright copies; a folder without it is never replaced.
 _COPIES_MARK = ".upright_copies"
 _ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
@@ -134,7 +137,7 @@ def prepare_lesions(
             "are for these, leave them out"
         )
     pairs, listed, unlisted = _find(
-        images, masks, rule, lists or {}, of_volumes, bad, how.rescale, pairing
+        images, masks, rule, lists or {}, of_volumes, bad, how.rescale, pairing, how.instances
     )
     tell_numbered(pair.key for pair in pairs if pair.patient == pair.key)
     known = {pair.patient for pair in pairs}
@@ -160,6 +163,7 @@ def prepare_lesions(
                 else:
                     converted[item.key] = item
         new.report_bad(str(item.image) for item in converted.values())
+        _tell_overlap(converted.values())
         if of_volumes and lists:
             split_of = {name: split for split, names in listed.items() for name in names}
             keys_of = {split: [] for split in listed}
@@ -190,6 +194,7 @@ def prepare_lesions(
             "seed": seed if shares else None,
             "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
             "orientation": asdict(how.orientation),
+            **_masks_by(how, pairing),
             "window_hu": [how.window.center_hu, how.window.width_hu] if windowed else None,
         }
         if how.rescale is not None:
@@ -239,6 +244,7 @@ def _find(
     bad: BadSlices,
     rescale: Rescale | None,
     pairing: Pairing,
+    instances: InstanceTable | None,
 ) -> tuple[list[LesionPair] | list[VolumePair], dict[str, list[str]], int]:
     """The pairs, of those that lists name if there are any; their keys of each split; the number of
     images that no list names."""
@@ -261,6 +267,8 @@ def _find(
         pairs = find_volume_pairs(images, masks, rule, on_bad, rescale, pairing)
     else:
         pairs = find_pairs(images, masks, rule, on_bad, pairing)
+    if instances is not None and not left_out:
+        instances.check_images([p.key if of_volumes else p.file for p in pairs if p.mask])
     if not lists:
         return pairs, {}, 0
     listed = split_by_lists(pairs, lists, volume_key if of_volumes else rule.key, left_out)
@@ -268,6 +276,28 @@ def _find(
     rest = [pair for pair in pairs if pair.key not in names]
     unlisted = sum(len(pair.volume.scan.slices) if of_volumes else 1 for pair in rest)
     return [pair for pair in pairs if pair.key in names], listed, unlisted
+
+
+def _masks_by(how: Conversion, pairing: Pairing) -> dict[str, Any]:
+    """What the masks held, where it was not label values, as the set states it."""
+    found: dict[str, Any] = {}
+    if pairing.classes:
+        found["mask_classes"] = dict(pairing.classes)
+    if how.colors is not None:
+        found["colors"] = {f"#{code:06x}": name for code, name in sorted(how.colors.items())}
+    if how.instances is not None:
+        found["instances"] = Path(how.instances.file).name
+    return found
+
+
+def _tell_overlap(slices: Iterable[ConvertedSlice]) -> None:
+    several = [item for item in slices if item.overlap_px]
+    if several:
+        _LOGGER.warning(
+            "%d px of %d slices, such as %s, are in masks of two classes or more; consolidation "
+            "counts before GGO, lesion and lung",
+            *(sum(item.overlap_px for item in several), len(several), several[0].key),
+        )
 
 
 def _counts(slices: Sequence[ConvertedSlice], mask_type: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ mm.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,11 +17,12 @@ import pydicom
 from ctmasknet.ct.dicom.series import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
 from ctmasknet.ct.itk import read_itk_volume
-from ctmasknet.ct.nifti import StoredVolume, read_volume
+from ctmasknet.ct.nifti import read_volume
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, check_claimed_size, decoding
 from ctmasknet.data.label_masks import background_value, check_known_values
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.prepare.masks.planes import PAINT_ORDER
 
 #: Segmentation Storage and Label Map Segmentation Storage.
 _SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -32,8 +34,6 @@ _SEGMENT_WORDS = {
     "lung": (("lung",),),
     "background": (("background",),),
 }
-#: Where segments overlap, the later of these counts.
-_PAINT_ORDER = ("background", "lung", "lesion", "ggo", "consolidation")
 #: RAS from DICOM's LPS.
 _FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: How far volume and mask may differ: spacing, direction of an axis, position of any corner voxel.
@@ -86,7 +86,10 @@ def seg_series(file: str) -> str | None:
 
 
 def read_mask_volume(
-    file: str, labels: Mapping[int, str], segments: Mapping[str, str] | None = None
+    file: str,
+    labels: Mapping[int, str],
+    segments: Mapping[str, str] | None = None,
+    check: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> MaskVolume:
     """Open a mask volume.
 
@@ -95,6 +98,8 @@ def read_mask_volume(
         labels: name of each mask value.
         segments: label name of a segment, by its number, its label or its coded meaning (in any
             case); goes before the words these hold, such as "ground glass".
+        check: (file, stored values of a slice) -> whole values, of other files than DICOM-SEG;
+            default: those that ``labels`` names.
 
     Raises:
         CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
@@ -103,16 +108,14 @@ def read_mask_volume(
     kind = kind_of(file)
     if kind in ("nifti", "itk"):
         read = read_volume if kind == "nifti" else read_itk_volume
-        return _of_labels(read(file, _MAX_EXPANSION), labels)
+        volume = read(file, _MAX_EXPANSION)
+        check = check or functools.partial(_as_labels, labels)
+        return MaskVolume(file, volume.turn, lambda at: check(file, volume.values(at)), False)
     return _read_seg(file, labels, segments or {})
 
 
-def _of_labels(volume: StoredVolume, labels: Mapping[int, str]) -> MaskVolume:
-    def values(stored: int) -> np.ndarray:
-        found = check_known_values(volume.file, volume.values(stored), labels)
-        return found.astype(np.min_scalar_type(max(labels)))
-
-    return MaskVolume(volume.file, volume.turn, values, False)
+def _as_labels(labels: Mapping[int, str], file: str, stored: np.ndarray) -> np.ndarray:
+    return check_known_values(file, stored, labels).astype(np.min_scalar_type(max(labels)))
 
 
 def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str]) -> MaskVolume:
@@ -148,7 +151,7 @@ def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str])
     }
     shape = slices, rows, columns
     painted = np.full(shape, background_value(labels), np.min_scalar_type(max(labels)))
-    order = [_PAINT_ORDER.index(labels[value_of[number]]) for number in numbers]
+    order = [PAINT_ORDER.index(labels[value_of[number]]) for number in numbers]
     for _, number in sorted(zip(order, numbers, strict=True)):
         with decoding(file):
             # One segment at a time: a lesion mask of a scan with ten of them would not fit.
@@ -179,7 +182,7 @@ def _value_of(
         if len(told) != 1:
             what = f"may be {' or '.join(sorted(told))}" if told else "is no label we know"
             raise CTMaskNetError(
-                f"{file}: {shown} {what} by its names; say which of {', '.join(_PAINT_ORDER)} it "
+                f"{file}: {shown} {what} by its names; say which of {', '.join(PAINT_ORDER)} it "
                 f'is with `segment` "{names[0]}=LABEL"'
             )
         (label,) = told

@@ -33,11 +33,12 @@ from ctmasknet.data.label_masks import (
     background_value,
     check_same_size,
     mask_type_classes,
-    read_mask,
     values_present,
 )
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.mask_volumes import covering_slices, read_mask_volume
+from ctmasknet.prepare.masks.instances import InstanceTable, instance_annotations
+from ctmasknet.prepare.masks.planes import ClassMasks, MaskCode, MaskPlane
 from ctmasknet.prepare.pairs import LesionPair, VolumePair, slice_masks
 from ctmasknet.prepare.volumes import every_kth, read_deep_picture
 from ctmasknet.workers import map_in_processes
@@ -86,7 +87,8 @@ class Conversion:
     """How masks are converted; the same for every slice of a set.
 
     Args:
-        labels: name of each mask value.
+        labels, colors, instances: what masks hold, see
+            :class:`~ctmasknet.prepare.masks.planes.MaskCode`.
         mask_types: the mask types to make, keys of ``MASK_TYPES``.
         min_area_px: components of this area or less are dropped.
         orientation: how the arrays on disk become upright; of pictures only.
@@ -102,6 +104,8 @@ class Conversion:
     """
 
     labels: Mapping[int, str] = field(default_factory=lambda: dict(MASK_LABELS))
+    colors: Mapping[int, str] | None = None
+    instances: InstanceTable | None = None
     mask_types: tuple[str, ...] = tuple(MASK_TYPES)
     min_area_px: int = MIN_AREA_PX
     orientation: Orientation = UPRIGHT
@@ -117,6 +121,11 @@ class Conversion:
         every_kth(1, self.every)
         if not 0 <= self.keep_empty <= 1:
             raise CTMaskNetError(f"`keep_empty` {self.keep_empty:g}: give a share of 0 to 1")
+
+    @property
+    def code(self) -> MaskCode:
+        """What masks hold."""
+        return MaskCode(self.labels, self.colors, self.instances)
 
     @property
     def needs_volumes(self) -> bool:
@@ -139,6 +148,7 @@ class ConvertedSlice:
         height, width: px, upright.
         lesions: names of the lesion labels present, of any area.
         instances: annotations of each mask type.
+        overlap_px: of how many px two classes' masks say that they are theirs.
         scan: of a volume's slice its series or volume; else "".
     """
 
@@ -150,6 +160,7 @@ class ConvertedSlice:
     width: int
     lesions: tuple[str, ...]
     instances: dict[str, list[dict[str, Any]]]
+    overlap_px: int = 0
     scan: str = ""
 
 
@@ -229,19 +240,29 @@ def _convert_picture(pair: LesionPair, how: Conversion) -> ConvertedSlice:
     else:
         image = read_deep_picture(pair.image, how.window, how.rescale)
     if pair.mask is None:
-        mask = np.full(image.shape[:2], background_value(how.labels), np.int32)
+        plane = _background(image.shape[:2], how)
     else:
-        mask = read_mask(pair.mask, how.labels)
-        check_same_size(pair.image, image.shape, pair.mask, mask, "image")
-    mask = how.orientation.upright(mask)
+
+        def read(path: Path, name: str | None) -> np.ndarray:
+            mask = how.code.read(path, name, pair.file)
+            check_same_size(pair.image, image.shape, path, mask, "image")
+            return mask
+
+        if isinstance(pair.mask, ClassMasks):
+            inside = {name: read(path, name) for name, path in pair.mask.files.items()}
+            plane = how.code.painted(inside)
+        else:
+            plane = how.code.plane(read(pair.mask, None), pair.file)
+    plane = plane.upright(how.orientation)
     file = pair.file
     if how.copies is not None:
         file = str(Path(file).with_suffix(".png").as_posix())
         target = how.copies / file
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(how.orientation.upright(image)).save(target)
-    found = _lesions_in(mask, how)
-    return ConvertedSlice(pair.key, file, pair.image, pair.patient, *mask.shape, *found)
+    found = _lesions_in(plane, how)
+    names = pair.key, file, pair.image, pair.patient
+    return ConvertedSlice(*names, *plane.values.shape, *found, overlap_px=plane.overlap_px)
 
 
 def _convert_volume(pair: VolumePair, how: Conversion) -> list[ConvertedSlice | BadSlice]:
@@ -250,14 +271,15 @@ def _convert_volume(pair: VolumePair, how: Conversion) -> list[ConvertedSlice | 
     plane_of = _planes(pair, how)
     found: dict[int, ConvertedSlice | BadSlice] = {}
     for index in every_kth(len(scan.slices), how.every):
-        file, mask = pair.volume.copy_name(index), plane_of(index)
+        file, plane = pair.volume.copy_name(index), plane_of(index)
         found[index] = ConvertedSlice(
             file.removesuffix(".png"),
             file,
             Path(scan.slices[index].file),
             pair.patient,
-            *mask.shape,
-            *_lesions_in(mask, how),
+            *plane.values.shape,
+            *_lesions_in(plane, how),
+            overlap_px=plane.overlap_px,
             scan=scan.scan,
         )
     empty = [index for index, item in found.items() if not item.lesions]
@@ -274,47 +296,73 @@ def _convert_volume(pair: VolumePair, how: Conversion) -> list[ConvertedSlice | 
     return list(found.values())
 
 
-def _planes(pair: VolumePair, how: Conversion) -> Callable[[int], np.ndarray]:
-    """Slice index -> (H, W) mask values."""
-    slices = pair.volume.scan.slices
+def _planes(pair: VolumePair, how: Conversion) -> Callable[[int], MaskPlane]:
+    """Slice index -> its mask."""
     if pair.mask is None:
-        return lambda index: np.full(slices[index].shape, background_value(how.labels), np.int32)
-    if pair.mask.is_dir():
-        pictures = slice_masks(pair.volume.scan, pair.mask, allow_spare=how.skip_bad)
-        return lambda index: _picture_plane(slices[index], index, pictures[index], pair.mask, how)
-    mask = read_mask_volume(os.fspath(pair.mask), how.labels, how.segments)
+        return lambda index: _background(pair.volume.scan.slices[index].shape, how)
+    if isinstance(pair.mask, ClassMasks):
+        of = {name: _values(pair, path, name, how) for name, path in pair.mask.files.items()}
+        return lambda index: how.code.painted({name: at(index) for name, at in of.items()})
+    values = _values(pair, pair.mask, None, how)
+    return lambda index: how.code.plane(values(index), pair.key)
+
+
+def _values(
+    pair: VolumePair, path: Path, name: str | None, how: Conversion
+) -> Callable[[int], np.ndarray]:
+    """Slice index -> (H, W) values of a mask as :meth:`MaskCode.values_of` names them."""
+    slices, code = pair.volume.scan.slices, how.code
+    if path.is_dir():
+        pictures = slice_masks(pair.volume.scan, path, allow_spare=how.skip_bad)
+        read = functools.partial(code.read, name=name, image=pair.key)
+        return lambda index: _picture_plane(slices[index], index, pictures[index], path, read)
+    if code.colors is not None:
+        raise CTMaskNetError(f"{path}: a volume has no colours; leave `colors` out, give `labels`")
+    labels = code.values_of(name, pair.key)
+    mask = read_mask_volume(
+        os.fspath(path),
+        labels,
+        how.segments,
+        functools.partial(code.checked, name=name, image=pair.key),
+    )
     covered_by = covering_slices(pair.volume.scan, mask)
 
-    def plane(index: int) -> np.ndarray:
+    def values(index: int) -> np.ndarray:
         if covered_by[index] is None:
-            return np.full(slices[index].shape, background_value(how.labels), np.int32)
+            return np.full(slices[index].shape, background_value(labels), np.int32)
         return mask.plane(covered_by[index])
 
-    return plane
+    return values
+
+
+def _background(shape: tuple[int, int], how: Conversion) -> MaskPlane:
+    return MaskPlane(np.full(shape, background_value(how.labels), np.int32))
 
 
 def _picture_plane(
-    one: CTSlice, index: int, picture: Path | None, folder: Path, how: Conversion
+    one: CTSlice, index: int, picture: Path | None, folder: Path, read: Callable[[Path], np.ndarray]
 ) -> np.ndarray:
     if picture is None:
         own = "" if one.frame is not None else f" or {Path(one.file).stem}.png"
         raise CTMaskNetError(
             f"{one.file}: no mask of slice {index} in {folder}; expected {index:04d}.png{own}"
         )
-    mask = read_mask(picture, how.labels)
+    mask = read(picture)
     check_same_size(one.file, one.shape, picture, mask, "slice")
     return mask
 
 
 def _lesions_in(
-    mask: np.ndarray, how: Conversion
+    plane: MaskPlane, how: Conversion
 ) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]]]:
-    """Names of the lesion labels present in a mask (H, W), and its annotations of each mask
-    type."""
-    present = {how.labels[value] for value in values_present(mask)}
+    """Names of the lesion labels present in a mask, and its annotations of each mask type."""
+    present = {how.labels[value] for value in values_present(plane.values)}
     lesions = tuple(name for name in LESION_LABELS if name in present)
+    annotate = functools.partial(mask_instances, plane.values)
+    if plane.numbers is not None:
+        annotate = functools.partial(instance_annotations, plane.numbers, plane.values)
     return lesions, {
-        mask_type: mask_instances(mask, mask_type_classes(mask_type, how.labels), how.min_area_px)
+        mask_type: annotate(mask_type_classes(mask_type, how.labels), min_area_px=how.min_area_px)
         for mask_type in how.mask_types
     }
 

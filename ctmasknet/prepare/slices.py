@@ -31,10 +31,12 @@ from ctmasknet.data.splits import (
 )
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable
+from ctmasknet.prepare.class_lists import rows_of_class_folders, rows_of_class_lists
 from ctmasknet.prepare.classified import (
     check_rows_tell_patients,
     read_class_folders,
     read_volume_list,
+    take_rows,
 )
 from ctmasknet.prepare.lists import (
     choose_listed,
@@ -60,6 +62,7 @@ def prepare_slices(
     source: str | os.PathLike | None = None,
     lists: Mapping[str, str | os.PathLike] | None = None,
     class_folders: Mapping[str, Sequence[str]] | None = None,
+    class_lists: Mapping[str, Sequence[tuple[str, str | os.PathLike]]] | None = None,
     shares: Mapping[str, float] | None = None,
     patient_pattern: str | None = None,
     sample: Mapping[str, int] | None = None,
@@ -95,8 +98,11 @@ def prepare_slices(
         source: a folder with the standard COVIDx-CT lists and, unless ``images`` is given, the
             images.
         lists: split -> list file.
-        class_folders: class name -> folders below ``images``, in the order of the labels.
-        shares: split -> share of the patients; for class folders and CSV lists without splits.
+        class_folders: class name -> folders below ``images``, in the order of the labels. With
+            ``lists`` these name the files of each split, and the folder says the class.
+        class_lists: class name -> (split or "", list of names) of each of its lists, in the order
+            of the labels.
+        shares: split -> share of the patients; where nothing states the splits.
         patient_pattern: regular expression that finds the patient in a file's name; see
             :class:`~ctmasknet.names.PatientRule`.
         sample: split -> number of slices a class to draw; an error when a class has fewer.
@@ -149,12 +155,13 @@ def prepare_slices(
     known_of: dict[str, dict[str, str]] = {}
     for_lists = {"metadata": metadata, "exclude": exclude, "only_slices": only_slices}
     for argument, value in for_lists.items():
-        if value is not None and (volume_list or class_folders):
+        if value is not None and (volume_list or class_folders or class_lists):
             raise CTMaskNetError(f"`{argument}`: is for COVIDx-CT lists; leave it out")
     if volume_list:
-        if lists or source or class_folders:
+        if lists or source or class_folders or class_lists:
             raise CTMaskNetError(
-                "`volume_list`: does not go together with `list`, `source` or `class_folder`"
+                "`volume_list`: does not go together with `list`, `source`, `class_folder` or "
+                "`class_list`"
             )
         images = images or Path(volume_list).parent
         classes, found = read_volume_list(
@@ -168,13 +175,35 @@ def prepare_slices(
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
         description = f"slices of {Path(volume_list).name}"
+    elif class_lists or (class_folders and lists):
+        if images is None or source:
+            raise CTMaskNetError("`class_list`: needs `images` DIR, and no `source`")
+        if class_lists and (class_folders or lists):
+            raise CTMaskNetError(
+                "`class_list`: does not go together with `class_folder` or `list`; write "
+                "SPLIT:CLASS=FILE for lists of one split"
+            )
+        if class_lists:
+            classes, rows = rows_of_class_lists(images, class_lists)
+        else:
+            classes, rows = rows_of_class_folders(images, class_folders, lists)
+        named = ", ".join(dict.fromkeys(Path(where.rpartition(":")[0]).name for where, _ in rows))
+        found = take_rows(named, rows, images, classes, patient_pattern, every, on_bad, rescale)
+        if bool(shares) == any(found.split_of):
+            raise CTMaskNetError(
+                f"{named}: give either lists of each split or `split`, such as train:0.8,test:0.2"
+            )
+        check_rows_tell_patients(named, found.unknown)
+        volumes = found.volumes
+        splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
+        description = f"slices of {named}"
     elif class_folders:
         if images is None or not shares:
             raise CTMaskNetError(
                 "`class_folder`: needs `images` DIR and `split`, such as train:0.8,test:0.2"
             )
-        if lists or source:
-            raise CTMaskNetError("`class_folder`: does not go together with `list` or `source`")
+        if source:
+            raise CTMaskNetError("`class_folder`: does not go together with `source`")
         classes = list(class_folders)
         found = read_class_folders(
             images, class_folders, patient_pattern, every, on_bad, rescale, one_series
@@ -211,12 +240,13 @@ def prepare_slices(
             "`grey_window`: is for 8-bit pictures, `rescale` for deeper ones; leave one of them out"
         )
     records = [record for each in splits.values() for record in each]
-    if not lists and patient_pattern is None:
+    own_classes = bool(class_folders or class_lists or volume_list)
+    if own_classes and patient_pattern is None:
         key_of = os.path.dirname if volumes else lambda file: os.path.splitext(file)[0]
         tell_numbered(r.patient for r in records if r.patient == key_of(r.file))
     known = {record.patient for record in records}
     tell_spellings(spelled_otherwise(known | (placed or {}).keys()), name, strict)
-    by_name = not (class_folders or volume_list or patient_pattern)
+    by_name = not (own_classes or patient_pattern)
     splits = _sampled(splits, classes, sample or {}, per_class, seed)
     window = window or Window()
     windowed = rescale not in (None, GREY) or any(not each.is_grey for each, _ in volumes.values())

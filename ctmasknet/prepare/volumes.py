@@ -334,6 +334,12 @@ def without_extension(file: str) -> str:
     return file
 
 
+def stem_of_file(file: str) -> str:
+    """The path of a picture or volume without its extension."""
+    base, ending = os.path.splitext(file)
+    return base if ending.lower() in IMAGE_SUFFIXES else without_extension(file)
+
+
 def every_kth(count: int, step: int) -> list[int]:
     """Every ``step``-th of ``count`` slices, the middle of the first ``step`` first.
 

@@ -221,7 +221,6 @@ def test_published_lesion_lists(shared):
         ("a/P1_1 b/P1_2 c/P2_1", "2 a/P1_1 and b/P1_2"),
         ("NCP_1_2_0003 NCP_1_2_0004 NCP_2_2_0003", "2 NCP_1_2_0003 and NCP_1_2_0004"),
         ("a (1) b (1)", None),
-        ("ct0/study_0001 ct1/study_0002 ct1/study_0003", None),  # all of one form
         ("x y z", None),
         ("", None),
     ],
@@ -233,3 +232,8 @@ def test_files_numbered_alike_are_told_where_each_is_a_patient(caplog, files, to
         count, names = told.split(" ", 1)
         assert caplog.messages[0].startswith(f"{count} files are patients of their own")
         assert f"such as {names}" in caplog.messages[0]
+
+
+def test_files_that_are_all_numbered_alike_are_a_risk(caplog):
+    tell_numbered(["ct0/study_0001", "ct1/study_0002", "ct1/study_0003"])
+    assert caplog.messages[0].startswith("all 3 files are patients of their own and numbered alike")

@@ -10,21 +10,25 @@ from pathlib import Path
 from ctmasknet.ct.find import natural_key
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.prepare.masks.planes import ClassMasks
 from ctmasknet.prepare.volumes import Volume
+
+#: A mask of all classes, or the masks of each.
+MaskFile = Path | ClassMasks
 
 
 @dataclass(frozen=True)
 class LesionPair:
     """An image, its mask and its patient.
 
-    ``key`` names the slice; ``file`` is the image's path relative to its folder; ``mask`` is None
-    where there is no lesion.
+    ``key`` names the slice; ``file`` is the image's path relative to its folder; ``mask`` is a
+    picture, or one a class; None where there is no lesion.
     """
 
     key: str
     file: str
     image: Path
-    mask: Path | None
+    mask: MaskFile | None
     patient: str
 
 
@@ -35,12 +39,12 @@ class VolumePair:
     Attributes:
         volume: of the scan.
         mask: a NIfTI or DICOM-SEG file, or a folder with one picture a slice (see
-            :func:`find_volume_pairs`); None: it has no lesion.
+            :func:`find_volume_pairs`), or one of these a class; None: it has no lesion.
         patient: whose it is.
     """
 
     volume: Volume
-    mask: Path | None
+    mask: MaskFile | None
     patient: str
 
     @property

@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-#: What names of masks, and of images that lie beside them, have behind the name of the case.
-_ENDINGS = re.compile(
-    r"[_.-](?:masks?|seg|segmentation|labels?|gt|0000|ct|im|img|images?|org)$", re.IGNORECASE
-)
+#: What names of masks have behind the name of the case, and those of images that lie beside them.
+MASK_ENDING = r"(?:[_.-](?:masks?|seg|segmentation|labels?|gt))"
+_IMAGE_ENDING = r"(?:[_.-](?:0000|ct|im|img|images?|org))"
+_ENDINGS = re.compile(rf"(?:{MASK_ENDING}|{_IMAGE_ENDING})$", re.IGNORECASE)
+_OF_MASK = re.compile(rf"{MASK_ENDING}$", re.IGNORECASE)
 
 
 def paired_names(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
@@ -32,6 +33,11 @@ def unique_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     pairs = list(pairs)
     count = Counter(name for name, _ in pairs)
     return {name: key for name, key in pairs if name and count[name] == 1}
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether the ending of a name without extension is that of a mask."""
+    return _OF_MASK.search(name) is not None
 
 
 def stem_of(name: str) -> str:

@@ -14,7 +14,14 @@ from ctmasknet.data.label_masks import MASK_SUFFIXES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.mask_volumes import seg_series
-from ctmasknet.prepare.pairs.kinds import VolumePair
+from ctmasknet.prepare.masks.planes import ClassMasks
+from ctmasknet.prepare.pairs.by_class import (
+    files_of_classes,
+    mask_of_classes,
+    picture_folders,
+    tell_missing,
+)
+from ctmasknet.prepare.pairs.kinds import MaskFile, VolumePair
 from ctmasknet.prepare.pairs.matching import base_of, stem_of, unique_names
 from ctmasknet.prepare.pairs.pictures import NAMES_TELL
 from ctmasknet.prepare.pairs.stated import Pairing, settle_unlabelled
@@ -132,6 +139,8 @@ def find_volume_pairs(
         stated = pairing.masks_of(list(volume_of), images, masks)
         volumes = [volume for file, volume in volume_of.items() if file in stated]
         mask_of = {volume_of[file].key: mask for file, mask in stated.items() if mask}
+    elif pairing.classes:
+        mask_of = _of_classes(volumes, files, masks, left_out, lost, report, pairing)
     else:
         mask_of = _matched(volumes, files, masks, left_out, lost, report)
         mask_of = {v.key: mask_of.get(v.key) or _picture_folder(masks, v) for v in volumes}
@@ -150,7 +159,11 @@ def find_volume_pairs(
                 on_bad(file, _without_mask(volume, masks).partition(": ")[2])
             continue
         pairs.append(VolumePair(volume, mask, _patient(volume, rule)))
-    _log_spare_pictures(masks, {pair.mask for pair in pairs if pair.mask})
+    used = set()
+    for pair in pairs:
+        one = pair.mask
+        used.update(one.files.values() if isinstance(one, ClassMasks) else filter(None, [one]))
+    _log_spare_pictures(masks, used)
     missing = sorted(set(rule.groups) - {volume.key for volume in volumes})
     if missing and not bad:
         raise CTMaskNetError(
@@ -178,6 +191,40 @@ def _is_mask(
     return False
 
 
+def _of_classes(
+    volumes: Sequence[Volume],
+    files: Sequence[Path],
+    root: Path,
+    bad: set[str],
+    lost: Mapping[str, str],
+    on_bad: Callable[[str, str], None] | None,
+    pairing: Pairing,
+) -> dict[str, MaskFile]:
+    """As :func:`_matched`, of masks of one class each, which may be folders of pictures."""
+    named = files_of_classes((file.relative_to(root).as_posix() for file in files), pairing.classes)
+    taken = {file for of_class in named.values() for file in of_class}
+    others = [file for file in files if file.relative_to(root).as_posix() not in taken]
+    if others:
+        _LOGGER.warning(
+            "%s: %d volumes left out, such as %s: their names say no class of `mask_classes`",
+            *(root, len(others), others[0]),
+        )
+    found: dict[str, dict[str, Path]] = {}
+    for name, of_class in named.items():
+        name_of = {root / file: without for file, without in of_class.items()}
+        of = _matched(volumes, list(name_of), root, bad, lost, on_bad, name_of)
+        for volume in volumes:
+            word = pairing.classes[name]
+            mask = of.get(volume.key) or next(
+                filter(_holds_pictures, picture_folders(root, volume.key, word)), None
+            )
+            if mask is not None:
+                found.setdefault(volume.key, {})[name] = mask
+    masks = {key: mask_of_classes(each) for key, each in found.items()}
+    tell_missing(masks.values(), pairing.classes, root)
+    return masks
+
+
 def _matched(
     volumes: Sequence[Volume],
     files: Sequence[Path],
@@ -185,9 +232,11 @@ def _matched(
     bad: set[str],
     lost: Mapping[str, str],
     on_bad: Callable[[str, str], None] | None,
+    name_of: Mapping[Path, str] | None = None,
 ) -> dict[str, Path]:
     """Key of a volume -> its mask file; masks of volumes in ``bad`` (stems) are left out, and why
-    a file is no volume itself is in ``lost``, by its real path."""
+    a file is no volume itself is in ``lost``, by its real path. ``name_of``: the relative paths
+    that the files go by; default: their own."""
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
     by_stem = unique_names((stem_of(volume.key), volume.key) for volume in volumes)
     by_base = unique_names((base_of(volume.key), volume.key) for volume in volumes)
@@ -196,7 +245,7 @@ def _matched(
     kind_of_volume = {volume.key: volume.scan.kind for volume in volumes}
     found: dict[str, Path] = {}
     for file in sorted(files, key=lambda path: natural_key(str(path))):
-        name = without_extension(file.relative_to(root).as_posix())
+        name = without_extension(name_of[file] if name_of else file.relative_to(root).as_posix())
         series = seg_series(os.fspath(file)) or ""
         key = (
             by_scan.get(series)
@@ -249,9 +298,11 @@ def _file_of(volume: Volume, images: Path) -> str:
 
 def _picture_folder(masks: Path, volume: Volume) -> Path | None:
     folder = masks / volume.key
-    if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
-        return folder
-    return None
+    return folder if _holds_pictures(folder) else None
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
 
 
 def _log_spare_pictures(masks: Path, used: Collection[Path]) -> None:

@@ -21,6 +21,14 @@ def counts(tmp_path):
     return len(document["images"]), len(document["annotations"])
 
 
+@pytest.mark.parametrize("image", ["", "_image", "_0000"])
+def test_endings_tell_masks_beside_images(prepare, tmp_path, image):
+    one_folder(tmp_path / "s", f"a{image}.png", "a_seg.png", f"c{image}.png", "c_seg.png")
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s")
+    assert prepare(*both, *EACH) == 0
+    assert counts(tmp_path) == (2, 2)
+
+
 EACH = ("--patients", "each-file", "--split", "val:1")
 
 
