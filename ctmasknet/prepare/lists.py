@@ -27,6 +27,7 @@ _LINE_FORM = (
     "or the file name alone"
 )
 _CNCB_NAME = re.compile(r"(Normal|CP|NCP|[012])_(\d+)_(\d+)_(.+)$")
+_CNCB_TREE = re.compile(r"(?P<above>(?:.*/)?)(Normal|CP|NCP)/(\d+)/(\d+)/([^/]+)$")
 _CNCB_LABELS = {"Normal": 0, "CP": 1, "NCP": 2}
 _CNCB_FOLDERS = {"0": "Normal", "1": "CP", "2": "NCP"}
 _NAMED = re.compile(
@@ -322,7 +323,8 @@ def _parse_line(line: str, where: str, rule: PatientRule) -> SliceRecord:
     fields = [named[1], *named[2].split()] if named else line.split()
     if len(fields) not in (1, 2, 6):
         raise CTMaskNetError(f"{where}: {line!r} has {len(fields)} fields; {_LINE_FORM}")
-    file = fields[0]
+    # As CNCB's archive has it, whatever the pictures lie like
+    file = _CNCB_TREE.sub(r"\g<above>\2_\3_\4_\5", fields[0])
     stated = _stated_label(fields[1], where) if len(fields) > 1 else None
     try:
         name = rule.read(file)

@@ -176,6 +176,15 @@ class TestNamesOfLists:
         (record,) = read_slice_list(path)
         assert record[:3] == ("part1/NCP_1_2_0003.png", 2, "1")
 
+    @pytest.mark.parametrize("on_disk", ["in/NCP_341_1834_0022.png", "in/NCP/341/1834/0022.png"])
+    def test_names_as_cncbs_archive_has_them(self, tmp_path, on_disk):
+        write_image(tmp_path / "images" / on_disk)
+        path = write_list(tmp_path / "train.txt", "in/NCP/341/1834/0022.png 2")
+        records = read_slice_list(path)
+        assert (records[0].label, records[0].patient, records[0].scan) == (2, "341", "1834")
+        found = resolve_images({"train": records}, tmp_path / "images")
+        assert found["train"][0].file == on_disk
+
     @pytest.mark.parametrize(
         ("listed", "on_disk"),
         [
