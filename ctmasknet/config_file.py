@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain_file
 from ctmasknet.key_checks import CHOICES, check_keys
 from ctmasknet.model_zoo import get_config_file
 
@@ -88,6 +90,12 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES) or 1
 
 
+class _OfPlainFiles(CfgNode):
+    @classmethod
+    def _open_cfg(cls, filename: str):
+        return plain_file(PathManager.get_local_path(filename)).open(encoding="utf-8")
+
+
 def _loaded(config_file: str) -> dict[str, Any]:
     """The content of a YAML file over that of its ``_BASE_``."""
     if config_file.endswith(".py"):
@@ -95,7 +103,7 @@ def _loaded(config_file: str) -> dict[str, Any]:
             "a Python (LazyConfig) file; give a YAML file such as configs/cls.yaml"
         )
     try:
-        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        loaded = _OfPlainFiles.load_yaml_with_base(config_file, allow_unsafe=False)
     except RecursionError:
         raise CTMaskNetError(
             "its _BASE_ leads back to itself, or it is nested too deep; correct the file"

@@ -19,6 +19,7 @@ from tabulate import tabulate
 from ctmasknet.engine.record import hardware
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable, read_json, replace_between_marks, write_json
+from ctmasknet.schema import checked, names_of, number, record, text, whole_from_0
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
@@ -189,6 +190,11 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
             columns.append(read_json(path))
         except (OSError, ValueError) as error:
             raise CTMaskNetError(f"{path}: no summary of a demo ({error}); run make demo") from None
+    what = "a summary of a demo"
+    columns = [
+        checked(path, column, _SUMMARY, what, "run make demo")
+        for path, column in zip(summaries, columns, strict=True)
+    ]
     rows = [_figures(column) for column in columns]
     table = tabulate(
         [[name, *(row[name] for row in rows)] for name in rows[0]],
@@ -203,6 +209,18 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
         "`docs/results/demo/*.json`."
     )
     replace_between_marks(readme, "demo", f"{table}\n\n{note}")
+
+
+_SUMMARY = record(
+    {
+        "lesions": record({"box_ap50": number, "segm_ap50": number}),
+        "slices": record({"n": whole_from_0, "accuracy": number, "sensitivity": names_of(number)}),
+        "control": record({"accuracy": number}),
+        "seconds": names_of(number),
+        "command": text,
+        "hardware": record({"cpu": text, "cores": whole_from_0, "device": text}),
+    }
+)
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, str]:

@@ -322,6 +322,20 @@ def remove_unlocked(parent: str | os.PathLike, pattern: str) -> None:
             shutil.rmtree(folder)
 
 
+def plain_file(path: str | os.PathLike) -> Path:
+    """``path``, of a file that can be read to its end; a pipe or a device may have none.
+
+    Raises:
+        OSError: it is missing, or no plain file.
+    """
+    path, mode = Path(path), os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        folder = stat.S_ISDIR(mode)
+        code, what = (errno.EISDIR, "a folder") if folder else (errno.ENXIO, "a device or pipe")
+        raise OSError(code, f"it is {what}, no plain file", str(path))
+    return path
+
+
 def parse_json(text: str | bytes) -> Any:
     """What JSON from outside says.
 
@@ -341,7 +355,7 @@ def read_json(path: str | os.PathLike) -> Any:
         OSError: it cannot be read.
         ValueError: it is no JSON in UTF-8, or nested too deeply.
     """
-    return parse_json(Path(path).read_text(encoding="utf-8"))
+    return parse_json(plain_file(path).read_text(encoding="utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
@@ -360,9 +374,12 @@ def replace_between_marks(path: str | os.PathLike, name: str, text: str) -> None
     ``<!-- name: end -->``, each a line.
 
     Raises:
-        CTMaskNetError: the file has no such lines.
+        CTMaskNetError: the file has no such lines, or cannot be read.
     """
-    old = Path(path).read_text(encoding="utf-8")
+    try:
+        old = plain_file(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CTMaskNetError(f"{path}: cannot be read ({error}); name a Markdown file") from None
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
     if old.find(begin) < 0 or old.find(end) < old.find(begin):
         raise CTMaskNetError(f"{path}: has no lines {begin} and {end}; put them where it goes")
@@ -428,7 +445,7 @@ def read_csv_rows(
             break or another control character.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+        with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             reader.fieldnames = columns = [str(name).strip() for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]

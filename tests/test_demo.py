@@ -83,6 +83,9 @@ def test_readme_table_is_made_from_summaries(tmp_path):
         "hardware": {"cpu": "abacus", "cores": 2, "device": "cpu"},
     }
     (tmp_path / "1.json").write_text(json.dumps(summary))
+    (tmp_path / "2.json").write_text(json.dumps(summary | {"slices": []}))
+    with pytest.raises(CTMaskNetError, match=r"2\.json: not a summary of a demo \(slices is a li"):
+        write_readme_table(tmp_path / "none.md", [tmp_path / "1.json", tmp_path / "2.json"])
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nafter\n")
     for _ in range(2):

@@ -12,7 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ctmasknet.config_file import read_cfg
+from ctmasknet.data.splits import read_list
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer
+from ctmasknet.engine.metrics import read_metrics
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.files import (
     atomic_write,
     check_room,
@@ -22,11 +27,16 @@ from ctmasknet.files import (
     parse_json,
     read_csv_rows,
     read_json,
+    replace_between_marks,
     safe_cell,
     text_of_cell,
     write_json,
     writing,
 )
+from ctmasknet.paper.runs import find_runs
+from ctmasknet.prepare.metadata import PatientMetadata
+from ctmasknet.report.comparison import read_comparison
+from ctmasknet.report.source import json_lines
 from tests.helpers.holding import held
 
 
@@ -216,3 +226,50 @@ def test_what_does_not_fit_on_the_disk_is_refused(tmp_path):
     told = rf"{place}: rows need about 1000000000\.0 GB, and the disk has [\d.]+ .B free; .* fewer"
     with pytest.raises(CTMaskNetError, match=told):
         check_room(tmp_path / "new", 1e18, "rows", "take fewer")
+
+
+def read_marks(path):
+    replace_between_marks(path, "demo", "text")
+
+
+def read_base(path):
+    config = path.with_name("cls.yaml")
+    config.write_text(f"_BASE_: {path.name}\n")
+    read_cfg(config)
+
+
+def read_last(path):
+    path.rename(path.with_name("last_checkpoint"))
+    CTMaskNetCheckpointer(torch.nn.Linear(1, 1), path.parent, spec={}).get_checkpoint_file()
+
+
+def read_config(path):
+    (path.parent / "inference").mkdir()
+    path.rename(path.with_name("config.yaml"))
+    find_runs([path.parent], [])
+
+
+READERS = [
+    *(read_json, read_marks, read_predictions_csv, read_list, read_base, read_last, read_metrics),
+    *(lambda path: read_csv_rows(path, ("a",)), lambda path: list(json_lines(path)), read_config),
+    *(PatientMetadata, read_comparison),
+]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_is_not_waited_for(make, tmp_path):
+    def stop(*_):
+        raise AssertionError(f"{read} waits")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for number, read in enumerate(READERS):
+            (tmp_path / str(number)).mkdir()
+            make(path := tmp_path / str(number) / "x.json")
+            signal.alarm(5)
+            with pytest.raises((OSError, CTMaskNetError)) as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import write_json
+from ctmasknet.files import parse_json, write_json
+from ctmasknet.schema import names_of, text
 
 if TYPE_CHECKING:  # the preparation tools start without Detectron2
     from detectron2.config import CfgNode
@@ -26,6 +27,8 @@ BAD_SLICE_MODES = ("error", "skip")
 REPORT = "bad_slices.json"
 #: Name of all slices that a set is prepared from, in messages and reports about bad ones.
 SOURCE = "source"
+#: File -> reason, by data set.
+_FOUND = names_of(names_of(text))
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -221,7 +224,7 @@ class BadSlices:
         return {"found": json.dumps(self._found)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        found = json.loads(state["found"])
+        found = _FOUND(parse_json(text(state["found"], "found")), "found")
         self._found = {name: files for name, files in found.items() if name in self.totals}
 
 

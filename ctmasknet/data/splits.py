@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import has_control_character
+from ctmasknet.files import has_control_character, plain_file
 
 #: The names a split may have; data sets are registered as ``<name>_<split>``.
 SPLITS = ("train", "val", "test")
@@ -209,7 +209,7 @@ def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = plain_file(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise CTMaskNetError(f"{path}: no such list file; check the path") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ from torch import nn
 from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.trained_on import Record, merged
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, plain_file
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.weights.entries import CALIBRATION, CONFIGURATION, SPEC, TRAINED_ON, checked_entries
 from ctmasknet.weights.pickle import shown
@@ -172,7 +172,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         """
         path = Path(self.save_dir) / LAST
         try:
-            name = path.read_text(encoding="utf-8").strip()
+            name = plain_file(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             name = ""
         if not _CHECKPOINT_NAME.fullmatch(name):

@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, parse_json
+from ctmasknet.files import atomic_write, parse_json, plain_file
 
 _METRICS = "metrics.json"
 _TIMINGS = "timings.json"
@@ -160,7 +160,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, _Curve]:
     """
     curves: dict[str, _Curve] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = plain_file(path).read_text(encoding="utf-8").splitlines()
         for line in lines:
             entry = parse_json(line)
             done = int(entry.pop("iteration")) + 1

@@ -49,7 +49,7 @@ from ctmasknet.data.prepared import content_sha256
 from ctmasknet.data.training.recipe import what_changes_pictures
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import LOCK, atomic_write, check_room, remove_unfinished
+from ctmasknet.files import LOCK, atomic_write, check_room, plain_file, remove_unfinished
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.meta_arch import head_rows
 from ctmasknet.modeling.ranked_boxes import RowLayout
@@ -363,9 +363,13 @@ def _read_parts(parts: Path, shape: tuple[int, int], count: int) -> dict[int, Te
         if content is None:
             continue
         try:
-            index, rows = content["index"].tolist(), content["rows"]
-            fits = rows.shape == (len(index), *shape) and set(index) <= set(range(count))
-        except READ_ERRORS + (AttributeError,):
+            numbers, rows = content["index"], content["rows"]
+            # The number of them first: a view of one can claim to be any
+            fits = numbers.ndim == 1 and rows.shape == (len(numbers), *shape)
+            fits = fits and len(numbers) <= count and rows.dtype == torch.float32
+            index = numbers.tolist() if fits else []
+            fits = fits and set(index) <= set(range(count))
+        except (*READ_ERRORS, AttributeError, IndexError):
             fits = False
         if fits:
             found.update(zip(index, rows, strict=True))
@@ -390,7 +394,9 @@ def _note_unreadable(
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Tensor | None:
     rows = _load(path) if path.is_file() else None
-    if rows is None or (rows.shape == shape and rows.dtype == torch.float32):
+    if rows is None:
+        return None
+    if isinstance(rows, Tensor) and rows.shape == shape and rows.dtype == torch.float32:
         return rows
     _LOGGER.warning("%s: holds something else; its rows are computed anew", path)
     return None
@@ -399,12 +405,13 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor | None:
 def _load(path: Path) -> Any:
     """What :func:`_write` wrote; None where it does not fit its check sums."""
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-        if damaged is None:
+        with zipfile.ZipFile(plain_file(path)) as file:
+            stored = all(one.compress_type == zipfile.ZIP_STORED for one in file.infolist())
+            damaged = file.testzip() if stored else None
+        if stored and damaged is None:
             return torch.load(path, weights_only=True)
-        problem = f"check sum of {damaged}"
-    except (*READ_ERRORS, zipfile.BadZipFile) as error:
+        problem = f"check sum of {damaged}" if stored else "its entries are compressed"
+    except READ_ERRORS as error:
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     _LOGGER.warning("%s: damaged (%s); its rows are computed anew", path, problem)
     return None

@@ -35,6 +35,7 @@ from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, parse_json, plain, read_json, write_json
 from ctmasknet.names import parse_lesion_name
+from ctmasknet.schema import listing, names_of, one_of, record, text
 
 #: Name of the file.
 RUN_RECORD = "run.json"
@@ -263,6 +264,16 @@ def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
+def _entry(value: Any, key: str) -> dict[str, Any]:
+    """The form of an entry. Records of others may lack what is here; what they have is of it."""
+    found = record({"kind": one_of(*_KINDS)})(value, key)
+    forms = {"status": text, "datasets": names_of(listing(record({"name": text})))}
+    return record({name: form for name, form in forms.items() if name in found})(found, key)
+
+
+_RECORD = record({"entries": listing(_entry)})
+
+
 def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The entries of ``<folder>/run.json``, oldest first; none without the file.
 
@@ -272,19 +283,15 @@ def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:
     path = Path(folder) / RUN_RECORD
     try:
         document = read_json(path)
-        entries = document["entries"]
-        if not all(entry["kind"] in _KINDS for entry in entries):
-            raise ValueError("an entry of another kind")
+        entries = _RECORD(document, "")["entries"]
     except (FileNotFoundError, NotADirectoryError):  # and so no such folder
         return []
     except OSError as error:
         raise CTMaskNetError(
             f"{path}: cannot be read ({error.strerror}); get permission, or choose another folder"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CTMaskNetError(
-            f"{path}: not a run's record ({type(error).__name__}: {error}); remove the file"
-        ) from error
+    except ValueError as error:  # UnlikeForm is one
+        raise CTMaskNetError(f"{path}: not a run's record ({error}); remove the file") from error
     return entries
 
 
@@ -295,7 +302,7 @@ def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any
         earlier = read_record(path.parent) if resume else []
         killed = {"status": "stopped", "error": "killed"}
         return [
-            {**old, **(killed if old["status"] == "running" else {})}
+            {**old, **(killed if old.get("status") == "running" else {})}
             for old in earlier
             if old["kind"] == "training"
         ]
@@ -303,8 +310,12 @@ def _kept(path: Path, entry: dict[str, Any], resume: bool) -> list[dict[str, Any
     return [
         old
         for old in read_record(path.parent)
-        if old["kind"] == "training" or [d["name"] for d in old["datasets"]["test"]] != tested
+        if old["kind"] == "training" or _tested(old) != tested
     ]
+
+
+def _tested(entry: Mapping[str, Any]) -> list[str]:
+    return [item["name"] for item in entry.get("datasets", {}).get("test", ())]
 
 
 def write_record(folder: str | os.PathLike, entries: list[dict[str, Any]]) -> None:

@@ -40,6 +40,7 @@ from ctmasknet.engine.train_data import training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain_file
 from ctmasknet.key_checks import check_keys
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
@@ -346,7 +347,10 @@ def _take_lesions(cfg: CfgNode, goes_on: bool) -> None:
     checkpoints in ``OUTPUT_DIR`` that it goes on from."""
     path = cfg.MODEL.WEIGHTS
     if goes_on:
-        last = Path(cfg.OUTPUT_DIR, LAST).read_text(encoding="utf-8", errors="replace").strip()
+        try:
+            last = plain_file(Path(cfg.OUTPUT_DIR, LAST)).read_text("utf-8", "replace").strip()
+        except OSError:  # told when it is loaded
+            return
         path = os.path.join(cfg.OUTPUT_DIR, os.path.basename(last))
     if not path.endswith(".pth") or not os.path.isfile(path):
         return

@@ -17,6 +17,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import TOP_K, PooledPrediction, group_slices, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.files import read_json
+from ctmasknet.schema import UnlikeForm, whole_from_1
 
 _FORMAT = "ctmasknet learned pooling 1"
 _STATISTICS = ("mean", "max", "top_k_mean", "quantile_10", "quantile_50", "quantile_90")
@@ -264,8 +265,11 @@ def learned_pooling_from_json(
                 f"{source}: {key} has the shape {arrays[key].shape} instead of {shape}, or holds "
                 "what is no number; fit the pooling anew"
             )
-    top_k = document.get("top_k")
-    if document.get("features") != feature_names(class_names) or not isinstance(top_k, int):
+    try:
+        top_k = whole_from_1(document.get("top_k"), "top_k")
+    except UnlikeForm:
+        top_k = None
+    if document.get("features") != feature_names(class_names) or top_k is None:
         raise CTMaskNetError(f"{source}: made of other features; fit the pooling anew")
     return LearnedPooling(tuple(class_names), top_k, fit=document.get("fit", {}), **arrays)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from scipy.special import expit
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, safe_cell, text_of_cell
+from ctmasknet.files import atomic_write, plain_file, safe_cell, text_of_cell
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
 #: A last column that prediction writes where a study holds several reconstructions.
@@ -89,7 +89,7 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
     path = Path(path)
     try:
         # Spreadsheets put a byte order mark before the header
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.reader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CTMaskNetError(

@@ -13,7 +13,7 @@ import yaml
 from ctmasknet.engine.record import RUN_RECORD, read_record
 from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_json
+from ctmasknet.files import plain_file, read_json
 from ctmasknet.paper.published import LISTS
 from ctmasknet.paper.variants import Structure, Variant, structure_of
 
@@ -140,7 +140,7 @@ def _read_run(folder: Path, known: Sequence[Variant]) -> Run:
     """Read one folder; see :func:`find_runs`."""
     path = folder / _CONFIG
     try:
-        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
+        cfg = yaml.safe_load(plain_file(path).read_text(encoding="utf-8"))
         structure = structure_of(cfg)
     except OSError as error:
         raise CTMaskNetError(

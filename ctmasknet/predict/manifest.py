@@ -29,6 +29,7 @@ from ctmasknet.files import (
     writing,
 )
 from ctmasknet.predict.shards import Shards
+from ctmasknet.schema import anything, checked, names_of, one_of, record
 
 MANIFEST = "prediction.json"
 _FORMAT = "ctmasknet prediction 1"
@@ -41,6 +42,14 @@ WRITTEN = (
 #: that, or it would take the earlier run's results for its own. One that failed before anything was
 #: finished, as it does on a wrong input, leaves its folder to any other.
 _CLEARING, _RUNNING, _FAILED, _FINISHED = "clearing", "running", "failed", "finished"
+_FORM = record(
+    {
+        "format": one_of(_FORMAT),
+        "status": one_of(_CLEARING, _RUNNING, _FAILED, _FINISHED),
+        "settings": names_of(anything),
+    }
+)
+_END = record({"summary": names_of(anything)})
 #: Where weights lie and what computes is no part of what is predicted.
 _NOT_A_SETTING = ("WEIGHTS", "DEVICE")
 #: What to do about a file that cannot be written.
@@ -218,6 +227,6 @@ def _read(output: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise CTMaskNetError(f"{path}: cannot be read ({error}); remove the folder") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise CTMaskNetError(f"{path}: of another format; choose another `output`")
-    return manifest
+    what, remedy = "the state of a prediction", "choose another `output`"
+    manifest = checked(path, manifest, _FORM, what, remedy)
+    return manifest if not is_finished(manifest) else checked(path, manifest, _END, what, remedy)

@@ -23,11 +23,29 @@ from typing import Any
 from ctmasknet.ct.dicom.reconstruction import series_facts
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, remove_unfinished
+from ctmasknet.files import atomic_write, parse_json, plain_file, read_json, remove_unfinished
 from ctmasknet.predict.inputs import ReadUnit
+from ctmasknet.schema import anything, listing, maybe, names_of, record, text, whole_from_0
 
 SHARD_SLICES = 256
 _FOLDER = ".parts"
+#: Of :meth:`Shards.unit`, and of a line of a shard.
+_UNIT = record(
+    {
+        "scans": listing(
+            record(
+                {
+                    **{"patient": text, "scan": text, "kind": text, "slices": whole_from_0},
+                    **{"problems": listing(text), "series": maybe(names_of(anything))},
+                }
+            )
+        ),
+        "bad": listing(listing(text, 2)),
+        "left_out": whole_from_0,
+        "pieces": listing(listing(whole_from_0, 3)),
+    }
+)
+_LINE = names_of(anything)
 _POLL_SECONDS, _TELL_SECONDS = 0.5, 60.0
 
 
@@ -156,7 +174,7 @@ class Shards:
         path = self._unit_path(unit)
         self._wait_for(path)
         with _reading(path):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return _UNIT(read_json(path), "")
 
     def scan_lines(self, unit: int) -> Iterator[tuple[int, Iterator[dict[str, Any]]]]:
         """(index, lines of its shards in order) of every scan of a unit, as soon as they are there.
@@ -176,8 +194,9 @@ class Shards:
         for shard in shards:
             path = self._shard_path(shard)
             self._wait_for(path)
-            with _reading(path), path.open(encoding="utf-8") as stream:
-                yield from map(json.loads, stream)
+            with _reading(path), plain_file(path).open(encoding="utf-8") as stream:
+                found = [_LINE(parse_json(line), "") for line in stream]
+            yield from found
 
     def _shards(self, unit: int) -> list[Shard]:
         return [Shard(unit, *numbers) for numbers in self.unit(unit)["pieces"]]
@@ -219,3 +238,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise CTMaskNetError(
             f"{path}: cannot be read ({error.strerror or error}); get permission, or begin anew"
         ) from error
+    except ValueError as error:  # UnlikeForm is one
+        raise CTMaskNetError(
+            f"{path}: damaged ({error}); remove it and go on, or begin anew with `overwrite`"
+        ) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.data.prepared import SliceRecord
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import has_control_character
+from ctmasknet.files import has_control_character, plain_file
 
 _ID, _FINDING = "patient id", "finding"
 _FILES = ("metadata.csv", "covidx_ct_metadata.csv")
@@ -46,7 +46,7 @@ class PatientMetadata:
         self.values: dict[str, dict[str, str]] = {}
         self.findings: dict[str, int] = {}
         try:
-            with open(path, encoding="utf-8-sig", newline="") as stream:
+            with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
                 rows = csv.reader(stream)
                 header = [re.sub(r"\s+", " ", name.strip().lower()) for name in next(rows, [])]
                 lines = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if row]

@@ -83,7 +83,11 @@ def read_comparison(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise CTMaskNetError(f"{path}: no such file; tools/compare.py writes it")
     what = "a comparison of tools/compare.py"
-    return checked(path, read_json(path), comparison_form, what, "write it anew")
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: not {what} ({error}); write it anew") from None
+    return checked(path, found, comparison_form, what, "write it anew")
 
 
 def comparison_section(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from ctmasknet.evaluation.pooling import (
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.report import classification_report
 from ctmasknet.evaluation.validation_fit import PoolingChoice
-from ctmasknet.files import parse_json, read_json
+from ctmasknet.files import parse_json, plain_file, read_json
 from ctmasknet.report.forms import (
     BAD_SLICES_FORM,
     EVALUATION_HEAD,
@@ -371,7 +371,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         CTMaskNetError: a file that cannot be read, or a line that is no object.
     """
     try:
-        with path.open(encoding="utf-8") as stream:
+        with plain_file(path).open(encoding="utf-8") as stream:
             for line in stream:
                 item = parse_json(line)
                 if not isinstance(item, dict):

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +118,36 @@ def test_a_caching_that_was_killed_goes_on(cfg, dicts, tiny_model, killed):
     whole = cached_rows(cfg, tiny_model, dicts, "some")
     assert rows.keys() == whole.keys() and len(rows) == 3
     assert all(torch.equal(rows[name], whole[name]) for name in rows)
+
+
+def compress(path):
+    with zipfile.ZipFile(path) as file:
+        content = {entry: file.read(entry) for entry in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for entry, data in content.items():
+            file.writestr(entry, data)
+
+
+def of_another_kind(path):
+    torch.save({"rows": 1}, path)
+
+
+@pytest.mark.parametrize("spoil", [compress, of_another_kind])
+def test_a_file_that_no_caching_writes_is_made_anew(spoil, cfg, dicts, tiny_model, tmp_path):
+    rows = cached_rows(cfg, tiny_model, dicts, "some")
+    (file,) = (tmp_path / "out" / "ranked_boxes").iterdir()
+    spoil(file)
+    spoiled = file.read_bytes()
+    again = cached_rows(cfg, tiny_model, dicts, "some")
+    assert all(torch.equal(rows[name], again[name]) for name in rows)
+    assert file.read_bytes() != spoiled
+
+
+def test_a_part_that_claims_any_number_of_slices_is_computed_anew(tmp_path, caplog):
+    many = torch.zeros((), dtype=torch.int64).expand(10**12)
+    torch.save({"index": many, "rows": torch.zeros(())}, tmp_path / "00000000.pt")
+    assert not ranked_box_cache._read_parts(tmp_path, (16, 5), 3)
+    assert "computed anew" in caplog.text
 
 
 def test_parts_that_are_damaged_are_computed_anew(cfg, dicts, tiny_model, killed, caplog):

@@ -6,7 +6,7 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ctmasknet.engine.record import describe_dataset, fingerprint, recorded
+from ctmasknet.engine.record import describe_dataset, fingerprint, read_record, recorded
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_slice_name
 from ctmasknet.paper.published import LISTS
@@ -104,6 +104,19 @@ def test_entries_stay_while_they_are_true_of_the_folder(cfg):
     assert kinds(eval_only=True) == ["training", "evaluation"], "the same data set again"
     assert kinds(resume=True) == ["training", "training"], "no evaluation is of the new weights"
     assert kinds() == ["training"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("x", {"kind": ["training"]}, {"kind": "evaluation", "datasets": {"test": [{}]}}),
+        *({"kind": "training", "status": 1}, {"kind": "evaluation", "datasets": []}),
+    ],
+)
+def test_a_record_of_another_form_is_one_line(entry, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"entries": [entry]}))
+    with pytest.raises(CTMaskNetError, match=r"run\.json: not a run's record \(entries\[0\]"):
+        read_record(tmp_path)
 
 
 def test_phantoms_are_known_by_the_recipe_beside_them(cfg, tmp_path):

@@ -180,6 +180,8 @@ def test_learned_pooling_comes_back_from_its_file(simulated_rows, tmp_path):
         ({"scale": [float("nan")] * 18}, "no number"),
         ({"features": []}, "other features"),
         ({"top_k": 2.5}, "other features"),
+        ({"top_k": True}, "other features"),
+        ({"top_k": -1}, "other features"),
     ],
 )
 def test_a_bad_pooling_file_is_one_clear_error(simulated_rows, tmp_path, change, message):

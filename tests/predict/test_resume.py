@@ -10,8 +10,8 @@ import pytest
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units, read_unit
-from ctmasknet.predict.manifest import WRITTEN, begin, check_output, finish
-from ctmasknet.predict.shards import Shards
+from ctmasknet.predict.manifest import MANIFEST, WRITTEN, begin, check_output, finish, read_manifest
+from ctmasknet.predict.shards import Shard, Shards
 from tests.helpers.dying import KILLED, POINTS, start_prediction
 from tests.helpers.small_world import files_of, words, write_pictures
 
@@ -135,3 +135,31 @@ def test_scans_that_are_not_those_of_the_start_are_refused(tmp_path):
     (folder / "NCP_1_1_0001.png").write_bytes(whole)
     with pytest.raises(CTMaskNetError, match="out: scans among the inputs are not those"):
         shards.write_unit(0, read_unit(unit, skip_bad=True))
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, '[{"a": 1}]', '{"scans": 1}', b"\xff", '{"pieces": [[1e300]]}']
+)
+def test_damaged_parts_of_a_run_are_one_line(content, tmp_path):
+    shards = Shards(tmp_path)
+    unit, lines = shards._unit_path(0), shards._shard_path(Shard(0, 0, 0, 1))
+    unit.parent.mkdir(parents=True)
+    for path in (unit, lines):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CTMaskNetError, match=rf"{unit}: damaged \(.*\); remove it") as caught:
+        shards.unit(0)
+    assert "\n" not in str(caught.value)
+    if not str(content).startswith('{"'):
+        with pytest.raises(CTMaskNetError, match=rf"{lines}: damaged"):
+            list(shards.lines([Shard(0, 0, 0, 1)]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"status": 1}, {"settings": []}, {"status": "finished"}, {"format": "x"}]
+)
+def test_a_state_of_another_form_is_one_line(change, tmp_path):
+    begin(tmp_path, {}, None)
+    path = tmp_path / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CTMaskNetError, match=rf"{path}: not the state of a prediction"):
+        read_manifest(tmp_path)
