@@ -36,7 +36,7 @@ def lesion_statistics(dataset: str) -> dict[str, Any]:
     names = MetadataCatalog.get(dataset).get("thing_classes")
     if not names:
         raise CTMaskNetError(
-            f"{dataset}: is not a lesion data set; give one of datasets/prepare_cncb_lesions.py"
+            f"{dataset}: is not a lesion data set; give one of datasets/prepare_lesions.py"
         )
     counts = np.zeros((len(names), len(dicts)), dtype=int)
     areas: list[list[float]] = [[] for _ in names]

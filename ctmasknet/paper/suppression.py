@@ -103,7 +103,7 @@ def choose(
     names = MetadataCatalog.get(dataset).get("thing_classes")
     if not names:
         raise CTMaskNetError(
-            f"{dataset}: is not a lesion data set; give one of datasets/prepare_cncb_lesions.py"
+            f"{dataset}: is not a lesion data set; give one of datasets/prepare_lesions.py"
         )
     if sum(given is not None for given in (image_ids, indices, seed)) > 1:
         raise CTMaskNetError("give only one of `image_id`, `index` and `seed`")

@@ -97,7 +97,7 @@ def measure_burden(
         path, source = MetadataCatalog.get(dataset).get("json_file"), f"ground truth of {dataset}"
         if path is None:
             raise CTMaskNetError(
-                f"{dataset}: has no lesions; name a set of datasets/prepare_cncb_lesions.py"
+                f"{dataset}: has no lesions; name a set of datasets/prepare_lesions.py"
             )
     document = checked_coco(_json(path, dict), path)
     if not document["images"]:
