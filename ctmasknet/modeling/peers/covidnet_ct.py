@@ -69,7 +69,7 @@ class COVIDNetCT(nn.Module):
             )
         classes = len(cfg.MODEL.IMAGE_HEAD.CLASSES)
         try:
-            graph = Graph.from_json(cfg.MODEL.COVIDNET_CT.GRAPH)
+            graph = Graph.from_text(cfg.MODEL.COVIDNET_CT.GRAPH)
             outputs = graph.num_outputs
         except CTMaskNetError as error:
             raise CTMaskNetError(

@@ -21,6 +21,8 @@ from ctmasknet.errors import CTMaskNetError
 
 _MAX_NODES, _MAX_VALUES, _MAX_TOTAL, _MAX_MACS = 4096, 1 << 27, 1 << 30, 200e9
 _MAX_TEXT = 4 << 20
+#: What the text starts with, which also keeps configurations from taking it for a dictionary.
+_FORMAT = "operations, format 1: "
 _MAX_STEP = 64  # of strides, windows, dilations and paddings, px
 
 
@@ -46,21 +48,22 @@ class Graph:
     nodes: tuple[GraphNode, ...]
     input_shape: tuple[int, int, int]
 
-    def to_json(self) -> str:
+    def to_text(self) -> str:
         rows = [[node.op, node.name, node.inputs, node.attrs] for node in self.nodes]
-        return json.dumps({"input": self.input_shape, "nodes": rows}, separators=(",", ":"))
+        content = {"input": self.input_shape, "nodes": rows}
+        return _FORMAT + json.dumps(content, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Graph:
+    def from_text(cls, text: str) -> Graph:
         """
         Raises:
             CTMaskNetError: it is no such list, has an operation that is not of the closed list, or
                 numbers out of their bounds; names the node.
         """
         try:
-            if len(text) > _MAX_TEXT:
+            if len(text) > _MAX_TEXT or not text.startswith(_FORMAT):
                 raise ValueError
-            content = json.loads(text)
+            content = json.loads(text.removeprefix(_FORMAT))
             nodes = tuple(
                 GraphNode(str(op), str(name), tuple(inputs), dict(attrs))
                 for op, name, inputs, attrs in content["nodes"]
@@ -74,7 +77,7 @@ class Graph:
         return graph
 
     def check(self) -> None:
-        """Raise :class:`CTMaskNetError` where it cannot be run; see :meth:`from_json`."""
+        """Raise :class:`CTMaskNetError` where it cannot be run; see :meth:`from_text`."""
         if not all(type(side) is int and 1 <= side <= 4096 for side in self.input_shape):
             raise CTMaskNetError(f"its input is of shape {self.input_shape}, of 1 to 4096 a side")
         if len(self.input_shape) != 3:

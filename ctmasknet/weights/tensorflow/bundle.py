@@ -18,7 +18,13 @@ from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.pickle import shown
-from ctmasknet.weights.tensorflow.wire import BrokenFileError, fields, messages, number, varint
+from ctmasknet.weights.tensorflow.wire import (
+    BrokenFileError,
+    field_number,
+    fields,
+    messages,
+    varint,
+)
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER, _TRAILER = 48, 5
@@ -89,10 +95,10 @@ class Bundle:
             if b"" not in table:
                 raise BrokenFileError("it has no header")
             header = fields(table.pop(b""))
-            self.shards = number(header, 1)
+            self.shards = field_number(header, 1)
             if not 1 <= self.shards <= _MAX_SHARDS:
                 raise BrokenFileError(f"it tells of {self.shards} data files")
-            if number(header, 2):
+            if field_number(header, 2):
                 raise BrokenFileError("its numbers are big-endian")
             self.entries = {
                 key.decode("utf-8"): _entry(value, self.shards) for key, value in table.items()
@@ -158,16 +164,16 @@ def _entry(data: bytes, shards: int) -> Entry:
     message = fields(data)
     shape: list[int] = []
     for shape_message in messages(message, 2)[-1:]:
-        if number(shape_message, 3):
+        if field_number(shape_message, 3):
             raise BrokenFileError("a shape in it is unknown")
-        shape = [number(one, 1) for one in messages(shape_message, 2)]
+        shape = [field_number(one, 1) for one in messages(shape_message, 2)]
     entry = Entry(
-        dtype=number(message, 1),
+        dtype=field_number(message, 1),
         shape=tuple(shape),
-        shard=number(message, 3),
-        offset=number(message, 4),
-        size=number(message, 5),
-        crc=number(message, 6),
+        shard=field_number(message, 3),
+        offset=field_number(message, 4),
+        size=field_number(message, 5),
+        crc=field_number(message, 6),
         is_sliced=7 in message,
     )
     if min((*shape, entry.shard, entry.offset, entry.size), default=0) < 0:

@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.model_zoo import get_config_file
 from ctmasknet.modeling.peers.graph_network import Graph
-from ctmasknet.weights.entries import CONFIGURATION
+from ctmasknet.weights.spec import spec_of
 from ctmasknet.weights.tensorflow.bundle import Bundle
 from ctmasknet.weights.tensorflow.metagraph import read_metagraph
 
 #: Names of its nodes, as its authors tell them.
-IMAGE, TRAINING, LOGITS = "Placeholder", "is_training", "resnet_model/final_dense"
-#: The window of its pictures, HU.
-WINDOW_CENTER_HU, WINDOW_WIDTH_HU = -600.0, 1500.0
+_IMAGE, _TRAINING, _LOGITS = "Placeholder", "is_training", "resnet_model/final_dense"
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,11 @@ class ImportedCOVIDNetCT:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What the checkpoint carries: the network itself, window and classes."""
-        return {
-            "task": "classification",
-            "window_center_hu": WINDOW_CENTER_HU,
-            "window_width_hu": WINDOW_WIDTH_HU,
-            "image_classes": list(IMAGE_CLASSES),
-            CONFIGURATION: {
-                "MODEL.META_ARCHITECTURE": "COVIDNetCT",
-                "MODEL.COVIDNET_CT.GRAPH": self.graph.to_json(),
-            },
-        }
+        """What the checkpoint carries: its whole configuration, the network itself in it."""
+        cfg = read_cfg(get_config_file(self.config.removeprefix("configs/")))
+        cfg.defrost()
+        cfg.MODEL.COVIDNET_CT.GRAPH = self.graph.to_text()
+        return spec_of(cfg)
 
     def __str__(self) -> str:
         counts = Counter(node.op for node in self.graph.nodes)
@@ -56,7 +50,7 @@ def read_covidnet_ct(prefix: str) -> tuple[Graph, dict[str, Tensor]]:
     Raises:
         CTMaskNetError: a file is missing, damaged, or holds what is not supported; names it.
     """
-    graph = read_metagraph(f"{prefix}.meta", IMAGE, TRAINING, LOGITS)
+    graph = read_metagraph(f"{prefix}.meta", _IMAGE, _TRAINING, _LOGITS)
     bundle = Bundle(prefix)
     weights = {name: bundle.read(name, shape) for name, shape in graph.weights.items()}
     try:

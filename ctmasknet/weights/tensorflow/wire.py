@@ -58,7 +58,7 @@ def fields(data: bytes) -> dict[int, list[Any]]:
     return found
 
 
-def number(message: dict[int, list[Any]], field: int) -> int:
+def field_number(message: dict[int, list[Any]], field: int) -> int:
     """The last value of a field of whole numbers, signed; 0 where it is not there.
 
     Raises:

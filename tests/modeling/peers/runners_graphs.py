@@ -16,7 +16,7 @@ def covidnet_ct(folder: Path) -> None:
     graph, weights = read_covidnet_ct(str(folder / "model"))
     assert {name: list(value.shape) for name, value in weights.items()} == facts["tensors"]
     assert sum(value.numel() for value in weights.values()) == facts["elements"]
-    network = GraphNetwork(Graph.from_json(graph.to_json())).eval()
+    network = GraphNetwork(Graph.from_text(graph.to_text())).eval()
     network.load_state_dict(weights)
     with np.load(folder / "outputs.npz") as arrays:
         expected = {key: arrays[key] for key in arrays.files}
