@@ -153,6 +153,11 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Resize to SIZE x SIZE whatever the slice's shape.
     cfg.MODEL.SLICE_NETWORK.SQUASH = False
 
+    # The graph of MODEL.META_ARCHITECTURE COVIDNetCT as a list of operations; the checkpoint that
+    # tools/import_weights.py makes of COVIDNet-CT's files states it.
+    cfg.MODEL.COVIDNET_CT = CfgNode()
+    cfg.MODEL.COVIDNET_CT.GRAPH = ""
+
     # Columns of the affinity head's matrix, and stages of the sieve of both heads on mask features
     # (see ctmasknet.modeling.peers.mask_feature_heads).
     cfg.MODEL.IMAGE_HEAD.AFFINITIES = 64
@@ -218,7 +223,12 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
 def is_classifier(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a slice classifier and not the lesion detector."""
-    return ranks_boxes(cfg) or cfg.MODEL.META_ARCHITECTURE == "SliceClassifier"
+    return ranks_boxes(cfg) or cfg.MODEL.META_ARCHITECTURE in ("SliceClassifier", "COVIDNetCT")
+
+
+def finds_body(cfg: CfgNode) -> bool:
+    """Whether the model itself crops to the body slices that come without a body box."""
+    return cfg.MODEL.META_ARCHITECTURE == "COVIDNetCT"
 
 
 def ranks_boxes(cfg: CfgNode) -> bool:

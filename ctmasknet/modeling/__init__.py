@@ -12,7 +12,7 @@ from ctmasknet.modeling.detector import (
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.peers import SliceClassifier
+from ctmasknet.modeling.peers import COVIDNetCT, SliceClassifier
 from ctmasknet.modeling.peers.mask_feature_heads import AffinityImageHead, LSTMAttentionImageHead
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
@@ -21,6 +21,7 @@ from ctmasknet.modeling.timm_backbone import build_timm_fpn_backbone
 __all__ = [
     "IMAGE_HEAD_REGISTRY",
     "AffinityImageHead",
+    "COVIDNetCT",
     "CTMaskNet",
     "FlatAnchorRPN",
     "LSTMAttentionImageHead",

@@ -31,6 +31,11 @@ class PeerNetwork:
 
 
 PEER_NETWORKS = (
+    PeerNetwork(
+        "COVIDNet-CT, look-alike",
+        lambda: image_network("covidnet_ct_lookalike", 3),
+        *((3, 512, 512), 1.8),
+    ),
     PeerNetwork("COVNet, 3 classes", lambda: COVNet(3), (3, 512, 512), 25.61),
     PeerNetwork(
         "COVID-CT, DenseNet-169", lambda: image_network("densenet169", 1000), (3, 224, 224)

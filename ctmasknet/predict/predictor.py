@@ -77,6 +77,7 @@ class CTPredictor:
         lesion_predictor: CTPredictor | None = None,
         image_classes: Sequence[str] = (),
         crop_to_body: bool = False,
+        needs_box: bool = True,
         pooler: Pooler | None = None,
         lesions: bool = False,
         batch_size: int = 1,
@@ -95,6 +96,7 @@ class CTPredictor:
             image_classes: C names in the order of the logits; empty for a detector.
             crop_to_body: cut slices to their body box; they have to come with one, see
                 :meth:`mapped`, and scans do not.
+            needs_box: whether that is refused without a box; else the slice stays whole.
             pooler: how slices become a scan; a classifier needs one.
             lesions: find a classifier's lesions too; a detector always does.
             batch_size: slices a batch. Results agree between batch sizes to rounding alone.
@@ -142,7 +144,7 @@ class CTPredictor:
         self.top_boxes = top_boxes
         self.crop_to_body = crop_to_body
         self._mapper = SliceMapper(
-            False, augmentations=list(augmentations), crop_to_body=crop_to_body
+            False, augmentations=list(augmentations), crop_to_body=crop_to_body, needs_box=needs_box
         )
 
     @property
@@ -205,6 +207,7 @@ class CTPredictor:
             "trained_on": getattr(loaded, "trained_on", ()),
             "augmentations": mapper["augmentations"],
             "crop_to_body": bool(classes) and mapper["crop_to_body"],
+            "needs_box": mapper["needs_box"],
             "window": Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU),
             "lesion_classes": tuple(cfg.MODEL.LESION_CLASSES),
             "image_classes": classes,
@@ -447,7 +450,7 @@ class CTPredictor:
 
     def refuse_crop(self) -> None:
         """Raise :class:`CTMaskNetError` where slices are cropped, which a scan's cannot be."""
-        if self.crop_to_body:
+        if self.crop_to_body and self._mapper.needs_box:
             raise CTMaskNetError(
                 "INPUT.CROP_TO_BODY: scans come without body boxes; give weights that were trained "
                 "on whole slices, or evaluate a prepared data set with tools/train_net.py"

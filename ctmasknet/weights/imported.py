@@ -32,6 +32,8 @@ from ctmasknet.weights.layout import (
 )
 from ctmasknet.weights.pickle import AnchorData, read_weights_file, shown
 from ctmasknet.weights.reader import check_weights
+from ctmasknet.weights.tensorflow.bundle import prefix_of
+from ctmasknet.weights.tensorflow.covidnet_ct import ImportedCOVIDNetCT, import_covidnet_ct
 from ctmasknet.weights.timm_files import LITE0, ImportedLite0, lite0_weights, packaged_file
 from ctmasknet.weights.two_branch import ImportedTwoBranch, import_two_branch, is_two_branch
 
@@ -107,6 +109,10 @@ class ImportedVariant:
             f"classifier, {network}, lesion classes {classes}, {masks} mask head, "
             f"N {self.variant.num_boxes}, S {self.variant.image_fc_dim}"
         )
+
+
+#: What a file may turn out to hold.
+Imported = ImportedVariant | ImportedTwoBranch | ImportedLite0 | ImportedCOVIDNetCT
 
 
 def detect_variant(
@@ -194,12 +200,13 @@ def import_checkpoint(
 
 def import_file(
     path: str | os.PathLike, output: str | os.PathLike, mask_type: str | None = None
-) -> tuple[ImportedVariant | ImportedTwoBranch | ImportedLite0, list[str]]:
+) -> tuple[Imported, list[str]]:
     """Write the Detectron2 checkpoint of a published ``.pth`` file; no file appears on an error.
 
     Args:
         path: a checkpoint of the authors, a plain state dict of theirs, torchvision's ResNet or
-            timm's EfficientNet-Lite0; ``efficientnet_lite0`` for that of the installed package.
+            timm's EfficientNet-Lite0; ``efficientnet_lite0`` for that of the installed package;
+            COVIDNet-CT's ``.meta``, its ``.index`` and ``.data`` files beside it.
         output: the Detectron2 checkpoint, to be loaded by ``DetectionCheckpointer``.
         mask_type: see :func:`detect_variant`.
 
@@ -217,6 +224,9 @@ def import_file(
     if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
         raise CTMaskNetError(f"{output}: is the file to read; give `output` another name")
     check_writable(output)
+    if prefix := prefix_of(path):
+        converted, of_tensorflow = import_covidnet_ct(prefix)
+        return of_tensorflow, _written(output, converted, of_tensorflow, "COVIDNet-CT", [])
     content = read_weights_file(path)
     if not isinstance(content, dict):
         raise CTMaskNetError(f"{path}: holds no state dict; give a published checkpoint")
@@ -241,19 +251,31 @@ def import_file(
     except CTMaskNetError as error:
         told = str(error)
         raise CTMaskNetError(told if told.startswith(path) else f"{path}: {told}") from None
-    checkpoint = {"model": converted, "__author__": "COVID-CT-Mask-Net"}
+    author = "COVID-CT-Mask-Net"
     if found.spec is None:
-        checkpoint["__author__"] = "torchvision" if lite0 is None else "timm"
+        author = "torchvision" if lite0 is None else "timm"
         lines = []
-    else:
+    told = [f"{key}: {shown(content[key])}" for key in ("model_name", "epoch") if key in content]
+    return found, _written(output, converted, found, author, [*told, *lines])
+
+
+def _written(
+    output: str | os.PathLike,
+    converted: Mapping[str, Tensor],
+    found: Imported,
+    author: str,
+    told: list[str],
+) -> list[str]:
+    """Write the checkpoint; the lines that tell of it."""
+    checkpoint = {"model": converted, "__author__": author}
+    if found.spec is not None:
         checkpoint["ctmasknet"] = {**found.spec, "config_file": found.config}
     with writing(output), atomic_write(output, "wb") as stream:
         torch.save(checkpoint, stream)
-    told = [f"{key}: {shown(content[key])}" for key in ("model_name", "epoch") if key in content]
     size = sum(tensor.numel() for tensor in converted.values())
     needed = [f"overrides: {shlex.join(found.overrides)}"] if found.overrides else []
     tensors = f"tensors: {len(converted)}, {size:,} values"
-    return found, [f"found: {found}", *told, *lines, tensors, *needed]
+    return [f"found: {found}", *told, tensors, *needed]
 
 
 def _checked(

@@ -172,12 +172,12 @@ def put_stated(
             node.merge_from_other_cfg(CfgNode({name: _alike(keys[key], before[key])}))
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise CTMaskNetError(
-                f"{path}: states {key} {keys[key]!r}, which is no such value "
+                f"{path}: states {key} {_short(keys[key])}, which is no such value "
                 f"({' '.join(str(error).split())}); get the file anew"
             ) from error
     differing = unlike(dict(keys), before) if config_file else {}
     told = [
-        f"{key} {theirs!r} (file: {ours!r})"
+        f"{key} {_short(theirs)} (file: {_short(ours)})"
         for key, (theirs, ours) in sorted(differing.items())
         if key not in given
     ]
@@ -186,6 +186,11 @@ def put_stated(
             "%s was trained with other values than those of %s; its own are used: %s",
             *(path, config_file, ", ".join(told)),
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _alike(value: Any, usual: Any) -> Any:

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.peers.covidnet_ct_lookalike import LOOKALIKE, COVIDNetCTLookalike
 
 
 def timm_model(name: str, **arguments) -> nn.Module:
@@ -30,12 +31,14 @@ def image_network(name: str, num_outputs: int) -> nn.Module:
     """A network (B, 3, H, W) -> (B, num_outputs) with random weights.
 
     Args:
-        name: torchvision's name, else timm's; ``timm/`` before it for timm's of a name that both
-            have.
+        name: ``covidnet_ct_lookalike``, torchvision's name, else timm's; ``timm/`` before it for
+            timm's of a name that both have.
 
     Raises:
         CTMaskNetError: neither has it, or timm is needed and not installed.
     """
+    if name == LOOKALIKE:
+        return COVIDNetCTLookalike(num_outputs)
     if name in torchvision.models.list_models(module=torchvision.models):
         return torchvision.models.get_model(name, weights=None, num_classes=num_outputs)
     return timm_model(name.removeprefix("timm/"), num_classes=num_outputs)
