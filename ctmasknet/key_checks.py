@@ -16,7 +16,7 @@ from detectron2.modeling import (
 )
 
 from ctmasknet.bounds import check_together, check_value
-from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves
+from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves, names_scans
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.registry import check_reads
@@ -129,7 +129,9 @@ CHOICES: dict[str, Sequence[str]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier"),
+    "MODEL.META_ARCHITECTURE": (
+        *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "ScanClassifier"),
+    ),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
@@ -207,7 +209,10 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "the image head reads every class's own box outputs",
     ),
     (
-        ("INPUT.CROP_TO_BODY", "MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
+        (
+            *("INPUT.CROP_TO_BODY", "INPUT.LUNGS_ONLY"),
+            *("MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
+        ),
         lambda cfg: not is_classifier(cfg),
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
     ),
@@ -233,8 +238,19 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
     ),
     (
         ("MODEL.SLICE_NETWORK.",),
-        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SliceClassifier",
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE not in ("SliceClassifier", "ScanClassifier"),
         "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",
+    ),
+    (
+        ("MODEL.SCAN_NETWORK.", "DATALOADER.SLICES_PER_SCAN"),
+        lambda cfg: not names_scans(cfg),
+        "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
+    ),
+    (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
+    (
+        ("TEST.IMS_PER_BATCH",),
+        names_scans,
+        "a batch is a scan (MODEL.META_ARCHITECTURE ScanClassifier)",
     ),
     (
         ("MODEL.TIMM.NAME",),

@@ -38,8 +38,9 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
 from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.peers import ScanClassifier
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
-from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups
+from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups, whole_scan
 from ctmasknet.predict.pooled import Pooler, build_pooler
 from ctmasknet.predict.results import PredictedScan, PredictedSlice, ScanDoubts, found_boxes
 
@@ -77,6 +78,7 @@ class CTPredictor:
         lesion_predictor: CTPredictor | None = None,
         image_classes: Sequence[str] = (),
         crop_to_body: bool = False,
+        lungs_by: Window | None = None,
         pooler: Pooler | None = None,
         lesions: bool = False,
         batch_size: int = 1,
@@ -95,6 +97,7 @@ class CTPredictor:
             image_classes: C names in the order of the logits; empty for a detector.
             crop_to_body: cut slices to their body box; they have to come with one, see
                 :meth:`mapped`, and scans do not.
+            lungs_by: show the model the lungs alone, found through this window of grey levels.
             pooler: how slices become a scan; a classifier needs one.
             lesions: find a classifier's lesions too; a detector always does.
             batch_size: slices a batch. Results agree between batch sizes to rounding alone.
@@ -142,7 +145,10 @@ class CTPredictor:
         self.top_boxes = top_boxes
         self.crop_to_body = crop_to_body
         self._mapper = SliceMapper(
-            False, augmentations=list(augmentations), crop_to_body=crop_to_body
+            *(False,),
+            augmentations=list(augmentations),
+            crop_to_body=crop_to_body,
+            lungs_by=lungs_by,
         )
 
     @property
@@ -205,6 +211,7 @@ class CTPredictor:
             "trained_on": getattr(loaded, "trained_on", ()),
             "augmentations": mapper["augmentations"],
             "crop_to_body": bool(classes) and mapper["crop_to_body"],
+            "lungs_by": mapper["lungs_by"] if classes else None,
             "window": Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU),
             "lesion_classes": tuple(cfg.MODEL.LESION_CLASSES),
             "image_classes": classes,
@@ -307,7 +314,7 @@ class CTPredictor:
 
         Yields:
             the group's first part, and an iterator over its batches, which has to be used up
-            before the next group.
+            before the next group. Of a model that names scans a batch is the whole group.
         """
 
         def read(source: CTSlice) -> tuple[dict[str, Any], np.ndarray, Appearance]:
@@ -328,7 +335,10 @@ class CTPredictor:
             skip_bad=skip_bad,
         )
         for group, members in loaded:
-            yield group, batches(members, self.batch_size)
+            if isinstance(self.model, ScanClassifier):
+                yield group, whole_scan(members)
+            else:
+                yield group, batches(members, self.batch_size)
 
     def mapped(self, entry: Mapping[str, Any], pixels: np.ndarray) -> dict[str, Any]:
         """The model's input for a slice in memory.

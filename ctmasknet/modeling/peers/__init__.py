@@ -1,5 +1,6 @@
 """Networks of the systems that the paper is compared with; docs/peers.md names them."""
 
+from ctmasknet.modeling.peers.scan_classifier import ScanClassifier
 from ctmasknet.modeling.peers.slice_classifier import SliceClassifier
 
-__all__ = ["SliceClassifier"]
+__all__ = ["ScanClassifier", "SliceClassifier"]
