@@ -69,6 +69,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "a share of 0 to 1",
         lambda value: 0 <= value <= 1,
         """DATALOADER.MAX_BAD_SHARE INPUT.AUGMENTATION.SHEAR INPUT.AUGMENTATION.SHIFT
+        MODEL.SEMANTIC.THRESHOLD
         MODEL.ANCHOR_GENERATOR.OFFSET MODEL.RANKED_BOXES.NMS_THRESH
         MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.NMS_THRESH_TEST
         MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.NMS_THRESH
@@ -357,4 +358,4 @@ def _heads(model: CfgNode) -> str | None:
 
 
 def _is_classifier(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN"
+    return cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "SemanticLesionNet")

@@ -167,6 +167,15 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # (SOLVER.IMS_PER_BATCH) then counts scans.
     cfg.DATALOADER.SLICES_PER_SCAN = 32
 
+    # --- lesions by a semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet) ---
+    cfg.MODEL.SEMANTIC = CfgNode()
+    # infnet | jcs | jcs_joint (one lesion class) | unet | unetplusplus | deeplabv3plus.
+    cfg.MODEL.SEMANTIC.NAME = "unet"
+    # Encoder of the last three, by its name in segmentation-models-pytorch.
+    cfg.MODEL.SEMANTIC.ENCODER = "resnet34"
+    # A px is lesion from this probability on, 0..1.
+    cfg.MODEL.SEMANTIC.THRESHOLD = 0.5
+
     # Columns of the affinity head's matrix, and stages of the sieve of both heads on mask features
     # (see ctmasknet.modeling.peers.mask_feature_heads).
     cfg.MODEL.IMAGE_HEAD.AFFINITIES = 64

@@ -21,6 +21,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.registry import check_reads
 from ctmasknet.modeling.masks import WAYS
+from ctmasknet.modeling.peers.semantic_lesions import SEMANTIC_NETWORKS
 from ctmasknet.modeling.ranked_boxes import RowLayout
 from ctmasknet.modeling.trainable import TRAINABLE_MODES
 
@@ -131,11 +132,13 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.META_ARCHITECTURE": (
         *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "ScanClassifier"),
+        "SemanticLesionNet",
     ),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
@@ -240,6 +243,16 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.SLICE_NETWORK.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE not in ("SliceClassifier", "ScanClassifier"),
         "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",
+    ),
+    (
+        ("MODEL.SEMANTIC.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SemanticLesionNet",
+        "there is no semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet)",
+    ),
+    (
+        ("MODEL.SEMANTIC.ENCODER",),
+        lambda cfg: cfg.MODEL.SEMANTIC.NAME.startswith(("infnet", "jcs")),
+        "this network has its own (MODEL.SEMANTIC.NAME)",
     ),
     (
         ("MODEL.SCAN_NETWORK.", "DATALOADER.SLICES_PER_SCAN"),

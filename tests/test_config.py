@@ -57,6 +57,8 @@ READ_IN = {
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
     "ctmasknet.modeling.peers.slice_classifier": """MODEL.SLICE_NETWORK.NAME
         MODEL.SLICE_NETWORK.NUM_OUTPUTS""",
+    "ctmasknet.modeling.peers.semantic_lesions": """MODEL.SEMANTIC.ENCODER MODEL.SEMANTIC.NAME
+        MODEL.SEMANTIC.THRESHOLD""",
     "ctmasknet.modeling.peers.slice_pixels": """MODEL.SLICE_NETWORK.CROP MODEL.SLICE_NETWORK.SIZE
         MODEL.SLICE_NETWORK.SQUASH""",
     "ctmasknet.modeling.peers.scan_classifier": "MODEL.SCAN_NETWORK.BATCH_STATISTICS",

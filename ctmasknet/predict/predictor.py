@@ -38,7 +38,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
 from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.peers import ScanClassifier
+from ctmasknet.modeling.peers import ScanClassifier, SemanticLesionNet
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
 from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups, whole_scan
 from ctmasknet.predict.pooled import Pooler, build_pooler
@@ -160,7 +160,8 @@ class CTPredictor:
     @property
     def has_mask_head(self) -> bool:
         """Whether lesions come with masks."""
-        return (self.lesion_predictor or self).model.roi_heads.mask_on
+        model = (self.lesion_predictor or self).model
+        return isinstance(model, SemanticLesionNet) or model.roi_heads.mask_on
 
     @classmethod
     def from_config(
