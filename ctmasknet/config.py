@@ -39,6 +39,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SHARED_PATIENTS = "refuse"
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
+    # Make everything outside of the lungs black (classification only). They are looked for in each
+    # slice alone, by the threshold rule of ctmasknet.ct.lungs, in HU that INPUT.WINDOW_CENTER_HU
+    # and INPUT.WINDOW_WIDTH_HU make of grey levels.
+    cfg.INPUT.LUNGS_ONLY = False
     # What training does to its slices: each of these is made with the probability PROB, drawn by
     # seed and position (see ctmasknet.data.training.recipe). "By a" is up to a either way. Those
     # about the middle are about that of the body box where slices are cropped to it.
@@ -158,6 +162,25 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.COVIDNET_CT = CfgNode()
     cfg.MODEL.COVIDNET_CT.GRAPH = ""
 
+    # --- a network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier), on slices made as
+    # MODEL.SLICE_NETWORK says ---
+    cfg.MODEL.SCAN_NETWORK = CfgNode()
+    # In evaluation, normalise every scan by the statistics of its own slices, as COVNet's authors
+    # do.
+    cfg.MODEL.SCAN_NETWORK.BATCH_STATISTICS = False
+    # Slices of a scan that training draws at most; evaluation sees all. A batch
+    # (SOLVER.IMS_PER_BATCH) then counts scans.
+    cfg.DATALOADER.SLICES_PER_SCAN = 32
+
+    # --- lesions by a semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet) ---
+    cfg.MODEL.SEMANTIC = CfgNode()
+    # infnet | jcs | jcs_joint (one lesion class) | unet | unetplusplus | deeplabv3plus.
+    cfg.MODEL.SEMANTIC.NAME = "unet"
+    # Encoder of the last three, by its name in segmentation-models-pytorch.
+    cfg.MODEL.SEMANTIC.ENCODER = "resnet34"
+    # A px is lesion from this probability on, 0..1.
+    cfg.MODEL.SEMANTIC.THRESHOLD = 0.5
+
     # Columns of the affinity head's matrix, and stages of the sieve of both heads on mask features
     # (see ctmasknet.modeling.peers.mask_feature_heads).
     cfg.MODEL.IMAGE_HEAD.AFFINITIES = 64
@@ -223,12 +246,19 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
 def is_classifier(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a slice classifier and not the lesion detector."""
-    return ranks_boxes(cfg) or cfg.MODEL.META_ARCHITECTURE in ("SliceClassifier", "COVIDNetCT")
+    return ranks_boxes(cfg) or cfg.MODEL.META_ARCHITECTURE in (
+        *("SliceClassifier", "ScanClassifier", "COVIDNetCT"),
+    )
 
 
 def finds_body(cfg: CfgNode) -> bool:
     """Whether the model itself crops to the body slices that come without a body box."""
     return cfg.MODEL.META_ARCHITECTURE == "COVIDNetCT"
+
+
+def names_scans(cfg: CfgNode) -> bool:
+    """Whether ``cfg`` describes a classifier that sees a scan's slices together."""
+    return cfg.MODEL.META_ARCHITECTURE == "ScanClassifier"
 
 
 def ranks_boxes(cfg: CfgNode) -> bool:

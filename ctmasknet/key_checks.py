@@ -16,11 +16,12 @@ from detectron2.modeling import (
 )
 
 from ctmasknet.bounds import check_together, check_value
-from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves
+from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves, names_scans
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.registry import check_reads
 from ctmasknet.modeling.masks import WAYS
+from ctmasknet.modeling.peers.semantic_lesions import SEMANTIC_NETWORKS
 from ctmasknet.modeling.ranked_boxes import RowLayout
 from ctmasknet.modeling.trainable import TRAINABLE_MODES
 
@@ -130,12 +131,14 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.META_ARCHITECTURE": (
-        *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "COVIDNetCT"),
+        *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "ScanClassifier"),
+        *("SemanticLesionNet", "COVIDNetCT"),
     ),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
@@ -209,7 +212,10 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "the image head reads every class's own box outputs",
     ),
     (
-        ("INPUT.CROP_TO_BODY", "MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
+        (
+            *("INPUT.CROP_TO_BODY", "INPUT.LUNGS_ONLY"),
+            *("MODEL.TRAINABLE", "SOLVER.DETECTOR_LR_FACTOR"),
+        ),
         lambda cfg: not is_classifier(cfg),
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
     ),
@@ -235,13 +241,34 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
     ),
     (
         ("MODEL.SLICE_NETWORK.",),
-        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SliceClassifier",
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE not in ("SliceClassifier", "ScanClassifier"),
         "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",
     ),
     (
         ("MODEL.COVIDNET_CT.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE != "COVIDNetCT",
         "there is no imported graph (MODEL.META_ARCHITECTURE COVIDNetCT)",
+    ),
+    (
+        ("MODEL.SEMANTIC.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SemanticLesionNet",
+        "there is no semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet)",
+    ),
+    (
+        ("MODEL.SEMANTIC.ENCODER",),
+        lambda cfg: cfg.MODEL.SEMANTIC.NAME.startswith(("infnet", "jcs")),
+        "this network has its own (MODEL.SEMANTIC.NAME)",
+    ),
+    (
+        ("MODEL.SCAN_NETWORK.", "DATALOADER.SLICES_PER_SCAN"),
+        lambda cfg: not names_scans(cfg),
+        "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
+    ),
+    (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
+    (
+        ("TEST.IMS_PER_BATCH",),
+        names_scans,
+        "a batch is a scan (MODEL.META_ARCHITECTURE ScanClassifier)",
     ),
     (
         ("MODEL.TIMM.NAME",),

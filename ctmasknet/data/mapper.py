@@ -21,7 +21,10 @@ from detectron2.utils.registry import Registry
 from pycocotools import mask as coco_mask
 
 from ctmasknet.config import finds_body, is_classifier
+from ctmasknet.ct.lungs.masks import check_shows_lungs, picture_hu
+from ctmasknet.ct.lungs.threshold import threshold_lungs
 from ctmasknet.ct.pictures import check_sides, read_rgb
+from ctmasknet.ct.scan import Window
 from ctmasknet.data.training.augmentations import FramedInput
 from ctmasknet.data.training.recipe import Recipe, build_augmentations, frame_augmentations
 from ctmasknet.errors import CTMaskNetError
@@ -169,6 +172,7 @@ class SliceMapper:
         crop_to_body: bool = False,
         needs_box: bool = True,
         frame: Sequence[T.Augmentation] = (),
+        lungs_by: Window | None = None,
     ):
         """
         Args:
@@ -178,15 +182,22 @@ class SliceMapper:
             needs_box: refuse a slice without one; else it stays whole.
             frame: applied to the whole file instead of that cut; the last cuts to the body box, or
                 to the slice.
+            lungs_by: what is outside of the lungs becomes black first; they are looked for in the
+                HU that this window makes of grey levels. None: nothing is hidden.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.frame = T.AugmentationList(frame) if frame else None
         self.crop_to_body, self.needs_box = crop_to_body, needs_box
+        self.lungs_by = lungs_by
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        window = Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU)
+        if cfg.INPUT.LUNGS_ONLY:
+            check_shows_lungs("INPUT.LUNGS_ONLY", window)
         return {
+            "lungs_by": window if cfg.INPUT.LUNGS_ONLY else None,
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "crop_to_body": cfg.INPUT.CROP_TO_BODY,
@@ -217,6 +228,9 @@ class SliceMapper:
         check_sides(dataset_dict["file_name"], pixels.shape)
         output = copy.deepcopy(dataset_dict)
         image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+        if self.lungs_by is not None:
+            lungs = threshold_lungs([picture_hu(image, self.lungs_by)])[0]
+            image = image * lungs[..., None].astype(np.uint8)
         crop = self.crop_to_body and (self.needs_box or output.get("body_box") is not None)
         box = checked_box(output, *image.shape[:2]) if crop else None
         if self.frame is not None:

@@ -24,10 +24,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import ctmasknet
-from ctmasknet.config import is_classifier
+from ctmasknet.config import is_classifier, names_scans
 from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
+from ctmasknet.data.training.scan_batches import scans_of
 from ctmasknet.engine.checkpoint import (
     BEST,
     LAST,
@@ -36,7 +37,7 @@ from ctmasknet.engine.checkpoint import (
     read_spec,
     spec_of,
 )
-from ctmasknet.engine.train_data import training_dicts
+from ctmasknet.engine.train_data import TRAINING, training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
@@ -106,7 +107,7 @@ def training_cfg(
     if is_classifier(cfg) and "MODEL.LESION_CLASSES" not in given:
         _take_lesions(cfg, goes_on)
     _check_windows(cfg, names)
-    resolve_epochs(cfg, len(training_dicts(cfg)), overrides)
+    resolve_epochs(cfg, _drawn_in_an_epoch(cfg, names), overrides)
     check_validation(cfg)
     if not goes_on:
         _require_weights(cfg.MODEL.WEIGHTS, config_file, training=True)
@@ -215,6 +216,16 @@ def inference_cfg(
         )
     cfg.freeze()
     return cfg, spec
+
+
+def _drawn_in_an_epoch(cfg: CfgNode, names: Sequence[str]) -> int:
+    """Slices of a training, or its scans where it draws those, which ``names`` have to tell."""
+    dicts = training_dicts(cfg)
+    if not names_scans(cfg):
+        return len(dicts)
+    for name in names:
+        scans_of(dataset_dicts(name), name)
+    return len(scans_of(dicts, TRAINING, one_label=True))
 
 
 def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ()) -> None:

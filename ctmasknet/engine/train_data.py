@@ -23,19 +23,20 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ctmasknet.config import finds_body, is_classifier
+from ctmasknet.config import finds_body, is_classifier, names_scans
 from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
-from ctmasknet.data.mapper import checked_box
+from ctmasknet.data.mapper import checked_box, task_mapper
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.data.training.balance import CLASS_BALANCED, LESION_BALANCED, balanced_factors
+from ctmasknet.data.training.scan_batches import ScanBatches, scans_of
 from ctmasknet.engine.validation import EarlyStop
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.workers import map_in_processes
@@ -261,14 +262,23 @@ def build_train_loader(
         )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
-    groups = _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
-    batches = TrainingBatches(
-        _sampler(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world_size, groups, rank, world_size
-    )
+    size = cfg.SOLVER.IMS_PER_BATCH // world_size
+    if names_scans(cfg):
+        scans = scans_of(dicts, TRAINING, one_label=True)
+        sampler = _sampler(cfg, [dicts[members[0]] for members in scans], seed)
+        most = cfg.DATALOADER.SLICES_PER_SCAN
+        batches = ScanBatches(sampler, size, scans, most, seed, rank, world_size)
+        scan_of = {index: number for number, members in enumerate(scans) for index in members}
+        groups = [scan_of[index] for index in range(len(dicts))]
+    else:
+        groups = _aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+        sampler = _sampler(cfg, dicts, seed)
+        batches = TrainingBatches(sampler, size, groups, rank, world_size)
     _LOGGER.info(
-        "%d images to train on, batches of %d in each of %d process(es)",
+        "%d images to train on, batches of %d%s in each of %d process(es)",
         len(dicts),
         batches.batch_size,
+        f" of {len(scans)} scans" if names_scans(cfg) else "",
         world_size,
     )
     bad = bad or BadSlices.from_cfg(cfg, {TRAINING: len(dicts)})
@@ -287,6 +297,22 @@ def build_train_loader(
         collate_fn=trivial_batch_collator,
         # Its own, so that starting the workers draws nothing from the training's random state.
         generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def scan_test_loader(cfg: CfgNode, dicts: Sequence[dict[str, Any]], name: str) -> DataLoader:
+    """The loader of an evaluation by scans: a batch is all slices of one scan, and processes share
+    the scans.
+
+    Raises:
+        CTMaskNetError: see :func:`ctmasknet.data.training.scan_batches.scans_of`.
+    """
+    mine = scans_of(dicts, name)[comm.get_rank() :: comm.get_world_size()]
+    return DataLoader(
+        MapDataset(DatasetFromList(list(dicts), copy=False), Guarded(task_mapper(cfg, False))),
+        batch_sampler=mine,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
     )
 
 

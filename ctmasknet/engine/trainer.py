@@ -25,7 +25,7 @@ from detectron2.utils.events import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import is_classifier, names_scans
 from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.patients import first_few
@@ -51,6 +51,7 @@ from ctmasknet.engine.train_data import (
     build_train_loader,
     listed_bad_slices,
     look_at_slices,
+    scan_test_loader,
     training_dicts,
 )
 from ctmasknet.engine.trained_on import check_trained_on, training_record
@@ -357,13 +358,15 @@ class Trainer(DefaultTrainer):
                 says.
         """
         dicts = dataset_dicts(dataset_name)
+        bad = bad or BadSlices.from_cfg(cfg, {dataset_name: len(dicts)})
+        if names_scans(cfg):
+            return bad.readable(scan_test_loader(cfg, dicts, dataset_name), dataset_name)
         loader = build_detection_test_loader(
             dicts,
             mapper=Guarded(mapper or task_mapper(cfg, is_train=False)),
             num_workers=0 if mapper else cfg.DATALOADER.NUM_WORKERS,
             batch_size=cfg.TEST.IMS_PER_BATCH,
         )
-        bad = bad or BadSlices.from_cfg(cfg, {dataset_name: len(dicts)})
         return bad.readable(loader, dataset_name)
 
     @classmethod

@@ -230,8 +230,12 @@ def _figures(cfg: CfgNode) -> dict[str, str]:
     if cfg.TEST.VALIDATION_LOSS:
         losses = ["total_loss"]
         if not is_classifier(cfg):
-            losses += ["loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"]
-            losses += ["loss_mask"] if cfg.MODEL.MASK_ON else []
+            if cfg.MODEL.META_ARCHITECTURE == "SemanticLesionNet":
+                losses += ["loss_map"]
+                losses += ["loss_edge"] if cfg.MODEL.SEMANTIC.NAME == "infnet" else []
+            else:
+                losses += ["loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"]
+                losses += ["loss_mask"] if cfg.MODEL.MASK_ON else []
             if not any(_with_losses(cfg, dicts) for dicts in sets.values()):
                 losses = []
         elif len(sets) > 1:

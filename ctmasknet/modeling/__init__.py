@@ -12,7 +12,7 @@ from ctmasknet.modeling.detector import (
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.peers import COVIDNetCT, SliceClassifier
+from ctmasknet.modeling.peers import COVIDNetCT, ScanClassifier, SemanticLesionNet, SliceClassifier
 from ctmasknet.modeling.peers.mask_feature_heads import AffinityImageHead, LSTMAttentionImageHead
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
@@ -28,6 +28,8 @@ __all__ = [
     "RankedBoxImageHead",
     "RankedBoxROIHeads",
     "RoundedAnchorGenerator",
+    "ScanClassifier",
+    "SemanticLesionNet",
     "SliceClassifier",
     "TwoBranchNet",
     "build_resnet_fpn_without_p6_backbone",

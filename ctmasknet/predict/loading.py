@@ -141,3 +141,15 @@ def batches(members: Iterable[Loaded], size: int) -> Iterator[list[Loaded] | Bad
             batch.append(one)
     if batch:
         yield batch
+
+
+def whole_scan(members: Iterable[Loaded]) -> Iterator[list[Loaded] | BadSlice]:
+    """All slices in one batch, of whatever sides; bad ones come by themselves before it."""
+    batch = []
+    for one in members:
+        if one.bad:
+            yield one.bad
+        else:
+            batch.append(one)
+    if batch:
+        yield batch

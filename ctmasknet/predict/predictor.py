@@ -38,8 +38,9 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
 from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.peers import ScanClassifier, SemanticLesionNet
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
-from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups
+from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups, whole_scan
 from ctmasknet.predict.pooled import Pooler, build_pooler
 from ctmasknet.predict.results import PredictedScan, PredictedSlice, ScanDoubts, found_boxes
 
@@ -78,6 +79,7 @@ class CTPredictor:
         image_classes: Sequence[str] = (),
         crop_to_body: bool = False,
         needs_box: bool = True,
+        lungs_by: Window | None = None,
         pooler: Pooler | None = None,
         lesions: bool = False,
         batch_size: int = 1,
@@ -97,6 +99,7 @@ class CTPredictor:
             crop_to_body: cut slices to their body box; they have to come with one, see
                 :meth:`mapped`, and scans do not.
             needs_box: whether that is refused without a box; else the slice stays whole.
+            lungs_by: show the model the lungs alone, found through this window of grey levels.
             pooler: how slices become a scan; a classifier needs one.
             lesions: find a classifier's lesions too; a detector always does.
             batch_size: slices a batch. Results agree between batch sizes to rounding alone.
@@ -144,7 +147,11 @@ class CTPredictor:
         self.top_boxes = top_boxes
         self.crop_to_body = crop_to_body
         self._mapper = SliceMapper(
-            False, augmentations=list(augmentations), crop_to_body=crop_to_body, needs_box=needs_box
+            *(False,),
+            augmentations=list(augmentations),
+            crop_to_body=crop_to_body,
+            lungs_by=lungs_by,
+            needs_box=needs_box,
         )
 
     @property
@@ -156,7 +163,8 @@ class CTPredictor:
     @property
     def has_mask_head(self) -> bool:
         """Whether lesions come with masks."""
-        return (self.lesion_predictor or self).model.roi_heads.mask_on
+        model = (self.lesion_predictor or self).model
+        return isinstance(model, SemanticLesionNet) or model.roi_heads.mask_on
 
     @classmethod
     def from_config(
@@ -208,6 +216,7 @@ class CTPredictor:
             "augmentations": mapper["augmentations"],
             "crop_to_body": bool(classes) and mapper["crop_to_body"],
             "needs_box": mapper["needs_box"],
+            "lungs_by": mapper["lungs_by"] if classes else None,
             "window": Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU),
             "lesion_classes": tuple(cfg.MODEL.LESION_CLASSES),
             "image_classes": classes,
@@ -310,7 +319,7 @@ class CTPredictor:
 
         Yields:
             the group's first part, and an iterator over its batches, which has to be used up
-            before the next group.
+            before the next group. Of a model that names scans a batch is the whole group.
         """
 
         def read(source: CTSlice) -> tuple[dict[str, Any], np.ndarray, Appearance]:
@@ -331,7 +340,10 @@ class CTPredictor:
             skip_bad=skip_bad,
         )
         for group, members in loaded:
-            yield group, batches(members, self.batch_size)
+            if isinstance(self.model, ScanClassifier):
+                yield group, whole_scan(members)
+            else:
+                yield group, batches(members, self.batch_size)
 
     def mapped(self, entry: Mapping[str, Any], pixels: np.ndarray) -> dict[str, Any]:
         """The model's input for a slice in memory.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ctmasknet.config import is_classifier, ranks_boxes
+from ctmasknet.config import is_classifier, names_scans, ranks_boxes
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
@@ -354,6 +354,11 @@ def evidence_painter(
         raise CTMaskNetError(
             f"{cfg.MODEL.WEIGHTS}: classes {', '.join(cfg.MODEL.IMAGE_HEAD.CLASSES)}, but the "
             f"predictions have {', '.join(class_names)}; give the model that made them"
+        )
+    if names_scans(cfg):
+        raise CTMaskNetError(
+            f"{cfg.MODEL.WEIGHTS}: names whole scans and finds no lesions, so a slice alone has "
+            "nothing to draw; leave the weights out"
         )
     predictor = CTPredictor(cfg, lesions=ranks_boxes(cfg) or not classifies)
 

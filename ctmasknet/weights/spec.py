@@ -44,7 +44,12 @@ _STATED = re.compile(
     r"|INPUT\.(AUGMENTATION|CROP\b|MASK_FORMAT|RANDOM_FLIP|\w+_TRAIN))(MODEL|INPUT)\."
 )
 #: What only a classifier depends on.
-_CLASSIFIERS = ("MODEL.RANKED_BOXES.", "MODEL.IMAGE_HEAD.", "INPUT.CROP_TO_BODY")
+_CLASSIFIERS = (
+    "MODEL.RANKED_BOXES.",
+    "MODEL.IMAGE_HEAD.",
+    "INPUT.CROP_TO_BODY",
+    "INPUT.LUNGS_ONLY",
+)
 #: What the image head of a transfer may have of its own.
 _LEARNT_ANEW = ("image_classes", "num_boxes")
 #: Which of the lesions found are given out, and how: whoever looks at them may choose anew.

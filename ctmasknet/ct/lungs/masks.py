@@ -89,13 +89,25 @@ def _hu(one: CTSlice, window: Window | None) -> np.ndarray:
             f"{one.name}: is a picture, which states no HU to find lungs by; give the window "
             "CENTER,WIDTH in HU that it was made through, or leave out the search for lungs"
         )
+    check_shows_lungs(one.name, window)
+    return picture_hu(picture, window)
+
+
+def check_shows_lungs(name: str, window: Window) -> None:
+    """Raise :class:`CTMaskNetError`, which begins with ``name``, where a picture made through
+    ``window`` does not show where lungs are."""
     low, high = window.center_hu - window.width_hu / 2, window.center_hu + window.width_hu / 2
     if low > GAS_BELOW_HU - 50 or high < AIR_BELOW_HU + 50:
         raise CTMaskNetError(
-            f"{one.name}: the window {window.center_hu:g},{window.width_hu:g} HU does not tell air "
+            f"{name}: the window {window.center_hu:g},{window.width_hu:g} HU does not tell air "
             f"from lung and lung from tissue; it has to reach from {GAS_BELOW_HU - 50:g} to "
             f"{AIR_BELOW_HU + 50:g} HU"
         )
+
+
+def picture_hu(picture: np.ndarray, window: Window) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 -> (H, W) HU by the window that it was made through."""
+    low = window.center_hu - window.width_hu / 2
     grey = picture if picture.ndim == 2 else picture.max(axis=2)
     return low + grey.astype(np.float32) * (window.width_hu / 255)
 

@@ -47,22 +47,10 @@ class SliceClassifier(nn.Module):
                 f"MODEL.SLICE_NETWORK.NUM_OUTPUTS is {outputs}, but there are {classes} classes "
                 "(MODEL.IMAGE_HEAD.CLASSES); set it to 0, or to their number or more"
             )
-        size, crop = cfg.MODEL.SLICE_NETWORK.SIZE, cfg.MODEL.SLICE_NETWORK.CROP
-        if size and crop > size:
-            raise CTMaskNetError(
-                f"MODEL.SLICE_NETWORK.CROP is {crop} px, more than MODEL.SLICE_NETWORK.SIZE {size} "
-                "px; let it be at most that"
-            )
         return {
             "network": image_network(cfg.MODEL.SLICE_NETWORK.NAME, outputs),
             "num_classes": classes,
-            "pixels": SlicePixels(
-                size=size,
-                crop=crop,
-                squash=cfg.MODEL.SLICE_NETWORK.SQUASH,
-                mean=tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN),
-                std=tuple(value / 255 for value in cfg.MODEL.PIXEL_STD),
-            ),
+            "pixels": SlicePixels.from_config(cfg),
         }
 
     @property

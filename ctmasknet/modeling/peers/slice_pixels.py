@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as tvf
+
+from ctmasknet.errors import CTMaskNetError
 
 IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -29,6 +32,27 @@ class SlicePixels:
     squash: bool = False
     mean: tuple[float, ...] = IMAGENET_PIXELS[0]
     std: tuple[float, ...] = IMAGENET_PIXELS[1]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SlicePixels:
+        """As ``MODEL.SLICE_NETWORK``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` say.
+
+        Raises:
+            CTMaskNetError: a crop larger than the slice.
+        """
+        size, crop = cfg.MODEL.SLICE_NETWORK.SIZE, cfg.MODEL.SLICE_NETWORK.CROP
+        if size and crop > size:
+            raise CTMaskNetError(
+                f"MODEL.SLICE_NETWORK.CROP is {crop} px, more than MODEL.SLICE_NETWORK.SIZE {size} "
+                "px; let it be at most that"
+            )
+        return cls(
+            size=size,
+            crop=crop,
+            squash=cfg.MODEL.SLICE_NETWORK.SQUASH,
+            mean=tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN),
+            std=tuple(value / 255 for value in cfg.MODEL.PIXEL_STD),
+        )
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """(H, W) or (H, W, 3) uint8 -> (3, h, w) float32."""
