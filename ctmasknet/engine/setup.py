@@ -23,7 +23,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-import ctmasknet
 from ctmasknet.config import is_classifier, names_scans
 from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
@@ -43,13 +42,13 @@ from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.key_checks import check_keys
+from ctmasknet.model_zoo import get_config_file
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint
 from ctmasknet.weights.spec import put_stated, stated
 from ctmasknet.weights.timm_files import LITE0
 
-_CONFIGS = Path(ctmasknet.__file__).resolve().parent.parent / "configs"
 BEST_CHECKPOINT = f"{BEST}.pth"
 #: Key in epochs -> key in iterations that it sets.
 _UNITS = {
@@ -167,13 +166,14 @@ def inference_cfg(
         spec = read_spec(local_file(path))
     if not config_file and CONFIGURATION not in spec:
         # Imported weights name one of the repository's
-        config_file = _CONFIGS / Path(spec.get("config_file", "")).name
-        if not config_file.is_file():
+        try:
+            config_file = get_config_file(spec.get("config_file", ""))
+        except CTMaskNetError:
             raise CTMaskNetError(
                 f"{path}: does not state its configuration, as checkpoints of a training here do; "
                 f"add `config_file` {spec.get('config_file', 'configs/...')}, the one it was "
                 "trained or imported for"
-            )
+            ) from None
         file = read_cfg(config_file, overrides)
     if file is not None:
         task, _, _ = _TASKS[is_classifier(file)]

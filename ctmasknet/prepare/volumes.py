@@ -34,7 +34,9 @@ from ctmasknet.workers import map_in_processes
 _LOGGER = logging.getLogger(__name__)
 #: Why :func:`read_scans` leaves files out that lie beside CT in any export. Other reasons are those
 #: of a volume that would be missed.
-_BESIDE_CT = re.compile("a localizer|not CT|not axial|holds no image|in colour|no PNG, JPEG")
+_BESIDE_CT = re.compile(
+    "a localizer|a dose page|a screen shot|not CT|not axial|holds no image|in colour|no PNG, JPEG"
+)
 _EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima", *ITK_SUFFIXES)
 
 

@@ -55,6 +55,18 @@ class Frame:
     intercept: float
 
 
+#: Values of ImageType and FrameType that tell what a file is instead of a slice. DERIVED and
+#: SECONDARY do not: reformatted slices say so too.
+_NO_SLICES = {
+    "LOCALIZER": "localizer",
+    "DOSE_INFO": "dose page",
+    "DOSE INFO": "dose page",
+    "SCREEN SAVE": "screen shot",
+    "SCREEN_SAVE": "screen shot",
+    "SCREENSHOT": "screen shot",
+}
+
+
 def check_is_ct(header: Dataset, file: str) -> None:
     """Refuse what is no CT, is a localizer or is in colour, and values that begin above bit 0.
 
@@ -67,7 +79,7 @@ def check_is_ct(header: Dataset, file: str) -> None:
     if modality != "CT" and (modality or sop_class not in _CT_CLASSES):
         said = f"Modality is {modality}" if modality else "neither Modality nor SOP class says CT"
         raise UnsuitableFile(f"{file}: not CT ({said}); give CT slices")
-    _check_not_localizer(header.get("ImageType"), file)
+    _check_is_slice(header.get("ImageType"), file)
     if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") not in (
         "MONOCHROME1",
         "MONOCHROME2",
@@ -138,7 +150,7 @@ def _frame_offsets_mm(header: Dataset, count: int, file: str) -> list[float]:
 
 
 def _frame(stated: dict, offset_mm: float, file: str, rescale: Rescale | None) -> Frame:
-    _check_not_localizer(stated.get("FrameType"), file)
+    _check_is_slice(stated.get("FrameType"), file)
     tilt = _number(stated.get("GantryDetectorTilt") or 0, "GantryDetectorTilt", file)
     if abs(tilt) > AXIAL_TOLERANCE_DEGREES:
         raise UnsuitableFile(
@@ -175,10 +187,12 @@ def _frame(stated: dict, offset_mm: float, file: str, rescale: Rescale | None) -
     return Frame(affine, bool(stated.get("PixelSpacing")), slope, intercept)
 
 
-def _check_not_localizer(image_type: object, file: str) -> None:
+def _check_is_slice(image_type: object, file: str) -> None:
     values = [image_type] if isinstance(image_type, str) else list(image_type or ())
-    if any(str(value).strip().upper() == "LOCALIZER" for value in values):
-        raise UnsuitableFile(f"{file}: a localizer, not an axial slice")
+    for value in values:
+        kind = _NO_SLICES.get(str(value).strip().upper())
+        if kind:
+            raise UnsuitableFile(f"{file}: a {kind}, not an axial slice")
 
 
 def _items(dataset: Dataset, key: str) -> list[Dataset]:

@@ -230,6 +230,8 @@ def setting(**values):
         (setting(RescaleSlope="0"), "RescaleSlope is 0"),
         (setting(RescaleType="OD"), "gives OD, not HU"),
         (setting(ImageType=["DERIVED", "PRIMARY", "LOCALIZER"]), "localizer"),
+        (setting(ImageType=["DERIVED", "SECONDARY", "DOSE_INFO"]), "a dose page"),
+        (setting(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "a screen shot"),
         (without("ImageOrientationPatient"), "states no ImageOrientationPatient"),
         (without("ImagePositionPatient"), "states no ImagePositionPatient"),
         (setting(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "not axial, a sagittal plane"),
