@@ -153,7 +153,7 @@ def test_a_slice_that_is_not_what_its_set_says(slices, change, message):
 def test_several_processes_look_at_their_shares(slices, monkeypatch):
     cfg, entries = slices
     seen = []
-    monkeypatch.setattr(train_data, "_look_at", lambda entry, crop: seen.append(entry["file_name"]))
+    monkeypatch.setattr(train_data, "_look_at", lambda entry, **_: seen.append(entry["file_name"]))
     monkeypatch.setattr(train_data.comm, "get_world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(train_data.comm, "get_rank", lambda rank=rank: rank)

@@ -6,6 +6,7 @@ from ctmasknet.paper.peer_counts import PEER_NETWORKS, network_counts
 
 #: Parameters, and GMAC where a number is known from elsewhere.
 KNOWN = {
+    "COVIDNet-CT, look-alike": (1_793_152, 2.50),
     "COVNet, 3 classes": (23_514_179, None),
     "COVID-CT, DenseNet-169": (14_149_480, 3.36),
     "COVID-CT, ResNet-50": (25_557_032, 4.09),
