@@ -35,10 +35,9 @@ from ctmasknet.evaluation.pooling import (
 )
 from ctmasknet.evaluation.predictions import SlicePrediction, read_predictions_csv
 from ctmasknet.evaluation.report import PERCENT_METRICS
+from ctmasknet.evaluation.subgroups import SMALL_GROUP
 
 COMPARISON_FORMAT = "ctmasknet comparison 1"
-#: Fewer patients than these, and the report says that the figures say little.
-FEW_PATIENTS = 20
 
 
 def read_systems(
@@ -265,8 +264,8 @@ def comparison_text(comparison: Mapping[str, Any], against: str | None = None) -
     parts = []
     for level, counts in comparison["levels"].items():
         title = f"{level}: {counts['n']} of {counts['n_patients']} patients"
-        if counts["n_patients"] < FEW_PATIENTS:
-            title += f" (fewer than {FEW_PATIENTS}: these figures say little)"
+        if counts["n_patients"] < SMALL_GROUP:
+            title += f" (fewer than {SMALL_GROUP}: these figures say little)"
         rows = [[s["name"], *_figures(s, level)] for s in comparison["systems"]]
         pairs = [
             [f"{pair['first']} - {pair['second']}", *_differences(pair["levels"][level])]

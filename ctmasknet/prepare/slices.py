@@ -33,6 +33,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable
 from ctmasknet.prepare.class_lists import rows_of_class_folders, rows_of_class_lists
 from ctmasknet.prepare.classified import (
+    ClassifiedSlices,
     check_rows_tell_patients,
     read_class_folders,
     read_volume_list,
@@ -167,13 +168,9 @@ def prepare_slices(
         classes, found = read_volume_list(
             volume_list, images, classes, patient_pattern, every, on_bad, rescale, one_series
         )
-        if bool(shares) == any(found.split_of):
-            raise CTMaskNetError(
-                f"{volume_list}: needs either a column split or `split`, such as train:0.8,test:0.2"
-            )
-        check_rows_tell_patients(volume_list, found.unknown)
+        needed = "needs either a column split"
+        splits = _split_rows(found, volume_list, needed, shares, seed, placed)
         volumes = found.volumes
-        splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
         description = f"slices of {Path(volume_list).name}"
     elif class_lists or (class_folders and lists):
         if images is None or source:
@@ -188,14 +185,12 @@ def prepare_slices(
         else:
             classes, rows = rows_of_class_folders(images, class_folders, lists)
         named = ", ".join(dict.fromkeys(Path(where.rpartition(":")[0]).name for where, _ in rows))
-        found = take_rows(named, rows, images, classes, patient_pattern, every, on_bad, rescale)
-        if bool(shares) == any(found.split_of):
-            raise CTMaskNetError(
-                f"{named}: give either lists of each split or `split`, such as train:0.8,test:0.2"
-            )
-        check_rows_tell_patients(named, found.unknown)
+        found = take_rows(
+            named, rows, images, classes, patient_pattern, every, on_bad, rescale, one_series
+        )
+        needed = "give either lists of each split"
+        splits = _split_rows(found, named, needed, shares, seed, placed)
         volumes = found.volumes
-        splits = split_records(found.records, shares, seed, placed) if shares else found.splits()
         description = f"slices of {named}"
     elif class_folders:
         if images is None or not shares:
@@ -264,6 +259,21 @@ def prepare_slices(
         info["rescale"] = rescale if rescale == GREY else list(rescale)
     summary = _write(home, splits, list(classes), info, volumes, window, bad, verify, workers)
     return {**summary, "unlisted_images": unlisted, "excluded_slices": excluded}
+
+
+def _split_rows(
+    found: ClassifiedSlices,
+    name: str | os.PathLike,
+    needed: str,
+    shares: Mapping[str, float] | None,
+    seed: int,
+    placed: Mapping[str, str] | None,
+) -> Splits:
+    """The splits of rows: as they state themselves, or by ``shares``."""
+    if bool(shares) == any(found.split_of):
+        raise CTMaskNetError(f"{name}: {needed} or `split`, such as train:0.8,test:0.2")
+    check_rows_tell_patients(name, found.unknown)
+    return split_records(found.records, shares, seed, placed) if shares else found.splits()
 
 
 def split_records(

@@ -13,13 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.comparison import (
-    FEW_PATIENTS,
-    compare_systems,
-    comparison_text,
-    figure_of,
-    p_text,
-)
+from ctmasknet.evaluation.comparison import compare_systems, comparison_text, figure_of, p_text
+from ctmasknet.evaluation.subgroups import SMALL_GROUP
 from ctmasknet.files import atomic_write, check_writable, read_json, write_json, writing
 from ctmasknet.report.forms import comparison_form
 from ctmasknet.report.source import find_predictions, read_run
@@ -98,7 +93,7 @@ def comparison_section(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "level": level,
             "counts": counts,
-            "few": counts["n_patients"] < FEW_PATIENTS,
+            "few": counts["n_patients"] < SMALL_GROUP,
             "columns": list(_SHOWN.values()),
             "rows": [
                 (s["name"], [figure_of(m, s["levels"][level][m]) for m in _SHOWN])

@@ -49,14 +49,25 @@ def dice_by_level(lesion_map: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Returns:
         (256,) float64 in 0..1, for the levels 1, 254/255, ... 0.
     """
-    values = np.asarray(lesion_map, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    scaled = scaled_map(lesion_map)
     # The first level that a pixel reaches, then everything at once by counting.
     first = np.searchsorted(-_LEVELS, -scaled)
     predicted = np.cumsum(np.bincount(first.ravel(), minlength=len(_LEVELS)))
     hit = np.cumsum(np.bincount(first[truth], minlength=len(_LEVELS)))
     return 2.0 * hit / np.maximum(predicted + int(truth.sum()), 1)
+
+
+def scaled_map(lesion_map: np.ndarray) -> np.ndarray:
+    """(H, W) float64 scores so that the lowest is 0 and the highest 1; zeros where all are one."""
+    values = np.asarray(lesion_map, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def mean_absolute_error(lesion_map: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over px of what separates the scaled map (H, W) from the truth (H, W), 0..1, as Inf-Net
+    prints beside its Dice."""
+    return float(np.abs(scaled_map(lesion_map) - truth).mean())
 
 
 def dice_at(lesion_map: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> float:

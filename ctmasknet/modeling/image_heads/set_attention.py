@@ -14,6 +14,13 @@ from ctmasknet.modeling.ranked_boxes import RankedBoxes, RowLayout, first_rows
 _LEAST_SCORE = 1e-4
 
 
+def _standardized(norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
+    """``norm`` of (n, D); one value alone, which has no variance, by the running statistics."""
+    if norm.training and len(values) < 2:
+        return (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    return norm(values)
+
+
 class RowStandardization(nn.Module):
     """Zero mean and unit variance of every column over the boxes of a batch, in evaluation over
     those of training; rows that repeat a box, or stand for none, become zero.
@@ -28,13 +35,7 @@ class RowStandardization(nn.Module):
 
     def forward(self, rows: Tensor, first: Tensor) -> Tensor:
         """(B, N, D) rows, (B, N) which of them are boxes -> (B, N, D)."""
-        boxes = rows[first]
-        if len(boxes) > 1 or not self.training:
-            boxes = self.norm(boxes)
-        else:  # one box has no variance
-            boxes = (boxes - self.norm.running_mean) / (
-                self.norm.running_var + self.norm.eps
-            ).sqrt()
+        boxes = _standardized(self.norm, rows[first])
         return torch.zeros_like(rows).masked_scatter(first[..., None], boxes.to(rows.dtype))
 
 
@@ -151,13 +152,7 @@ class LesionCountImageHead(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(B, N, D) packed rows -> (B, C) logits."""
         counts = self.counts(self.layout.unpack(rows))
-        if self.training and len(counts) < 2:  # one slice has no variance
-            counts = (counts - self.norm.running_mean) / (
-                self.norm.running_var + self.norm.eps
-            ).sqrt()
-        else:
-            counts = self.norm(counts)
-        return self.logits(self.hidden(counts))
+        return self.logits(self.hidden(_standardized(self.norm, counts)))
 
     def counts(self, found: RankedBoxes) -> Tensor:
         """(B, 3 L): number, sum of areas and largest area above each of the L levels."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.meta_arch import slice_labels
 from ctmasknet.modeling.peers.graph_network import Graph, GraphNetwork
-from ctmasknet.modeling.peers.slice_classifier import log_odds
+from ctmasknet.modeling.peers.slice_classifier import log_odds, named
 
 _BLUR_PX, _EROSION_PX = 5, 7
 
@@ -104,10 +104,7 @@ class COVIDNetCT(nn.Module):
         if self.training:
             labels = torch.tensor(slice_labels(batched_inputs, self.num_classes))
             return {"loss_image": F.cross_entropy(outputs, labels.to(outputs.device))}
-        return [
-            {"logits": one, "scores": one.sigmoid(), "pred_class": int(one.argmax())}
-            for one in log_odds(outputs.detach())
-        ]
+        return [named(one) for one in log_odds(outputs.detach())]
 
     def _pixels(self, item: dict[str, Any]) -> Tensor:
         """(h, w, 3) float32, 0..1: grey, cut to the body, resized without antialiasing."""

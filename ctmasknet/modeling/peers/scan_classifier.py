@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.meta_arch import slice_labels
 from ctmasknet.modeling.peers.covnet import COVNet
-from ctmasknet.modeling.peers.slice_classifier import log_odds
+from ctmasknet.modeling.peers.slice_classifier import SliceClassifier, log_odds, named
 from ctmasknet.modeling.peers.slice_pixels import SlicePixels
 
 #: Slices that go through the network at once where they do not share statistics.
@@ -23,7 +22,7 @@ _AT_ONCE = 16
 
 
 @META_ARCH_REGISTRY.register()
-class ScanClassifier(nn.Module):
+class ScanClassifier(SliceClassifier):
     """COVNet on scans. Inputs are slices; those of one ``patient`` and ``scan`` are seen together,
     and each of them is given its scan's logits: no slice is named by itself.
 
@@ -31,17 +30,10 @@ class ScanClassifier(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, network: COVNet, num_classes: int, pixels: SlicePixels):
-        """
-        Args:
-            network: (S, 3, h, w) slices of a scan -> (C,).
-            num_classes: C, 2 or more.
-            pixels: makes the network's input of a slice.
-        """
-        super().__init__()
-        self.network = network
-        self.num_classes = num_classes
-        self.pixels = pixels
+    def __init__(self, **kwargs):
+        """Arguments as :class:`SliceClassifier`, but ``network`` is a :class:`COVNet`: (S, 3, h, w)
+        slices of a scan -> (C,)."""
+        super().__init__(**kwargs)
 
     @classmethod
     def from_config(cls, cfg):
@@ -59,10 +51,6 @@ class ScanClassifier(nn.Module):
                 "resnet18, resnet50, ..."
             ) from None
         return {"network": covnet, "num_classes": classes, "pixels": SlicePixels.from_config(cfg)}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]):
         """
@@ -93,11 +81,7 @@ class ScanClassifier(nn.Module):
         found: list[dict[str, Any]] = [{} for _ in batched_inputs]
         for logits, members in zip(log_odds(outputs.detach()), scans.values(), strict=True):
             for index in members:
-                found[index] = {
-                    "logits": logits,
-                    "scores": logits.sigmoid(),
-                    "pred_class": int(logits.argmax()),
-                }
+                found[index] = named(logits)
         return found
 
     def _outputs(self, scan: Sequence[dict[str, Any]]) -> Tensor:
@@ -117,14 +101,9 @@ class ScanClassifier(nn.Module):
         ]
         return self.network.classifer(torch.stack(parts).amax(0)).float()
 
-    def _images(self, slices: Sequence[dict[str, Any]]) -> Tensor:
-        images = []
-        for item in slices:
-            values = item["image"].cpu().numpy()
-            images.append(self.pixels(np.rint(values).astype(np.uint8).transpose(1, 2, 0)))
-        if len({image.shape for image in images}) > 1:
-            raise CTMaskNetError(
-                f"{slices[0].get('file_name', 'a scan')}: slices of its scan differ in size; set "
-                "MODEL.SLICE_NETWORK.CROP, or MODEL.SLICE_NETWORK.SQUASH True"
-            )
-        return torch.stack(images).to(self.device)
+    def _unlike_sizes(self, batched_inputs: Sequence[dict[str, Any]]) -> str:
+        first = batched_inputs[0].get("file_name", "a scan")
+        return (
+            f"{first}: slices of its scan differ in size; set MODEL.SLICE_NETWORK.CROP, or "
+            "MODEL.SLICE_NETWORK.SQUASH True"
+        )

@@ -72,15 +72,11 @@ class SliceClassifier(nn.Module):
             CTMaskNetError: in training, an input has no label or one outside 0..C-1; slices that
                 are unlike in size after ``pixels``.
         """
-        outputs = self.network(self._images(batched_inputs).to(self.device)).float()
+        outputs = self.network(self._images(batched_inputs)).float()
         if self.training:
             labels = torch.tensor(slice_labels(batched_inputs, self.num_classes))
             return {"loss_image": F.cross_entropy(outputs, labels.to(outputs.device))}
-        logits = log_odds(outputs.detach())[:, : self.num_classes]
-        return [
-            {"logits": one, "scores": one.sigmoid(), "pred_class": int(one.argmax())}
-            for one in logits
-        ]
+        return [named(one) for one in log_odds(outputs.detach())[:, : self.num_classes]]
 
     def _images(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
         images = []
@@ -88,12 +84,19 @@ class SliceClassifier(nn.Module):
             values = item["image"].cpu().numpy()
             images.append(self.pixels(np.rint(values).astype(np.uint8).transpose(1, 2, 0)))
         if len({image.shape for image in images}) > 1:
-            raise CTMaskNetError(
-                "slices of a batch differ in size; set MODEL.SLICE_NETWORK.CROP, or "
-                "MODEL.SLICE_NETWORK.SQUASH True, or SOLVER.IMS_PER_BATCH and "
-                "TEST.IMS_PER_BATCH to 1"
-            )
-        return torch.stack(images)
+            raise CTMaskNetError(self._unlike_sizes(batched_inputs))
+        return torch.stack(images).to(self.device)
+
+    def _unlike_sizes(self, batched_inputs: Sequence[dict[str, Any]]) -> str:
+        return (
+            "slices of a batch differ in size; set MODEL.SLICE_NETWORK.CROP, or "
+            "MODEL.SLICE_NETWORK.SQUASH True, or SOLVER.IMS_PER_BATCH and TEST.IMS_PER_BATCH to 1"
+        )
+
+
+def named(logits: Tensor) -> dict[str, Any]:
+    """What a classifier answers for a slice of (C,) log-odds."""
+    return {"logits": logits, "scores": logits.sigmoid(), "pred_class": int(logits.argmax())}
 
 
 def log_odds(outputs: Tensor) -> Tensor:
