@@ -87,6 +87,13 @@ def test_lung_first_then_thin_and_no_projection(tmp_path):
     assert found["1.2.3.5"] == (True, "")
 
 
+def test_a_soft_tissue_series_goes_before_a_projection_with_a_lung_kernel(tmp_path):
+    mip = ["DERIVED", "SECONDARY", "AXIAL", "MIP"]
+    series(tmp_path, 1, ConvolutionKernel="B31f", SliceThickness=5)
+    series(tmp_path, 2, ConvolutionKernel="B70f", SliceThickness=1, ImageType=mip)
+    assert [counts for counts, _ in chosen(tmp_path).values()] == [True, False]
+
+
 def test_without_a_stated_thickness_the_distance_of_the_slices_tells(tmp_path):
     series(tmp_path, 1, ConvolutionKernel="LUNG", SliceThickness=10)
     series(tmp_path, 2, ConvolutionKernel="LUNG", SliceThickness=None)
