@@ -22,6 +22,7 @@ from ctmasknet.evaluation.validation_fit import POOLINGS
 from ctmasknet.overrides import OverrideParser
 from ctmasknet.predict.command import predict_from_command_line
 from ctmasknet.predict.run import MASKS
+from ctmasknet.report.viewer import write_viewers
 
 
 def parse(argv=None):
@@ -60,6 +61,11 @@ def parse(argv=None):
     )
     add("--overlays", action="store_true", help="pictures of the slices that have a lesion")
     add(
+        "--viewer",
+        action="store_true",
+        help="a page a patient with all slices, lesions and scores, in OUTPUT/viewer",
+    )
+    add(
         "--score-threshold",
         type=float,
         default=0.75,
@@ -87,9 +93,16 @@ def parse(argv=None):
     return args
 
 
+def predict(args):
+    summary = predict_from_command_line(args)
+    if args.viewer and summary is not None:
+        pages = write_viewers(args.output, images=args.input)
+        print(f"{len(pages) - 1} pages of slices, listed in {pages[-1]}")
+
+
 @command_line(go_on="the same command with `resume` goes on")
 def main(argv=None):
-    launch(predict_from_command_line, parse(argv))
+    launch(predict, parse(argv))
 
 
 if __name__ == "__main__":

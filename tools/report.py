@@ -7,6 +7,10 @@ The first draws lesions with the model of the run (--weights, or OUTPUT_DIR as a
 another); the second takes pictures made before. report.json of tools/evaluate_predictions.py is
 used where it lies in FOLDER/report or is named by --evaluation, burden.json of
 tools/lesion_burden.py where it lies in FOLDER/burden or is named by --burden.
+
+    python tools/report.py output/predicted --viewer --images /data/scans
+
+also writes FOLDER/viewer: a page a patient with all slices, lesions and scores, and a list.
 """
 
 import argparse
@@ -15,6 +19,7 @@ from pathlib import Path
 
 from ctmasknet.errors import command_line
 from ctmasknet.report import write_report
+from ctmasknet.report.viewer import write_viewers
 
 
 @command_line
@@ -35,6 +40,9 @@ def main(argv=None):
     parser.add_argument("--comparison", help="folder of tools/compare.py, to be shown too")
     parser.add_argument("--images", help="folder below which the slices lie")
     parser.add_argument(
+        "--viewer", action="store_true", help="of a prediction: all slices too, in FOLDER/viewer"
+    )
+    parser.add_argument(
         "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"
     )
     parser.add_argument("--gallery", type=int, default=24, help="slices shown, default: 24")
@@ -43,9 +51,13 @@ def main(argv=None):
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)
     options = vars(args)
-    folder, output = options.pop("folder"), options.pop("output")
-    path = write_report(folder, output or Path(folder) / "report.html", **options)
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    folder, output, viewer = (options.pop(name) for name in ("folder", "output", "viewer"))
+    paths = [write_report(folder, output or Path(folder) / "report.html", **options)]
+    if viewer:
+        names = ("images", "config_file", "weights", "opts")
+        paths += write_viewers(folder, **{name: options[name] for name in names})
+    for path in paths:
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from PIL import Image
 
 from ctmasknet.config import is_classifier, names_scans, ranks_boxes
@@ -41,7 +42,7 @@ from ctmasknet.predict.shown import read_entry
 from ctmasknet.report.source import json_lines, run_folders
 
 #: Number of a slice inside its file, as :class:`CTSlice` names it.
-_FRAME = re.compile(r"#\d{4,}$")
+FRAME_NUMBER = re.compile(r"#\d{4,}$")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class SliceFiles:
         entry = self._entries.get(file)
         if entry is not None and os.path.isfile(entry["file_name"]):
             return FoundSlice(entry, read_entry(entry))
-        name = _FRAME.sub("", file)
+        name = FRAME_NUMBER.sub("", file)
         for path in [*(one / name for one in self._folders), Path(name)]:
             if not path.is_file():
                 continue
@@ -342,6 +343,33 @@ def evidence_painter(
         CTMaskNetError: see :func:`inference_cfg` and :class:`CTPredictor`; other classes. The
             painter raises it for a slice that the model scores otherwise than reported.
     """
+    predictor, cfg = _of_these_classes(config_file, opts, run, class_names, weights)
+    classifies = is_classifier(cfg)
+
+    def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
+        item = predictor.mapped(slice_.entry, slice_.pixels)
+        (found,) = predictor.predict([item])
+        pixels = as_rgb(slice_.pixels, item.get("crop_box"))
+        drawn = [_lesions(pixels, found, predictor.lesion_classes)] if predictor.lesions else []
+        if classifies:
+            _check_same_scores(cfg, row.file, found, row.scores)
+        if ranks_boxes(cfg):
+            head = predictor.model.image_head
+            drawn.append(_box_weights(pixels, found, head, row.pred, class_names))
+        return drawn
+
+    return paint
+
+
+def _of_these_classes(
+    config_file: str,
+    opts: Sequence[str],
+    run: str | os.PathLike,
+    class_names: Sequence[str],
+    weights: str | None,
+) -> tuple[CTPredictor, CfgNode]:
+    """The model that shows what is behind predictions, and its configuration; see
+    :func:`evidence_painter`."""
     opts = list(opts)
     named = weights or {"MODEL.WEIGHTS", "OUTPUT_DIR"} & set(opts[::2])
     folders = [] if named else run_folders(Path(run))
@@ -360,26 +388,59 @@ def evidence_painter(
             f"{cfg.MODEL.WEIGHTS}: names whole scans and finds no lesions, so a slice alone has "
             "nothing to draw; leave the weights out"
         )
-    predictor = CTPredictor(cfg, lesions=ranks_boxes(cfg) or not classifies)
+    return CTPredictor(cfg, lesions=ranks_boxes(cfg) or not classifies), cfg
 
-    def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
-        item = predictor.mapped(slice_.entry, slice_.pixels)
+
+def _check_same_scores(
+    cfg: CfgNode, file: str, found: Mapping[str, Any], scores: Sequence[float]
+) -> None:
+    gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(scores)).max()
+    if gap > _SAME_SCORE:
+        raise CTMaskNetError(
+            f"{file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
+            f"(by {gap:.2f}); give the weights that made them"
+        )
+
+
+def boxes_that_moved(
+    config_file: str,
+    opts: Sequence[str],
+    run: str | os.PathLike,
+    class_names: Sequence[str],
+    weights: str | None = None,
+) -> Callable[[Mapping[str, Any], CTSlice], list[list[float]]]:
+    """Load the model and return what tells the boxes that moved a slice's called class most.
+
+    Args:
+        config_file, opts, run, class_names, weights: as of :func:`evidence_painter`.
+
+    Returns:
+        (line of the slice in ``predictions.jsonl``, the slice) -> [x0, y0, x1, y1 (px), weight] of
+        at most five boxes, the heaviest first.
+
+    Raises:
+        CTMaskNetError: as of :func:`evidence_painter`; a model that ranks no boxes.
+    """
+    predictor, cfg = _of_these_classes(config_file, opts, run, class_names, weights)
+    if not ranks_boxes(cfg):
+        raise CTMaskNetError(
+            f"{cfg.MODEL.WEIGHTS}: its classes do not come of ranked boxes; leave the weights out"
+        )
+    window = Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU)
+
+    def tell(line: Mapping[str, Any], source: CTSlice) -> list[list[float]]:
+        item = predictor.mapped({"file_name": line["file"]}, as_rgb(source.pixels(window)))
         (found,) = predictor.predict([item])
-        pixels = as_rgb(slice_.pixels, item.get("crop_box"))
-        drawn = [_lesions(pixels, found, predictor.lesion_classes)] if predictor.lesions else []
-        if classifies:
-            gap = np.abs(np.asarray(found["scores"].tolist()) - np.asarray(row.scores)).max()
-            if gap > _SAME_SCORE:
-                raise CTMaskNetError(
-                    f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
-                    f"(by {gap:.2f}); give the weights that made them"
-                )
-        if ranks_boxes(cfg):
-            head = predictor.model.image_head
-            drawn.append(_box_weights(pixels, found, head, row.pred, class_names))
-        return drawn
+        scores = line["scores"]
+        _check_same_scores(cfg, line["file"], found, [scores[name] for name in class_names])
+        target = list(class_names).index(line["pred"])
+        boxes, weights = _boxes_and_weights(found, predictor.model.image_head, target)
+        return [
+            [*(round(side, 1) for side in boxes[one].tolist()), round(float(weights[one]), 3)]
+            for one in heaviest(weights, _MOST)
+        ]
 
-    return paint
+    return tell
 
 
 def _lesions(
@@ -394,6 +455,15 @@ def _lesions(
     return draw_lesions(pixels, best, lesion_classes, labels=False), caption
 
 
+def _boxes_and_weights(
+    found: Mapping[str, Any], head: torch.nn.Module, target: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) ranked boxes in px, and (n,) how far each moved the logit of class ``target``."""
+    ranked = found["ranked_instances"]
+    weights = attribute(head, head_rows(found), len(ranked)).weights[:, target]
+    return ranked.pred_boxes.tensor.cpu().numpy(), weights.cpu().numpy()
+
+
 def _box_weights(
     pixels: np.ndarray,
     found: Mapping[str, Any],
@@ -401,9 +471,7 @@ def _box_weights(
     target: int,
     class_names: Sequence[str],
 ) -> tuple[np.ndarray, str]:
-    ranked = found["ranked_instances"]
-    weights = attribute(head, head_rows(found), len(ranked)).weights[:, target].cpu().numpy()
-    boxes = ranked.pred_boxes.tensor.cpu().numpy()
+    boxes, weights = _boxes_and_weights(found, head, target)
     caption = f"boxes that moved {class_names[target]} most, solid for, dashed against; {CAVEAT}"
     if not len(heaviest(weights, _MOST)):
         caption = f"no box moved {class_names[target]}"
