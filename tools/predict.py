@@ -13,11 +13,12 @@ with --resume. With --num-gpus, or under torchrun, processes share the scans.
 """
 
 import argparse
+import os
 import sys
 
 from ctmasknet.ct.lungs.masks import LUNG_WAYS
 from ctmasknet.engine.processes import launch
-from ctmasknet.errors import command_line
+from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.evaluation.validation_fit import POOLINGS
 from ctmasknet.overrides import OverrideParser
 from ctmasknet.predict.command import predict_from_command_line
@@ -93,16 +94,18 @@ def parse(argv=None):
     return args
 
 
-def predict(args):
-    summary = predict_from_command_line(args)
-    if args.viewer and summary is not None:
-        pages = write_viewers(args.output, images=args.input)
-        print(f"{len(pages) - 1} pages of slices, listed in {pages[-1]}")
-
-
 @command_line(go_on="the same command with `resume` goes on")
 def main(argv=None):
-    launch(predict, parse(argv))
+    args = parse(argv)
+    if args.viewer and (args.num_machines > 1 or "LOCAL_RANK" in os.environ):
+        raise CTMaskNetError(
+            "`viewer`: not written under torchrun or by several machines; leave it out, and use "
+            "tools/report.py --viewer when all of them are done"
+        )
+    launch(predict_from_command_line, args)
+    if args.viewer:
+        pages = write_viewers(args.output, images=args.input)
+        print(f"{len(pages) - 1} pages of slices, listed in {pages[-1]}")
 
 
 if __name__ == "__main__":

@@ -113,3 +113,17 @@ def test_room_that_may_not_suffice_is_told(
         told = capfd.readouterr()
         lack = f"{tmp_path / 'out'}: overlays of all slices need about 2.4 MB, and the disk has 0.1"
         assert (lack in told.err + told.out) == is_told
+
+
+def test_a_viewer_of_all_slices_is_written_and_goes_with_its_prediction(
+    classifier, scans, tmp_path, tool
+):
+    output = tmp_path / "out"
+    options = ("--lesions", "--viewer")
+    assert tool(*words(classifier, [scans / "a_dicom"], output, *options))[0] == 0
+    assert [one.name for one in (output / "viewer").glob("*.html") if "index" in one.name]
+    assert len(list((output / "viewer").glob("*.html"))) == 2
+    (output / "burden").mkdir()
+    (output / "burden" / "burden.json").write_text("{}")
+    assert tool(*words(classifier, [scans / "a_dicom"], output, "--overwrite"))[0] == 0
+    assert not (output / "viewer").exists() and not (output / "burden").exists()

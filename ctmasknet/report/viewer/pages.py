@@ -36,7 +36,7 @@ from ctmasknet.report.viewer.slices import (
     choose_coding,
     lesion_data,
     pixels_of,
-    spread,
+    spread_indices,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def _coding(page: _Page, sources: Mapping[str, CTSlice]) -> Coding:
     """How pictures are written, so that the page stays small."""
     there = [sources[s["file"]] for scan in page.scans for s in scan.slices if s["file"] in sources]
     samples = []
-    for index in spread(len(there)):
+    for index in spread_indices(len(there)):
         try:
             samples.append(pixels_of(there[index]).grey)
         except CTMaskNetError:

@@ -42,14 +42,14 @@ def levels_of_hu(hu: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class SlicePixels:
+class ShownPixels:
     """``grey`` is (H, W) uint8, levels of HU where ``is_hu``; (H, W, 3) of a picture in colour."""
 
     grey: np.ndarray
     is_hu: bool
 
 
-def pixels_of(source: CTSlice) -> SlicePixels:
+def pixels_of(source: CTSlice) -> ShownPixels:
     """A slice as a viewer shows it.
 
     Raises:
@@ -57,8 +57,8 @@ def pixels_of(source: CTSlice) -> SlicePixels:
     """
     picture = source.source.read_picture(source.frame)
     if picture is not None:
-        return SlicePixels(picture, is_hu=False)
-    return SlicePixels(levels_of_hu(source.hu()), is_hu=True)
+        return ShownPixels(picture, is_hu=False)
+    return ShownPixels(levels_of_hu(source.hu()), is_hu=True)
 
 
 class SliceFinder:
@@ -139,7 +139,7 @@ def choose_coding(samples: Sequence[np.ndarray], count: int, most_bytes: float) 
     return coding
 
 
-def spread(count: int) -> list[int]:
+def spread_indices(count: int) -> list[int]:
     """Indices of a few of ``count`` slices, to guess from."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, _SAMPLES))})
 
