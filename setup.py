@@ -21,6 +21,7 @@ setup(
         "ctmasknet.model_zoo.configs": ["*.yaml", "*/*.yaml"],
         "ctmasknet.paper": ["published.json"],
         "ctmasknet.report": ["assets/*"],
+        "ctmasknet.serve": ["assets/*"],
     },
     entry_points={"console_scripts": ["ctmasknet = ctmasknet_tools:main"]},
     python_requires=">=3.10",
@@ -52,5 +53,6 @@ setup(
         "onnx": ["onnx", "onnxruntime"],
         "peers": ["segmentation-models-pytorch", "timm"],
         "seg": ["highdicom"],
+        "serve": ["flask", "waitress"],
     },
 )

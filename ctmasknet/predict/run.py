@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -50,6 +51,7 @@ from ctmasknet.predict.shards import Shard, Shards, shards_of
 
 #: Kinds of label volumes, and what their files end with.
 MASKS = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}
+#: Between lines of progress; the environment can ask for more of them.
 _LOG_SECONDS = 30.0
 #: With fewer units than this for each process, their shards are dealt out instead.
 _UNITS_A_PROCESS = 8
@@ -347,6 +349,8 @@ class _Progress:
     def __init__(self, units: int, rank: int, world: int):
         self._units, self._who = units, f"process {rank + 1} of {world}: " if world > 1 else ""
         self._is_main, self._count, self._reached = rank == 0, 0, 0
+        asked = os.environ.get("CTMASKNET_LOG_SECONDS", "")
+        self._log_seconds = float(asked) if asked.isdigit() else _LOG_SECONDS
 
     def start(self) -> None:
         self._start = self._logged = self._last = time.monotonic()
@@ -367,7 +371,7 @@ class _Progress:
         self._count += 1
         self._last = time.monotonic()
         self._bar.update()
-        if self._bar.disable and self._last - self._logged >= _LOG_SECONDS:
+        if self._bar.disable and self._last - self._logged >= self._log_seconds:
             self._logged = self._last
             logging.getLogger(__name__).info(
                 "%s%d slices, %.1f slices/s, input unit %d of %d",

@@ -1,9 +1,6 @@
 """A run of 1,000 slices with validation and pictures, its report, and a browser to open it in."""
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,13 +14,8 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.evaluation.predictions import write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.report import write_report
+from tests.helpers.browser import browser  # noqa: F401
 from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
-
-_FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-    *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--window-size=1280,1000"),
-)
 
 
 class _Page(HTMLParser):
@@ -138,27 +130,3 @@ def unlabelled_folder(tmp_path_factory, simulated_rows) -> Path:
     rows = [replace(row, patient="", scan="") if row.patient == "0" else row for row in rows]
     write_predictions_csv(folder / "predictions.csv", rows, IMAGE_CLASSES)
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium, or a skip that says what is missing."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    chromium = os.environ.get("CTMASKNET_CHROMIUM") or shutil.which("chromium")
-    driver_path = os.environ.get("CTMASKNET_CHROMEDRIVER") or shutil.which("chromedriver")
-    if not chromium or not driver_path:
-        pytest.skip(
-            "no chromium and chromedriver here; install them, or name them in CTMASKNET_CHROMIUM "
-            "and CTMASKNET_CHROMEDRIVER"
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service(driver_path))
-        yield driver
-        driver.quit()

@@ -1,0 +1,1 @@
+from tests.helpers.browser import browser  # noqa: F401
