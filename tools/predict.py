@@ -22,7 +22,9 @@ from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.evaluation.validation_fit import POOLINGS
 from ctmasknet.overrides import OverrideParser
 from ctmasknet.predict.command import predict_from_command_line
+from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.run import MASKS
+from ctmasknet.report.dicom_sr import write_structured_reports
 from ctmasknet.report.viewer import write_viewers
 
 
@@ -67,6 +69,11 @@ def parse(argv=None):
         help="a page a patient with all slices, lesions and scores, in OUTPUT/viewer",
     )
     add(
+        "--sr",
+        action="store_true",
+        help="with --burden: DICOM measurement reports of DICOM series, in OUTPUT/sr",
+    )
+    add(
         "--score-threshold",
         type=float,
         default=0.75,
@@ -97,12 +104,18 @@ def parse(argv=None):
 @command_line(go_on="the same command with `resume` goes on")
 def main(argv=None):
     args = parse(argv)
-    if args.viewer and (args.num_machines > 1 or "LOCAL_RANK" in os.environ):
+    if (args.viewer or args.sr) and (args.num_machines > 1 or "LOCAL_RANK" in os.environ):
         raise CTMaskNetError(
-            "`viewer`: not written under torchrun or by several machines; leave it out, and use "
-            "tools/report.py --viewer when all of them are done"
+            "`viewer`, `sr`: not written under torchrun or by several machines; leave them out, "
+            "and use tools/report.py when all of them are done"
         )
+    if args.sr and not args.burden:
+        raise CTMaskNetError("`sr`: needs the volumes of lesions; give `burden` too")
+    if args.sr:
+        require_highdicom("`sr`")
     launch(predict_from_command_line, args)
+    if args.sr:
+        print(f"{len(write_structured_reports(args.output, images=args.input))} reports in sr")
     if args.viewer:
         pages = write_viewers(args.output, images=args.input)
         print(f"{len(pages) - 1} pages of slices, listed in {pages[-1]}")

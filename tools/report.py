@@ -18,13 +18,15 @@ import sys
 from pathlib import Path
 
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import OverrideParser
 from ctmasknet.report import write_report
+from ctmasknet.report.dicom_sr import write_structured_reports
 from ctmasknet.report.viewer import write_viewers
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -40,6 +42,11 @@ def main(argv=None):
     parser.add_argument("--comparison", help="folder of tools/compare.py, to be shown too")
     parser.add_argument("--images", help="folder below which the slices lie")
     parser.add_argument(
+        "--sr",
+        action="store_true",
+        help="of a prediction with burden: DICOM measurement reports, in FOLDER/sr",
+    )
+    parser.add_argument(
         "--viewer", action="store_true", help="of a prediction: all slices too, in FOLDER/viewer"
     )
     parser.add_argument(
@@ -48,11 +55,14 @@ def main(argv=None):
     parser.add_argument("--gallery", type=int, default=24, help="slices shown, default: 24")
     parser.add_argument("--weights", help="file of the model that draws lesions")
     parser.add_argument("--config-file", default="", help="of the model that draws lesions")
-    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE overrides of the config")
     args = parser.parse_args(argv)
     options = vars(args)
-    folder, output, viewer = (options.pop(name) for name in ("folder", "output", "viewer"))
+    folder, output, viewer, sr = (
+        options.pop(name) for name in ("folder", "output", "viewer", "sr")
+    )
     paths = [write_report(folder, output or Path(folder) / "report.html", **options)]
+    if sr:
+        paths += write_structured_reports(folder, images=options["images"])
     if viewer:
         names = ("images", "config_file", "weights", "opts")
         paths += write_viewers(folder, **{name: options[name] for name in names})

@@ -124,7 +124,7 @@ def _simple_itk(file: str):
     except ImportError:
         raise CTMaskNetError(
             f"{file}: reading MetaImage and NRRD needs SimpleITK, which is not installed: "
-            'pip install "ctmasknet[itk]"'
+            "pip install SimpleITK"
         ) from None
     return SimpleITK
 

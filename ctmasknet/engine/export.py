@@ -186,5 +186,5 @@ def _package(name: str):
         return __import__(name)
     except ImportError:
         raise CTMaskNetError(
-            f"{name} is not installed; `pip install 'ctmasknet[onnx]'`, or write a .pt2 file"
+            f"{name} is not installed; `pip install onnx onnxruntime`, or write a .pt2 file"
         ) from None

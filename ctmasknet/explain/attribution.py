@@ -210,7 +210,7 @@ def _captum() -> Callable:
         from captum.attr import IntegratedGradients
     except ImportError as error:
         raise CTMaskNetError(
-            "integrated gradients need captum; install it with `pip install "
-            "'ctmasknet[attribution]'`, or choose the method occlusion"
+            "integrated gradients need captum; install it with `pip install captum`, "
+            "or choose the method occlusion"
         ) from error
     return IntegratedGradients

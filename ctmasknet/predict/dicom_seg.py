@@ -60,8 +60,11 @@ _REFERENCES = {
 }
 
 
-def require_highdicom():
+def require_highdicom(asked: str = "`masks` dicom-seg"):
     """highdicom's package.
+
+    Args:
+        asked: what needs it, for the message.
 
     Raises:
         CTMaskNetError: it is not installed; names the extra.
@@ -70,8 +73,7 @@ def require_highdicom():
         return importlib.import_module("highdicom")
     except ImportError as error:
         raise CTMaskNetError(
-            "`masks` dicom-seg needs highdicom, which is not installed: pip install "
-            "'ctmasknet[seg]'"
+            f"{asked} needs highdicom, which is not installed: pip install highdicom"
         ) from error
 
 

@@ -36,7 +36,7 @@ _FORMAT = "ctmasknet prediction 1"
 #: Everything a prediction writes beside its manifest, and what is made of that.
 WRITTEN = (
     *("predictions.csv", "predictions.jsonl", "lesions.json", "bad_slices.json", "run.json"),
-    *("masks", "overlays", "burden", "viewer"),
+    *("masks", "overlays", "burden", "sr", "viewer"),
 )
 #: A run's states. One that was killed while it removed what an earlier run left has to go on with
 #: that, or it would take the earlier run's results for its own. One that failed before anything was

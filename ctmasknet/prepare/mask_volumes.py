@@ -125,7 +125,7 @@ def _read_seg(file: str, labels: Mapping[int, str], segments: Mapping[str, str])
     except ImportError:
         raise CTMaskNetError(
             f"{file}: reading DICOM-SEG needs highdicom, which is not installed: "
-            'pip install "ctmasknet[seg]"'
+            "pip install highdicom"
         ) from None
     if seg_series(file) is None:
         raise CTMaskNetError(f"{file}: no DICOM-SEG, NIfTI, MetaImage or NRRD; give a label mask")

@@ -7,6 +7,7 @@ of its own, which are ended when their time is up.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -24,7 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import read_json
 
 _LOGGER = logging.getLogger(__name__)
 #: What a stored file may end with; all others are stored without an ending, as DICOM often is.
@@ -330,9 +333,14 @@ def _zip(job: Job) -> None:
 
 
 def _reason(job: Job) -> str:
-    """The last line that a run said, in the names that the files were given."""
+    """The first file that could not be read, or else the last line that a run said; in the names
+    that the files were given."""
     lines = [line for line in _tail(job.log).splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else "it ended without a word"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        bad = read_json(job.output / BAD_SLICES)["sets"]["inputs"]["files"]
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        reason = f"{bad[0]['reason']}{more}"
     for number, name in job.names.items():
         pattern = rf"{re.escape(os.fspath(job.given))}/\d+/{number:06d}[.\w]*"
         reason = re.sub(pattern, lambda _, name=name: name, reason)

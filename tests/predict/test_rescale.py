@@ -97,7 +97,7 @@ def test_a_wrong_one_is_told_before_weights_are_read(classifier, stored, tool):
 @pytest.mark.parametrize("suffix", ["mha", "nrrd"])
 def test_metaimage_and_nrrd(suffix, classifier, stored, tool):
     """As the NIfTI volume they were, with masks that lie upright."""
-    sitk = pytest.importorskip("SimpleITK", reason="the extra ctmasknet[itk] is not installed")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
     image = sitk.ReadImage(str(stored / "hu" / "a.nii.gz"))
     (stored / "itk").mkdir()
     sitk.WriteImage(image, str(stored / "itk" / f"a.{suffix}"))

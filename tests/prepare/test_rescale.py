@@ -138,7 +138,7 @@ def test_bad_arguments(more, said, tmp_path, prepare, capsys):
 
 @pytest.mark.parametrize("suffix", ["mha", "mhd", "nrrd"])
 def test_metaimage_and_nrrd(suffix, tmp_path, prepare, document):
-    sitk = pytest.importorskip("SimpleITK", reason="the extra ctmasknet[itk] is not installed")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
     mask = np.stack([lesion_mask(2)] * 4)
     for folder, values in (("image", HU), ("mask", mask)):
         save(tmp_path / "nifti" / folder / "a1.nii.gz", values)

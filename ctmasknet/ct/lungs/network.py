@@ -21,8 +21,8 @@ def require_lungmask() -> ModuleType:
         return importlib.import_module("lungmask")
     except ImportError as error:
         raise CTMaskNetError(
-            f'lungs by network: lungmask cannot be imported ({error}); pip install "ctmasknet'
-            '[lungs]", or take the rule of thresholds'
+            f"lungs by network: lungmask cannot be imported ({error}); pip install lungmask, or "
+            "take the rule of thresholds"
         ) from None
 
 

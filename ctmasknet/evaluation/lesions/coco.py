@@ -72,7 +72,7 @@ def use_fast_coco(wanted: str) -> bool:
     if wanted == "always" and not installed:
         raise CTMaskNetError(
             "TEST.COCO_FAST is 'always' but faster-coco-eval is missing; "
-            'pip install "ctmasknet[coco]", or set it to auto'
+            "pip install faster-coco-eval, or set it to auto"
         )
     return installed
 

@@ -1,6 +1,6 @@
 """COCO evaluation by faster-coco-eval, in C++, with pycocotools' figures.
 
-Import this module only where that library is there: ``pip install "ctmasknet[coco]"``.
+Import this module only where that library is there: ``pip install faster-coco-eval``.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ def timm_model(name: str, **arguments) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise CTMaskNetError(
-            f'{name}: timm is not installed; pip install "ctmasknet[peers]"'
-        ) from error
+        raise CTMaskNetError(f"{name}: timm is not installed; pip install timm") from error
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name[:5]}*")[:8])
         raise CTMaskNetError(f"timm has no network {name}; near it are {near or 'none'}")

@@ -163,7 +163,7 @@ def _network(name: str, encoder: str, classes: int) -> nn.Module:
     except ImportError:
         raise CTMaskNetError(
             f"MODEL.SEMANTIC.NAME {name} needs segmentation-models-pytorch; pip install "
-            "'ctmasknet[peers]'"
+            "segmentation-models-pytorch"
         ) from None
     try:
         return getattr(smp, _OF_SMP[name])(encoder, encoder_weights=None, classes=classes)

@@ -40,7 +40,7 @@ from ctmasknet.report.viewer.slices import (
 )
 
 _LOGGER = logging.getLogger(__name__)
-FOLDER, INDEX = "viewer", "index.html"
+_FOLDER, _INDEX = "viewer", "index.html"
 #: Of pictures in a page of 400 slices; base64 counted.
 _PICTURE_BYTES = 20e6
 #: Slices of a page at most: a larger scan is cut, a patient with more gets several pages.
@@ -97,7 +97,7 @@ def write_viewers(
     for one in images:
         if not Path(one).exists():
             raise CTMaskNetError(f"{one}: no such file or folder; correct `images`")
-    output = prediction.folder / FOLDER
+    output = prediction.folder / _FOLDER
     check_writable(output, folder=True)
     evidence = None
     if config_file or weights or "MODEL.WEIGHTS" in opts:
@@ -135,11 +135,11 @@ def write_viewers(
             *(folder, len(absent), count, absent[0]),
         )
     with writing(output):
-        with atomic_write(output / INDEX) as stream:
+        with atomic_write(output / _INDEX) as stream:
             stream.write(_index(pages, {path.name for path in written}, prediction))
-        for old in set(output.glob("*.html")) - {*written, output / INDEX}:
+        for old in set(output.glob("*.html")) - {*written, output / _INDEX}:
             old.unlink()
-    return [*written, output / INDEX]
+    return [*written, output / _INDEX]
 
 
 def _pages(prediction: ViewedPrediction) -> Iterator[_Page]:
