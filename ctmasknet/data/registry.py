@@ -36,7 +36,7 @@ _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
 def register_cncb_lesions(
     name: str, json_file: str | os.PathLike, image_root: str | os.PathLike | None = None
 ) -> None:
-    """Register a lesion set prepared by ``datasets/prepare_cncb_lesions.py``.
+    """Register a lesion set prepared by ``datasets/prepare_lesions.py``.
 
     Dataset dicts are Detectron2's for COCO plus ``patient``. Metadata: ``thing_classes``,
     ``thing_colors`` (RGB), ``json_file``, ``image_root``, ``mask_type``,
@@ -75,7 +75,7 @@ def register_cncb_lesions(
 def register_covidx_ct(
     name: str, json_file: str | os.PathLike, image_root: str | os.PathLike | None = None
 ) -> None:
-    """Register a slice set prepared by ``datasets/prepare_covidx_ct.py``.
+    """Register a slice set prepared by ``datasets/prepare_slices.py``.
 
     Dataset dicts: ``file_name``, ``image_id`` (relative file), ``label``, ``patient``, ``scan``,
     ``slice``, ``body_box`` ([x0, y0, x1, y1] px or None). Metadata: ``image_classes``,
@@ -142,7 +142,7 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
         register_prepared()
     if name not in DatasetCatalog:
         lesions = re.search(rf"_({_LESION_SETS})_({'|'.join(SPLITS)})$", name)
-        tool = "prepare_cncb_lesions.py" if lesions else "prepare_covidx_ct.py"
+        tool = "prepare_lesions.py" if lesions else "prepare_slices.py"
         raise CTMaskNetError(
             f"data set {name}: not registered, and not under {datasets_root()} "
             "($DETECTRON2_DATASETS); known: "
