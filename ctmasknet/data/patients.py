@@ -118,7 +118,15 @@ def check_patients_disjoint(names: Sequence[str], on_shared: str = REFUSE) -> No
         CTMaskNetError: names the patient and both sets.
     """
     for overlap in overlaps(names):
-        if not overlap.comparable:
+        nameless = [part.name for part in overlap[:2] if part.ids is None]
+        if nameless:
+            logger.warning(
+                "%s names no patients (no 'patient' in its dataset dicts), so nothing vouches "
+                "that %s and %s share none; name them, or compare the pictures with "
+                "datasets/check_leaks.py",
+                *(" and ".join(nameless), overlap.first.name, overlap.second.name),
+            )
+        elif not overlap.comparable:
             log_not_comparable(overlap.first.described, overlap.second.described)
         if overlap.shared:
             try:
@@ -205,7 +213,10 @@ def overlap_lines(found: Iterable[Overlap]) -> list[str]:
     """What :func:`overlaps` found, a line for every two sets."""
     lines = []
     for first, second, shared, comparable, spelled in found:
-        if not comparable:
+        nameless = [part.name for part in (first, second) if part.ids is None]
+        if nameless:
+            said = f"not compared ({' and '.join(nameless)} names none)"
+        elif not comparable:
             ids = " and ".join(part.numbering or "not stated" for part in (first, second))
             said = f"not compared (ids: {ids})"
         elif shared:

@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.colormap import colormap
+from pycocotools.coco import COCO
 
 from ctmasknet.classes import LESION_COLORS, MASK_TYPES
 from ctmasknet.data import prepared as prepared_json
-from ctmasknet.data.coco import read_coco
+from ctmasknet.data.coco import checked_coco, coco_index, indexed, read_coco
 from ctmasknet.data.prepared import datasets_root
+from ctmasknet.data.sets.own import check_own
 from ctmasknet.data.splits import SPLITS, check_disjoint
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.registration import IMPORT_VARIABLE, import_registrations
 
 logger = logging.getLogger(__name__)
 _LESION_SETS = "|".join([*MASK_TYPES, "lesions"])
@@ -31,6 +35,8 @@ _LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
 #: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
 #: read.
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
+#: Other sets -> the function whose dataset dicts were found right.
+_checked: dict[str, Callable[[], list[dict[str, Any]]]] = {}
 
 
 def register_cncb_lesions(
@@ -135,11 +141,10 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     registered on the way.
 
     Raises:
-        CTMaskNetError: no such set (the message says what there is and which tool makes one), or it
-            is empty.
+        CTMaskNetError: no such set (the message says what there is and which tool makes one), it is
+            empty, or a set of a user's module lacks what it needs.
     """
-    if name not in DatasetCatalog:
-        register_prepared()
+    _look_up(name)
     if name not in DatasetCatalog:
         lesions = re.search(rf"_({_LESION_SETS})_({'|'.join(SPLITS)})$", name)
         tool = "prepare_lesions.py" if lesions else "prepare_slices.py"
@@ -147,11 +152,18 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
             f"data set {name}: not registered, and not under {datasets_root()} "
             "($DETECTRON2_DATASETS); known: "
             f"{', '.join(sorted(_registered)) or 'none'}; make it with datasets/{tool} or "
-            "datasets/prepare_phantom.py"
+            "datasets/prepare_phantom.py, or name the module that registers it as DATASETS.IMPORT "
+            f"on the command line or in {IMPORT_VARIABLE}"
         )
     foreign = None if name in _registered else MetadataCatalog.get(name).get("json_file")
     known = {image["id"] for image in read_coco(foreign)["images"]} if foreign else None
     dicts = DatasetCatalog.get(name)
+    if name not in _registered and _checked.get(name) is not DatasetCatalog[name]:
+        metadata = MetadataCatalog.get(name).as_dict()
+        check_own(name, dicts, metadata)
+        if metadata.get("thing_classes") and dicts and not foreign:
+            lesion_truth(name)  # boxes and masks are looked at too
+        _checked[name] = DatasetCatalog[name]
     if known is not None and not known.issuperset(
         entry["image_id"] for entry in dicts if "image_id" in entry
     ):
@@ -160,6 +172,37 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
         source = _registered.get(name, (name,))[0]
         raise CTMaskNetError(f"data set {name}: {source} holds no image; prepare the set again")
     return dicts
+
+
+def _look_up(name: str) -> None:
+    """Register what there is, where a name is not known."""
+    if name not in DatasetCatalog:
+        register_prepared()
+    if name not in DatasetCatalog:
+        import_registrations()
+
+
+def lesion_truth(name: str) -> COCO:
+    """pycocotools' index of a registered lesion set: of its json, or where its metadata name none
+    (``json_file``) of its dataset dicts.
+
+    Raises:
+        CTMaskNetError: a set without lesion classes, or as
+            :func:`ctmasknet.data.coco.checked_coco`.
+    """
+    metadata = MetadataCatalog.get(name)
+    if path := metadata.get("json_file"):
+        return coco_index(path)
+    if not metadata.get("thing_classes"):
+        raise CTMaskNetError(f"{name}: has no lesions; name a set of datasets/prepare_lesions.py")
+    try:
+        document = convert_to_coco_dict(name)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CTMaskNetError(
+            f"data set {name}: its annotations have no COCO form ({' '.join(str(error).split())}); "
+            "correct the function that registers it"
+        ) from error
+    return indexed(checked_coco(document, f"data set {name}"))
 
 
 def known_sets(names: Iterable[str]) -> list[str]:
@@ -174,8 +217,7 @@ def patients_of(name: str) -> tuple[set[str] | None, str | None]:
     Raises:
         CTMaskNetError: no such set, or it cannot be used.
     """
-    if name not in DatasetCatalog:
-        register_prepared()
+    _look_up(name)
     if name not in _registered or not MetadataCatalog.get(name).get("image_root"):
         dicts = dataset_dicts(name)
         if not all("patient" in entry for entry in dicts):
