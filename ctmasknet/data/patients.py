@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ctmasknet.data.registry import dataset_dicts, patients_of, source_of
+from ctmasknet.data.registry import dataset_dicts, parts_of, patients_of, source_of
 from ctmasknet.data.splits import check_disjoint, spelled_otherwise, tell_spellings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_json
@@ -89,17 +89,19 @@ class Overlap(NamedTuple):
 
 
 def overlaps(names: Sequence[str]) -> list[Overlap]:
-    """Every two of the named sets, held against each other.
+    """Every two of the named sets, held against each other; of joined sets every part against those
+    of the other.
 
     Raises:
         CTMaskNetError: no such set, or it cannot be used.
     """
-    sets = [Patients.of(name) for name in dict.fromkeys(names)]
+    sets = [list(map(Patients.of, parts_of(name))) for name in dict.fromkeys(names)]
+    pairs = (itertools.product(*two) for two in itertools.combinations(sets, 2))
     return [
         Overlap(a, b, sorted(a.ids & b.ids), True, spelled_otherwise(a.ids, b.ids))
         if a.comparable(b)
         else Overlap(a, b, [], False, [])
-        for a, b in itertools.combinations(sets, 2)
+        for a, b in dict.fromkeys(itertools.chain.from_iterable(pairs))
     ]
 
 
@@ -149,12 +151,15 @@ def check_held_out(
     well they are learnt, and is no more than logged.
 
     Args:
-        train, val, test: registered sets.
+        train, val, test: registered sets; of joined ones the parts are looked at.
         on_shared: see :func:`check_patients_disjoint`.
 
     Raises:
         CTMaskNetError: names the patient or slice and both sets.
     """
+    train, val, test = (
+        [part for name in names for part in parts_of(name)] for names in (train, val, test)
+    )
     pairs = [(a, b) for b in (*val, *test) for a in train if b not in train]
     pairs += [(a, b) for a in val for b in test if b not in (*val, *train) and a not in train]
     for pair in dict.fromkeys(pairs):

@@ -24,6 +24,7 @@ from ctmasknet.classes import LESION_COLORS, MASK_TYPES
 from ctmasknet.data import prepared as prepared_json
 from ctmasknet.data.coco import checked_coco, coco_index, indexed, read_coco
 from ctmasknet.data.prepared import datasets_root
+from ctmasknet.data.sets.joined import JOIN, Part, joined_dicts, joined_metadata, names_of_parts
 from ctmasknet.data.sets.own import check_own
 from ctmasknet.data.splits import SPLITS, check_disjoint
 from ctmasknet.errors import CTMaskNetError
@@ -37,6 +38,8 @@ _LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
 #: Other sets -> the function whose dataset dicts were found right.
 _checked: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+#: Joined sets -> their parts, as they were when they were joined.
+_joined: dict[str, list[Part]] = {}
 
 
 def register_cncb_lesions(
@@ -146,10 +149,12 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     """
     _look_up(name)
     if name not in DatasetCatalog:
+        unknown = [part for part in name.split(JOIN) if part not in DatasetCatalog]
+        joined, name = ("" if unknown == [name] else f" (part of {name})"), unknown[0]
         lesions = re.search(rf"_({_LESION_SETS})_({'|'.join(SPLITS)})$", name)
         tool = "prepare_lesions.py" if lesions else "prepare_slices.py"
         raise CTMaskNetError(
-            f"data set {name}: not registered, and not under {datasets_root()} "
+            f"data set {name}{joined}: not registered, and not under {datasets_root()} "
             "($DETECTRON2_DATASETS); known: "
             f"{', '.join(sorted(_registered)) or 'none'}; make it with datasets/{tool} or "
             "datasets/prepare_phantom.py, or name the module that registers it as DATASETS.IMPORT "
@@ -158,7 +163,7 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     foreign = None if name in _registered else MetadataCatalog.get(name).get("json_file")
     known = {image["id"] for image in read_coco(foreign)["images"]} if foreign else None
     dicts = DatasetCatalog.get(name)
-    if name not in _registered and _checked.get(name) is not DatasetCatalog[name]:
+    if name not in {*_registered, *_joined} and _checked.get(name) is not DatasetCatalog[name]:
         metadata = MetadataCatalog.get(name).as_dict()
         check_own(name, dicts, metadata)
         if metadata.get("thing_classes") and dicts and not foreign:
@@ -175,11 +180,58 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
 
 
 def _look_up(name: str) -> None:
-    """Register what there is, where a name is not known."""
+    """Register what there is, where a name is not known, and what joins sets."""
     if name not in DatasetCatalog:
         register_prepared()
     if name not in DatasetCatalog:
         import_registrations()
+    if name in _joined or (name not in DatasetCatalog and JOIN in name):
+        _join(name)
+
+
+def _join(name: str) -> None:
+    """Register the joined set ``a+b``, anew where a part has changed; not where one is unknown.
+
+    Raises:
+        CTMaskNetError: the parts cannot be joined, or one cannot be used.
+    """
+    names = names_of_parts(name)
+    for part in names:
+        _look_up(part)
+        if part in DatasetCatalog and not MetadataCatalog.get(part).as_dict().keys() - {"name"}:
+            DatasetCatalog.get(part)  # raises what it is that bars its use
+    if not all(part in DatasetCatalog for part in names):
+        return
+    parts = [Part(part, MetadataCatalog.get(part).as_dict(), source_of(part)) for part in names]
+    if _joined.get(name) == parts:
+        return
+    metadata = joined_metadata(name, parts)
+    _forget_joined(name)
+    load = functools.partial(_load_joined, name, parts)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**metadata)
+    _joined[name] = parts
+
+
+def _load_joined(name: str, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    return joined_dicts(name, parts, [dataset_dicts(part.name) for part in parts])
+
+
+def _forget_joined(name: str) -> None:
+    if _joined.pop(name, None) is not None:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def parts_of(name: str) -> list[str]:
+    """The sets that a joined set ``a+b`` is of; of any other set its name alone.
+
+    Raises:
+        CTMaskNetError: the parts cannot be joined, or one cannot be used.
+    """
+    if JOIN in name:
+        _look_up(name)
+    return [part.name for part in _joined[name]] if name in _joined else [name]
 
 
 def lesion_truth(name: str) -> COCO:
@@ -206,7 +258,15 @@ def lesion_truth(name: str) -> COCO:
 
 
 def known_sets(names: Iterable[str]) -> list[str]:
-    """Those of the names that are registered, in their order."""
+    """Those of the names that are registered, in their order; joined sets of known parts are.
+
+    Raises:
+        CTMaskNetError: parts that cannot be joined.
+    """
+    names = list(names)
+    for name in names:
+        if JOIN in name and name not in DatasetCatalog:
+            _join(name)
     return [name for name in names if name in DatasetCatalog]
 
 
@@ -260,6 +320,7 @@ def _register(
 
 def unregister(name: str) -> None:
     """Remove a set that this module registered from both catalogs; others are left alone."""
+    _forget_joined(name)
     if _registered.pop(name, None) is not None:
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
