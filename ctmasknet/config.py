@@ -37,6 +37,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # otherwise are refused too). Only ids of one numbering can be compared (datasets/README.md,
     # "Leaks").
     cfg.DATASETS.SHARED_PATIENTS = "refuse"
+    # A user's Python file (.py) or module that registers data sets, mappers, heads or backbones. It
+    # runs, so it counts on the command line alone (or as CTMASKNET_IMPORT in the environment): a
+    # file that names one is refused, and no saved configuration does.
+    cfg.DATASETS.IMPORT = ""
     # Cut every slice to the body box of its list before resizing (classification only).
     cfg.INPUT.CROP_TO_BODY = False
     # Make everything outside of the lungs black (classification only). They are looked for in each

@@ -16,6 +16,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.key_checks import CHOICES, check_keys
 from ctmasknet.model_zoo import get_config_file
+from ctmasknet.registration import import_registrations, refuse_import
 
 
 def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -65,14 +66,19 @@ def from_file(config_file: str | os.PathLike) -> CfgNode:
         ) from error
     except CTMaskNetError as error:
         raise CTMaskNetError(f"{config_file}: {error}") from None
+    refuse_import(cfg.DATASETS.IMPORT, config_file)
     return cfg
 
 
 def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     """Put ``KEY VALUE`` pairs into ``cfg``, in place.
 
+    A user's registration module (``DATASETS.IMPORT``) is imported, so that what it registers can be
+    named, and the key is empty again: what is saved of a configuration names none.
+
     Raises:
-        CTMaskNetError: unknown key, value of another type, a key without a value.
+        CTMaskNetError: unknown key, value of another type, a key without a value, a module that
+            cannot be imported.
     """
     try:
         words = list(overrides)
@@ -88,6 +94,8 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     given = {str(key) for key in words[::2]}
     if "MODEL.LESION_CLASSES" in given and "MODEL.ROI_HEADS.NUM_CLASSES" not in given:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES) or 1
+    import_registrations(words)
+    cfg.DATASETS.IMPORT = ""
 
 
 class _OfPlainFiles(CfgNode):

@@ -41,7 +41,10 @@ def check_keys(cfg: CfgNode) -> None:
             raise CTMaskNetError(f"{key} is {value!r}; choose one of {known}")
         if key in _REGISTRIES and (value not in _REGISTRIES[key] or value in _ROTATED):
             known = ", ".join(sorted({name for name, _ in _REGISTRIES[key]} - set(_ROTATED)))
-            raise CTMaskNetError(f"{key} is {value!r}; choose one of those registered: {known}")
+            raise CTMaskNetError(
+                f"{key} is {value!r}; choose one of those registered: {known}; a module of yours "
+                "that registers more is named on the command line, as DATASETS.IMPORT"
+            )
         check_value(key, value)
         changed = key in default and _tuples(value) != _tuples(default[key])
         reason = _without_effect(key, cfg) if changed else None

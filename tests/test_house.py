@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = (
     {"errors"},
     {"classes", "files", "overrides", "schema", "workers"},
-    {"names"},
+    {"names", "registration"},
     {"ct", "modeling", "model_zoo", "bounds"},
     {"config"},
     {"key_checks"},

@@ -56,8 +56,13 @@ def coco_index(path: str | os.PathLike) -> COCO:
     Raises:
         CTMaskNetError: as :func:`read_coco`.
     """
+    return indexed(read_coco(path))
+
+
+def indexed(document: dict[str, Any]) -> COCO:
+    """pycocotools' index of a checked document."""
     index = COCO()
-    index.dataset = read_coco(path)
+    index.dataset = document
     with contextlib.redirect_stdout(io.StringIO()):
         index.createIndex()
     return index

@@ -47,7 +47,8 @@ def training_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
         known = ", ".join(sorted(word for word, _ in MAPPER_REGISTRY)) or "none"
         raise CTMaskNetError(
             f"INPUT.MAPPER_TRAIN is {name!r}, but registered are: {known}; name one of them, or "
-            "import the module that registers it in ctmasknet.data.mapper.MAPPER_REGISTRY"
+            "on the command line, as DATASETS.IMPORT, the module that registers it in "
+            "ctmasknet.data.mapper.MAPPER_REGISTRY"
         )
     return MAPPER_REGISTRY.get(name)(cfg, True)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ctmasknet.data.registry import dataset_dicts, patients_of, source_of
+from ctmasknet.data.registry import dataset_dicts, parts_of, patients_of, source_of
 from ctmasknet.data.splits import check_disjoint, spelled_otherwise, tell_spellings
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_json
@@ -89,17 +89,19 @@ class Overlap(NamedTuple):
 
 
 def overlaps(names: Sequence[str]) -> list[Overlap]:
-    """Every two of the named sets, held against each other.
+    """Every two of the named sets, held against each other; of joined sets every part against those
+    of the other.
 
     Raises:
         CTMaskNetError: no such set, or it cannot be used.
     """
-    sets = [Patients.of(name) for name in dict.fromkeys(names)]
+    sets = [list(map(Patients.of, parts_of(name))) for name in dict.fromkeys(names)]
+    pairs = (itertools.product(*two) for two in itertools.combinations(sets, 2))
     return [
         Overlap(a, b, sorted(a.ids & b.ids), True, spelled_otherwise(a.ids, b.ids))
         if a.comparable(b)
         else Overlap(a, b, [], False, [])
-        for a, b in itertools.combinations(sets, 2)
+        for a, b in dict.fromkeys(itertools.chain.from_iterable(pairs))
     ]
 
 
@@ -118,7 +120,15 @@ def check_patients_disjoint(names: Sequence[str], on_shared: str = REFUSE) -> No
         CTMaskNetError: names the patient and both sets.
     """
     for overlap in overlaps(names):
-        if not overlap.comparable:
+        nameless = [part.name for part in overlap[:2] if part.ids is None]
+        if nameless:
+            logger.warning(
+                "%s names no patients (no 'patient' in its dataset dicts), so nothing vouches "
+                "that %s and %s share none; name them, or compare the pictures with "
+                "datasets/check_leaks.py",
+                *(" and ".join(nameless), overlap.first.name, overlap.second.name),
+            )
+        elif not overlap.comparable:
             log_not_comparable(overlap.first.described, overlap.second.described)
         if overlap.shared:
             try:
@@ -141,12 +151,15 @@ def check_held_out(
     well they are learnt, and is no more than logged.
 
     Args:
-        train, val, test: registered sets.
+        train, val, test: registered sets; of joined ones the parts are looked at.
         on_shared: see :func:`check_patients_disjoint`.
 
     Raises:
         CTMaskNetError: names the patient or slice and both sets.
     """
+    train, val, test = (
+        [part for name in names for part in parts_of(name)] for names in (train, val, test)
+    )
     pairs = [(a, b) for b in (*val, *test) for a in train if b not in train]
     pairs += [(a, b) for a in val for b in test if b not in (*val, *train) and a not in train]
     for pair in dict.fromkeys(pairs):
@@ -205,7 +218,10 @@ def overlap_lines(found: Iterable[Overlap]) -> list[str]:
     """What :func:`overlaps` found, a line for every two sets."""
     lines = []
     for first, second, shared, comparable, spelled in found:
-        if not comparable:
+        nameless = [part.name for part in (first, second) if part.ids is None]
+        if nameless:
+            said = f"not compared ({' and '.join(nameless)} names none)"
+        elif not comparable:
             ids = " and ".join(part.numbering or "not stated" for part in (first, second))
             said = f"not compared (ids: {ids})"
         elif shared:

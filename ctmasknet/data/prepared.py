@@ -268,7 +268,7 @@ def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(id_, str | int | float) for id_ in ids):
         raise CTMaskNetError(f"{json_file}: an annotation has no id; number all of them from 1")
     for image in document["images"]:
-        if not _is_id(image.get("patient")):
+        if not is_id(image.get("patient")):
             raise CTMaskNetError(
                 f"{json_file}: image {image['id']} ({image['file_name']}) states no 'patient'; add "
                 "one to every image, that patients can be kept apart"
@@ -280,7 +280,7 @@ def _lesion_header(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
     """Whether a patient, scan or slice can be called so: text, or a whole number."""
     return type(value) is int or (
         isinstance(value, str) and value != "" and not has_control_character(value)
@@ -310,7 +310,7 @@ def _checked_slices(json_file: str, document: dict[str, Any]) -> dict[str, Any]:
                 json_file,
                 f"slices[{index}] has the label {item['label']!r:.40}, of {len(classes)} classes",
             )
-        if not all(_is_id(item[key]) for key in ("file", "patient", "scan", "slice")):
+        if not all(is_id(item[key]) for key in ("file", "patient", "scan", "slice")):
             raise _broken(
                 json_file, f"slices[{index}] has a file, patient, scan or slice that is no name"
             )

@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.colormap import colormap
+from pycocotools.coco import COCO
 
 from ctmasknet.classes import LESION_COLORS, MASK_TYPES
 from ctmasknet.data import prepared as prepared_json
-from ctmasknet.data.coco import read_coco
+from ctmasknet.data.coco import checked_coco, coco_index, indexed, read_coco
 from ctmasknet.data.prepared import datasets_root
+from ctmasknet.data.sets.joined import JOIN, Part, joined_dicts, joined_metadata, names_of_parts
+from ctmasknet.data.sets.own import check_own
 from ctmasknet.data.splits import SPLITS, check_disjoint
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.registration import IMPORT_VARIABLE, import_registrations
 
 logger = logging.getLogger(__name__)
 _LESION_SETS = "|".join([*MASK_TYPES, "lesions"])
@@ -31,12 +36,16 @@ _LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
 #: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
 #: read.
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
+#: Other sets -> the function whose dataset dicts were found right.
+_checked: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+#: Joined sets -> their parts, as they were when they were joined.
+_joined: dict[str, list[Part]] = {}
 
 
 def register_cncb_lesions(
     name: str, json_file: str | os.PathLike, image_root: str | os.PathLike | None = None
 ) -> None:
-    """Register a lesion set prepared by ``datasets/prepare_cncb_lesions.py``.
+    """Register a lesion set prepared by ``datasets/prepare_lesions.py``.
 
     Dataset dicts are Detectron2's for COCO plus ``patient``. Metadata: ``thing_classes``,
     ``thing_colors`` (RGB), ``json_file``, ``image_root``, ``mask_type``,
@@ -75,7 +84,7 @@ def register_cncb_lesions(
 def register_covidx_ct(
     name: str, json_file: str | os.PathLike, image_root: str | os.PathLike | None = None
 ) -> None:
-    """Register a slice set prepared by ``datasets/prepare_covidx_ct.py``.
+    """Register a slice set prepared by ``datasets/prepare_slices.py``.
 
     Dataset dicts: ``file_name``, ``image_id`` (relative file), ``label``, ``patient``, ``scan``,
     ``slice``, ``body_box`` ([x0, y0, x1, y1] px or None). Metadata: ``image_classes``,
@@ -135,23 +144,31 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     registered on the way.
 
     Raises:
-        CTMaskNetError: no such set (the message says what there is and which tool makes one), or it
-            is empty.
+        CTMaskNetError: no such set (the message says what there is and which tool makes one), it is
+            empty, or a set of a user's module lacks what it needs.
     """
+    _look_up(name)
     if name not in DatasetCatalog:
-        register_prepared()
-    if name not in DatasetCatalog:
+        unknown = [part for part in name.split(JOIN) if part not in DatasetCatalog]
+        joined, name = ("" if unknown == [name] else f" (part of {name})"), unknown[0]
         lesions = re.search(rf"_({_LESION_SETS})_({'|'.join(SPLITS)})$", name)
-        tool = "prepare_cncb_lesions.py" if lesions else "prepare_covidx_ct.py"
+        tool = "prepare_lesions.py" if lesions else "prepare_slices.py"
         raise CTMaskNetError(
-            f"data set {name}: not registered, and not under {datasets_root()} "
+            f"data set {name}{joined}: not registered, and not under {datasets_root()} "
             "($DETECTRON2_DATASETS); known: "
             f"{', '.join(sorted(_registered)) or 'none'}; make it with datasets/{tool} or "
-            "datasets/prepare_phantom.py"
+            "datasets/prepare_phantom.py, or name the module that registers it as DATASETS.IMPORT "
+            f"on the command line or in {IMPORT_VARIABLE}"
         )
     foreign = None if name in _registered else MetadataCatalog.get(name).get("json_file")
     known = {image["id"] for image in read_coco(foreign)["images"]} if foreign else None
     dicts = DatasetCatalog.get(name)
+    if name not in {*_registered, *_joined} and _checked.get(name) is not DatasetCatalog[name]:
+        metadata = MetadataCatalog.get(name).as_dict()
+        check_own(name, dicts, metadata)
+        if metadata.get("thing_classes") and dicts and not foreign:
+            lesion_truth(name)  # boxes and masks are looked at too
+        _checked[name] = DatasetCatalog[name]
     if known is not None and not known.issuperset(
         entry["image_id"] for entry in dicts if "image_id" in entry
     ):
@@ -162,8 +179,94 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     return dicts
 
 
+def _look_up(name: str) -> None:
+    """Register what there is, where a name is not known, and what joins sets."""
+    if name not in DatasetCatalog:
+        register_prepared()
+    if name not in DatasetCatalog:
+        import_registrations()
+    if name in _joined or (name not in DatasetCatalog and JOIN in name):
+        _join(name)
+
+
+def _join(name: str) -> None:
+    """Register the joined set ``a+b``, anew where a part has changed; not where one is unknown.
+
+    Raises:
+        CTMaskNetError: the parts cannot be joined, or one cannot be used.
+    """
+    names = names_of_parts(name)
+    for part in names:
+        _look_up(part)
+        if part in DatasetCatalog and not MetadataCatalog.get(part).as_dict().keys() - {"name"}:
+            DatasetCatalog.get(part)  # raises what it is that bars its use
+    if not all(part in DatasetCatalog for part in names):
+        return
+    parts = [Part(part, MetadataCatalog.get(part).as_dict(), source_of(part)) for part in names]
+    if _joined.get(name) == parts:
+        return
+    metadata = joined_metadata(name, parts)
+    _forget_joined(name)
+    load = functools.partial(_load_joined, name, parts)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**metadata)
+    _joined[name] = parts
+
+
+def _load_joined(name: str, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    return joined_dicts(name, parts, [dataset_dicts(part.name) for part in parts])
+
+
+def _forget_joined(name: str) -> None:
+    if _joined.pop(name, None) is not None:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def parts_of(name: str) -> list[str]:
+    """The sets that a joined set ``a+b`` is of; of any other set its name alone.
+
+    Raises:
+        CTMaskNetError: the parts cannot be joined, or one cannot be used.
+    """
+    if JOIN in name:
+        _look_up(name)
+    return [part.name for part in _joined[name]] if name in _joined else [name]
+
+
+def lesion_truth(name: str) -> COCO:
+    """pycocotools' index of a registered lesion set: of its json, or where its metadata name none
+    (``json_file``) of its dataset dicts.
+
+    Raises:
+        CTMaskNetError: a set without lesion classes, or as
+            :func:`ctmasknet.data.coco.checked_coco`.
+    """
+    metadata = MetadataCatalog.get(name)
+    if path := metadata.get("json_file"):
+        return coco_index(path)
+    if not metadata.get("thing_classes"):
+        raise CTMaskNetError(f"{name}: has no lesions; name a set of datasets/prepare_lesions.py")
+    try:
+        document = convert_to_coco_dict(name)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CTMaskNetError(
+            f"data set {name}: its annotations have no COCO form ({' '.join(str(error).split())}); "
+            "correct the function that registers it"
+        ) from error
+    return indexed(checked_coco(document, f"data set {name}"))
+
+
 def known_sets(names: Iterable[str]) -> list[str]:
-    """Those of the names that are registered, in their order."""
+    """Those of the names that are registered, in their order; joined sets of known parts are.
+
+    Raises:
+        CTMaskNetError: parts that cannot be joined.
+    """
+    names = list(names)
+    for name in names:
+        if JOIN in name and name not in DatasetCatalog:
+            _join(name)
     return [name for name in names if name in DatasetCatalog]
 
 
@@ -174,8 +277,7 @@ def patients_of(name: str) -> tuple[set[str] | None, str | None]:
     Raises:
         CTMaskNetError: no such set, or it cannot be used.
     """
-    if name not in DatasetCatalog:
-        register_prepared()
+    _look_up(name)
     if name not in _registered or not MetadataCatalog.get(name).get("image_root"):
         dicts = dataset_dicts(name)
         if not all("patient" in entry for entry in dicts):
@@ -218,6 +320,7 @@ def _register(
 
 def unregister(name: str) -> None:
     """Remove a set that this module registered from both catalogs; others are left alone."""
+    _forget_joined(name)
     if _registered.pop(name, None) is not None:
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)

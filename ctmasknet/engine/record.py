@@ -31,7 +31,7 @@ from detectron2.utils import comm
 import ctmasknet
 from ctmasknet.data.patients import PHANTOM_RECIPE
 from ctmasknet.data.prepared import content_sha256
-from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.data.registry import dataset_dicts, parts_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, parse_json, plain, read_json, write_json
 from ctmasknet.names import parse_lesion_name
@@ -226,22 +226,26 @@ def describe_dataset(name: str, skip_bad: bool = False) -> dict[str, Any]:
     Returns:
         ``name``, ``images``, ``patients`` (counts), ``phantoms`` (their recipe stands beside the
         images), ``fingerprint`` (which slices, see :func:`fingerprint`) and ``content_sha256``
-        (what they show, and their labels or lesions).
+        (what they show, and their labels or lesions); of a joined set ``parts``, the same of each.
 
     Raises:
         CTMaskNetError: no such data set; an image that cannot be read.
     """
-    dicts = dataset_dicts(name)
+    dicts, parts = dataset_dicts(name), []
+    if parts_of(name) != [name]:
+        parts = [describe_dataset(part, skip_bad) for part in parts_of(name)]
     root = Path(MetadataCatalog.get(name).get("image_root") or os.devnull)
+    phantoms = any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent))
     return {
         "name": name,
         "images": len(dicts),
         "patients": len({entry["patient"] for entry in dicts if "patient" in entry}),
-        "phantoms": any((folder / PHANTOM_RECIPE).is_file() for folder in (root, root.parent)),
+        "phantoms": phantoms or any(part["phantoms"] for part in parts),
         "fingerprint": fingerprint(dicts),
         "content_sha256": content_sha256(
             dicts, ["label", "annotations"], allow_unreadable=skip_bad
         ),
+        **({"parts": parts} if parts else {}),
     }
 
 
@@ -251,10 +255,10 @@ def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
     A slice counts by class, patient, scan and number, a lesion slice by patient and number; so a
     set is known to be that of a published list without the list. None where names do not tell.
     """
-    names = []
+    names, of_slices = [], ("label", "patient", "scan", "slice")
     for entry in dicts:
-        if "label" in entry and "scan" in entry:
-            names.append("_".join(str(entry[k]) for k in ("label", "patient", "scan", "slice")))
+        if all(key in entry for key in of_slices):
+            names.append("_".join(str(entry[key]) for key in of_slices))
             continue
         try:
             parsed = parse_lesion_name(entry["file_name"])

@@ -29,7 +29,7 @@ from ctmasknet.data.patients import (
     phantom_recipe,
     report,
 )
-from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.data.registry import dataset_dicts, parts_of
 from ctmasknet.errors import CTMaskNetError
 
 _LOGGER = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _MEASURED = 64
 
 
 def training_record(names: Iterable[str], task: str, trainable: str = "") -> Record:
-    """The record of a training on these registered sets.
+    """The record of a training on these registered sets, an entry for every part of joined ones.
 
     Args:
         names: of ``DATASETS.TRAIN``.
@@ -53,7 +53,7 @@ def training_record(names: Iterable[str], task: str, trainable: str = "") -> Rec
         trainable: ``MODEL.TRAINABLE``, which says what a classification trains.
     """
     record = []
-    for patients in map(Patients.of, names):
+    for patients in map(Patients.of, _parts(names)):
         ids = patients.numbering
         hashes = sorted(_hash(ids, patient) for patient in patients.ids) if ids else []
         entry = {"dataset": patients.name, "task": task, "patient_ids": ids, "patients": hashes}
@@ -64,6 +64,10 @@ def training_record(names: Iterable[str], task: str, trainable: str = "") -> Rec
             entry["trainable"] = trainable
         record.append(entry)
     return record
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(part for name in names for part in parts_of(name)))
 
 
 def _grey_levels(name: str) -> GreyLevels:
@@ -163,7 +167,8 @@ def check_trained_on(
                 ", ".join(names),
             )
         return
-    for held_out in map(Patients.of, dict.fromkeys(names)):
+    validation = _parts(validation)
+    for held_out in map(Patients.of, _parts(names)):
         own = [entry for entry in record if entry["dataset"] == held_out.name]
         if not any(_same_people(entry, held_out) for entry in own):
             for entry in record:

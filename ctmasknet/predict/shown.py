@@ -19,6 +19,7 @@ from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.lesions import SliceCall
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable, writing
+from ctmasknet.registration import import_registrations
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class ShownSlices:
         Args:
             args: one of ``dataset`` (registered name) and ``input`` (files and folders of any
                 depth, whatever :func:`ctmasknet.ct.read.read_scans` reads); ``rescale`` (text, for
-                ``input`` alone); ``limit`` and ``seed``, see :func:`pick`.
+                ``input`` alone); ``limit`` and ``seed``, see :func:`pick`; ``opts``, which may name
+                a module that registers the set.
 
         Raises:
             CTMaskNetError: none or both of ``dataset`` and ``input``, no such set, an input that
@@ -56,6 +58,7 @@ class ShownSlices:
                 f"`rescale`: {args.dataset} holds 8-bit pictures, prepared already; leave it out"
             )
         if args.dataset:
+            import_registrations(args.opts)
             entries = dataset_dicts(args.dataset)
         else:
             scans = read_scans(args.input, rescale=rescale)

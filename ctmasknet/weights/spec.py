@@ -19,6 +19,7 @@ from ctmasknet.classes import MASK_TYPES
 from ctmasknet.config import is_classifier, leaves, ranks_boxes
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
+from ctmasknet.registration import IMPORT_KEY, refuse_import
 from ctmasknet.weights.entries import CONFIGURATION
 
 _LOGGER = logging.getLogger(__name__)
@@ -161,8 +162,9 @@ def put_stated(
     """Put what a checkpoint states into ``cfg``; a warning names what the file says otherwise.
 
     Raises:
-        CTMaskNetError: a value that the key does not take.
+        CTMaskNetError: a value that the key does not take; a module to import.
     """
+    refuse_import(keys.get(IMPORT_KEY), path)
     before = {key: value for key, value in leaves(cfg) if _is_stated(key)}
     unknown = sorted(keys.keys() - before.keys())
     if unknown:

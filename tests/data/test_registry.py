@@ -197,8 +197,8 @@ def test_unknown_name_says_what_there_is_and_what_makes_it(root):
     with pytest.raises(CTMaskNetError) as error:
         dataset_dicts("cncb_lesions_both_train")
     text = str(error.value)
-    assert str(root) in text and "ct_val" in text and "prepare_cncb_lesions.py" in text
-    with pytest.raises(CTMaskNetError, match=r"prepare_covidx_ct\.py"):
+    assert str(root) in text and "ct_val" in text and "prepare_lesions.py" in text
+    with pytest.raises(CTMaskNetError, match=r"prepare_slices\.py"):
         dataset_dicts("covidx_ct_train")
 
 

@@ -25,6 +25,7 @@ _FREE = {
         "DATALOADER.NUM_WORKERS",
         "OUTPUT_DIR",
         "MODEL.TRANSFER",
+        "DATASETS.IMPORT",
         "MODEL.DEVICE",
         "MODEL.RANKED_BOXES.CACHE_DIR",
     ),
@@ -125,7 +126,8 @@ def run_id(cfg: CfgNode, seed: int, data: Mapping[str, Any] | None) -> str:
     """The id of a training that begins: of all that its result depends on, so that trainings of one
     id end alike."""
     config = dict(_flat(yaml.safe_load(cfg.dump())))
-    for key in ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.RANKED_BOXES.CACHE_DIR"):
+    free = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.RANKED_BOXES.CACHE_DIR")
+    for key in (*free, "DATASETS.IMPORT"):
         config.pop(key, None)
     text = json.dumps([config, seed, data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -27,7 +27,7 @@ from ctmasknet.data.label_masks import (
     parse_labels,
     read_mask,
 )
-from ctmasknet.data.registry import dataset_dicts
+from ctmasknet.data.registry import dataset_dicts, lesion_truth
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
 from ctmasknet.evaluation.lesions.scan_lungs import ScanLungs
@@ -94,12 +94,11 @@ def measure_burden(
     path, source = lesions, str(lesions)
     if dataset:
         dataset_dicts(dataset)
-        path, source = MetadataCatalog.get(dataset).get("json_file"), f"ground truth of {dataset}"
-        if path is None:
-            raise CTMaskNetError(
-                f"{dataset}: has no lesions; name a set of datasets/prepare_lesions.py"
-            )
-    document = checked_coco(_json(path, dict), path)
+        path = MetadataCatalog.get(dataset).get("json_file") or f"data set {dataset}"
+        source = f"ground truth of {dataset}"
+        document = lesion_truth(dataset).dataset
+    else:
+        document = checked_coco(_json(path, dict), path)
     if not document["images"]:
         raise CTMaskNetError(f"{path}: holds no image; prepare the set again")
     masks = found_in = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
 import logging
 import math
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,9 +18,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import create_small_table
 
-from ctmasknet.data.coco import coco_index
+from ctmasknet.data.registry import lesion_truth
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write
+from ctmasknet.files import atomic_write, write_json
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class LesionEvaluator(COCOEvaluator):
     ):
         """
         Args:
-            dataset_name: a registered data set whose metadata has ``json_file`` (COCO format).
+            dataset_name: a registered data set of lesions.
             tasks: ``"bbox"``, ``"segm"``; default: boxes, and masks if the model makes them.
             distributed: gather from all processes.
             output_dir: folder for the predictions in COCO's format; None writes nothing.
@@ -116,14 +118,22 @@ class LesionEvaluator(COCOEvaluator):
         """
         self._fast = use_fast_coco(fast)
         # Checked before Detectron2 reads the file, which takes it as it is
-        lesions = coco_index(MetadataCatalog.get(dataset_name).json_file)
-        super().__init__(
-            dataset_name,
-            tuple(tasks) if tasks else None,
-            distributed,
-            output_dir,
-            max_dets_per_image=max_dets_per_image,
-        )
+        lesions = lesion_truth(dataset_name)
+        metadata = MetadataCatalog.get(dataset_name)
+        with contextlib.ExitStack() as held:
+            if not metadata.get("json_file"):
+                # Detectron2 writes one of its own otherwise, and reads it again another time
+                written = Path(held.enter_context(tempfile.TemporaryDirectory()), "lesions.json")
+                write_json(written, lesions.dataset)
+                metadata.json_file = str(written)
+                held.callback(delattr, metadata, "json_file")
+            super().__init__(
+                dataset_name,
+                tuple(tasks) if tasks else None,
+                distributed,
+                output_dir,
+                max_dets_per_image=max_dets_per_image,
+            )
         self._coco_api = lesions
         self._false_positive_score = false_positive_score
 

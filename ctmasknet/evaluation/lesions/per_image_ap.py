@@ -44,7 +44,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
-from ctmasknet.data.coco import coco_index
+from ctmasknet.data.registry import lesion_truth
 from ctmasknet.errors import CTMaskNetError
 
 #: .50:.05:.95, exact to the last digit so that ``== 0.75`` finds its column.
@@ -103,11 +103,11 @@ class EachSliceEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, distributed: bool):
         """
         Args:
-            dataset_name: a registered data set whose metadata has ``json_file`` (COCO format).
+            dataset_name: a registered data set of lesions.
             distributed: gather from all processes; False evaluates this process alone.
         """
         metadata = MetadataCatalog.get(dataset_name)
-        self._coco = coco_index(metadata.json_file)
+        self._coco = lesion_truth(dataset_name)
         to_index = metadata.get("thing_dataset_id_to_contiguous_id")
         self._class_index = to_index or {
             category: index for index, category in enumerate(sorted(self._coco.getCatIds()))
@@ -164,7 +164,7 @@ class PerImageAPEvaluator(EachSliceEvaluator):
     ):
         """
         Args:
-            dataset_name: a registered data set whose metadata has ``json_file`` (COCO format).
+            dataset_name: a registered data set of lesions.
             score_threshold: only predictions above it count (the published tables: 0.75; 0.05 is
                 the default of the authors' script).
             iou_type: ``"segm"`` for mask overlap (the authors'), ``"bbox"`` for box overlap.
