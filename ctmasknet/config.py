@@ -124,7 +124,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # With only the image head trained, rows are computed once and cached: auto (where no
     # augmentation changes them and all slices have one size) | always | never.
     cfg.MODEL.RANKED_BOXES.CACHE = "auto"
-    # Folder of the cached rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
+    # Folder of the cached rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one, also with
+    # heads that read less. Where it is named, evaluation takes rows from it too.
     cfg.MODEL.RANKED_BOXES.CACHE_DIR = ""
 
     # --- image head ---

@@ -375,7 +375,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`.
+        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`; by cached
+        rows where ``MODEL.RANKED_BOXES.CACHE_DIR`` names their folder.
 
         Raises:
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (the
@@ -385,10 +386,16 @@ class Trainer(DefaultTrainer):
         totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
         bad = BadSlices.from_cfg(cfg, totals)
         with listed_bad_slices(bad, inference_folder(cfg)):
+            mapper = None
+            sets = {name: dataset_dicts(name) for name in cfg.DATASETS.TEST}
+            every = [entry for dicts in sets.values() for entry in dicts]
+            if cfg.MODEL.RANKED_BOXES.CACHE_DIR and use_cache(cfg, every):
+                rows = [cached_rows(cfg, model, dicts, name, bad) for name, dicts in sets.items()]
+                mapper = RowMapper({name: row for one in rows for name, row in one.items()})
             return evaluate(
                 cfg,
                 model,
-                lambda name: cls.build_test_loader(cfg, name, bad=bad),
+                lambda name: cls.build_test_loader(cfg, name, mapper, bad),
                 lambda name: cls.build_evaluator(cfg, name),
             )
 
