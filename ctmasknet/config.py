@@ -139,8 +139,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # What it reads of a ranked box beside score and deltas: names of boxes, features, masks, in
     # this order (see ctmasknet.modeling.ranked_boxes). The paper's head reads none of them.
     cfg.MODEL.IMAGE_HEAD.READS = []
-    # Of SetAttentionImageHead: how many poolings it makes, and which share of its hidden numbers
-    # is set to zero in training.
+    # Of SetAttentionImageHead: how many poolings it makes. Of it, BoxLSTMImageHead and
+    # BoxAffinityImageHead: which share of hidden numbers is set to zero in training.
     cfg.MODEL.IMAGE_HEAD.NUM_QUERIES = 4
     cfg.MODEL.IMAGE_HEAD.DROPOUT = 0.2
 
@@ -182,7 +182,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # A px is lesion from this probability on, 0..1.
     cfg.MODEL.SEMANTIC.THRESHOLD = 0.5
 
-    # Columns of the affinity head's matrix, and stages of the sieve of both heads on mask features
+    # Columns of the matrix of affinity heads, and stages of the sieve of heads on mask features
     # (see ctmasknet.modeling.peers.mask_feature_heads).
     cfg.MODEL.IMAGE_HEAD.AFFINITIES = 64
     cfg.MODEL.IMAGE_HEAD.SIEVE_STAGES = 3
