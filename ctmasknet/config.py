@@ -32,6 +32,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
     # DATASETS.TEST is only looked at when a trained model is evaluated.
     cfg.DATASETS.VAL = ()
+    # So many patients of each class are trained on, drawn by SEED; 0 for all (classification only).
+    cfg.DATASETS.TRAIN_PATIENTS = 0
     # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
     # trained on him (a classifier's: its detector's too): refuse | warn | strict (patients spelled
     # otherwise are refused too). Only ids of one numbering can be compared (datasets/README.md,

@@ -240,6 +240,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "no px is moved (INPUT.AUGMENTATION.ELASTIC_PX)",
     ),
     (
+        ("DATASETS.TRAIN_PATIENTS",),
+        lambda cfg: not is_classifier(cfg),
+        "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
         ("MODEL.SLICE_NETWORK.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE not in ("SliceClassifier", "ScanClassifier"),
         "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",

@@ -168,7 +168,7 @@ class Trainer(DefaultTrainer):
 
     def _cache_rows(self) -> None:
         """Draw ranked rows instead of images, where they cannot change."""
-        sets = {TRAINING: training_dicts(self.cfg)}
+        sets = {TRAINING: training_dicts(self.cfg, every=True)}  # of all: one file for any part
         sets |= {name: dataset_dicts(name) for name in self.cfg.DATASETS.VAL}
         cfg, bad = self.cfg, self.bad_slices
         if not use_cache(cfg, [entry for dicts in sets.values() for entry in dicts]):
@@ -177,7 +177,7 @@ class Trainer(DefaultTrainer):
         for name, dicts in sets.items():
             self._rows |= cached_rows(cfg, self.checkpointer.model, dicts, name, bad)
         seed = self._trainer.data_loader.dataset.seed
-        given = (cfg, RowMapper(self._rows), sets[TRAINING], seed, 0, bad)
+        given = (cfg, RowMapper(self._rows), training_dicts(cfg), seed, 0, bad)
         self._trainer.reset_data_loader(lambda: build_train_loader(*given))
 
     def run_step(self) -> None:
