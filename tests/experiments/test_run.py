@@ -1,5 +1,6 @@
-"""What of a plan is told first, what is done again, what its tables say. A function that writes what
-an evaluation would stands in for the tools."""
+"""What of a plan is told first, what is done again, what its tables say. A function that writes
+what an evaluation would stands in for the tools.
+"""
 
 import itertools
 import json
