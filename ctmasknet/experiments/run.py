@@ -29,6 +29,7 @@ from ctmasknet.experiments.results import (
 )
 from ctmasknet.experiments.tables import write_plan_tables
 from ctmasknet.files import check_writable, folder_of_one, read_json, write_json
+from ctmasknet.workers import end_with_parent
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: What tools import, once for all of them.
@@ -57,6 +58,7 @@ def _tool(words: list[str], environment: dict[str, str], log: str) -> None:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
     os.environ.update(environment)
+    end_with_parent(os.getppid())
     for name in _IMPORTED:
         importlib.import_module(name)
     sys.argv = words

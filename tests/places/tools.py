@@ -136,9 +136,9 @@ def all_tools(root: Path) -> dict[str, Tool]:
         ),
         "import_weights": Tool(output("tools/import_weights.py", resnet), ".pth"),
         "lesion_burden": Tool(output("tools/lesion_burden.py", "--dataset", _SETS[0])),
-        "model_table": Tool(lambda out: ["tools/model_table.py", "--markdown", out], ".md"),
-        "model_table json": Tool(lambda out: ["tools/model_table.py", "--json", out], ".json"),
-        "model_zoo": Tool(lambda out: ["tools/model_table.py", "--zoo", out], ".md"),
+        "model_table": Tool(lambda out: ["tools/paper_tables.py", "--models", out], ".md"),
+        "model_table json": Tool(lambda out: ["tools/paper_tables.py", "--models", out], ".json"),
+        "model_zoo": Tool(lambda out: ["tools/paper_tables.py", "--zoo", out], ".md"),
         "figure1": Tool(
             lambda out: [
                 *("tools/paper_figures.py", "figure1", "--dataset", _SETS[0], "--output", out)
