@@ -132,22 +132,30 @@ def sensitivities(result: Mapping[str, Any]) -> dict[str, float]:
     return {c: 100 * float(right[own].mean()) for c, own in of_class.items()}
 
 
+def seeds_of(
+    plan: Plan, results: Mapping[str, Mapping[str, Any]], fold: Fold, arms: Sequence[str]
+) -> list[int]:
+    """The seeds with which all of these arms were run on a fold."""
+    return [s for s in plan.seeds if all(f"{fold.name}/{arm}/{s}" in results for arm in arms)]
+
+
 def difference(
     plan: Plan, results: Mapping[str, Mapping[str, Any]], arm: str, folds: Sequence[Fold]
 ) -> Interval | None:
     """Accuracy of an arm less that of ``against``, in points, with its interval over patients.
 
-    Both arms are judged on the same slices with the same seeds; what a slice counts is the mean
-    over seeds. None where the runs of a fold are not all there.
+    Both arms are judged on the same slices with the same seeds, those that both were run with; what
+    a slice counts is the mean over seeds. None where a fold has no such seed.
 
     Raises:
         CTMaskNetError: two runs of a fold were evaluated on other slices.
     """
     ahead, slices = [], []
     for fold in folds:
-        names = [f"{fold.name}/{one}/{seed}" for seed in plan.seeds for one in (arm, plan.against)]
-        if not all(name in results for name in names):
+        seeds = seeds_of(plan, results, fold, [arm, plan.against])
+        if not seeds:
             return None
+        names = [f"{fold.name}/{one}/{seed}" for seed in seeds for one in (arm, plan.against)]
         first = results[names[0]]
         for name in names:
             if results[name]["files_sha256"] != first["files_sha256"]:

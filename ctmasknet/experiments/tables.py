@@ -12,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.experiments.plan import Arm, Fold, Plan
-from ctmasknet.experiments.results import accuracy, difference, sensitivities
+from ctmasknet.experiments.results import accuracy, difference, seeds_of, sensitivities
 from ctmasknet.files import atomic_write, replace_between_marks
 
 _NOT_RUN = "not run"
@@ -66,8 +65,8 @@ def plan_tables(plan: Plan, results: _Results) -> str:
     differences = [
         [
             arm.title,
-            *(_points(difference(plan, results, arm.name, [fold])) for fold in folds),
-            _points(difference(plan, results, arm.name, folds)),
+            *(_points(plan, results, arm, [fold]) for fold in folds),
+            _points(plan, results, arm, folds),
         ]
         for arm in arms
         if arm is not against
@@ -94,40 +93,58 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
 
 
-def _accuracies(
-    plan: Plan, results: _Results, arm: Arm, folds: Sequence[Fold]
-) -> list[float] | None:
-    """Of all seeds; None where one is missing."""
-    names = [f"{fold.name}/{arm.name}/{seed}" for fold in folds for seed in plan.seeds]
-    if not all(name in results for name in names):
-        return None
-    return [accuracy(results[name]) for name in names]
+class _Runs(list):
+    """Figures of the runs of a cell that are there; ``missing`` counts the others."""
+
+    missing = 0
+
+    @property
+    def note(self) -> str:
+        return f" [{len(self)} of {len(self) + self.missing} runs]" if self.missing else ""
 
 
-def _mean(values: Sequence[float] | None) -> str:
-    return _NOT_RUN if values is None else f"{statistics.fmean(values):.1f}"
+def _accuracies(plan: Plan, results: _Results, arm: Arm, folds: Sequence[Fold]) -> _Runs:
+    found, seeds = _Runs(), [(fold, seeds_of(plan, results, fold, [arm.name])) for fold in folds]
+    for fold, there in seeds:
+        found += [accuracy(results[f"{fold.name}/{arm.name}/{seed}"]) for seed in there]
+    found.missing = len(folds) * len(plan.seeds) - len(found)
+    # A mean over some of the folds is none of the plan's
+    return found if all(there for _, there in seeds) else _Runs()
 
 
-def _spread(values: Sequence[float] | None) -> str:
-    if values is None:
-        return _NOT_RUN
-    return f"{_mean(values)} ({min(values):.1f}..{max(values):.1f})"
+def _mean(values: _Runs) -> str:
+    return f"{statistics.fmean(values):.1f}{values.note}" if values else _NOT_RUN
+
+
+def _spread(values: _Runs) -> str:
+    if len(values) < 2:
+        return _mean(values)
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ({min(values):.1f}..{max(values):.1f}){values.note}"
 
 
 def _of_classes(plan: Plan, results: _Results, arm: Arm) -> str:
-    names = [f"{fold.name}/{arm.name}/{seed}" for fold in plan.folds for seed in plan.seeds]
-    found = [sensitivities(results[name]) for name in names if name in results]
-    if len(found) < len(names):
-        return _NOT_RUN
-    return ", ".join(_mean([one[c] for one in found if c in one]) for c in sorted(found[0]))
+    found = [
+        sensitivities(results[f"{fold.name}/{arm.name}/{seed}"])
+        for fold in plan.folds
+        for seed in seeds_of(plan, results, fold, [arm.name])
+    ]
+    classes = sorted({name for one in found for name in one})
+    means = [statistics.fmean(one[c] for one in found if c in one) for c in classes]
+    return ", ".join(f"{mean:.1f}" for mean in means) or _NOT_RUN
 
 
-def _points(interval: Interval | None) -> str:
+def _points(plan: Plan, results: _Results, arm: Arm, folds: Sequence[Fold]) -> str:
+    interval = difference(plan, results, arm.name, folds)
     if interval is None:
         return _NOT_RUN
+    seeds = [len(seeds_of(plan, results, fold, [arm.name, plan.against])) for fold in folds]
+    note = ""
+    if min(seeds) < len(plan.seeds):
+        note = f" [{sum(seeds)} of {len(folds) * len(plan.seeds)} pairs]"
     if interval.low is None:
-        return f"{interval.value:+.1f}"
-    return f"{interval.value:+.1f} ({interval.low:+.1f}..{interval.high:+.1f})"
+        return f"{interval.value:+.1f}{note}"
+    return f"{interval.value:+.1f} ({interval.low:+.1f}..{interval.high:+.1f}){note}"
 
 
 def _counts(results: _Results, fold: Fold) -> str:
@@ -156,8 +173,7 @@ def _plot(plan: Plan, results: _Results) -> Figure:
             axes.plot(
                 dots, [row] * len(dots), "o", ms=4, alpha=0.7, color=f"C{number}", label=label
             )
-        every = _accuracies(plan, results, arm, plan.folds)
-        if every:
+        if every := _accuracies(plan, results, arm, plan.folds):
             axes.plot([statistics.fmean(every)], [row], "|", ms=16, mew=2, color="black")
     axes.set_yticks(range(len(plan.arms)), [arm.title for arm in plan.arms])
     axes.invert_yaxis()

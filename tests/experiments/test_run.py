@@ -16,6 +16,7 @@ from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_
 from ctmasknet.experiments.plan import read_plan
 from ctmasknet.experiments.results import difference, read_results
 from ctmasknet.experiments.run import call_tool, run_plan
+from ctmasknet.experiments.tables import plan_tables
 
 CLASSES = ("normal", "covid")
 PLAN = {
@@ -123,7 +124,14 @@ def test_tables_and_paired_differences(plan, tmp_path):
     # Of 20 patients 18 gain a quarter
     assert interval.value == pytest.approx(22.5) and 15 < interval.low < 22.5 < interval.high <= 25
     del results["b/wide/2"]
+    tables = plan_tables(found, results)
+    assert "| 100.0 [3 of 4 runs] |" in tables and "| 100.0 [1 of 2 runs] |" in tables
+    assert tables.count("[3 of 4 pairs]") == 1
+    del results["b/wide/1"]
     assert difference(found, results, "wide", found.folds) is None
+    assert re.search(
+        r"\| wide head +\| 100.0 \(.* \| not run +\| not run", plan_tables(found, results)
+    )
     results["a/wide/1"]["files_sha256"] = "else"
     with pytest.raises(CTMaskNetError, match="was evaluated on other slices than a/wide/1"):
         difference(found, results, "wide", found.folds[:1])

@@ -164,6 +164,13 @@ def all_tools(root: Path) -> dict[str, Tool]:
             lambda out: ["tools/benchmark.py", *bench, "--output", out], ".json", long=True
         ),
         "demo": Tool(output("tools/demo.py"), long=True),
+        "experiments": Tool(
+            lambda out: [
+                *("tools/experiments.py", "configs/experiments/heads.yaml"),
+                *("--results", out, "--work", out.with_name("work")),
+            ],
+            long=True,
+        ),
         "check_leaks": Tool(output("datasets/check_leaks.py", *_SETS[1:]), ".csv"),
         "describe": Tool(output("datasets/describe.py", *_SETS[1:])),
         "phantom": Tool(output(*_PHANTOMS)),
