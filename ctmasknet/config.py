@@ -32,6 +32,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Registered data sets evaluated while training runs; the best checkpoint is chosen on them.
     # DATASETS.TEST is only looked at when a trained model is evaluated.
     cfg.DATASETS.VAL = ()
+    # So many patients of each class are trained on, drawn by SEED; 0 for all (classification only).
+    cfg.DATASETS.TRAIN_PATIENTS = 0
     # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
     # trained on him (a classifier's: its detector's too): refuse | warn | strict (patients spelled
     # otherwise are refused too). Only ids of one numbering can be compared (datasets/README.md,
@@ -128,7 +130,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # With only the image head trained, rows are computed once and cached: auto (where no
     # augmentation changes them and all slices have one size) | always | never.
     cfg.MODEL.RANKED_BOXES.CACHE = "auto"
-    # Folder of the cached rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one.
+    # Folder of the cached rows; "" for ranked_boxes in OUTPUT_DIR. Runs may share one, also with
+    # heads that read less. Where it is named, evaluation takes rows from it too.
     cfg.MODEL.RANKED_BOXES.CACHE_DIR = ""
 
     # --- image head ---
@@ -142,8 +145,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # What it reads of a ranked box beside score and deltas: names of boxes, features, masks, in
     # this order (see ctmasknet.modeling.ranked_boxes). The paper's head reads none of them.
     cfg.MODEL.IMAGE_HEAD.READS = []
-    # Of SetAttentionImageHead: how many poolings it makes, and which share of its hidden numbers
-    # is set to zero in training.
+    # Of SetAttentionImageHead: how many poolings it makes. Of it, BoxLSTMImageHead and
+    # BoxAffinityImageHead: which share of hidden numbers is set to zero in training.
     cfg.MODEL.IMAGE_HEAD.NUM_QUERIES = 4
     cfg.MODEL.IMAGE_HEAD.DROPOUT = 0.2
 
@@ -185,7 +188,7 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # A px is lesion from this probability on, 0..1.
     cfg.MODEL.SEMANTIC.THRESHOLD = 0.5
 
-    # Columns of the affinity head's matrix, and stages of the sieve of both heads on mask features
+    # Columns of the matrix of affinity heads, and stages of the sieve of heads on mask features
     # (see ctmasknet.modeling.peers.mask_feature_heads).
     cfg.MODEL.IMAGE_HEAD.AFFINITIES = 64
     cfg.MODEL.IMAGE_HEAD.SIEVE_STAGES = 3

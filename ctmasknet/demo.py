@@ -38,7 +38,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         seed: seed of the patient split, of the training and of the choice of pictures.
     """
     raw, prepared = output / "raw", output / "datasets"
-    seg, cls, control = (output / name for name in ("seg", "cls", "control"))
+    seg, cls, cls_s, control = (output / name for name in ("seg", "cls", "cls_s", "control"))
 
     def train_net(config: str, folder: Path, *more: str) -> list[str]:
         command = ["tools/train_net.py", "--config-file", f"configs/demo/{config}.yaml"]
@@ -50,6 +50,8 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         return str(cls / "inference" / dataset / "predictions.csv")
 
     detector = ["MODEL.WEIGHTS", str(seg / "model_best.pth")]
+    # Heads on the same boxes
+    rows = ["MODEL.RANKED_BOXES.CACHE_DIR", str(output / "ranked_boxes")]
     pictures = ["--limit", "18", "--seed", str(seed)]
     return {
         "phantoms": [
@@ -73,8 +75,12 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         ],
         "detector": [train_net("seg", seg)],
         "detector evaluation": [train_net("seg", seg, "--eval-only")],
-        "classifier": [train_net("cls", cls, *detector)],
-        "classifier evaluation": [train_net("cls", cls, "--eval-only")],
+        "classifier": [train_net("cls", cls, *detector, *rows)],
+        "classifier evaluation": [train_net("cls", cls, "--eval-only", *rows)],
+        "classifier S": [
+            train_net("cls_s", cls_s, *detector, *rows),
+            train_net("cls_s", cls_s, "--eval-only", *rows),
+        ],
         "control": [train_net("control", control), train_net("control", control, "--eval-only")],
         "overlays": [
             [
@@ -90,7 +96,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         ],
         "tables and figures": [
             [
-                *("tools/paper_tables.py", "--results", str(seg), str(cls)),
+                *("tools/paper_tables.py", "--results", str(seg), str(cls), str(cls_s)),
                 *("--output", str(output / "paper")),
             ],
             [
@@ -107,7 +113,7 @@ def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[st
         # After the tables, which show every set that was evaluated. What training left of the
         # validation set is of its last evaluation, not of the best weights.
         "report": [
-            train_net("cls", cls, "--eval-only", "DATASETS.TEST", f"({SLICE_VAL_SET!r},)"),
+            train_net("cls", cls, "--eval-only", *rows, "DATASETS.TEST", f"({SLICE_VAL_SET!r},)"),
             [
                 *("tools/evaluate_predictions.py", "--predictions", predictions(SLICE_TEST_SET)),
                 *("--validation", predictions(SLICE_VAL_SET), "--output", str(cls / "report")),
@@ -158,23 +164,28 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
 def summarize(output: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """Collect the figures that the evaluations wrote below ``output``."""
     lesions = _results(output / "seg", LESION_TEST_SET)
-    slices = _results(output / "cls", SLICE_TEST_SET)["slices"]
     control = _results(output / "control", SLICE_TEST_SET)["slices"]
-    counted = output / "cls" / "inference" / SLICE_TEST_SET / "slices_metrics.json"
-    prefix = "sensitivity-"
     return {
         "lesions": {"box_ap50": lesions["bbox"]["AP50"], "segm_ap50": lesions["segm"]["AP50"]},
-        "slices": {
-            "n": json.loads(counted.read_text(encoding="utf-8"))["n"],
-            "accuracy": slices["accuracy"] / 100,
-            "sensitivity": {
-                name.removeprefix(prefix): value / 100
-                for name, value in slices.items()
-                if name.startswith(prefix)
-            },
-        },
+        "slices": _slice_figures(output / "cls"),
+        "slices_s": _slice_figures(output / "cls_s"),
         "control": {"accuracy": control["accuracy"] / 100},
         "seconds": seconds,
+    }
+
+
+def _slice_figures(run: Path) -> dict[str, Any]:
+    slices = _results(run, SLICE_TEST_SET)["slices"]
+    counted = run / "inference" / SLICE_TEST_SET / "slices_metrics.json"
+    prefix = "sensitivity-"
+    return {
+        "n": json.loads(counted.read_text(encoding="utf-8"))["n"],
+        "accuracy": slices["accuracy"] / 100,
+        "sensitivity": {
+            name.removeprefix(prefix): value / 100
+            for name, value in slices.items()
+            if name.startswith(prefix)
+        },
     }
 
 
@@ -211,10 +222,12 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     replace_between_marks(readme, "demo", f"{table}\n\n{note}")
 
 
+_SLICES = record({"n": whole_from_0, "accuracy": number, "sensitivity": names_of(number)})
 _SUMMARY = record(
     {
         "lesions": record({"box_ap50": number, "segm_ap50": number}),
-        "slices": record({"n": whole_from_0, "accuracy": number, "sensitivity": names_of(number)}),
+        "slices": _SLICES,
+        "slices_s": _SLICES,
         "control": record({"accuracy": number}),
         "seconds": names_of(number),
         "command": text,
@@ -231,7 +244,10 @@ def _figures(summary: dict[str, Any]) -> dict[str, str]:
         "slices": str(slices["n"]),
         "slice accuracy": f"{slices['accuracy']:.3f}",
         **{f"sensitivity {name}": f"{x:.3f}" for name, x in slices["sensitivity"].items()},
-        "accuracy, detector with random weights": f"{summary['control']['accuracy']:.3f}",
+        "slice accuracy, S on the same boxes": f"{summary['slices_s']['accuracy']:.3f}",
+        "slice accuracy, S on a detector with random weights": (
+            f"{summary['control']['accuracy']:.3f}"
+        ),
         "seconds in all": f"{sum(summary['seconds'].values()):.0f}",
     }
 

@@ -243,6 +243,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "no px is moved (INPUT.AUGMENTATION.ELASTIC_PX)",
     ),
     (
+        ("DATASETS.TRAIN_PATIENTS",),
+        lambda cfg: not is_classifier(cfg),
+        "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
+    ),
+    (
         ("MODEL.SLICE_NETWORK.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE not in ("SliceClassifier", "ScanClassifier"),
         "there is no network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier)",
@@ -314,6 +319,7 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "no stage is deformable (MODEL.RESNETS.DEFORM_ON_PER_STAGE)",
     ),
 )
+_WITH_DROPOUT = ("SetAttentionImageHead", "BoxLSTMImageHead", "BoxAffinityImageHead")
 #: The same for keys that configurations inherit, about which a training warns.
 _IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
     (
@@ -322,9 +328,14 @@ _IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] 
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
     ),
     (
-        ("MODEL.IMAGE_HEAD.NUM_QUERIES", "MODEL.IMAGE_HEAD.DROPOUT"),
+        ("MODEL.IMAGE_HEAD.NUM_QUERIES",),
         lambda cfg: cfg.MODEL.IMAGE_HEAD.NAME != "SetAttentionImageHead",
         "it is SetAttentionImageHead's (MODEL.IMAGE_HEAD.NAME)",
+    ),
+    (
+        ("MODEL.IMAGE_HEAD.DROPOUT",),
+        lambda cfg: cfg.MODEL.IMAGE_HEAD.NAME not in _WITH_DROPOUT,
+        f"it is for {', '.join(_WITH_DROPOUT)} (MODEL.IMAGE_HEAD.NAME)",
     ),
     (
         ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "TEST.COCO_FAST"),

@@ -40,7 +40,7 @@ READ_IN = {
     "ctmasknet.engine.train_data": """DATALOADER.ASPECT_RATIO_GROUPING
         DATALOADER.FILTER_EMPTY_ANNOTATIONS DATALOADER.NUM_WORKERS DATALOADER.REPEAT_SQRT
         DATALOADER.REPEAT_THRESHOLD DATALOADER.SAMPLER_TRAIN
-        DATALOADER.SLICES_PER_SCAN SEED SOLVER.IMS_PER_BATCH""",
+        DATALOADER.SLICES_PER_SCAN DATASETS.TRAIN_PATIENTS SEED SOLVER.IMS_PER_BATCH""",
     "ctmasknet.engine.trainer": """MODEL.TRANSFER SOLVER.BEST_METRIC
         SOLVER.EARLY_STOPPING_PATIENCE SOLVER.LOG_PERIOD SOLVER.MAX_ITER TEST.EVAL_PERIOD
         TEST.IMS_PER_BATCH TEST.VALIDATION_LOSS""",
@@ -228,7 +228,9 @@ def test_keys_that_depend_on_others(repository, config, overrides, message):
 
 def test_no_configuration_of_the_repository_has_idle_keys(repository):
     files = [
-        path for path in (repository / "configs").rglob("*.yaml") if path.parent.name != "parts"
+        path
+        for path in (repository / "configs").rglob("*.yaml")
+        if path.parent.name not in ("parts", "experiments")
     ]
     assert len(files) > 20
     assert [idle for path in files for idle in idle_keys(read_cfg(path))] == []

@@ -21,11 +21,29 @@ def test_every_step_is_a_tool_that_exists(repository, tmp_path):
     assert all(command[command.index("SEED") + 1] == "7" for command in trainings)
 
 
-@pytest.mark.parametrize("name", ["seg", "cls", "control"])
+@pytest.mark.parametrize("name", ["seg", "cls", "cls_s", "control"])
 def test_the_window_is_that_of_the_phantoms(repository, name):
     cfg = read_cfg(repository / f"configs/demo/{name}.yaml")
     assert SETTINGS["window_centre_hu"] == cfg.INPUT.WINDOW_CENTER_HU
     assert SETTINGS["window_width_hu"] == cfg.INPUT.WINDOW_WIDTH_HU
+
+
+def test_both_heads_read_the_same_boxes(repository, tmp_path):
+    """Of one detector, by the same settings, from one folder of cached rows."""
+    steps = stages(tmp_path, phantom_seed=5, seed=7)
+    (ours,), (theirs, _) = steps["classifier"], steps["classifier S"]
+    for key, value in (
+        ("MODEL.WEIGHTS", tmp_path / "seg" / "model_best.pth"),
+        ("MODEL.RANKED_BOXES.CACHE_DIR", tmp_path / "ranked_boxes"),
+    ):
+        for command in (ours, theirs):
+            assert command[command.index(key) + 1] == str(value)
+    names = [command[command.index("--config-file") + 1] for command in (ours, theirs)]
+    cfgs = [read_cfg(repository / name) for name in names]
+    heads = [cfg.MODEL.pop("IMAGE_HEAD") for cfg in cfgs]
+    assert [head.NAME for head in heads] == ["SetAttentionImageHead", "RankedBoxImageHead"]
+    assert cfgs[0].MODEL == cfgs[1].MODEL and cfgs[0].INPUT == cfgs[1].INPUT
+    assert cfgs[0].MODEL.TRAINABLE == "heads"
 
 
 def test_the_report_is_fitted_on_what_the_best_weights_say_of_validation(tmp_path):
@@ -51,12 +69,16 @@ def test_summary_takes_figures_from_the_evaluations(tmp_path):
         tmp_path / "seg/inference/cncb_lesions_merge_test/results.json",
         {"bbox": {"AP50": 51.0}, "segm": {"AP50": 45.0}},
     )
-    write(tmp_path / "cls" / evaluation / "results.json", {"slices": slices})
     write(tmp_path / "cls" / evaluation / "slices_metrics.json", {"n": 30})
+    better = {"accuracy": 90.0, "sensitivity-normal": 95.0}
+    write(tmp_path / "cls_s" / evaluation / "results.json", {"slices": slices})
+    write(tmp_path / "cls_s" / evaluation / "slices_metrics.json", {"n": 30})
+    write(tmp_path / "cls" / evaluation / "results.json", {"slices": better})
     write(tmp_path / "control" / evaluation / "results.json", {"slices": {"accuracy": 40.0}})
     assert summarize(tmp_path, {"phantoms": 1.5}) == {
         "lesions": {"box_ap50": 51.0, "segm_ap50": 45.0},
-        "slices": {
+        "slices": {"n": 30, "accuracy": 0.9, "sensitivity": {"normal": 0.95}},
+        "slices_s": {
             "n": 30,
             "accuracy": 0.8,
             "sensitivity": {"normal": 0.9, "pneumonia": 0.8, "covid": 0.7},
@@ -77,6 +99,7 @@ def test_readme_table_is_made_from_summaries(tmp_path):
     summary = {
         "lesions": {"box_ap50": 51.04, "segm_ap50": 45.0},
         "slices": {"n": 30, "accuracy": 0.8, "sensitivity": {"normal": 0.9}},
+        "slices_s": {"n": 30, "accuracy": 0.7, "sensitivity": {"normal": 0.8}},
         "control": {"accuracy": 0.4},
         "seconds": {"a": 1.5, "b": 2.0},
         "command": "make demo PHANTOM_SEED=1 SEED=1",
@@ -101,6 +124,7 @@ def test_readme_table_is_made_from_summaries(tmp_path):
     }
     assert cells["lesion box AP50 (%)"] == "51.0"
     assert cells["sensitivity normal"] == "0.900"
+    assert cells["slice accuracy, S on the same boxes"] == "0.700"
     assert cells["seconds in all"] == "4"
     assert "abacus, 2 cores" in text
     readme.write_text("no marks")

@@ -27,7 +27,7 @@ ROWS = (
     {"explain", "paper"},
     {"report"},
     # Nobody imports these, not even one the other
-    {"benchmarks", "demo", "serve"},
+    {"benchmarks", "demo", "experiments", "serve"},
 )
 ROW_OF = {room: number for number, row in enumerate(ROWS, start=1) for room in row}
 # The first word of a CSS variable follows a bracket
@@ -151,8 +151,8 @@ def test_folders_and_files_are_small():
 
 
 def test_only_tools_and_datasets_write_flags():
-    # The demo and the benchmarks run tools and say how: they write command lines
-    outside = (ROOT / "ctmasknet" / "demo.py", ROOT / "ctmasknet" / "benchmarks")
+    # They run tools and say how: they write command lines
+    outside = [ROOT / "ctmasknet" / name for name in ("demo.py", "benchmarks", "experiments")]
     files = [p for p in _files("ctmasknet") if not any(p.is_relative_to(o) for o in outside)]
     found = [flag for path in files for flag in _flags(path)]
     assert not found, "\n".join(found)

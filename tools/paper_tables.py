@@ -1,6 +1,9 @@
 """Fill the paper's Tables 1, 2 and 3 from result files; published figures stand beside them.
 
     python tools/paper_tables.py --results output/cls output/cls_heads_bn --output output/tables
+    python tools/paper_tables.py --zoo docs/results/MODEL_ZOO.md --results output/seg output/cls
+    python tools/paper_tables.py --models               # sizes of all configs, on the terminal
+    python tools/paper_tables.py --models models.md models.json
 
 A cell without a result file says "not run".
 """
@@ -11,6 +14,7 @@ import sys
 
 from ctmasknet.errors import command_line
 from ctmasknet.paper.tables import write_tables
+from ctmasknet.paper.zoo import write_model_table, write_zoo
 
 
 @command_line
@@ -25,11 +29,30 @@ def main(argv=None):
         default=[],
         help="OUTPUT_DIR folders of tools/train_net.py, or folders that hold such",
     )
-    parser.add_argument("--output", required=True, help="folder for tables.md, .json and .csv")
+    parser.add_argument("--output", help="folder for tables.md, .json and .csv")
+    parser.add_argument("--zoo", metavar="FILE", help="write the model zoo")
+    parser.add_argument(
+        "--models", nargs="*", metavar="FILE", help="list every config with its model's size"
+    )
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    write_tables(args.results, args.output, shlex.join(["python", "tools/paper_tables.py", *argv]))
-    print(f"tables.md, tables.json and a .csv for each table in {args.output}")
+    made_by = shlex.join(["python", "tools/paper_tables.py", *argv])
+    if args.output is None and args.zoo is None and args.models is None:
+        parser.error("give --output FOLDER, --zoo FILE or --models")
+    if args.results and args.output is None and args.zoo is None:
+        parser.error("--results is for tables and the model zoo: give --output or --zoo")
+    odd = [name for name in args.models or () if not name.endswith((".md", ".json"))]
+    if odd:
+        parser.error(f"--models: {odd[0]} ends in neither .md nor .json")
+    if args.output is not None:
+        write_tables(args.results, args.output, made_by)
+        print(f"tables.md, tables.json and a .csv for each table in {args.output}")
+    if args.zoo is not None:
+        write_zoo(args.zoo, args.results, made_by, "python tools/train_net.py --config-file {}")
+        print(f"wrote: {args.zoo}")
+    if args.models is not None:
+        text = write_model_table(made_by, *args.models)
+        print("\n".join(f"wrote: {path}" for path in args.models) or text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A file holds the rows of one data set. Its name is the SHA-256 of all that the rows depend on: the
 detector's weights, the configuration, the images, the code, the libraries that decode and compute.
 So a file is either right or not found. While rows are computed they are written in parts, from
-which a caching that was killed goes on; what does not fit its check sum is computed anew.
+which a caching that was killed goes on; what does not fit its check sum is computed anew. A head
+that reads less than another takes its columns from the other's file, where that is in the folder.
 
 Shapes: n slices, N rows a slice, D numbers a row (5 for the paper's head S, more for heads that
 read more, see :mod:`ctmasknet.modeling.ranked_boxes`).
@@ -15,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -23,7 +25,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,9 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, check_room, plain_file, remove_unfinished
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.meta_arch import head_rows
-from ctmasknet.modeling.ranked_boxes import RowLayout
+from ctmasknet.modeling.ranked_boxes import READS, RowLayout
 
-_FORMAT = 2
+_FORMAT = 3
 #: Slices whose rows are written together.
 _PART = 256
 #: The package, top modules whose files or versions are in every key, what of it makes rows.
@@ -159,10 +161,18 @@ def cached_rows(
     """
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts)})
     folder = Path(cfg.MODEL.RANKED_BOXES.CACHE_DIR or os.path.join(cfg.OUTPUT_DIR, "ranked_boxes"))
-    path = folder / f"{cache_key(cfg, model, dicts)}.pt"
+    wanted = RowLayout.from_config(cfg)
+    keys = _keys(cfg, model, dicts, _as_wide(wanted))
+    path = folder / f"{keys[wanted.reads]}.pt"
     parts = path.with_suffix(".parts")
-    shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, RowLayout.from_config(cfg).width)
-    rows = _read(path, shape)
+    shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, wanted.width)
+    rows, source = None, path
+    for reads, key in keys.items():
+        wide = replace(wanted, reads=reads)
+        found = _read(folder / f"{key}.pt", (*shape[:2], wide.width))
+        if found is not None:
+            rows, source = found[..., wide.columns(wanted)], folder / f"{key}.pt"
+            break
     usable = rows is not None and _note_unreadable(cfg, rows, dicts, name, bad)
     # One process may see the file before another; all have to go the same way.
     hit = all(comm.all_gather(usable))
@@ -189,7 +199,7 @@ def cached_rows(
     _LOGGER.info(
         "Ranked boxes of %s: %d slices x %d rows, %.1f MB, %s %s in %.1f s",
         *(name, *shape[:2], rows.numel() * rows.element_size() / 1e6),
-        *("read from" if hit else "computed and cached in", path, time.perf_counter() - start),
+        *("read from" if hit else "computed and cached in", source, time.perf_counter() - start),
     )
     return {
         entry["file_name"]: row
@@ -200,10 +210,27 @@ def cached_rows(
 
 def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]) -> str:
     """SHA-256 over all that the rows of these slices depend on."""
+    (key,) = _keys(cfg, model, dicts, [tuple(cfg.MODEL.IMAGE_HEAD.READS)]).values()
+    return key
+
+
+def _as_wide(layout: RowLayout) -> list[tuple[str, ...]]:
+    """What rows may hold that have all columns of ``layout``, itself first."""
+    more = [name for name in READS if name not in layout.reads]
+    every = [set(own) for n in range(len(more) + 1) for own in itertools.combinations(more, n)]
+    return [tuple(n for n in READS if n in own or n in layout.reads) for own in every]
+
+
+def _keys(
+    cfg: CfgNode,
+    model: nn.Module,
+    dicts: Sequence[Mapping[str, Any]],
+    every: Sequence[tuple[str, ...]],
+) -> dict[tuple[str, ...], str]:
+    """The keys of rows for heads that read each of ``every``."""
     settings = yaml.safe_load(cfg.dump())
     for key in ("WEIGHTS", "TRAINABLE"):
         settings["MODEL"].pop(key)
-    settings["MODEL"]["IMAGE_HEAD"] = settings["MODEL"]["IMAGE_HEAD"]["READS"]
     for key in ("CACHE", "CACHE_DIR"):
         settings["MODEL"]["RANKED_BOXES"].pop(key)
     depends = {
@@ -219,12 +246,17 @@ def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]
             allow_unreadable=cfg.DATALOADER.BAD_SLICES == "skip",
         ),
     }
-    total = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
+    weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("image_head."):
-            total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
+            weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+    keys = {}
+    for reads in every:
+        settings["MODEL"]["IMAGE_HEAD"] = list(reads)
+        text = json.dumps(depends, sort_keys=True) + weights.hexdigest()
+        keys[reads] = hashlib.sha256(text.encode()).hexdigest()
+    return keys
 
 
 def _versions() -> list[str]:

@@ -158,15 +158,16 @@ class SeededMapping(Dataset):
             random.setstate(before[1])
 
 
-def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
+def training_dicts(cfg: CfgNode, *, every: bool = False) -> list[dict[str, Any]]:
     """The dataset dicts a training draws from: those of ``DATASETS.TRAIN``, without the slices that
-    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out.
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` and ``DATASETS.TRAIN_PATIENTS`` leave out (``every``:
+    the latter not).
 
     Raises:
-        CTMaskNetError: nothing is left.
+        CTMaskNetError: nothing is left; a class has fewer patients.
     """
     try:
-        return get_detection_dataset_dicts(
+        dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
     except AssertionError as error:
@@ -175,6 +176,28 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
             "prepare the set again, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on "
             "slices without lesions too"
         ) from None
+    if every or not cfg.DATASETS.TRAIN_PATIENTS:
+        return dicts
+    return _of_some_patients(cfg, dicts)
+
+
+def _of_some_patients(cfg: CfgNode, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The slices of ``DATASETS.TRAIN_PATIENTS`` patients of each class; more patients of one seed
+    hold those of fewer."""
+    of_class: dict[int, set[str]] = {}
+    for entry in dicts:
+        of_class.setdefault(entry["label"], set()).add(str(entry["patient"]))
+    number, chosen = cfg.DATASETS.TRAIN_PATIENTS, set()
+    for label, patients in of_class.items():
+        if len(patients) < number:
+            raise CTMaskNetError(
+                f"DATASETS.TRAIN_PATIENTS is {number}, but {', '.join(cfg.DATASETS.TRAIN)} has "
+                f"{len(patients)} patients of class {label}; set it to at most that, or to 0 for "
+                "all"
+            )
+        order = random.Random(f"{max(cfg.SEED, 0)} {label}")
+        chosen |= {(label, one) for one in order.sample(sorted(patients), len(patients))[:number]}
+    return [entry for entry in dicts if (entry["label"], str(entry["patient"])) in chosen]
 
 
 def look_at_slices(cfg: CfgNode, names: Iterable[str]) -> None:

@@ -168,7 +168,7 @@ class Trainer(DefaultTrainer):
 
     def _cache_rows(self) -> None:
         """Draw ranked rows instead of images, where they cannot change."""
-        sets = {TRAINING: training_dicts(self.cfg)}
+        sets = {TRAINING: training_dicts(self.cfg, every=True)}  # of all: one file for any part
         sets |= {name: dataset_dicts(name) for name in self.cfg.DATASETS.VAL}
         cfg, bad = self.cfg, self.bad_slices
         if not use_cache(cfg, [entry for dicts in sets.values() for entry in dicts]):
@@ -177,7 +177,7 @@ class Trainer(DefaultTrainer):
         for name, dicts in sets.items():
             self._rows |= cached_rows(cfg, self.checkpointer.model, dicts, name, bad)
         seed = self._trainer.data_loader.dataset.seed
-        given = (cfg, RowMapper(self._rows), sets[TRAINING], seed, 0, bad)
+        given = (cfg, RowMapper(self._rows), training_dicts(cfg), seed, 0, bad)
         self._trainer.reset_data_loader(lambda: build_train_loader(*given))
 
     def run_step(self) -> None:
@@ -375,7 +375,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`.
+        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`; by cached
+        rows where ``MODEL.RANKED_BOXES.CACHE_DIR`` names their folder.
 
         Raises:
             CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (the
@@ -385,10 +386,16 @@ class Trainer(DefaultTrainer):
         totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
         bad = BadSlices.from_cfg(cfg, totals)
         with listed_bad_slices(bad, inference_folder(cfg)):
+            mapper = None
+            sets = {name: dataset_dicts(name) for name in cfg.DATASETS.TEST}
+            every = [entry for dicts in sets.values() for entry in dicts]
+            if cfg.MODEL.RANKED_BOXES.CACHE_DIR and use_cache(cfg, every):
+                rows = [cached_rows(cfg, model, dicts, name, bad) for name, dicts in sets.items()]
+                mapper = RowMapper({name: row for one in rows for name, row in one.items()})
             return evaluate(
                 cfg,
                 model,
-                lambda name: cls.build_test_loader(cfg, name, bad=bad),
+                lambda name: cls.build_test_loader(cfg, name, mapper, bad),
                 lambda name: cls.build_evaluator(cfg, name),
             )
 

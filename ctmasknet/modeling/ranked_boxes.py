@@ -21,6 +21,7 @@ takes boxes as a set has to tell from boxes: :attr:`RankedBoxes.first`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,11 @@ class RowLayout:
     def width(self) -> int:
         """D."""
         return sum(self.widths.values())
+
+    def columns(self, narrower: RowLayout) -> list[int]:
+        """Which columns of these rows make those of a layout that reads some of what they hold."""
+        ends = dict(zip(self.widths, itertools.accumulate(self.widths.values()), strict=True))
+        return [i for name, n in narrower.widths.items() for i in range(ends[name] - n, ends[name])]
 
     def unpack(self, packed: Tensor) -> RankedBoxes:
         """(B, N, D) -> its parts.

@@ -102,12 +102,14 @@ class Variant:
 def variants(configs: Path = CONFIGS) -> list[Variant]:
     """All configs that stand for a model, in the order of :data:`HEADINGS`, then by name.
 
-    ``configs/parts`` holds parts of configs, ``configs/peers`` others' models; both are left out.
+    ``configs/parts`` holds parts of configs, ``configs/peers`` others' models,
+    ``configs/experiments`` plans; all are left out.
 
     Raises:
         CTMaskNetError: no config there, or a broken one.
     """
-    files = [path for path in configs.rglob("*.yaml") if not {"parts", "peers"} & set(path.parts)]
+    others = {"parts", "peers", "experiments"}
+    files = [path for path in configs.rglob("*.yaml") if not others & set(path.parts)]
     if not files:
         raise CTMaskNetError(f"{configs}: no config here; run from a clone of the repository")
     found = []

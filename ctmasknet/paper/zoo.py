@@ -61,28 +61,26 @@ def _model_cell(row: Mapping[str, Any], key: str) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-def write_model_table(
-    made_by: str, markdown: str | None = None, json_file: str | None = None
-) -> str:
-    """The model table as Markdown, written to the files that are named.
+def write_model_table(made_by: str, *files: str) -> str:
+    """The model table as Markdown.
 
     Args:
         made_by: the command, told in the files.
-        markdown: file for the text, if any.
-        json_file: file for the numbers, if any.
+        files: what to write; ``.json`` files hold the numbers, others the text.
 
     Raises:
         CTMaskNetError: a file cannot be written.
     """
-    for path in filter(None, (markdown, json_file)):
+    for path in files:
         check_writable(path)
     rows = model_rows(variants())
     text = document("Models", made_by, [table.markdown() for table in model_tables(rows)])
-    if markdown:
-        write_text(markdown, text)
-    if json_file:
-        with writing(json_file):
-            write_json(json_file, {"made_by": made_by, "models": rows}, 1)
+    for path in files:
+        if path.endswith(".json"):
+            with writing(path):
+                write_json(path, {"made_by": made_by, "models": rows}, 1)
+        else:
+            write_text(path, text)
     return text
 
 

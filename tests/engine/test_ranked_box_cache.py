@@ -12,13 +12,16 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine import ranked_box_cache
 from ctmasknet.engine.ranked_box_cache import cache_key, cached_rows, use_cache, why_not
 from ctmasknet.engine.solver import keep_predictions_float32
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.key_checks import check_keys
+from ctmasknet.modeling.ranked_boxes import RowLayout
 from tests.helpers.running import run_tool
 from tests.test_train_net import TINY
 
@@ -52,6 +55,34 @@ def test_rows_are_the_models_and_are_read_again(cfg, dicts, tiny_model, monkeypa
     monkeypatch.setattr(tiny_model, "inference", None)  # whoever computes anew fails
     again = cached_rows(cfg, tiny_model, dicts, "some")
     assert all(torch.equal(rows[name], again[name]) for name in rows)
+
+
+def test_heads_that_read_less_take_the_rows_of_one_that_reads_more(
+    cfg, dicts, tiny_model, tmp_path, monkeypatch
+):
+    tiny_model.image_head = nn.Flatten()  # reads rows of any width
+    narrow = cached_rows(cfg, tiny_model, dicts, "some")
+    cfg.MODEL.RANKED_BOXES.CACHE_DIR = str(tmp_path / "shared")
+
+    def rows_of(*reads):
+        cfg.MODEL.IMAGE_HEAD.READS = list(reads)
+        tiny_model.layout = RowLayout.from_config(cfg)
+        return cached_rows(cfg, tiny_model, dicts, "some")
+
+    masks = rows_of("masks")
+    wide = rows_of("boxes", "features", "masks")
+    monkeypatch.setattr(tiny_model, "inference", None)  # whoever computes anew fails
+    for name, rows in rows_of().items():
+        assert torch.equal(rows, narrow[name])
+    assert all(torch.equal(rows, masks[name]) for name, rows in rows_of("masks").items())
+    layout = RowLayout.from_config(cfg)
+    for name, rows in rows_of("features", "masks").items():
+        assert torch.equal(rows[:, -layout.width + 5 :], masks[name][:, 5:])
+        assert torch.equal(rows, torch.cat([wide[name][:, :5], wide[name][:, 15:]], dim=1))
+    with open(dicts[2]["file_name"], "ab") as stream:  # another image: no file serves
+        stream.write(b"\0")
+    with pytest.raises(TypeError):
+        rows_of("features")
 
 
 def test_damaged_file_is_made_anew(cfg, dicts, tiny_model, tmp_path):
@@ -320,6 +351,25 @@ def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypat
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert ours[name] == (pytest.approx(value, rel=1e-5) if value is not None else None)
+    evaluate_by_rows_and_by_images(repository, tmp_path)
+
+
+def evaluate_by_rows_and_by_images(repository, folder):
+    """Evaluation takes cached rows from a folder that is named, and gives the same."""
+    found = []
+    for more in ([], ["MODEL.RANKED_BOXES.CACHE_DIR", folder / "rows"]):
+        words = ["--config-file", "configs/cls_light.yaml", "--eval-only", *TINY]
+        words += ["MODEL.TRAINABLE", "heads", "OUTPUT_DIR", folder / "auto", *more]
+        assert run_tool(repository, "tools/train_net.py", *words) == 0
+        (path,) = (folder / "auto" / "inference").glob("*_test/predictions.csv")
+        found.append(read_predictions_csv(path)[0])
+    (rows,) = (folder / "rows").iterdir()
+    for images, cached in zip(*found, strict=True):
+        assert images.logits == pytest.approx(cached.logits, abs=1e-5)
+    # What is in the file is what counts
+    torch.save(torch.zeros_like(torch.load(rows, weights_only=True)), rows)
+    assert run_tool(repository, "tools/train_net.py", *words) == 0
+    assert len({row.logits for row in read_predictions_csv(path)[0]}) == 1
 
 
 def test_rows_that_do_not_fit_on_the_disk_are_told_before_they_are_computed(

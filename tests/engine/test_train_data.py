@@ -19,6 +19,7 @@ from ctmasknet.engine.train_data import (
     TrainingBatches,
     build_train_loader,
     look_at_slices,
+    training_dicts,
 )
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
@@ -86,6 +87,32 @@ def test_wide_and_tall_images_are_not_mixed(cfg):
     batches = iter(TrainingBatches(sampler, 3, groups))
     for _ in range(6):
         assert len({groups[index] for _, index in next(batches)}) == 1
+
+
+def test_a_training_on_some_patients_of_each_class(cfg, monkeypatch):
+    dicts = [
+        {"file_name": f"{patient} {n}.png", "label": patient % 2, "patient": patient}
+        for patient in range(10)
+        for n in range(3)
+    ]
+    monkeypatch.setattr(train_data, "get_detection_dataset_dicts", lambda *_, **__: dicts)
+
+    def patients(number):
+        cfg.DATASETS.TRAIN_PATIENTS = number
+        found = training_dicts(cfg)
+        assert len(training_dicts(cfg, every=True)) == 30
+        chosen = sorted({entry["patient"] for entry in found})
+        assert len(found) == 3 * len(chosen)  # with all their slices
+        return chosen
+
+    few, more = patients(2), patients(3)
+    assert [sum(patient % 2 == label for patient in few) for label in (0, 1)] == [2, 2]
+    assert len(more) == 6 and set(few) < set(more)
+    assert patients(3) == more and len(patients(0)) == 10
+    cfg.SEED = 6
+    assert patients(3) != more
+    with pytest.raises(CTMaskNetError, match=r"TRAIN_PATIENTS is 6, but .* 5 patients of class 0"):
+        patients(6)
 
 
 def test_unknown_sampler(cfg):

@@ -247,7 +247,7 @@ def test_the_committed_zoo_has_every_config(known, repository, tmp_path):
     write_zoo(tmp_path / "zoo.md", [], "the command", TRAIN)
     fresh = (tmp_path / "zoo.md").read_text()
     committed = (repository / "docs" / "results" / "MODEL_ZOO.md").read_text()
-    assert "Made by `python tools/model_table.py --zoo docs/results/MODEL_ZOO.md" in committed
+    assert "Made by `python tools/paper_tables.py --zoo docs/results/MODEL_ZOO.md" in committed
     for item in known:
         assert f"[{item.config}](../../{item.config})" in committed
         assert f"[{item.config}](../../{item.config})" in fresh

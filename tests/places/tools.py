@@ -136,9 +136,9 @@ def all_tools(root: Path) -> dict[str, Tool]:
         ),
         "import_weights": Tool(output("tools/import_weights.py", resnet), ".pth"),
         "lesion_burden": Tool(output("tools/lesion_burden.py", "--dataset", _SETS[0])),
-        "model_table": Tool(lambda out: ["tools/model_table.py", "--markdown", out], ".md"),
-        "model_table json": Tool(lambda out: ["tools/model_table.py", "--json", out], ".json"),
-        "model_zoo": Tool(lambda out: ["tools/model_table.py", "--zoo", out], ".md"),
+        "model_table": Tool(lambda out: ["tools/paper_tables.py", "--models", out], ".md"),
+        "model_table json": Tool(lambda out: ["tools/paper_tables.py", "--models", out], ".json"),
+        "model_zoo": Tool(lambda out: ["tools/paper_tables.py", "--zoo", out], ".md"),
         "figure1": Tool(
             lambda out: [
                 *("tools/paper_figures.py", "figure1", "--dataset", _SETS[0], "--output", out)
@@ -164,6 +164,13 @@ def all_tools(root: Path) -> dict[str, Tool]:
             lambda out: ["tools/benchmark.py", *bench, "--output", out], ".json", long=True
         ),
         "demo": Tool(output("tools/demo.py"), long=True),
+        "experiments": Tool(
+            lambda out: [
+                *("tools/experiments.py", "configs/experiments/heads.yaml"),
+                *("--results", out, "--work", out.with_name("work")),
+            ],
+            long=True,
+        ),
         "check_leaks": Tool(output("datasets/check_leaks.py", *_SETS[1:]), ".csv"),
         "describe": Tool(output("datasets/describe.py", *_SETS[1:])),
         "phantom": Tool(output(*_PHANTOMS)),

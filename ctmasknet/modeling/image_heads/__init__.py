@@ -1,5 +1,6 @@
-"""Heads that name a slice from its ranked boxes: S, the paper's, in :mod:`.s`, and those that take
-them as a set, in :mod:`.set_attention`.
+"""Heads that name a slice from its ranked boxes: S, the paper's, in :mod:`.s`, those that take them
+as a set in :mod:`.set_attention`, those of the author's later models in :mod:`.later_models`, and S
+on a part of the rows in :mod:`.controls`.
 
 A file of this folder registers its heads by being here, and ``MODEL.IMAGE_HEAD.NAME`` chooses one.
 Such a file, whole but for its imports::

@@ -98,7 +98,7 @@ class SetAttentionImageHead(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(B, N, D) packed rows -> (B, C) logits."""
         first = first_rows(rows)
-        boxes = self.embed(self.standardize(_with_log_odds(rows), first))
+        boxes = self.embed(self.standardize(with_log_odds(rows), first))
         boxes = torch.cat([boxes, self.no_box.expand(len(boxes), 1, -1).to(boxes.dtype)], dim=1)
         there = torch.cat([first, first.new_ones(len(first), 1)], dim=1)
         weights = self.attention(boxes).masked_fill(~there[..., None], -torch.inf).softmax(dim=1)
@@ -106,7 +106,8 @@ class SetAttentionImageHead(nn.Module):
         return self.logits(self.hidden(pooled.flatten(1)))
 
 
-def _with_log_odds(rows: Tensor) -> Tensor:
+def with_log_odds(rows: Tensor) -> Tensor:
+    """(B, N, D) rows with the log-odds of their scores for the scores."""
     score = rows[..., :1].clamp(_LEAST_SCORE, 1 - _LEAST_SCORE)
     return torch.cat([score.logit(), rows[..., 1:]], dim=-1)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
+from ctmasknet.modeling.image_heads.later_models import AttendedLSTM, VectorClassifier
 
 #: Channels of mask features, and of the vector that becomes of a box.
 FEATURES = 256
@@ -83,20 +84,6 @@ class BoxVectors(nn.Module):
         return self.bn3(F.relu(self.conv_d_final(x))).flatten(1)
 
 
-class VectorClassifier(nn.Module):
-    """Two hidden layers with ReLU, then a logit a class."""
-
-    def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        self.fc1 = nn.Linear(FEATURES, width)
-        self.fc2 = nn.Linear(width, width)
-        self.logits = nn.Linear(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 256) -> (B, C)."""
-        return self.logits(F.relu(self.fc2(F.relu(self.fc1(x)))))
-
-
 @IMAGE_HEAD_REGISTRY.register()
 class AffinityImageHead(nn.Module):
     """Boxes' vectors times a matrix N x A and a vector A x 1, then :class:`VectorClassifier`."""
@@ -119,7 +106,7 @@ class AffinityImageHead(nn.Module):
         self.vector = nn.Parameter(torch.empty(affinities, 1))
         for parameter in (self.matrix, self.vector):
             nn.init.xavier_normal_(parameter)
-        self.classifier = VectorClassifier(width, classes)
+        self.classifier = VectorClassifier(FEATURES, width, classes)
 
     @classmethod
     def from_config(cls, cfg):
@@ -136,23 +123,6 @@ class AffinityImageHead(nn.Module):
         vectors = self.vectors(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         joined = vectors.transpose(1, 2) @ self.matrix @ self.vector
         return self.classifier(joined.squeeze(2))
-
-
-class AttendedLSTM(nn.Module):
-    """An LSTM over boxes; its last state asks, all states answer."""
-
-    def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        self.lstm = nn.LSTM(FEATURES, FEATURES, batch_first=True)
-        self.query = nn.Linear(FEATURES, FEATURES)
-        self.classifier = VectorClassifier(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, 256) -> (B, C)."""
-        states, _ = self.lstm(x)
-        query = self.query(states[:, -1])
-        weights = (states @ query.unsqueeze(2)).softmax(dim=1)
-        return self.classifier((weights * states).sum(dim=1) + query)
 
 
 @IMAGE_HEAD_REGISTRY.register()
@@ -172,8 +142,8 @@ class LSTMAttentionImageHead(nn.Module):
         """
         super().__init__()
         self.vectors = BoxVectors(stages)
-        self.positive = AttendedLSTM(width, classes)
-        self.negative = AttendedLSTM(width, classes)
+        self.positive = AttendedLSTM(FEATURES, width, classes)
+        self.negative = AttendedLSTM(FEATURES, width, classes)
 
     @classmethod
     def from_config(cls, cfg):

@@ -1,0 +1,250 @@
+"""A plan: one question, asked of several arms on the same data with the same seeds.
+
+A YAML file of ``configs/experiments/``::
+
+    title: Does the wider head name slices better?
+    config_file: configs/cls_light.yaml
+    evaluated_on: covidx_ct_test
+    seeds: [1, 2, 3]
+    opts: [SOLVER.MAX_ITER, 500]
+    against: narrow
+    folds:
+      one:
+        datasets: output/one/datasets
+        prepare:
+          - {command: datasets/prepare_slices.py ..., makes: output/one/datasets/covidx_ct}
+    arms:
+      narrow: {opts: [MODEL.IMAGE_HEAD.FC_DIM, 64]}
+      wide: {opts: [MODEL.IMAGE_HEAD.FC_DIM, 256]}
+
+A fold is data and what is trained on it before (a detector): ``prepare`` are tools that make it, in
+order, each left out where what it ``makes`` is there. A run is an arm on a fold with a seed. Arms
+that name a ``series`` and their ``x`` become lines of the plot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain_file
+from ctmasknet.model_zoo import get_config_file
+from ctmasknet.schema import checked, form, listing, maybe, names_of, number, record, text
+from ctmasknet.schema import whole_from_0 as seed_form
+
+#: Names of plans, folds and arms, of which files are named.
+_NAME = re.compile(r"[A-Za-z0-9][\w+-]*")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A tool that prepares a fold.
+
+    Attributes:
+        words: of its command line, the tool first.
+        makes: the file or folder by which it is known to be done.
+    """
+
+    words: tuple[str, ...]
+    makes: Path
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Data, and what was trained on it before.
+
+    Attributes:
+        name: of it.
+        datasets: folder of its prepared sets (``DETECTRON2_DATASETS``).
+        opts: ``KEY VALUE`` pairs of its runs.
+        prepare: what makes it.
+    """
+
+    name: str
+    datasets: str
+    opts: tuple[str, ...]
+    prepare: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the ways that are compared.
+
+    Attributes:
+        name, title: of it; the title stands in tables.
+        config_file: of its runs.
+        opts: ``KEY VALUE`` pairs of its runs.
+        series, x: of the line that it is a point of, and where; None of one that is no such point.
+    """
+
+    name: str
+    title: str
+    config_file: str
+    opts: tuple[str, ...]
+    series: str | None
+    x: float | None
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """An arm on a fold with a seed."""
+
+    fold: Fold
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.fold.name}/{self.arm.name}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """See the module; ``name`` is that of the file, ``against`` that of an arm."""
+
+    file: str
+    name: str
+    title: str
+    evaluated_on: str
+    opts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    against: str
+    folds: tuple[Fold, ...]
+    arms: tuple[Arm, ...]
+    x_label: str
+
+    @property
+    def runs(self) -> list[ArmRun]:
+        """All of them, one of every arm before the next seed."""
+        return [
+            ArmRun(fold, arm, seed)
+            for seed in self.seeds
+            for fold in self.folds
+            for arm in self.arms
+        ]
+
+
+@form("a list of texts and numbers")
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(str(word) for word in value)
+
+
+_FORM = record(
+    {
+        "title": text,
+        "config_file": text,
+        "evaluated_on": text,
+        "seeds": listing(seed_form),
+        "opts": maybe(_words),
+        "against": text,
+        "x_label": maybe(text),
+        "folds": names_of(
+            record(
+                {
+                    "datasets": text,
+                    "opts": maybe(_words),
+                    "prepare": maybe(listing(record({"command": text, "makes": text}))),
+                }
+            )
+        ),
+        "arms": names_of(
+            record(
+                {
+                    "title": maybe(text),
+                    "config_file": maybe(text),
+                    "opts": maybe(_words),
+                    "series": maybe(text),
+                    "x": maybe(number),
+                }
+            )
+        ),
+    }
+)
+
+
+def read_plan(path: str | os.PathLike) -> Plan:
+    """Read a plan.
+
+    Raises:
+        CTMaskNetError: there is no such file, or it is no plan; names what is wrong.
+    """
+    try:
+        content = yaml.safe_load(plain_file(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CTMaskNetError(f"{path}: no plan can be read ({reason})") from None
+    remedy = "write it as those of configs/experiments/"
+    content = checked(path, content, _FORM, "a plan of experiments", remedy)
+    _check(path, content)
+    return Plan(
+        file=os.fspath(path),
+        name=Path(path).stem,
+        title=" ".join(content["title"].split()),
+        evaluated_on=content["evaluated_on"],
+        opts=content["opts"] or (),
+        seeds=tuple(content["seeds"]),
+        against=content["against"],
+        x_label=content["x_label"] or "x",
+        folds=tuple(_fold(name, item) for name, item in content["folds"].items()),
+        arms=tuple(_arm(name, item, content) for name, item in content["arms"].items()),
+    )
+
+
+def _fold(name: str, item: Mapping[str, Any]) -> Fold:
+    steps = [
+        Step(tuple(shlex.split(s["command"])), Path(s["makes"])) for s in item["prepare"] or ()
+    ]
+    return Fold(name, item["datasets"], item["opts"] or (), tuple(steps))
+
+
+def _arm(name: str, item: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
+    config_file = item["config_file"] or plan["config_file"]
+    title = item["title"] or name
+    return Arm(name, title, config_file, item["opts"] or (), item["series"], item["x"])
+
+
+def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Refuse what the form does not tell."""
+    fields = ("folds", "arms")
+    for kind, names in [("plan", [Path(path).stem]), *((k, list(content[k])) for k in fields)]:
+        odd = next((name for name in names if not _NAME.fullmatch(str(name))), None)
+        if odd is not None:
+            raise CTMaskNetError(
+                f"{path}: {kind} {odd!r} names files: use letters, digits, _, + and - alone"
+            )
+        if not names:
+            raise CTMaskNetError(f"{path}: {kind} is empty; name one at least")
+    if not content["seeds"] or len(set(content["seeds"])) < len(content["seeds"]):
+        raise CTMaskNetError(f"{path}: seeds is {content['seeds']}; name some, each once")
+    if content["against"] not in content["arms"]:
+        raise CTMaskNetError(
+            f"{path}: against is {content['against']!r}; name one of the arms "
+            f"{', '.join(content['arms'])}"
+        )
+    every = [content, *content["folds"].values(), *content["arms"].values()]
+    for opts in (item["opts"] or () for item in every):
+        _check_opts(path, opts)
+    for name, arm in content["arms"].items():
+        if (arm["series"] is None) != (arm["x"] is None):
+            raise CTMaskNetError(f"{path}: arm {name} has only one of series and x; give both")
+        get_config_file(arm["config_file"] or content["config_file"])
+
+
+def _check_opts(path: str | os.PathLike, opts: Sequence[str]) -> None:
+    if len(opts) % 2:
+        raise CTMaskNetError(f"{path}: opts are KEY and VALUE in turn; {opts[-1]!r} has no partner")
+    own = [key for key in opts[::2] if key in ("OUTPUT_DIR", "SEED", "DATASETS.TEST")]
+    if own:
+        raise CTMaskNetError(
+            f"{path}: opts set {own[0]}, which the plan sets itself (seeds, evaluated_on)"
+        )

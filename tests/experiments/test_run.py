@@ -1,0 +1,199 @@
+"""What of a plan is told first, what is done again, what its tables say. A function that writes
+what an evaluation would stands in for the tools.
+"""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from scipy.special import expit
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
+from ctmasknet.experiments.plan import read_plan
+from ctmasknet.experiments.results import difference, read_results
+from ctmasknet.experiments.run import call_tool, run_plan
+from ctmasknet.experiments.tables import plan_tables
+
+CLASSES = ("normal", "covid")
+PLAN = {
+    "title": "Does a wide head name slices better?",
+    "config_file": "configs/cls_light.yaml",
+    "evaluated_on": "covidx_ct_test",
+    "seeds": [1, 2],
+    "opts": ["SOLVER.MAX_ITER", 5],
+    "against": "narrow",
+    "folds": {
+        "a": {"datasets": "sets"},
+        "b": {"datasets": "sets", "opts": ["SOLVER.BASE_LR", 0.1]},
+    },
+    "arms": {"narrow": {"opts": ["MODEL.IMAGE_HEAD.FC_DIM", 8]}, "wide": {"title": "wide head"}},
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def write(**changes):
+        path = tmp_path / "heads.yaml"
+        path.write_text(yaml.safe_dump(PLAN | changes))
+        return path
+
+    return write
+
+
+class Tools:
+    """Predicts every slice right but the first of each patient, which narrow heads get wrong."""
+
+    def __init__(self):
+        self.calls = []
+        self.end_at = None
+
+    def __call__(self, words, environment, log):
+        self.calls.append((list(words), dict(environment)))
+        if len(self.calls) == self.end_at:
+            raise KeyboardInterrupt
+        if words[0] != "tools/train_net.py":
+            return 0
+        if "--eval-only" in words:
+            self.evaluate(words)
+        return 0
+
+    def evaluate(self, words):
+        folder = words[words.index("OUTPUT_DIR") + 1] + "/inference/covidx_ct_test"
+        narrow = "MODEL.IMAGE_HEAD.FC_DIM" in words
+        rows = []
+        for patient, n in itertools.product(range(10), range(4)):
+            label = patient % 2
+            pred = 1 - label if narrow and n == 0 and patient else label
+            logits = (1.0 - pred, float(pred))
+            whose = (f"{folder}/{patient}_{n}.png", str(patient), "", label)
+            rows.append(SlicePrediction(*whose, pred, logits, tuple(map(float, expit(logits)))))
+        Path(folder).mkdir(parents=True)
+        write_predictions_csv(f"{folder}/predictions.csv", rows, CLASSES)
+        found = {"slices": {"accuracy": 77.5 if narrow else 100.0}}
+        Path(f"{folder}/results.json").write_text(json.dumps(found))
+
+
+def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
+    tools, path = Tools(), plan()
+    places = (tmp_path / "results", tmp_path / "work")
+    tools.end_at = 6  # the evaluation of the third run
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(path, *places, call=tools)
+    told = capsys.readouterr().out
+    assert "heads: 8 runs (2 arms, 2 folds, 2 seeds), 0 done; 8 left, how long is told" in told
+    files = sorted(file.relative_to(places[0]) for file in places[0].rglob("*.json"))
+    assert [str(file) for file in files] == ["heads/a/narrow/1.json", "heads/a/wide/1.json"]
+    run_plan(path, *places, tell_only=True, call=None)
+    assert re.search(r"2 done; 6 left, \d+ min at \d+ s each\n", capsys.readouterr().out)
+    tools.end_at, before = None, len(tools.calls)
+    done = run_plan(path, *places, call=tools)
+    assert len(done) == 8 and len(tools.calls) - before == 2 * 6
+    words, environment = tools.calls[before]
+    assert environment == {"DETECTRON2_DATASETS": "sets"}
+    assert words[words.index("SEED") + 1] == "1" and "--overwrite" in words
+    # Of the plan, the fold and the arm
+    assert words[-6:] == [
+        *("SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.1", "MODEL.IMAGE_HEAD.FC_DIM", "8")
+    ]
+    assert not [left for left in (tmp_path / "work").rglob("*") if left.is_file()]
+    # Nothing is left to do; the tables are the same
+    text = (places[0] / "heads" / "tables.md").read_text()
+    (places[0] / "heads" / "tables.md").unlink()
+    run_plan(path, *places, call=None)
+    assert (places[0] / "heads" / "tables.md").read_text() == text
+    assert (places[0] / "heads" / "plot.png").stat().st_size > 5000
+
+
+def test_tables_and_paired_differences(plan, tmp_path):
+    path, evidence = plan(), tmp_path / "evidence.md"
+    evidence.write_text("<!-- heads: begin -->\n<!-- heads: end -->\n")
+    run_plan(path, tmp_path / "results", tmp_path / "work", call=Tools(), evidence=evidence)
+    text = evidence.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")]
+    rows = {tuple(row[:1]): row[1:] for row in rows if len(row) == 5}
+    assert rows[("narrow",)] == ["77.5 (77.5..77.5)"] * 2 + ["77.5", "80.0, 75.0"]
+    assert "| wide head | +22.5 (" in text
+    assert "8 of 8 runs, seeds 1, 2" in text and "a: 40 slices of 10 patients" in text
+    found = read_plan(path)
+    results = read_results(found, tmp_path / "results" / "heads")
+    interval = difference(found, results, "wide", found.folds)
+    # Of 20 patients 18 gain a quarter
+    assert interval.value == pytest.approx(22.5) and 15 < interval.low < 22.5 < interval.high <= 25
+    del results["b/wide/2"]
+    tables = plan_tables(found, results)
+    assert "| 100.0 [3 of 4 runs] |" in tables and "| 100.0 [1 of 2 runs] |" in tables
+    assert tables.count("[3 of 4 pairs]") == 1
+    del results["b/wide/1"]
+    assert difference(found, results, "wide", found.folds) is None
+    assert re.search(
+        r"\| wide head +\| 100.0 \(.* \| not run +\| not run", plan_tables(found, results)
+    )
+    results["a/wide/1"]["files_sha256"] = "else"
+    with pytest.raises(CTMaskNetError, match="was evaluated on other slices than a/wide/1"):
+        difference(found, results, "wide", found.folds[:1])
+
+
+def test_a_file_of_another_plan_is_not_taken(plan, tmp_path):
+    places = (tmp_path / "results", tmp_path / "work")
+    run_plan(plan(seeds=[1]), *places, call=Tools())
+    with pytest.raises(CTMaskNetError, match=r"1\.json: was made with another opts than"):
+        run_plan(plan(opts=["SOLVER.MAX_ITER", 6]), *places, call=None)
+    damaged = places[0] / "heads" / "a" / "wide" / "1.json"
+    damaged.write_text('{"format": "ctmasknet experiment 1"}')
+    with pytest.raises(CTMaskNetError, match=r"1\.json: not the file of a run \(config_file is mi"):
+        run_plan(plan(), *places, call=None)
+
+
+def test_what_a_fold_needs_is_made_once(plan, tmp_path):
+    made = tmp_path / "made"
+    step = {"command": "datasets/prepare.py --output 'a b'", "makes": str(made)}
+    path = plan(folds={"a": {"datasets": "sets", "prepare": [step]}}, seeds=[1])
+    tools = Tools()
+    run_plan(path, tmp_path / "results", tmp_path / "work", call=tools)
+    assert tools.calls[0][0] == ["datasets/prepare.py", "--output", "a b"]
+    made.mkdir()
+    run_plan(path, tmp_path / "other", tmp_path / "work", call=(again := Tools()))
+    assert again.calls[0][0][0] == "tools/train_net.py"
+
+
+def test_a_tool_that_fails_names_its_log(plan, tmp_path):
+    def fails(words, environment, log):
+        log.write_text("so far\nerror: no room\n")
+        return 2
+
+    with pytest.raises(
+        CTMaskNetError, match=r"a/narrow/1 \(training\): .* 2 \(error: no room\); a"
+    ):
+        run_plan(plan(), tmp_path / "results", tmp_path / "work", call=fails)
+    assert "so far" in (tmp_path / "work/heads/a/narrow/1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds is "),
+        ({"against": "other"}, "against is 'other'; name one of the arms narrow, wide"),
+        ({"arms": {"a b": {}, "narrow": {}}}, "arms 'a b' names files"),
+        ({"arms": {"narrow": {"x": 1}}}, "only one of series and x"),
+        ({"opts": ["SEED"]}, "'SEED' has no partner"),
+        ({"opts": ["SEED", 1]}, "opts set SEED, which the plan sets itself"),
+        ({"opts": ["SOLVER.NONE", 1]}, r"SOLVER\.NONE"),
+        ({"folds": {}}, "folds is empty"),
+        ({"title": 5}, "title is 5, where a text"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_told_before_anything_runs(plan, tmp_path, changes, message):
+    with pytest.raises(CTMaskNetError, match=message):
+        run_plan(plan(**changes), tmp_path / "results", tmp_path / "work", call=None)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
+    log = tmp_path / "log"
+    words = ["tools/train_net.py", "--config-file", str(tmp_path / "none.yaml")]
+    assert call_tool(words, {"DETECTRON2_DATASETS": str(tmp_path)}, log) == 2
+    assert log.read_text().startswith("error: ") and "none.yaml" in log.read_text()

@@ -1,0 +1,34 @@
+"""Do the trainings that a plan asks for, and tell what they say together.
+
+    python tools/experiments.py configs/experiments/heads.yaml --tell
+    python tools/experiments.py configs/experiments/heads.yaml
+
+A plan names configurations, data and seeds. A run whose result file is there is not done again; the
+others are trained and evaluated by tools/train_net.py, and leave a file each. Ends with tables and
+a plot of all files. --tell only says how many runs are left and how long they take.
+"""
+
+import argparse
+import sys
+
+from ctmasknet.errors import command_line
+from ctmasknet.experiments.run import run_plan
+
+
+@command_line(go_on="the same command goes on; finished runs have their files")
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("plan", metavar="PLAN.yaml")
+    add("--results", default="docs/results/experiments", help="folder of result files")
+    add("--work", default="output/experiments", help="folder of what runs leave meanwhile")
+    add("--evidence", metavar="FILE", help="write the tables between a Markdown file's marks too")
+    add("--tell", action="store_true", help="say what the plan will take, run nothing")
+    args = parser.parse_args(argv)
+    run_plan(args.plan, args.results, args.work, tell_only=args.tell, evidence=args.evidence)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
