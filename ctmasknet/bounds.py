@@ -96,6 +96,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: 0 <= value <= 5,
         "MODEL.BACKBONE.FREEZE_AT",
     ),
+    ("33 px to 512 px", lambda value: 33 <= value <= 512, "MODEL.PATCHES.SIZE"),
     ("a number below 2^32", lambda value: value < 2**32, "SEED"),
     (
         "18, 34, 50, 101 or 152",

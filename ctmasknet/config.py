@@ -172,6 +172,13 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # (SOLVER.IMS_PER_BATCH) then counts scans.
     cfg.DATALOADER.SLICES_PER_SCAN = 32
 
+    # --- patches in a detector's ranked boxes (MODEL.META_ARCHITECTURE PatchNet) ---
+    cfg.MODEL.PATCHES = CfgNode()
+    # Side that a box is resized to, px.
+    cfg.MODEL.PATCHES.SIZE = 64
+    # Whether their network is told where they lie and how large they are, as shares of the slice.
+    cfg.MODEL.PATCHES.PLACE = True
+
     # --- lesions by a semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet) ---
     cfg.MODEL.SEMANTIC = CfgNode()
     # infnet | jcs | jcs_joint (one lesion class) | unet | unetplusplus | deeplabv3plus.
@@ -263,7 +270,7 @@ def names_scans(cfg: CfgNode) -> bool:
 
 def ranks_boxes(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a classifier that names slices by a detector's boxes."""
-    return cfg.MODEL.META_ARCHITECTURE in ("CTMaskNet", "TwoBranchNet")
+    return cfg.MODEL.META_ARCHITECTURE in ("CTMaskNet", "TwoBranchNet", "PatchNet")
 
 
 def leaves(node: CfgNode, above: str = "") -> Iterator[tuple[str, object]]:

@@ -132,7 +132,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.META_ARCHITECTURE": (
         *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "ScanClassifier"),
-        *("SemanticLesionNet", "COVIDNetCT"),
+        *("SemanticLesionNet", "COVIDNetCT", "PatchNet"),
     ),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
@@ -248,6 +248,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.COVIDNET_CT.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE != "COVIDNetCT",
         "there is no imported graph (MODEL.META_ARCHITECTURE COVIDNetCT)",
+    ),
+    (
+        ("MODEL.PATCHES.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "PatchNet",
+        "there is no network on patches (MODEL.META_ARCHITECTURE PatchNet)",
     ),
     (
         ("MODEL.SEMANTIC.",),

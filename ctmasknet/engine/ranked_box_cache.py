@@ -90,6 +90,8 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
     """
     if not ranks_boxes(cfg):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
+    if cfg.MODEL.META_ARCHITECTURE == "PatchNet":
+        return "MODEL.META_ARCHITECTURE is PatchNet, which looks at the px of its boxes"
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
     if cfg.MODEL.INFERENCE.DTYPE:

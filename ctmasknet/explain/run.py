@@ -30,6 +30,7 @@ from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, che
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
 from ctmasknet.files import atomic_write, check_writable, folder_of_one, remove_unfinished, writing
 from ctmasknet.modeling.meta_arch import head_rows
+from ctmasknet.modeling.peers import PatchNet
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
@@ -82,10 +83,13 @@ def explain_slices(
             has failed or sees other slices.
     """
     head = predictor.model.image_head
-    if getattr(head, "reads_mask_features", False):
+    other = getattr(head, "reads_mask_features", False) and "mask features"
+    if isinstance(predictor.model, PatchNet):
+        other = "the px of boxes"
+    if other:
         raise CTMaskNetError(
-            f"MODEL.IMAGE_HEAD.NAME is {type(head).__name__}, which reads mask features; only "
-            "heads that read ranked rows are explained by boxes"
+            f"the image head is {type(head).__name__}, which reads {other}; only heads that read "
+            "ranked rows are explained by boxes"
         )
     class_names, lesion_classes = predictor.image_classes, predictor.lesion_classes
     output = Path(output)

@@ -12,7 +12,13 @@ from ctmasknet.modeling.detector import (
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.peers import COVIDNetCT, ScanClassifier, SemanticLesionNet, SliceClassifier
+from ctmasknet.modeling.peers import (
+    COVIDNetCT,
+    PatchNet,
+    ScanClassifier,
+    SemanticLesionNet,
+    SliceClassifier,
+)
 from ctmasknet.modeling.peers.mask_feature_heads import AffinityImageHead, LSTMAttentionImageHead
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
@@ -25,6 +31,7 @@ __all__ = [
     "CTMaskNet",
     "FlatAnchorRPN",
     "LSTMAttentionImageHead",
+    "PatchNet",
     "RankedBoxImageHead",
     "RankedBoxROIHeads",
     "RoundedAnchorGenerator",

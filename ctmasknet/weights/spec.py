@@ -47,6 +47,7 @@ _STATED = re.compile(
 _CLASSIFIERS = (
     "MODEL.RANKED_BOXES.",
     "MODEL.IMAGE_HEAD.",
+    "MODEL.PATCHES.",
     "INPUT.CROP_TO_BODY",
     "INPUT.LUNGS_ONLY",
 )
