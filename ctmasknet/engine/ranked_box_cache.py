@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
-from ctmasknet.config import ranks_boxes
+from ctmasknet.config import ranks_boxes, reads_rows
 from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
@@ -89,9 +89,11 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
     batch, so that rows depend on the batch.
     """
     if not ranks_boxes(cfg):
-        return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
-    if cfg.MODEL.META_ARCHITECTURE == "PatchNet":
-        return "MODEL.META_ARCHITECTURE is PatchNet, which looks at the px of its boxes"
+        return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which ranks no boxes"
+    if not reads_rows(cfg):
+        return (
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which reads more than rows"
+        )
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
     if cfg.MODEL.INFERENCE.DTYPE:

@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from ctmasknet.config import is_classifier, ranks_boxes
+from ctmasknet.config import is_classifier, reads_rows
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
@@ -227,10 +227,10 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     if args.input:
         entries = [entry | {"image_id": entry["file_name"]} for entry in entries]
     cfg = model_cfg(args)
-    if not ranks_boxes(cfg):
+    if not reads_rows(cfg):
         why = "a lesion detector has no decision on the slice"
         if is_classifier(cfg):
-            why = f"a {cfg.MODEL.META_ARCHITECTURE} does not decide by boxes"
+            why = f"a {cfg.MODEL.META_ARCHITECTURE} does not decide by ranked rows of boxes"
         raise CTMaskNetError(
             f"{cfg.MODEL.WEIGHTS}: {why}; give a "
             "classifier's weights and a configuration such as configs/cls.yaml"

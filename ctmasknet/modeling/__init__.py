@@ -14,8 +14,10 @@ from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.peers import (
     COVIDNetCT,
+    DetectedLesionClassifier,
     PatchNet,
     ScanClassifier,
+    SemanticLesionClassifier,
     SemanticLesionNet,
     SliceClassifier,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "AffinityImageHead",
     "COVIDNetCT",
     "CTMaskNet",
+    "DetectedLesionClassifier",
     "FlatAnchorRPN",
     "LSTMAttentionImageHead",
     "PatchNet",
@@ -36,6 +39,7 @@ __all__ = [
     "RankedBoxROIHeads",
     "RoundedAnchorGenerator",
     "ScanClassifier",
+    "SemanticLesionClassifier",
     "SemanticLesionNet",
     "SliceClassifier",
     "TwoBranchNet",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ctmasknet.config import is_classifier, names_scans, ranks_boxes
+from ctmasknet.config import finds_lesions, is_classifier, names_scans, reads_rows
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
@@ -357,10 +357,10 @@ def evidence_painter(
         )
     if names_scans(cfg):
         raise CTMaskNetError(
-            f"{cfg.MODEL.WEIGHTS}: names whole scans and finds no lesions, so a slice alone has "
+            f"{cfg.MODEL.WEIGHTS}: names whole scans, so a slice alone has "
             "nothing to draw; leave the weights out"
         )
-    predictor = CTPredictor(cfg, lesions=ranks_boxes(cfg) or not classifies)
+    predictor = CTPredictor(cfg, lesions=finds_lesions(cfg))
 
     def paint(row: SlicePrediction, slice_: FoundSlice) -> list[tuple[np.ndarray, str]]:
         item = predictor.mapped(slice_.entry, slice_.pixels)
@@ -374,7 +374,7 @@ def evidence_painter(
                     f"{row.file}: {cfg.MODEL.WEIGHTS} scores it otherwise than the predictions "
                     f"(by {gap:.2f}); give the weights that made them"
                 )
-        if ranks_boxes(cfg):
+        if reads_rows(cfg):
             head = predictor.model.image_head
             drawn.append(_box_weights(pixels, found, head, row.pred, class_names))
         return drawn
