@@ -145,7 +145,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
     # --- a network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier) ---
     cfg.MODEL.SLICE_NETWORK = CfgNode()
-    # torchvision's name, else timm's; "timm/..." for timm's of a name that both have.
+    # torchvision's name, else timm's; "timm/..." for timm's of a name that both have; networks of
+    # this package: covidnet_ct_lookalike, jcs_classifier.
     cfg.MODEL.SLICE_NETWORK.NAME = "resnet18"
     # Outputs that share the softmax, the classes the first of them; 0: as many as classes.
     cfg.MODEL.SLICE_NETWORK.NUM_OUTPUTS = 0

@@ -129,7 +129,7 @@ def use_cache(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]]) -> bool:
             f"MODEL.RANKED_BOXES.CACHE is 'always' but {reason}; set it to 'auto', or change the "
             "other"
         )
-    if reason and cfg.MODEL.TRAINABLE == "heads":
+    if reason and cfg.MODEL.TRAINABLE == "heads" and ranks_boxes(cfg):
         _LOGGER.info("Ranked boxes are computed anew for every batch: %s", reason)
     return reason is None
 
