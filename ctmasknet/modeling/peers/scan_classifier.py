@@ -92,10 +92,10 @@ class ScanClassifier(SliceClassifier):
             )
         whole = self.training or self.network.batch_norm_of_scan
         if whole:
-            return self.network(self._images(scan)).float()
+            return self.network(self.network_input(scan)).float()
         # The maximum over slices is that over parts of them
         parts = [
-            self.network.slice_features(self._images(scan[start : start + _AT_ONCE])).amax(0)
+            self.network.slice_features(self.network_input(scan[start : start + _AT_ONCE])).amax(0)
             for start in range(0, len(scan), _AT_ONCE)
         ]
         return self.network.classifer(torch.stack(parts).amax(0)).float()

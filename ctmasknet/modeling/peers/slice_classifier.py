@@ -76,13 +76,14 @@ class SliceClassifier(nn.Module):
             CTMaskNetError: in training, an input has no label or one outside 0..C-1; slices that
                 are unlike in size after ``pixels``.
         """
-        outputs = self.network(self._images(batched_inputs)).float()
+        outputs = self.network(self.network_input(batched_inputs)).float()
         if self.training:
             labels = torch.tensor(slice_labels(batched_inputs, self.num_classes))
             return {"loss_image": F.cross_entropy(outputs, labels.to(outputs.device))}
         return [named(one) for one in log_odds(outputs.detach())[:, : self.num_classes]]
 
-    def _images(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+    def network_input(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+        """(B, 3, h, w) that the network is given for inputs of :meth:`forward`."""
         images = []
         for item in batched_inputs:
             values = item["image"].cpu().numpy()
