@@ -28,7 +28,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION MODEL.RPN.BATCH_SIZE_PER_IMAGE
         MODEL.RPN.POST_NMS_TOPK_TEST MODEL.RPN.POST_NMS_TOPK_TRAIN MODEL.RPN.PRE_NMS_TOPK_TEST
         MODEL.RPN.PRE_NMS_TOPK_TRAIN SOLVER.IMS_PER_BATCH SOLVER.LOG_PERIOD SOLVER.MAX_ITER
-        DATALOADER.SLICES_PER_SCAN
+        DATALOADER.SLICES_PER_SCAN MODEL.LESION_HEAD.DEPTH MODEL.LESION_HEAD.FC_DIM
         SOLVER.NUM_DECAYS SOLVER.STEPS TEST.DETECTIONS_PER_IMAGE TEST.IMS_PER_BATCH""",
     ),
     (
@@ -69,7 +69,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "a share of 0 to 1",
         lambda value: 0 <= value <= 1,
         """DATALOADER.MAX_BAD_SHARE INPUT.AUGMENTATION.SHEAR INPUT.AUGMENTATION.SHIFT
-        MODEL.SEMANTIC.THRESHOLD
+        MODEL.SEMANTIC.THRESHOLD MODEL.LESION_HEAD.THRESHOLD
         MODEL.ANCHOR_GENERATOR.OFFSET MODEL.RANKED_BOXES.NMS_THRESH
         MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.NMS_THRESH_TEST
         MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.NMS_THRESH
@@ -96,6 +96,8 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: 0 <= value <= 5,
         "MODEL.BACKBONE.FREEZE_AT",
     ),
+    ("32 px to 512 px", lambda value: 32 <= value <= 512, "MODEL.LESION_HEAD.SIZE"),
+    ("33 px to 512 px", lambda value: 33 <= value <= 512, "MODEL.PATCHES.SIZE"),
     ("a number below 2^32", lambda value: value < 2**32, "SEED"),
     (
         "18, 34, 50, 101 or 152",

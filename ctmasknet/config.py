@@ -152,7 +152,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
     # --- a network on whole slices (MODEL.META_ARCHITECTURE SliceClassifier) ---
     cfg.MODEL.SLICE_NETWORK = CfgNode()
-    # torchvision's name, else timm's; "timm/..." for timm's of a name that both have.
+    # torchvision's name, else timm's; "timm/..." for timm's of a name that both have; networks of
+    # this package: covidnet_ct_lookalike, jcs_classifier.
     cfg.MODEL.SLICE_NETWORK.NAME = "resnet18"
     # Outputs that share the softmax, the classes the first of them; 0: as many as classes.
     cfg.MODEL.SLICE_NETWORK.NUM_OUTPUTS = 0
@@ -179,6 +180,13 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # (SOLVER.IMS_PER_BATCH) then counts scans.
     cfg.DATALOADER.SLICES_PER_SCAN = 32
 
+    # --- patches in a detector's ranked boxes (MODEL.META_ARCHITECTURE PatchNet) ---
+    cfg.MODEL.PATCHES = CfgNode()
+    # Side that a box is resized to, px.
+    cfg.MODEL.PATCHES.SIZE = 64
+    # Whether their network is told where they lie and how large they are, as shares of the slice.
+    cfg.MODEL.PATCHES.PLACE = True
+
     # --- lesions by a semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet) ---
     cfg.MODEL.SEMANTIC = CfgNode()
     # infnet | jcs | jcs_joint (one lesion class) | unet | unetplusplus | deeplabv3plus.
@@ -187,6 +195,21 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEMANTIC.ENCODER = "resnet34"
     # A px is lesion from this probability on, 0..1.
     cfg.MODEL.SEMANTIC.THRESHOLD = 0.5
+
+    # --- classes by the lesions of such a network, or of a detector (MODEL.META_ARCHITECTURE
+    # SemanticLesionClassifier, DetectedLesionClassifier) ---
+    cfg.MODEL.LESION_HEAD = CfgNode()
+    # On the areas and places of a slice's lesions: area_rule (the larger, the later the class) |
+    # logistic | mlp; on a scan's lesion maps: volume.
+    cfg.MODEL.LESION_HEAD.NAME = "logistic"
+    # Of the first three: a px counts as lesion from this probability on (a semantic network's), or
+    # in a lesion of this score or more (a detector's), 0..1.
+    cfg.MODEL.LESION_HEAD.THRESHOLD = 0.5
+    # Width of the hidden layer of mlp.
+    cfg.MODEL.LESION_HEAD.FC_DIM = 32
+    # What volume resizes a scan to: slices, and side of a slice, px.
+    cfg.MODEL.LESION_HEAD.DEPTH = 32
+    cfg.MODEL.LESION_HEAD.SIZE = 64
 
     # Columns of the matrix of affinity heads, and stages of the sieve of heads on mask features
     # (see ctmasknet.modeling.peers.mask_feature_heads).
@@ -253,9 +276,21 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
 
 def is_classifier(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a slice classifier and not the lesion detector."""
-    return ranks_boxes(cfg) or cfg.MODEL.META_ARCHITECTURE in (
-        *("SliceClassifier", "ScanClassifier", "COVIDNetCT"),
+    return (
+        ranks_boxes(cfg)
+        or reads_lesions(cfg)
+        or cfg.MODEL.META_ARCHITECTURE in ("SliceClassifier", "ScanClassifier", "COVIDNetCT")
     )
+
+
+def reads_lesions(cfg: CfgNode) -> bool:
+    """Whether ``cfg`` describes a classifier by areas and places, or maps, of lesions."""
+    return cfg.MODEL.META_ARCHITECTURE in ("DetectedLesionClassifier", "SemanticLesionClassifier")
+
+
+def finds_lesions(cfg: CfgNode) -> bool:
+    """Whether the model tells lesions."""
+    return not is_classifier(cfg) or ranks_boxes(cfg) or reads_lesions(cfg)
 
 
 def finds_body(cfg: CfgNode) -> bool:
@@ -265,12 +300,19 @@ def finds_body(cfg: CfgNode) -> bool:
 
 def names_scans(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a classifier that sees a scan's slices together."""
-    return cfg.MODEL.META_ARCHITECTURE == "ScanClassifier"
+    by_maps = reads_lesions(cfg) and cfg.MODEL.LESION_HEAD.NAME == "volume"
+    return by_maps or cfg.MODEL.META_ARCHITECTURE == "ScanClassifier"
 
 
 def ranks_boxes(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a classifier that names slices by a detector's boxes."""
-    return cfg.MODEL.META_ARCHITECTURE in ("CTMaskNet", "TwoBranchNet")
+    return cfg.MODEL.META_ARCHITECTURE in ("CTMaskNet", "TwoBranchNet", "PatchNet")
+
+
+def reads_rows(cfg: CfgNode) -> bool:
+    """Whether its image head reads ranked rows alone, in which a box can be hidden."""
+    pixels = cfg.MODEL.META_ARCHITECTURE == "PatchNet"
+    return ranks_boxes(cfg) and not (pixels or cfg.MODEL.TWO_BRANCH.MASK_FEATURES)
 
 
 def leaves(node: CfgNode, above: str = "") -> Iterator[tuple[str, object]]:

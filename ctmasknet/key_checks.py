@@ -16,11 +16,12 @@ from detectron2.modeling import (
 )
 
 from ctmasknet.bounds import check_together, check_value
-from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves, names_scans
+from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves, names_scans, reads_lesions
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.registry import check_reads
 from ctmasknet.modeling.masks import WAYS
+from ctmasknet.modeling.peers.lesion_maps.heads import SCAN_HEAD, SLICE_HEADS
 from ctmasknet.modeling.peers.semantic_lesions import SEMANTIC_NETWORKS
 from ctmasknet.modeling.ranked_boxes import RowLayout
 from ctmasknet.modeling.trainable import TRAINABLE_MODES
@@ -135,12 +136,14 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.META_ARCHITECTURE": (
         *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "ScanClassifier"),
-        *("SemanticLesionNet", "COVIDNetCT"),
+        *("SemanticLesionNet", "COVIDNetCT", "PatchNet"),
+        *("DetectedLesionClassifier", "SemanticLesionClassifier"),
     ),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.LESION_HEAD.NAME": (*SLICE_HEADS, SCAN_HEAD),
     "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
@@ -258,8 +261,13 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "there is no imported graph (MODEL.META_ARCHITECTURE COVIDNetCT)",
     ),
     (
+        ("MODEL.PATCHES.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "PatchNet",
+        "there is no network on patches (MODEL.META_ARCHITECTURE PatchNet)",
+    ),
+    (
         ("MODEL.SEMANTIC.",),
-        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "SemanticLesionNet",
+        lambda cfg: not cfg.MODEL.META_ARCHITECTURE.startswith("SemanticLesion"),
         "there is no semantic network (MODEL.META_ARCHITECTURE SemanticLesionNet)",
     ),
     (
@@ -268,16 +276,37 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         "this network has its own (MODEL.SEMANTIC.NAME)",
     ),
     (
-        ("MODEL.SCAN_NETWORK.", "DATALOADER.SLICES_PER_SCAN"),
+        ("MODEL.LESION_HEAD.",),
+        lambda cfg: not reads_lesions(cfg),
+        "no head reads lesions (MODEL.META_ARCHITECTURE SemanticLesionClassifier)",
+    ),
+    (
+        ("MODEL.LESION_HEAD.FC_DIM",),
+        lambda cfg: cfg.MODEL.LESION_HEAD.NAME != "mlp",
+        "it is of mlp (MODEL.LESION_HEAD.NAME)",
+    ),
+    (
+        ("MODEL.LESION_HEAD.DEPTH", "MODEL.LESION_HEAD.SIZE"),
+        lambda cfg: cfg.MODEL.LESION_HEAD.NAME != SCAN_HEAD,
+        f"it is of {SCAN_HEAD} (MODEL.LESION_HEAD.NAME)",
+    ),
+    (
+        ("MODEL.LESION_HEAD.THRESHOLD",),
+        lambda cfg: cfg.MODEL.LESION_HEAD.NAME == SCAN_HEAD,
+        f"{SCAN_HEAD} reads the maps as they are (MODEL.LESION_HEAD.NAME)",
+    ),
+    (
+        ("MODEL.SCAN_NETWORK.",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "ScanClassifier",
+        "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
+    ),
+    (
+        ("DATALOADER.SLICES_PER_SCAN",),
         lambda cfg: not names_scans(cfg),
         "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
     ),
     (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
-    (
-        ("TEST.IMS_PER_BATCH",),
-        names_scans,
-        "a batch is a scan (MODEL.META_ARCHITECTURE ScanClassifier)",
-    ),
+    (("TEST.IMS_PER_BATCH",), names_scans, "a batch is a scan (MODEL.META_ARCHITECTURE)"),
     (
         ("MODEL.TIMM.NAME",),
         lambda cfg: cfg.MODEL.BACKBONE.NAME != "build_timm_fpn_backbone",

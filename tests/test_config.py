@@ -62,6 +62,10 @@ READ_IN = {
         MODEL.SEMANTIC.THRESHOLD""",
     "ctmasknet.modeling.peers.slice_pixels": """MODEL.SLICE_NETWORK.CROP MODEL.SLICE_NETWORK.SIZE
         MODEL.SLICE_NETWORK.SQUASH""",
+    "ctmasknet.modeling.peers.lesion_maps.classifiers": """MODEL.LESION_HEAD.DEPTH
+        MODEL.LESION_HEAD.FC_DIM MODEL.LESION_HEAD.NAME MODEL.LESION_HEAD.SIZE
+        MODEL.LESION_HEAD.THRESHOLD""",
+    "ctmasknet.modeling.peers.patches": "MODEL.PATCHES.PLACE MODEL.PATCHES.SIZE",
     "ctmasknet.modeling.peers.covidnet_ct": "MODEL.COVIDNET_CT.GRAPH",
     "ctmasknet.modeling.peers.scan_classifier": "MODEL.SCAN_NETWORK.BATCH_STATISTICS",
     "ctmasknet.modeling.peers.mask_feature_heads": """MODEL.IMAGE_HEAD.AFFINITIES

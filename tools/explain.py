@@ -1,11 +1,13 @@
-"""Why this class: which of the detector's ranked boxes moved a slice's logits.
+"""Why this class: which of the detector's ranked boxes moved a slice's logits, or where a network
+of whole slices looked (Grad-CAM).
 
     python tools/explain.py --config-file configs/cls.yaml --dataset covidx_ct_test --limit 50 \
         --output output/cls/why
     python tools/explain.py --config-file configs/cls.yaml --input scans/ --output why
 
 Inputs are pictures, DICOM and volumes, as files and as folders of any depth. Writes
-attributions.jsonl (every box of every slice with its weight for each class) and pictures/.
+attributions.jsonl (every box of every slice with its weight for each class, or every class' map)
+and pictures/.
 Boxes are input to the decision, not its cause: weights tell what the image head made of the boxes,
 not why a patient is ill. Weights of the model are --weights, or the best checkpoint of the
 configuration's OUTPUT_DIR. With --num-gpus, or under torchrun, processes share the
@@ -19,6 +21,7 @@ from ctmasknet.engine.processes import launch
 from ctmasknet.errors import command_line
 from ctmasknet.explain.attribution import HIDDEN, METHODS
 from ctmasknet.explain.drawing import MOST_BOXES
+from ctmasknet.explain.gradcam import GRADCAM
 from ctmasknet.explain.run import ATTRIBUTIONS, explain_from_command_line
 from ctmasknet.overrides import OverrideParser
 
@@ -40,7 +43,11 @@ def parse(argv=None):
     parser.add_argument("--output", required=True, help=f"folder for {ATTRIBUTIONS} and pictures")
     parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
     parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")
-    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="(occlusion)")
+    parser.add_argument(
+        "--method",
+        choices=(*METHODS, GRADCAM),
+        help="default: occlusion of boxes; gradcam of networks of slices",
+    )
     parser.add_argument(
         "--hidden",
         choices=HIDDEN,

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Turn a published checkpoint, or ImageNet weights of a backbone, into a Detectron2 checkpoint."""
+"""Turn a published checkpoint of the authors or of a compared system, or ImageNet weights of a
+backbone, into a Detectron2 checkpoint."""
 
 from __future__ import annotations
 
@@ -26,8 +27,15 @@ def main(argv: list[str] | None = None) -> None:
         choices=tuple(MASK_TYPES),
         help="masks the detector was trained on, where the file cannot tell (default: merge)",
     )
+    parser.add_argument(
+        "--classes",
+        metavar="A,B",
+        help="names of a compared classifier's outputs in the file's order, where they are others "
+        "than its authors'; a plain ResNet is COVID-CT's with them and ImageNet's without",
+    )
     args = parser.parse_args(argv)
-    found, lines = import_file(args.checkpoint, args.output, args.mask_type)
+    classes = args.classes.split(",") if args.classes else None
+    found, lines = import_file(args.checkpoint, args.output, args.mask_type, classes)
     print(*lines, f"wrote: {args.output}", f"config: {found.config}", sep="\n")
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from ctmasknet.config import is_classifier, ranks_boxes
+from ctmasknet.config import finds_lesions
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError, command_line
 
@@ -73,7 +73,7 @@ def main(argv=None):
     for name in ("max_gb", "max_files", "max_minutes", "keep_minutes"):
         if not getattr(args, name) > 0:
             raise CTMaskNetError(f"`{name}` is {getattr(args, name)}; expected more than 0")
-    lesions = bool(args.lesion_weights) or not is_classifier(cfg) or ranks_boxes(cfg)
+    lesions = bool(args.lesion_weights) or finds_lesions(cfg)
     limits = Limits(int(args.max_gb * 1e9), args.max_files, args.max_minutes, args.keep_minutes)
     with Jobs(_commands(args, lesions), limits) as jobs:
         app = create_app(jobs, args.port, Path(args.weights).name)

@@ -24,7 +24,7 @@ from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.trained_on import Record, merged
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, plain_file
-from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.peers.lesion_maps.classifiers import LesionMapClassifier
 from ctmasknet.weights.entries import CALIBRATION, CONFIGURATION, SPEC, TRAINED_ON, checked_entries
 from ctmasknet.weights.pickle import shown
 from ctmasknet.weights.reader import (
@@ -305,8 +305,11 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 f"in it, such as {(partial or missing)[0]}; "
                 f"{_fitting(names, differing)}{self._or_transfer()}"
             )
-        needed = [name for name in missing if not name.startswith(_CLASSIFIER_LEARNS)]
-        if needed and isinstance(self.model, CTMaskNet):
+        # Areas of lesions are those of masks
+        areas = isinstance(self.model, LesionMapClassifier)
+        learns = _CLASSIFIER_LEARNS[: 1 if areas else None]
+        needed = [name for name in missing if not name.startswith(learns)]
+        if needed and hasattr(self.model, "image_head"):
             raise CTMaskNetError(
                 f"{self._path}: holds no detector ({len(needed)} of its weights are missing, such "
                 f"as {needed[0]}), whose boxes a classifier reads; set MODEL.WEIGHTS to the "
@@ -349,7 +352,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 "there is nothing to start from; use weights of this kind of model"
             )
         detector = [name for name in anew if not name.startswith(_CLASSIFIER_LEARNS)]
-        if detector and isinstance(self.model, CTMaskNet):
+        if detector and hasattr(self.model, "image_head"):
             raise CTMaskNetError(
                 f"{self._path}: {len(detector)} weights of the detector do not fit, such as "
                 f"{detector[0]}, and a classifier reads its boxes; train the detector first "

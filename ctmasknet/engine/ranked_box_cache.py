@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ctmasknet
-from ctmasknet.config import ranks_boxes
+from ctmasknet.config import ranks_boxes, reads_rows
 from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
@@ -91,7 +91,11 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
     batch, so that rows depend on the batch.
     """
     if not ranks_boxes(cfg):
-        return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no image head"
+        return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which ranks no boxes"
+    if not reads_rows(cfg):
+        return (
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which reads more than rows"
+        )
     if cfg.MODEL.TRAINABLE != "heads":
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
     if cfg.MODEL.INFERENCE.DTYPE:
@@ -127,7 +131,7 @@ def use_cache(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]]) -> bool:
             f"MODEL.RANKED_BOXES.CACHE is 'always' but {reason}; set it to 'auto', or change the "
             "other"
         )
-    if reason and cfg.MODEL.TRAINABLE == "heads":
+    if reason and cfg.MODEL.TRAINABLE == "heads" and ranks_boxes(cfg):
         _LOGGER.info("Ranked boxes are computed anew for every batch: %s", reason)
     return reason is None
 

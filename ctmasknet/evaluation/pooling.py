@@ -8,6 +8,11 @@ a class scores as in its best slice (its k best slices), but *normal* as in its 
 patient is normal only as far as the least normal slice is. Without a class for normal every class
 takes its best slices.
 
+Two are rules of published systems. ``noisy_or`` (Xu et al. 2020): a class scores 1 - prod(1 - s) of
+its slices' scores s, normal prod(s). ``over_18_slices`` (JCS, Wu et al. 2021): a patient has a
+disease where more than 18 slices are called so, else he is normal; n such slices score n / (n +
+18.5), normal what the best of them leaves of 1.
+
 :class:`Units` holds slices, scans or patients as arrays, the form in which their statistics are
 computed: n units with a label, of P patients.
 """
@@ -26,8 +31,13 @@ from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 
-#: Fixed poolings; ``learned`` (:mod:`ctmasknet.evaluation.learned_pooling`) is the fourth.
+#: Fixed poolings that every report compares, beside ``learned``
+#: (:mod:`ctmasknet.evaluation.learned_pooling`).
 SCORE_POOLINGS = ("mean", "max", "top_k_mean")
+#: Rules of published systems, there where they are asked for.
+RULES = ("noisy_or", "over_18_slices")
+#: A slice more than this many makes a patient of ``over_18_slices`` ill.
+_MOST_IN_HEALTH = 18
 #: Levels that slices are pooled to, and the fields of a row that name one of them.
 POOLED_LEVELS = OrderedDict(scans=("patient", "scan"), patients=("patient",))
 #: Slices that ``top_k_mean`` and the features of ``learned`` look at.
@@ -54,9 +64,12 @@ class ScorePooling:
     """A fixed pooling: (n, C) logits of one scan or patient to (C,) scores in 0..1.
 
     Args:
-        name: one of :data:`SCORE_POOLINGS`.
+        name: one of :data:`SCORE_POOLINGS` or :data:`RULES`.
         normal: index of the class for normal, None when there is none.
         top_k: slices that ``top_k_mean`` takes; all where there are fewer.
+
+    Raises:
+        CTMaskNetError: another name; ``over_18_slices`` without a class for normal.
     """
 
     name: str
@@ -64,10 +77,27 @@ class ScorePooling:
     top_k: int = TOP_K
 
     def __post_init__(self):
-        check_pooling(self.name, SCORE_POOLINGS, self.top_k)
+        check_pooling(self.name, (*SCORE_POOLINGS, *RULES), self.top_k)
+        if self.name == "over_18_slices" and self.normal is None:
+            raise CTMaskNetError(
+                "pooling over_18_slices: no class is called normal, which a patient with few such "
+                "slices would be; give `normal_class`"
+            )
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         scores = expit(np.asarray(logits, dtype=np.float64))
+        if self.name == "noisy_or":
+            with np.errstate(divide="ignore"):  # a slice that is sure
+                pooled = -np.expm1(np.log1p(-scores).sum(axis=0))
+            if self.normal is not None:
+                pooled[self.normal] = scores[:, self.normal].prod()
+            return pooled
+        if self.name == "over_18_slices":
+            counts = np.bincount(np.argmax(logits, axis=1), minlength=scores.shape[1])
+            pooled = counts / (counts + _MOST_IN_HEALTH + 0.5)
+            pooled[self.normal] = 0
+            pooled[self.normal] = 1 - pooled.max()
+            return pooled
         if self.name == "mean":
             return scores.mean(axis=0)
         count = 1 if self.name == "max" else min(self.top_k, len(scores))

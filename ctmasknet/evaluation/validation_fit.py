@@ -18,6 +18,7 @@ from ctmasknet.evaluation.learned_pooling import (
 from ctmasknet.evaluation.metrics import threshold_for_sensitivity, threshold_metrics
 from ctmasknet.evaluation.pooling import (
     POOLED_LEVELS,
+    RULES,
     SCORE_POOLINGS,
     TOP_K,
     ScorePooling,
@@ -32,7 +33,7 @@ from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.temperature import Temperature, fit_temperature
 
 #: All poolings by name.
-POOLINGS = (*SCORE_POOLINGS, "learned")
+POOLINGS = (*SCORE_POOLINGS, *RULES, "learned")
 _FORMAT = "ctmasknet calibration 1"
 
 
@@ -56,10 +57,12 @@ class PoolingChoice:
     def poolings(
         self, class_names: Sequence[str], learned: LearnedPooling | None = None
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """All poolings that there are, by name; without ``learned``, the fixed ones."""
+        """Poolings by name: those that every report compares, and the chosen one; without
+        ``learned``, the fixed ones."""
         normal = normal_index(class_names, self.normal_class)
         found: dict[str, Callable] = {
-            name: ScorePooling(name, normal, self.top_k) for name in SCORE_POOLINGS
+            name: ScorePooling(name, normal, self.top_k)
+            for name in (*SCORE_POOLINGS, *(rule for rule in RULES if rule == self.name))
         }
         return found if learned is None else found | {"learned": learned}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -22,14 +23,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from ctmasknet.config import is_classifier, ranks_boxes
+from ctmasknet.config import is_classifier, reads_rows
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.explain.attribution import CAVEAT, BoxAttribution, attribute, check_method
+from ctmasknet.explain.attribution import CAVEAT, METHODS, BoxAttribution, attribute, check_method
 from ctmasknet.explain.drawing import MOST_BOXES, attribution_page
+from ctmasknet.explain.gradcam import GRADCAM, check_captum, grad_cam, map_page, map_record
 from ctmasknet.files import atomic_write, check_writable, folder_of_one, remove_unfinished, writing
 from ctmasknet.modeling.meta_arch import head_rows
+from ctmasknet.modeling.peers import PatchNet, SliceClassifier
 from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import model_cfg
 from ctmasknet.predict.predictor import CTPredictor
@@ -55,7 +58,7 @@ def explain_slices(
     entries: Sequence[dict[str, Any]],
     output: str | os.PathLike,
     *,
-    method: str = "occlusion",
+    method: str | None = None,
     hidden: str = "zero",
     target: str | None = None,
     most: int = MOST_BOXES,
@@ -65,10 +68,11 @@ def explain_slices(
     """Write ``attributions.jsonl`` and ``pictures/<number>_<name>.png``; called in every process.
 
     Args:
-        predictor: a classifier's.
+        predictor: a classifier's, by ranked boxes or of whole slices (``SliceClassifier``).
         entries: dataset dicts, the same in every process.
         output: folder; ``attributions.jsonl`` appears there when all slices are done.
-        method, hidden: see :func:`ctmasknet.explain.attribution.attribute`.
+        method, hidden: see :func:`ctmasknet.explain.attribution.attribute`; ``gradcam`` of a
+            network of whole slices. None: what there is for the model, occlusion first.
         target: the class whose logit is drawn; None for the predicted one. The file has all.
         most: boxes drawn at most.
         pictures: draw them.
@@ -81,42 +85,52 @@ def explain_slices(
         CTMaskNetError: an image is missing or unreadable, a file cannot be written, another process
             has failed or sees other slices.
     """
-    head = predictor.model.image_head
-    if getattr(head, "reads_mask_features", False):
-        raise CTMaskNetError(
-            f"MODEL.IMAGE_HEAD.NAME is {type(head).__name__}, which reads mask features; only "
-            "heads that read ranked rows are explained by boxes"
-        )
     class_names, lesion_classes = predictor.image_classes, predictor.lesion_classes
     output = Path(output)
+    method = method_for(type(predictor.model).__name__, method, hidden)
+    head = getattr(predictor.model, "image_head", None)
+    other = getattr(head, "reads_mask_features", False) and "mask features"
+    if isinstance(predictor.model, PatchNet):
+        other = "the px of boxes"
+    if other:
+        raise CTMaskNetError(
+            f"the image head is {type(head).__name__}, which reads {other}; only heads that read "
+            "ranked rows are explained by boxes"
+        )
+
+    def by_boxes(item, result, pixels, drawn: int) -> tuple[dict[str, Any], Callable]:
+        found = attribute(
+            head, head_rows(result), len(result["ranked_instances"]), method=method, hidden=hidden
+        )
+        record = attribution_record(item, result, found, class_names, lesion_classes, hidden=hidden)
+        page = functools.partial(
+            attribution_page,
+            *(pixels, result["ranked_instances"], found, drawn),
+            lesion_classes=lesion_classes,
+            hidden=hidden,
+            most=most,
+        )
+        return record, page
+
+    def by_maps(item, result, pixels, drawn: int) -> tuple[dict[str, Any], Callable]:
+        found = grad_cam(predictor.model, item)
+        record = _slice_entries(item, result, class_names)
+        record |= map_record(found, class_names, _DIGITS)
+        return record, functools.partial(
+            map_page, pixels, found, drawn, tuple(item["image"].shape[-2:])
+        )
 
     def explained(number: int, item, result, pixels) -> dict[str, Any]:
         """A slice's line; its picture is written."""
-        found = attribute(
-            predictor.model.image_head,
-            head_rows(result),
-            len(result["ranked_instances"]),
-            method=method,
-            hidden=hidden,
-        )
         drawn = result["pred_class"] if target is None else class_names.index(target)
-        record = attribution_record(item, result, found, class_names, lesion_classes, hidden=hidden)
+        by = by_maps if method == GRADCAM else by_boxes
+        record, page = by(item, result, as_rgb(pixels, item.get("crop_box")), drawn)
         record["target"] = class_names[drawn]
         if pictures:
             record["picture"] = f"{PICTURES}/{number:03d}_{_file_stem(item['file_name'])}.png"
-            page = attribution_page(
-                as_rgb(pixels, item.get("crop_box")),
-                result["ranked_instances"],
-                found,
-                drawn,
-                class_names=class_names,
-                lesion_classes=lesion_classes,
-                hidden=hidden,
-                title=slice_title(item),
-                call=slice_call(item, result, class_names),
-                most=most,
-            )
-            write_picture(output / record["picture"], page)
+            call = slice_call(item, result, class_names)
+            picture = page(class_names=class_names, title=slice_title(item), call=call)
+            write_picture(output / record["picture"], picture)
         return record
 
     size, rank, world = predictor.batch_size, comm.get_rank(), comm.get_world_size()
@@ -158,6 +172,32 @@ def explain_slices(
     return len(entries)
 
 
+def method_for(architecture: str, method: str | None, hidden: str = "zero") -> str:
+    """The method asked for, or the one that there is for a model.
+
+    Args:
+        architecture: name of the model's class.
+        method, hidden: see :func:`explain_slices`.
+
+    Raises:
+        CTMaskNetError: the model has no such method; nothing that it hides; captum is not there.
+    """
+    of_slices = architecture == SliceClassifier.__name__
+    method = method or (GRADCAM if of_slices else METHODS[0])
+    if method != GRADCAM:
+        check_method(method, hidden)
+    elif hidden != "zero":
+        raise CTMaskNetError(f"`hidden`: {hidden} is of occlusion; {GRADCAM} hides nothing")
+    if of_slices != (method == GRADCAM):
+        fits = GRADCAM if of_slices else f"one of {', '.join(METHODS)}"
+        raise CTMaskNetError(
+            f"`method`: {method} is not for a {architecture}; leave it out, or give {fits}"
+        )
+    if of_slices:
+        check_captum()
+    return method
+
+
 def _check_same(entries: Sequence[Mapping[str, Any]]) -> None:
     """Every process has to see the same slices, or some are explained twice and others never."""
     names = json.dumps([[entry["file_name"], entry.get("image_id")] for entry in entries])
@@ -176,7 +216,7 @@ def _put_together(shards: Shards, all_shards: Sequence[Shard], output: Path) -> 
         with atomic_write(output / ATTRIBUTIONS) as stream:
             for line in shards.lines(all_shards):
                 written += 1
-                incomplete += line["complete"] is False
+                incomplete += line.get("complete") is False
                 stream.write(json.dumps(line) + "\n")
         shards.remove()
     if incomplete:
@@ -215,7 +255,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     """
     if args.boxes < 1:
         raise CTMaskNetError(f"`boxes`: {args.boxes} is not a number of boxes; give 1 or more")
-    check_method(args.method, args.hidden)
+    if args.method not in (None, GRADCAM):
+        check_method(args.method, args.hidden)
     if comm.is_main_process():
         check_writable(args.output, folder=True)
     shown = ShownSlices.from_arguments(args)
@@ -223,14 +264,15 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
     if args.input:
         entries = [entry | {"image_id": entry["file_name"]} for entry in entries]
     cfg = model_cfg(args)
-    if not ranks_boxes(cfg):
+    if not reads_rows(cfg) and cfg.MODEL.META_ARCHITECTURE != "SliceClassifier":
         why = "a lesion detector has no decision on the slice"
         if is_classifier(cfg):
-            why = f"a {cfg.MODEL.META_ARCHITECTURE} does not decide by boxes"
+            why = f"a {cfg.MODEL.META_ARCHITECTURE} decides by more than ranked boxes or a slice"
         raise CTMaskNetError(
             f"{cfg.MODEL.WEIGHTS}: {why}; give a "
             "classifier's weights and a configuration such as configs/cls.yaml"
         )
+    method_for(cfg.MODEL.META_ARCHITECTURE, args.method, args.hidden)
     if args.dataset:
         classes = list(MetadataCatalog.get(args.dataset).get("image_classes", ()))
         same_classes(args.dataset, "slice", classes, cfg.MODEL.IMAGE_HEAD.CLASSES)
@@ -289,17 +331,12 @@ def attribution_record(
     left, top = (item.get("crop_box") or (0, 0))[:2]
     boxes = ranked.pred_boxes.tensor.cpu().numpy() + np.array([left, top, left, top])
     rows = np.bincount(found.box_of_row.cpu().numpy().clip(0), minlength=len(ranked))
-    image_id, label = item.get("image_id"), item.get("label")
     return {
-        "file": image_id if isinstance(image_id, str) else str(item["file_name"]),
-        "patient": str(item.get("patient") or ""),
-        "scan": str(item.get("scan") or ""),
-        "label": None if label is None else class_names[label],
-        "pred": class_names[result["pred_class"]],
-        "classes": list(class_names),
+        **_slice_entries(item, result, class_names),
         "method": found.method,
         "hidden": hidden,
         "note": CAVEAT,
+        # Those of the rows, of which weights and rest are parts
         "logits": numbers(found.logits, _DIGITS),
         "without_boxes": numbers(found.without_boxes, _DIGITS),
         "rest": numbers(found.rest, _DIGITS),
@@ -321,4 +358,20 @@ def attribution_record(
                 strict=True,
             )
         ],
+    }
+
+
+def _slice_entries(
+    item: Mapping[str, Any], result: Mapping[str, Any], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """What every line says first: the slice, its class as known and as predicted, its logits."""
+    image_id, label = item.get("image_id"), item.get("label")
+    return {
+        "file": image_id if isinstance(image_id, str) else str(item["file_name"]),
+        "patient": str(item.get("patient") or ""),
+        "scan": str(item.get("scan") or ""),
+        "label": None if label is None else class_names[label],
+        "pred": class_names[result["pred_class"]],
+        "classes": list(class_names),
+        "logits": numbers(result["logits"], _DIGITS),
     }

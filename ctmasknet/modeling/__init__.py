@@ -12,7 +12,15 @@ from ctmasknet.modeling.detector import (
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.s import RankedBoxImageHead
 from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.peers import COVIDNetCT, ScanClassifier, SemanticLesionNet, SliceClassifier
+from ctmasknet.modeling.peers import (
+    COVIDNetCT,
+    DetectedLesionClassifier,
+    PatchNet,
+    ScanClassifier,
+    SemanticLesionClassifier,
+    SemanticLesionNet,
+    SliceClassifier,
+)
 from ctmasknet.modeling.peers.mask_feature_heads import AffinityImageHead, LSTMAttentionImageHead
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
@@ -23,12 +31,15 @@ __all__ = [
     "AffinityImageHead",
     "COVIDNetCT",
     "CTMaskNet",
+    "DetectedLesionClassifier",
     "FlatAnchorRPN",
     "LSTMAttentionImageHead",
+    "PatchNet",
     "RankedBoxImageHead",
     "RankedBoxROIHeads",
     "RoundedAnchorGenerator",
     "ScanClassifier",
+    "SemanticLesionClassifier",
     "SemanticLesionNet",
     "SliceClassifier",
     "TwoBranchNet",

@@ -164,7 +164,7 @@ class CTMaskNet(GeneralizedRCNN):
             if self.return_ranked_instances:
                 ranked = self.roi_heads.ranked_instances(predictions, proposals)
                 for extra, item, boxes in zip(found, batched_inputs, ranked, strict=True):
-                    extra["ranked_instances"] = _scaled(boxes, item)
+                    extra["ranked_instances"] = in_file(boxes, item)
             return found
 
         return rows, extras
@@ -175,7 +175,7 @@ def head_rows(result: dict[str, Any]) -> Tensor:
     return result.get("ranked_rows", result["ranked_boxes"])
 
 
-def _scaled(boxes: Instances, item: dict[str, Any]) -> Instances:
+def in_file(boxes: Instances, item: dict[str, Any]) -> Instances:
     """Boxes in px of the input's ``height`` x ``width``. Unlike Detectron2's postprocessing this
     drops none: rows are known by their number."""
     height, width = boxes.image_size

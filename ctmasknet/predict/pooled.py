@@ -36,7 +36,8 @@ class Pooler:
     @property
     def label(self) -> str:
         """The choice in words, such as ``top_k_mean (k = 5)``."""
-        return self.name if self.name in ("mean", "max") else f"{self.name} (k = {self.top_k})"
+        sees_k = self.name in ("top_k_mean", "learned")
+        return f"{self.name} (k = {self.top_k})" if sees_k else self.name
 
     def __call__(self, logits: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """(n, C) logits of one scan or patient, n >= 1, to (C,) scores."""

@@ -26,7 +26,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from torch import nn
 
-from ctmasknet.config import is_classifier, ranks_boxes
+from ctmasknet.config import finds_lesions, is_classifier
 from ctmasknet.ct.appearance import Appearance, appearance
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, Window, check_rescale
 from ctmasknet.data.bad_slices import BadSlice
@@ -37,8 +37,7 @@ from ctmasknet.engine.trained_on import Record, lesion_caution, levels_trained_o
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
-from ctmasknet.modeling.meta_arch import CTMaskNet
-from ctmasknet.modeling.peers import ScanClassifier, SemanticLesionNet
+from ctmasknet.modeling.peers import SemanticLesionNet
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
 from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups, whole_scan
 from ctmasknet.predict.pooled import Pooler, build_pooler
@@ -51,7 +50,7 @@ TOP_BOXES = 10
 
 def check_finds_lesions(cfg: CfgNode) -> None:
     """Raise :class:`CTMaskNetError` where the model of ``cfg`` has no detector."""
-    if is_classifier(cfg) and not ranks_boxes(cfg):
+    if not finds_lesions(cfg):
         raise CTMaskNetError(
             f"{cfg.MODEL.WEIGHTS}: a {cfg.MODEL.META_ARCHITECTURE} finds no lesions; leave lesions "
             "out, or name a lesion detector's weights as `lesion_weights`"
@@ -340,7 +339,7 @@ class CTPredictor:
             skip_bad=skip_bad,
         )
         for group, members in loaded:
-            if isinstance(self.model, ScanClassifier):
+            if getattr(self.model, "sees_scans", False):
                 yield group, whole_scan(members)
             else:
                 yield group, batches(members, self.batch_size)
@@ -471,14 +470,11 @@ class CTPredictor:
     @contextlib.contextmanager
     def _returning(self) -> Iterator[None]:
         """A classifier gives its boxes meanwhile, and lesions if asked; it is left as it was."""
-        if not isinstance(self.model, CTMaskNet):
-            yield
-            return
-        model = self.model
-        before = model.return_instances, model.return_ranked_instances
         own = self.lesions and self.lesion_predictor is None
-        model.return_instances, model.return_ranked_instances = own, True
+        wanted = {"return_instances": own, "return_ranked_instances": True}
+        before = {key: vars(self.model)[key] for key in wanted if key in vars(self.model)}
+        vars(self.model).update({key: wanted[key] for key in before})
         try:
             yield
         finally:
-            model.return_instances, model.return_ranked_instances = before
+            vars(self.model).update(before)

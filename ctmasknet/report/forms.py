@@ -10,6 +10,7 @@ from ctmasknet.evaluation.lesions.burden import ANY
 from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.pooling import POOLED_LEVELS
 from ctmasknet.evaluation.report import REPORT_FORMAT
+from ctmasknet.evaluation.validation_fit import POOLINGS
 from ctmasknet.schema import (
     Form,
     UnlikeForm,
@@ -231,7 +232,7 @@ def pooled_form(class_names: Sequence[str]) -> Form:
     def pooling(value, key):
         name = text(value, key)
         # With what belongs to it, such as "top_k_mean (k = 5)"
-        one_of("mean", "max", "top_k_mean", "learned")(name.split(" ")[0], key)
+        one_of(*POOLINGS)(name.split(" ")[0], key)
         return name
 
     return record(

@@ -21,7 +21,7 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
-from ctmasknet.config import is_classifier, names_scans, ranks_boxes
+from ctmasknet.config import finds_lesions, is_classifier, names_scans, reads_rows
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
@@ -353,7 +353,7 @@ def evidence_painter(
         drawn = [_lesions(pixels, found, predictor.lesion_classes)] if predictor.lesions else []
         if classifies:
             _check_same_scores(cfg, row.file, found, row.scores)
-        if ranks_boxes(cfg):
+        if reads_rows(cfg):
             head = predictor.model.image_head
             drawn.append(_box_weights(pixels, found, head, row.pred, class_names))
         return drawn
@@ -385,10 +385,10 @@ def _of_these_classes(
         )
     if names_scans(cfg):
         raise CTMaskNetError(
-            f"{cfg.MODEL.WEIGHTS}: names whole scans and finds no lesions, so a slice alone has "
-            "nothing to draw; leave the weights out"
+            f"{cfg.MODEL.WEIGHTS}: names whole scans, so a slice alone has nothing to draw; leave "
+            "the weights out"
         )
-    return CTPredictor(cfg, lesions=ranks_boxes(cfg) or not classifies), cfg
+    return CTPredictor(cfg, lesions=finds_lesions(cfg)), cfg
 
 
 def _check_same_scores(
@@ -422,7 +422,7 @@ def boxes_that_moved(
         CTMaskNetError: as of :func:`evidence_painter`; a model that ranks no boxes.
     """
     predictor, cfg = _of_these_classes(config_file, opts, run, class_names, weights)
-    if not ranks_boxes(cfg):
+    if not reads_rows(cfg):
         raise CTMaskNetError(
             f"{cfg.MODEL.WEIGHTS}: its classes do not come of ranked boxes; leave the weights out"
         )

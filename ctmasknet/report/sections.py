@@ -34,6 +34,8 @@ _POOLING_TEXTS = {
     "max": "their best slice for each disease, and the least normal slice for normal",
     "top_k_mean": "the mean of their {top_k} best slices for each disease, and of the {top_k} "
     "least normal for normal",
+    "noisy_or": "noisy-or of their slices' scores for each disease, and the product for normal",
+    "over_18_slices": "a disease of more than 18 of their slices, else normal",
     "learned": "a logistic regression on their slices' logits, fitted on validation",
 }
 #: Metrics of the tiles, and of poolings compared.

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from ctmasknet.weights.layout import (
     authors_layout,
     resnet_layout,
 )
+from ctmasknet.weights.peer_files import ImportedPeer, import_peer, peer_of, unwrapped
 from ctmasknet.weights.pickle import AnchorData, read_weights_file, shown
 from ctmasknet.weights.reader import check_weights
 from ctmasknet.weights.tensorflow.bundle import prefix_of
@@ -39,6 +40,8 @@ from ctmasknet.weights.two_branch import ImportedTwoBranch, import_two_branch, i
 
 _CLASSES_FROM = "roi_heads.box_predictor.cls_score.weight"
 _TRACKED = ".num_batches_tracked"
+#: Entries of a file that hold the tensors.
+_WRAPPERS = ("model_weights", "state_dict", "model_state_dict", "net")
 _FPN_BLOCK = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.0\.(weight|bias)")
 
 
@@ -112,7 +115,7 @@ class ImportedVariant:
 
 
 #: What a file may turn out to hold.
-Imported = ImportedVariant | ImportedTwoBranch | ImportedLite0 | ImportedCOVIDNetCT
+Imported = ImportedVariant | ImportedTwoBranch | ImportedLite0 | ImportedCOVIDNetCT | ImportedPeer
 
 
 def detect_variant(
@@ -199,16 +202,21 @@ def import_checkpoint(
 
 
 def import_file(
-    path: str | os.PathLike, output: str | os.PathLike, mask_type: str | None = None
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    mask_type: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Imported, list[str]]:
     """Write the Detectron2 checkpoint of a published ``.pth`` file; no file appears on an error.
 
     Args:
         path: a checkpoint of the authors, a plain state dict of theirs, torchvision's ResNet or
             timm's EfficientNet-Lite0; ``efficientnet_lite0`` for that of the installed package;
-            COVIDNet-CT's ``.meta``, its ``.index`` and ``.data`` files beside it.
+            COVIDNet-CT's ``.meta``, its ``.index`` and ``.data`` files beside it; a file of another
+            compared system (:mod:`ctmasknet.weights.peer_files`).
         output: the Detectron2 checkpoint, to be loaded by ``DetectionCheckpointer``.
         mask_type: see :func:`detect_variant`.
+        classes: see :func:`ctmasknet.weights.peer_files.peer_of`.
 
     Returns:
         what the file held, and lines that tell of it.
@@ -230,9 +238,10 @@ def import_file(
     content = read_weights_file(path)
     if not isinstance(content, dict):
         raise CTMaskNetError(f"{path}: holds no state dict; give a published checkpoint")
-    tensors = content.get("model_weights", content)
+    tensors = next((content[key] for key in _WRAPPERS if key in content), content)
     if not isinstance(tensors, dict) or not tensors:
         raise CTMaskNetError(f"{path}: holds no weights; give a published checkpoint")
+    tensors = unwrapped(tensors)
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CTMaskNetError(
@@ -242,6 +251,9 @@ def import_file(
     try:
         lines = _anchor_lines(content.get("anchor_generator"))
         lite0 = lite0_weights(path, tensors)
+        if peer := peer_of(tensors, classes):
+            converted = import_peer(tensors, peer)
+            return peer, _written(output, converted, peer, peer.what, list(peer.told))
         if is_two_branch(tensors):
             converted, found = import_two_branch(tensors, mask_type)
         elif lite0 is None:

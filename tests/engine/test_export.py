@@ -193,8 +193,6 @@ def test_bad_input_is_named_and_nothing_written(cfg, model, tmp_path, monkeypatc
         export_classifier(cfg, model, tmp_path / "m.pt2", 64, 64)
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     cfg.MODEL.META_ARCHITECTURE = "CTMaskNet"
-    with pytest.raises(
-        CTMaskNetError, match="pip install onnx onnxruntime"
-    ):
+    with pytest.raises(CTMaskNetError, match="pip install onnx onnxruntime"):
         export_classifier(cfg, model, tmp_path / "m.onnx", 64, 64)
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy.special import logit
+from scipy.special import expit, logit
 from sklearn import model_selection
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -60,6 +60,32 @@ def test_fixed_poolings_by_hand(name, normal, expected):
     assert pooling(logit(SCORES[:1])) == pytest.approx(SCORES[0])
     wide = ScorePooling("top_k_mean", normal, top_k=9)(logit(SCORES))
     assert wide == pytest.approx(SCORES.mean(axis=0))
+
+
+def test_noisy_or_of_slices():
+    found = ScorePooling("noisy_or", 0)(logit(SCORES))
+    either = [1 - 0.9 * 0.7 * 0.8 * 0.9, 1 - 0.8 * 0.9 * 0.3 * 0.5]
+    assert found == pytest.approx([0.9 * 0.8 * 0.1 * 0.2, *either])
+    assert ScorePooling("noisy_or", None)(logit(SCORES))[0] == pytest.approx(
+        1 - 0.1 * 0.2 * 0.9 * 0.8
+    )
+    sure = ScorePooling("noisy_or", None)(np.array([[60.0, -60.0]]))
+    assert sure.tolist() == [1, expit(-60.0)]
+
+
+def test_more_than_18_slices_make_a_patient_ill():
+    pooling = ScorePooling("over_18_slices", 0)
+    slices = {0: [1.0, 0.0, -1.0], 1: [0.0, 1.0, 0.5], 2: [-1.0, 0.0, 1.0]}
+    for counts, pred in (((30, 18, 18), 0), ((90, 3, 19), 2), ((0, 20, 19), 1), ((1, 0, 0), 0)):
+        scores = pooling(np.repeat(list(slices.values()), counts, axis=0))
+        assert int(np.argmax(scores)) == pred
+        assert ((scores >= 0) & (scores <= 1)).all()
+        assert scores[1:] == pytest.approx([n / (n + 18.5) for n in counts[1:]])
+    with pytest.raises(CTMaskNetError, match="no class is called normal"):
+        ScorePooling("over_18_slices", None)
+    # Reports compare it where it is asked for
+    assert "over_18_slices" in PoolingChoice("over_18_slices").poolings(CLASSES)
+    assert "over_18_slices" not in PoolingChoice().poolings(CLASSES)
 
 
 def test_a_patient_with_one_covid_slice_among_normal_ones_is_covid_by_max_alone():

@@ -28,6 +28,7 @@ from ctmasknet.modeling.fast.layers import (
     has_bfloat16,
 )
 from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.peers.patches import PatchNet
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_align import BagROIPooler
 
@@ -58,12 +59,13 @@ def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
                 f"MODEL.INFERENCE.DTYPE is {name} but MODEL.INFERENCE.FUSED is False; set it True"
             )
         return model
+    if isinstance(model, TwoBranchNet | PatchNet) and name:
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.DTYPE is {name}, which {type(model).__name__} has no copy for; set "
+            'it to ""'
+        )
     if isinstance(model, TwoBranchNet):
         # Its second heads, and norms that may use a batch's statistics, have no fused form.
-        if name:
-            raise CTMaskNetError(
-                f'MODEL.INFERENCE.DTYPE is {name}, which TwoBranchNet has no copy for; set it to ""'
-            )
         return model
     fused = to_inference(model, DTYPES[name])
     margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN

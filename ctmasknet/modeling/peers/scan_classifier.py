@@ -29,6 +29,9 @@ class ScanClassifier(SliceClassifier):
     It finds no lesions.
     """
 
+    #: Slices of a scan have to come together.
+    sees_scans = True
+
     @configurable
     def __init__(self, **kwargs):
         """Arguments as :class:`SliceClassifier`, but ``network`` is a :class:`COVNet`: (S, 3, h, w)
@@ -68,18 +71,14 @@ class ScanClassifier(SliceClassifier):
             CTMaskNetError: in training, an input has no label or one outside 0..C-1; a scan whose
                 slices are all black; slices of a scan unlike in size after ``pixels``.
         """
-        scans: dict[tuple[Any, Any], list[int]] = {}
-        for index, item in enumerate(batched_inputs):
-            scans.setdefault((item.get("patient"), item.get("scan")), []).append(index)
-        outputs = torch.stack(
-            [self._outputs([batched_inputs[i] for i in members]) for members in scans.values()]
-        )
+        scans = scan_members(batched_inputs)
+        outputs = torch.stack([self._outputs([batched_inputs[i] for i in one]) for one in scans])
         if self.training:
             labels = slice_labels(batched_inputs, self.num_classes)
-            target = torch.tensor([labels[members[0]] for members in scans.values()])
+            target = torch.tensor([labels[members[0]] for members in scans])
             return {"loss_image": F.cross_entropy(outputs, target.to(outputs.device))}
         found: list[dict[str, Any]] = [{} for _ in batched_inputs]
-        for logits, members in zip(log_odds(outputs.detach()), scans.values(), strict=True):
+        for logits, members in zip(log_odds(outputs.detach()), scans, strict=True):
             for index in members:
                 found[index] = named(logits)
         return found
@@ -93,10 +92,10 @@ class ScanClassifier(SliceClassifier):
             )
         whole = self.training or self.network.batch_norm_of_scan
         if whole:
-            return self.network(self._images(scan)).float()
+            return self.network(self.network_input(scan)).float()
         # The maximum over slices is that over parts of them
         parts = [
-            self.network.slice_features(self._images(scan[start : start + _AT_ONCE])).amax(0)
+            self.network.slice_features(self.network_input(scan[start : start + _AT_ONCE])).amax(0)
             for start in range(0, len(scan), _AT_ONCE)
         ]
         return self.network.classifer(torch.stack(parts).amax(0)).float()
@@ -107,3 +106,12 @@ class ScanClassifier(SliceClassifier):
             f"{first}: slices of its scan differ in size; set MODEL.SLICE_NETWORK.CROP, or "
             "MODEL.SLICE_NETWORK.SQUASH True"
         )
+
+
+def scan_members(batched_inputs: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Which inputs are slices of one scan, by ``patient`` and ``scan``: their numbers, scan by
+    scan."""
+    scans: dict[tuple[Any, Any], list[int]] = {}
+    for index, item in enumerate(batched_inputs):
+        scans.setdefault((item.get("patient"), item.get("scan")), []).append(index)
+    return list(scans.values())

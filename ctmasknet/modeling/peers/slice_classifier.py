@@ -15,7 +15,11 @@ from torch.nn import functional as F
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.meta_arch import slice_labels
 from ctmasknet.modeling.peers.backbones import image_network
+from ctmasknet.modeling.peers.jcs import jcs_classifier
 from ctmasknet.modeling.peers.slice_pixels import SlicePixels
+
+#: JCS's classifier among image networks: Res2Net-101 with frozen normalisation, no bias at the end.
+JCS_CLASSIFIER_NAME = "jcs_classifier"
 
 
 @META_ARCH_REGISTRY.register()
@@ -48,7 +52,7 @@ class SliceClassifier(nn.Module):
                 "(MODEL.IMAGE_HEAD.CLASSES); set it to 0, or to their number or more"
             )
         return {
-            "network": image_network(cfg.MODEL.SLICE_NETWORK.NAME, outputs),
+            "network": _network(cfg.MODEL.SLICE_NETWORK.NAME, outputs),
             "num_classes": classes,
             "pixels": SlicePixels.from_config(cfg),
         }
@@ -72,13 +76,14 @@ class SliceClassifier(nn.Module):
             CTMaskNetError: in training, an input has no label or one outside 0..C-1; slices that
                 are unlike in size after ``pixels``.
         """
-        outputs = self.network(self._images(batched_inputs)).float()
+        outputs = self.network(self.network_input(batched_inputs)).float()
         if self.training:
             labels = torch.tensor(slice_labels(batched_inputs, self.num_classes))
             return {"loss_image": F.cross_entropy(outputs, labels.to(outputs.device))}
         return [named(one) for one in log_odds(outputs.detach())[:, : self.num_classes]]
 
-    def _images(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+    def network_input(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+        """(B, 3, h, w) that the network is given for inputs of :meth:`forward`."""
         images = []
         for item in batched_inputs:
             values = item["image"].cpu().numpy()
@@ -92,6 +97,12 @@ class SliceClassifier(nn.Module):
             "slices of a batch differ in size; set MODEL.SLICE_NETWORK.CROP, or "
             "MODEL.SLICE_NETWORK.SQUASH True, or SOLVER.IMS_PER_BATCH and TEST.IMS_PER_BATCH to 1"
         )
+
+
+def _network(name: str, outputs: int) -> nn.Module:
+    if name == JCS_CLASSIFIER_NAME:
+        return jcs_classifier(num_classes=outputs)
+    return image_network(name, outputs)
 
 
 def named(logits: Tensor) -> dict[str, Any]:

@@ -68,6 +68,17 @@ class SlicePixels:
         )
         return (pixels - mean) / std
 
+    def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 px of a slice of this size: the part of it that is not cut off."""
+        if not self.crop:
+            return 0.0, 0.0, float(width), float(height)
+        short = min(height, width)
+        size = self.size or short
+        high, wide = (size if self.squash else side * size / short for side in (height, width))
+        left, top = max(wide - self.crop, 0) / 2, max(high - self.crop, 0) / 2
+        across, down = width / wide, height / high
+        return left * across, top * down, (wide - left) * across, (high - top) * down
+
 
 #: COVID-CT's two validation transforms, JCS's classifier's.
 COVID_CT_BASELINE = SlicePixels()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
@@ -76,6 +77,16 @@ def test_a_model_is_built_from_its_configuration(repository):
     assert model.num_classes == 3
     image = np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)
     torch.testing.assert_close(model.pixels(image), SlicePixels()(image))
+
+
+def test_jcs_classifier_by_name(repository):
+    cfg = read_cfg(repository / "configs/peers/jcs_classifier.yaml", ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        network = build_model(cfg).network
+    assert network.fc.weight.shape == (3, 2048) and network.fc.bias is None
+    assert isinstance(network.bn1, FrozenBatchNorm2d) and network.bn1.eps == 0
+    # As published for two classes
+    assert sum(p.numel() for p in network.parameters()) - 2048 == 43_061_828
 
 
 @pytest.mark.parametrize(
