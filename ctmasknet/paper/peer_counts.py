@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from tabulate import tabulate
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ctmasknet.errors import command_line
 from ctmasknet.modeling.peers.backbones import image_network
 from ctmasknet.modeling.peers.covnet import COVNet
 from ctmasknet.modeling.peers.infnet import InfNet, MultiClassUNet
 from ctmasknet.modeling.peers.jcs import JCSSegmentation, jcs_classifier
+from ctmasknet.paper.model_costs import counted_multiply_adds
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,19 @@ def network_counts(network: PeerNetwork) -> tuple[int, float]:
     with torch.device("meta"):
         model = network.build().eval()
         image = torch.empty(1, *network.input_shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    parameters = sum(p.numel() for p in model.parameters())
-    return parameters, counter.get_total_flops() / 2e9
+    with torch.no_grad():
+        counted = counted_multiply_adds(lambda: model(image))
+    return sum(p.numel() for p in model.parameters()), counted / 1e9
 
 
 def counts_table() -> str:
     """A Markdown table of :data:`PEER_NETWORKS`."""
     rows = []
     for network in PEER_NETWORKS:
-        parameters, multiply_adds = network_counts(network)
+        parameters, billions = network_counts(network)
         size = " x ".join(map(str, network.input_shape))
         published = network.published_millions or "-"
-        rows.append((network.name, size, f"{parameters:,}", f"{multiply_adds:.2f}", published))
+        rows.append((network.name, size, f"{parameters:,}", f"{billions:.2f}", published))
     headers = ("network", "input", "parameters", "GMAC", "M parameters in the paper")
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
