@@ -140,6 +140,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
     "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
+    "MODEL.TWO_BRANCH.COPY_WHEN": ("best", "previous"),
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
@@ -248,6 +249,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.COVIDNET_CT.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE != "COVIDNetCT",
         "there is no imported graph (MODEL.META_ARCHITECTURE COVIDNetCT)",
+    ),
+    (
+        ("MODEL.TWO_BRANCH.", "DATASETS.LESIONS"),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "TwoBranchNet",
+        "there are no two branches (MODEL.META_ARCHITECTURE TwoBranchNet)",
     ),
     (
         ("MODEL.SEMANTIC.",),
