@@ -34,6 +34,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.VAL = ()
     # So many patients of each class are trained on, drawn by SEED; 0 for all (classification only).
     cfg.DATASETS.TRAIN_PATIENTS = 0
+    # Registered lesion sets that a training of MODEL.META_ARCHITECTURE TwoBranchNet draws the first
+    # half of every step from; DATASETS.TRAIN are its labelled sets.
+    cfg.DATASETS.LESIONS = ()
     # What happens when a patient is in two of a run's sets, or is evaluated after the weights were
     # trained on him (a classifier's: its detector's too): refuse | warn | strict (patients spelled
     # otherwise are refused too). Only ids of one numbering can be compared (datasets/README.md,
@@ -225,6 +228,10 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.TWO_BRANCH.BATCH_STATISTICS = ()
     # Every channel of a slice by its own mean and standard deviation, not MODEL.PIXEL_MEAN, _STD.
     cfg.MODEL.TWO_BRANCH.OWN_PIXELS = False
+    # After which steps of training the image head's branch takes over the segmentation branch:
+    # where the sum of lesion losses is below that of every step before (best) | of the step before
+    # (previous).
+    cfg.MODEL.TWO_BRANCH.COPY_WHEN = "best"
 
     # --- what the classifier trains: heads | heads_bn | heads_bn_no_shortcut | full ---
     # (see ctmasknet.modeling.trainable)

@@ -146,6 +146,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.LESION_HEAD.NAME": (*SLICE_HEADS, SCAN_HEAD),
     "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
+    "MODEL.TWO_BRANCH.COPY_WHEN": ("best", "previous"),
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
@@ -264,6 +265,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.PATCHES.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE != "PatchNet",
         "there is no network on patches (MODEL.META_ARCHITECTURE PatchNet)",
+    ),
+    (
+        ("MODEL.TWO_BRANCH.", "DATASETS.LESIONS"),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "TwoBranchNet",
+        "there are no two branches (MODEL.META_ARCHITECTURE TwoBranchNet)",
     ),
     (
         ("MODEL.SEMANTIC.",),

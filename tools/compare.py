@@ -5,8 +5,10 @@
     python tools/compare.py output/cls output/densenet output/covnet --output output/comparison
 
 A system is a predictions.csv, or the OUTPUT_DIR of a run that holds one, with NAME= in front where
-the folder's name does not tell. Prints accuracies with intervals and every difference with its
-paired interval, McNemar's and DeLong's p; writes comparison.json and comparison.png.
+the folder's name does not tell. Prints one table of all systems with accuracies and their intervals
+and, where the run's folder has its model, parameters, multiply-adds and seconds of a slice; then
+every difference with its paired interval, McNemar's and DeLong's p; writes comparison.json and
+comparison.png.
 """
 
 import argparse
@@ -30,6 +32,12 @@ def main(argv=None):
     parser.add_argument(
         "--common", action="store_true", help="compare on the slices that all systems have"
     )
+    parser.add_argument(
+        "--no-measure",
+        action="store_false",
+        dest="measure",
+        help="leave out what models cost, which runs each of them on a few slices",
+    )
     parser.add_argument("--pooling", choices=SCORE_POOLINGS, default="mean", help="default: mean")
     parser.add_argument("--top-k", type=int, default=TOP_K, help=f"slices, default: {TOP_K}")
     parser.add_argument("--normal-class", help="default: the class called normal, if any")
@@ -41,6 +49,7 @@ def main(argv=None):
         args.output,
         dataset=args.dataset,
         against=args.against,
+        measure=args.measure,
         common=args.common,
         pooling=args.pooling,
         top_k=args.top_k,

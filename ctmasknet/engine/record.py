@@ -189,12 +189,13 @@ def _new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         ``kind`` ("training" or "evaluation"), ``status``, ``start``, ``config_file``, ``overrides``
         (list), ``command``, ``seed`` (-1: drawn anew each time), ``weights``, ``max_iter``,
-        ``images_per_batch``, ``datasets`` ({"train", "val"} or {"test"}: lists of
-        :func:`describe_dataset`), ``hardware``, ``versions``, ``git_commit`` (None outside of a
-        clone), ``config`` (all keys).
+        ``images_per_batch``, ``datasets`` ({"train", "val"}, of a model of two branches "lesions"
+        too, or {"test"}: lists of :func:`describe_dataset`), ``hardware``, ``versions``,
+        ``git_commit`` (None outside of a clone), ``config`` (all keys).
     """
     training = not args.eval_only
     splits = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.VAL}
+    splits |= {"lesions": cfg.DATASETS.LESIONS} if cfg.DATASETS.LESIONS else {}
     splits = splits if training else {"test": cfg.DATASETS.TEST}
     skip_bad = cfg.DATALOADER.BAD_SLICES == "skip"
     return {

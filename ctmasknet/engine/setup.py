@@ -21,6 +21,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from torch import nn
 
 from ctmasknet.config import is_classifier, names_scans
@@ -87,25 +88,24 @@ def training_cfg(
     register_prepared()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
     if cfg.MODEL.META_ARCHITECTURE == "TwoBranchNet":
-        raise CTMaskNetError(
-            "MODEL.META_ARCHITECTURE is TwoBranchNet, which is evaluated and predicts but is not "
-            "trained here: its steps alternate between lesion and labelled slices; import a "
-            "published file, or train CTMaskNet"
-        )
+        _check_alternating(cfg)
     if not cfg.DATASETS.TRAIN:
         raise CTMaskNetError("DATASETS.TRAIN is empty; name a registered data set")
     for name in names:
         dataset_dicts(name)
+    lesions = tuple(cfg.DATASETS.LESIONS)
     check_held_out(
-        *(cfg.DATASETS.TRAIN, cfg.DATASETS.VAL, known_sets(cfg.DATASETS.TEST)),
+        *((*cfg.DATASETS.TRAIN, *lesions), cfg.DATASETS.VAL, known_sets(cfg.DATASETS.TEST)),
         cfg.DATASETS.SHARED_PATIENTS,
     )
     given = [str(key) for key in overrides[::2]]
     _take_classes(cfg, names, given)
     goes_on = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))
-    if is_classifier(cfg) and "MODEL.LESION_CLASSES" not in given:
+    if lesions:
+        _take_classes(cfg, lesions, given, of_slices=False)
+    elif is_classifier(cfg) and "MODEL.LESION_CLASSES" not in given:
         _take_lesions(cfg, goes_on)
-    _check_windows(cfg, names)
+    _check_windows(cfg, (*names, *lesions))
     resolve_epochs(cfg, _drawn_in_an_epoch(cfg, names), overrides)
     check_validation(cfg)
     if not goes_on:
@@ -315,10 +315,46 @@ def load_model(cfg: CfgNode, held_out: Sequence[str] = ()) -> nn.Module:
     return model.eval()
 
 
-def _take_classes(cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = ()) -> None:
+def _check_alternating(cfg: CfgNode) -> None:
+    """Refuse what a training of two branches cannot do."""
+    if not cfg.DATASETS.LESIONS:
+        raise CTMaskNetError(
+            "DATASETS.LESIONS is empty, but a TwoBranchNet learns lesions in the first half of "
+            "every step; name a registered lesion set, such as cncb_lesions_merge_train"
+        )
+    if cfg.MODEL.TRAINABLE != "full":
+        raise CTMaskNetError(
+            f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE!r}, but a TwoBranchNet is trained whole; set "
+            "it to full"
+        )
+    for key, value in (
+        ("SOLVER.AMP.ENABLED", cfg.SOLVER.AMP.ENABLED),
+        ("INPUT.CROP_TO_BODY", cfg.INPUT.CROP_TO_BODY),
+        ("INPUT.LUNGS_ONLY", cfg.INPUT.LUNGS_ONLY),
+    ):
+        if value:
+            raise CTMaskNetError(
+                f"{key} is True, which a training of TwoBranchNet does not know (lesion slices are "
+                "seen whole, steps are made in float32); set it to False"
+            )
+    if comm.get_world_size() > 1:
+        raise CTMaskNetError(
+            "MODEL.META_ARCHITECTURE TwoBranchNet is trained by one process, for its half steps "
+            "reach unlike weights; leave `num_gpus` and `num_machines` at 1"
+        )
+
+
+def _take_classes(
+    cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = (), of_slices: bool | None = None
+) -> None:
     """Set the configuration's class names and count to those of the data sets, from which keys that
-    are ``given`` on the command line may not differ."""
-    _, attribute, _ = _TASKS[is_classifier(cfg)]
+    are ``given`` on the command line may not differ.
+
+    Args:
+        of_slices: classes of slices or of lesions; default those of the task.
+    """
+    of_slices = is_classifier(cfg) if of_slices is None else of_slices
+    _, attribute, _ = _TASKS[of_slices]
     classes: dict[str, list[str]] = {}
     for name in names:
         found = MetadataCatalog.get(name).get(attribute)
@@ -336,7 +372,7 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = (
             raise CTMaskNetError(
                 f"{other} has classes {its} but {first} has {found}; prepare them as one set"
             )
-    if is_classifier(cfg):
+    if of_slices:
         before, cfg.MODEL.IMAGE_HEAD.CLASSES = cfg.MODEL.IMAGE_HEAD.CLASSES, found
         keys = ["MODEL.IMAGE_HEAD.CLASSES"]
     else:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -139,17 +140,27 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 
 def build_step_trainer(
-    cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
+    cfg: CfgNode,
+    model: nn.Module,
+    loader: Any,
+    optimizer: torch.optim.Optimizer,
+    lesion_loader: Callable[[int], Any] | None = None,
 ) -> SimpleTrainer:
     """The part of a trainer that takes a step, in the precision that ``cfg`` asks for.
 
     Gradients are dropped before the forward pass, not after it, so that they and what the pass
     keeps for the way back are never held together.
 
+    Args:
+        lesion_loader: of a model of two branches, see :class:`AlternatingTrainer`.
+
     Raises:
         CTMaskNetError: see :func:`amp_dtype`.
     """
     dtype = amp_dtype(cfg)
+    if lesion_loader is not None:
+        previous = cfg.MODEL.TWO_BRANCH.COPY_WHEN == "previous"
+        return AlternatingTrainer(model, loader, optimizer, lesion_loader, previous=previous)
     if dtype is None:
         return SimpleTrainer(model, loader, optimizer, zero_grad_before_forward=True)
     keep_predictions_float32(model)
@@ -159,6 +170,66 @@ def build_step_trainer(
         half = {"grad_scaler": scaler, "precision": dtype}
         return AMPTrainer(model, loader, optimizer, zero_grad_before_forward=True, **half)
     return AutocastTrainer(model, loader, optimizer, dtype)
+
+
+class AlternatingTrainer(SimpleTrainer):
+    """Steps of a model of two branches: lesion slices teach the detector, then labelled slices
+    backbone and image head, each with a step of the optimiser; then the second branch may be
+    copied from the first (``MODEL.TWO_BRANCH.COPY_WHEN``)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Any,
+        optimizer: torch.optim.Optimizer,
+        lesion_loader: Callable[[int], Any],
+        *,
+        previous: bool = False,
+    ):
+        """
+        Args:
+            model: a ``TwoBranchNet``.
+            loader: of labelled slices.
+            lesion_loader: makes the loader of lesion slices of the seed of ``loader``.
+            previous: copy where the lesion loss beats that of the step before, not every one.
+        """
+        super().__init__(model, loader, optimizer)
+        self._lesion_loader, self._previous = lesion_loader, previous
+        self._lesions: Iterator[Any] | None = None
+        #: Sum of lesion losses below which the branch is copied.
+        self.to_beat = math.inf
+
+    def run_step(self) -> None:
+        begin = time.perf_counter()
+        if self._lesions is None:
+            loader = self._lesion_loader(self.data_loader.dataset.seed)
+            loader.batch_sampler.start = self.iter
+            self._lesions = iter(loader)
+        lesions, slices = next(self._lesions), next(self._data_loader_iter)
+        waited = time.perf_counter() - begin
+        losses = self._stepped(lesions)
+        found = float(sum(losses.values()))
+        if found < self.to_beat:
+            self.model.roi_heads.copy_branch()
+        if self._previous or found < self.to_beat:
+            self.to_beat = found
+        self._write_metrics(losses | self._stepped(slices), waited)
+
+    def _stepped(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Losses of a batch after a step by them; weights that they do not reach stay."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.model(batch)
+        sum(losses.values()).backward()
+        self.after_backward()
+        self.optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "to_beat": self.to_beat}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.to_beat = state["to_beat"]
 
 
 class AutocastTrainer(SimpleTrainer):

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ctmasknet.config import finds_body, is_classifier, names_scans
 from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
-from ctmasknet.data.mapper import checked_box, task_mapper
+from ctmasknet.data.mapper import LesionMapper, checked_box, task_mapper
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.data.training.balance import CLASS_BALANCED, LESION_BALANCED, balanced_factors
 from ctmasknet.data.training.scan_batches import ScanBatches, scans_of
@@ -158,25 +158,30 @@ class SeededMapping(Dataset):
             random.setstate(before[1])
 
 
-def training_dicts(cfg: CfgNode, *, every: bool = False) -> list[dict[str, Any]]:
+def training_dicts(
+    cfg: CfgNode, key: str = "TRAIN", *, every: bool = False
+) -> list[dict[str, Any]]:
     """The dataset dicts a training draws from: those of ``DATASETS.TRAIN``, without the slices that
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` and ``DATASETS.TRAIN_PATIENTS`` leave out (``every``:
     the latter not).
+
+    Args:
+        key: below ``DATASETS``; ``LESIONS`` for the other sets of a model of two branches.
 
     Raises:
         CTMaskNetError: nothing is left; a class has fewer patients.
     """
     try:
         dicts = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            cfg.DATASETS[key], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
     except AssertionError as error:
         raise CTMaskNetError(
-            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no slice to train on ({error}); "
+            f"DATASETS.{key} {', '.join(cfg.DATASETS[key])}: no slice to train on ({error}); "
             "prepare the set again, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on "
             "slices without lesions too"
         ) from None
-    if every or not cfg.DATASETS.TRAIN_PATIENTS:
+    if every or key != "TRAIN" or not cfg.DATASETS.TRAIN_PATIENTS:
         return dicts
     return _of_some_patients(cfg, dicts)
 
@@ -320,6 +325,17 @@ def build_train_loader(
         collate_fn=trivial_batch_collator,
         # Its own, so that starting the workers draws nothing from the training's random state.
         generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def build_lesion_loader(cfg: CfgNode, seed: int, bad: BadSlices) -> DataLoader:
+    """The loader of ``DATASETS.LESIONS``, every slice as often as any other; see
+    :func:`build_train_loader`."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    return build_train_loader(
+        cfg, LesionMapper(cfg, True), training_dicts(cfg, "LESIONS"), seed, bad=bad
     )
 
 

@@ -48,6 +48,7 @@ from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
     TRAINING,
     GatherBadSlices,
+    build_lesion_loader,
     build_train_loader,
     listed_bad_slices,
     look_at_slices,
@@ -104,19 +105,22 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         for idle in idle_keys(cfg):
             _LOGGER.warning("%s", idle)
-        look_at_slices(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL])
+        look_at_slices(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.LESIONS, *cfg.DATASETS.VAL])
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        totals = {TRAINING: len(training_dicts(cfg))}
+        lesions = training_dicts(cfg, "LESIONS") if cfg.DATASETS.LESIONS else []
+        totals = {TRAINING: len(training_dicts(cfg)) + len(lesions)}
         totals |= {name: len(dataset_dicts(name)) for name in cfg.DATASETS.VAL}
         #: The slices that could not be read so far.
         self.bad_slices = BadSlices.from_cfg(cfg, totals)
         loader = self.build_train_loader(cfg, bad=self.bad_slices)
         on_gpu = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **on_gpu)
-        self._trainer = build_step_trainer(cfg, model, loader, optimizer)
+        of_lesions = functools.partial(build_lesion_loader, cfg, bad=self.bad_slices)
+        given = (cfg, model, loader, optimizer, of_lesions if lesions else None)
+        self._trainer = build_step_trainer(*given)
         #: Cached ranked rows by file name, when the training draws them instead of images.
         self._rows: dict[str, Tensor] | None = None
         self._last_eval_results: OrderedDict[str, Any] | None = None
@@ -127,7 +131,10 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             spec=spec,
             transfer=cfg.MODEL.TRANSFER,
-            trained_on=training_record(cfg.DATASETS.TRAIN, spec["task"], cfg.MODEL.TRAINABLE),
+            trained_on=[
+                *training_record(cfg.DATASETS.TRAIN, spec["task"], cfg.MODEL.TRAINABLE),
+                *training_record(cfg.DATASETS.LESIONS, "segmentation"),
+            ],
             check_trained_on=functools.partial(
                 check_trained_on,
                 names=held_out,

@@ -249,10 +249,11 @@ def _adjust(
 
 
 def comparison_text(comparison: Mapping[str, Any], against: str | None = None) -> str:
-    """The comparison as tables: a line a system, and a line a pair.
+    """The comparison as tables: all systems in one, with what their models cost where that was
+    measured; then each level, a line a system and a line a pair.
 
     Args:
-        comparison: of :func:`compare_systems`.
+        comparison: of :func:`compare_systems`; systems may have ``costs``.
         against: show the pairs with this system alone.
 
     Raises:
@@ -261,7 +262,7 @@ def comparison_text(comparison: Mapping[str, Any], against: str | None = None) -
     names = [system["name"] for system in comparison["systems"]]
     if against is not None and against not in names:
         raise CTMaskNetError(f"`against` is {against!r}; choose one of {', '.join(names)}")
-    parts = []
+    parts = [_overview(comparison)]
     for level, counts in comparison["levels"].items():
         title = f"{level}: {counts['n']} of {counts['n_patients']} patients"
         if counts["n_patients"] < SMALL_GROUP:
@@ -290,6 +291,46 @@ def comparison_text(comparison: Mapping[str, Any], against: str | None = None) -
             "for them"
         )
     return "\n\n".join(parts)
+
+
+def _overview(comparison: Mapping[str, Any]) -> str:
+    """The table of all systems, and how and why not their costs were measured."""
+    measured, levels = comparison["settings"].get("costs"), comparison["levels"]
+    rows = [
+        [
+            s["name"],
+            *(cost_cells(s) if measured else ()),
+            *(figure_of("accuracy", s["levels"][level]["accuracy"]) for level in levels),
+            *(figure_of(name, s["levels"]["slices"][name]) for name in SHOWN_METRICS[1:]),
+        ]
+        for s in comparison["systems"]
+    ]
+    shown = [f"accuracy of {level}, %" for level in levels]
+    shown += [f"{name} of slices" for name in SHOWN_METRICS[1:]]
+    lines = [_table(rows, ["system", *(COST_COLUMNS if measured else ()), *shown])]
+    if measured:
+        lines.append(
+            f"\nGMAC and seconds: of a slice of {measured['side_px']} px through the model alone, "
+            f"{measured['threads']} thread of {measured['cpu']}, median of {measured['repeats']}"
+        )
+        lines += [
+            f"{s['name']}: costs not known: {s['costs_unknown']}"
+            for s in comparison["systems"]
+            if s.get("costs_unknown")
+        ]
+    return "\n".join(lines)
+
+
+COST_COLUMNS = ("parameters", "GMAC", "seconds a slice")
+
+
+def cost_cells(system: Mapping[str, Any]) -> list[str]:
+    """Cells of :data:`COST_COLUMNS`."""
+    costs = system.get("costs")
+    if not costs:
+        return ["not known"] * len(COST_COLUMNS)
+    billions = costs["multiply_adds"] / 1e9
+    return [f"{costs['parameters']:,}", f"{billions:.3g}", f"{costs['seconds']:.3g}"]
 
 
 #: Metrics of tables.

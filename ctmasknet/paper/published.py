@@ -27,6 +27,8 @@ class Size:
     ratio: str
     #: Config of this project, where there is one.
     variant: str | None = None
+    #: What that config is, where it is not the model itself.
+    ours: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,24 @@ class DiceResult:
     maximum: float
 
 
+@dataclass(frozen=True)
+class LaterModel:
+    """A row of the tables of the author's later works; what is not published is None."""
+
+    model: str
+    source: str
+    measured_on: str
+    covid: float | None
+    pneumonia: float | None
+    normal: float | None
+    #: Of the classes, weighed 0.45 normal, 0.35 pneumonia, 0.20 COVID.
+    f1: float | None
+    accuracy: float | None
+    #: At IoU 0.5, 0.75, and the mean over .50:.05:.95.
+    ap: list[float | None] | None
+    variant: str | None
+
+
 #: Fingerprints (ctmasknet.engine.record.fingerprint) of the published lists -> what they list.
 LISTS: dict[str, str] = _FOUND["fingerprints"]
 #: The paper prints some cells once for the three modes; they are repeated here. 528 of the last row
@@ -80,5 +100,6 @@ LATER_RESULTS = [SliceResult(**row) for row in _FOUND["later"]]
 COMPARED_RESULTS = [SliceResult(**row) for row in _FOUND["compared"]]
 LESION_RESULTS = [LesionResult(**row) for row in _FOUND["lesions"]]
 DICE_RESULTS = [DiceResult(**row) for row in _FOUND["dice"]]
+LATER_MODELS = [LaterModel(**row) for row in _FOUND["later_models"]]
 #: [what, as the paper has it, as its code, its lists or another place of the paper has it]
 DISAGREEMENTS: list[list[str]] = _FOUND["disagreements"]

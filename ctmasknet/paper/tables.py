@@ -1,4 +1,4 @@
-"""The paper's Tables 1, 2 and 3.
+"""The paper's Tables 1, 2 and 3, and those of later works and of the compared systems.
 
 Published figures stand beside those of this project's result files. A figure of this project is
 shown with the data it was measured on; a cell that no result file fills says "not run". Where the
@@ -8,6 +8,7 @@ paper disagrees with itself or with its code, a table of its own says so, once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ctmasknet.files import check_writable, write_json, writing
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import Measured, Run, find_runs, of_variant
 from ctmasknet.paper.table import NOT_RUN, OURS, Table, document, name_of, percent, write_text
-from ctmasknet.paper.variants import Variant, count, variants
+from ctmasknet.paper.variants import Variant, count, peer_variants, variants
 
 _CLASSES = ("covid", "pneumonia", "normal")
 _CLASSIFIER_COLUMNS = [
@@ -30,7 +31,7 @@ def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Tab
 
     Args:
         runs: from :func:`ctmasknet.paper.runs.find_runs`; may be empty.
-        known: all variants.
+        known: all variants, those of compared systems too where these are wanted.
     """
     by_name = {variant.name: variant for variant in known}
 
@@ -52,9 +53,11 @@ def paper_tables(runs: Sequence[Run], known: Sequence[Variant]) -> dict[str, Tab
             "Later results of the authors' repository: sensitivity and overall accuracy, %",
             [(result, same_model(result)) for result in later],
         ),
-        "table3": _comparison(runs),
+        "table3": _comparison(runs, by_name),
+        "later_models": _later_models(runs, by_name),
+        "compared_systems": _compared_systems(runs, known),
         "lesions": _detectors(runs),
-        "dice": _dice(runs),
+        "dice": _dice(runs, known),
         "other_classifiers": _other_classifiers(runs, {item.variant for item in (*modes, *later)}),
         "other_detectors": _other_detectors(runs),
         "disagreements": Table(
@@ -79,7 +82,7 @@ def write_tables(
         CTMaskNetError: see :func:`ctmasknet.paper.runs.find_runs`; ``output`` cannot be written.
     """
     output = check_writable(output, folder=True)
-    known = variants()
+    known = [*variants(), *peer_variants()]
     tables = paper_tables(find_runs(results, known), known)
     parts = [
         f"Rows of {OURS} come from result files and say what they were measured on; all other "
@@ -101,13 +104,13 @@ def _sizes(runs: Sequence[Run], by_name: Mapping[str, Variant]) -> Table:
     for size in published.SIZES:
         printed = [size.parameters, size.trainable, size.training, size.validation, size.test]
         rows.append([size.model, "paper, Table 1", *printed, size.ratio])
-        if size.variant is not None:
+        if size.variant in by_name:
             numbers = count(by_name[size.variant].cfg)
             models = [f"{numbers[key]:,}" for key in ("parameters", "trainable")]
             found = _data_sizes(runs, size.variant)
             unfit = 2 if size.test == "-" else 0
             for data in found or [[NOT_RUN] * (4 - unfit) + ["-"] * unfit]:
-                rows.append([size.model, OURS, *models, *data])
+                rows.append([size.ours or size.model, OURS, *models, *data])
     return Table(
         "Table 1: sizes of models and of data splits (slices)",
         [
@@ -180,7 +183,7 @@ def _classifier_cells(found: tuple[Run, Measured]) -> list[str]:
     run, item = found
     slices = item.figures["slices"]
     cells = [_sensitivity(slices, name, with_precision=True) for name in _CLASSES]
-    mode = f"{run.trained_on(item)}; {run.structure.trainable}"
+    mode = "; ".join(filter(None, [run.trained_on(item), run.structure.trainable]))
     return [*cells, percent(slices["accuracy"]), item.on(), mode]
 
 
@@ -189,7 +192,9 @@ def _other_classifiers(runs: Sequence[Run], placed: Container[str | None]) -> Ta
     rows = [
         [name_of(run), OURS, *_classifier_cells((run, item))]
         for run in runs
-        if run.structure.task == "classification" and name_of(run) not in placed
+        if run.structure.task == "classification"
+        and name_of(run) not in placed
+        and not (run.variant and run.structure.network)
         for item in run.measured
     ]
     return Table(
@@ -199,7 +204,7 @@ def _other_classifiers(runs: Sequence[Run], placed: Container[str | None]) -> Ta
     )
 
 
-def _comparison(runs: Sequence[Run]) -> Table:
+def _comparison(runs: Sequence[Run], known: Container[str | None]) -> Table:
     """COVID sensitivity, accuracy and prevalence beside other models (paper Table 3)."""
     rows = []
     for result in published.COMPARED_RESULTS:
@@ -211,7 +216,7 @@ def _comparison(runs: Sequence[Run]) -> Table:
             figures = [_sensitivity(slices, "covid"), percent(slices["accuracy"])]
             found.append([*figures, percent(_prevalence(item)), item.on()])
         beside = _beside(result, [*printed, result.measured_on], found)
-        rows += beside if result.variant else beside[:1]
+        rows += beside if result.variant in known else beside[:1]
     return Table(
         "Table 3: comparison with other models, %",
         ["model", "source", "COVID sensitivity", "overall", "COVID prevalence", "measured on"],
@@ -222,6 +227,74 @@ def _comparison(runs: Sequence[Run]) -> Table:
             "COVIDNet-CT stands twice: the paper's authors ran it, its own authors publish a "
             "confusion matrix of the same test split.",
         ],
+    )
+
+
+#: Shares of the classes in the F1 of the author's later works.
+_F1_SHARES = {"normal": 0.45, "pneumonia": 0.35, "covid": 0.20}
+
+
+def _later_models(runs: Sequence[Run], known: Container[str | None]) -> Table:
+    """The tables of the author's later works, each row above those of this project's runs."""
+
+    def cell(value: float | None) -> str:
+        return "not published" if value is None else percent(value)
+
+    rows = []
+    for result in published.LATER_MODELS:
+        figures = (result.covid, result.pneumonia, result.normal, result.f1, result.accuracy)
+        printed = [*map(cell, figures), *map(cell, result.ap or [None] * 3)]
+        source = f"published ({result.source})"
+        rows.append([result.model, source, *printed, result.measured_on, "-"])
+        if result.variant not in known:
+            continue
+        found = []
+        for run, item in of_variant(runs, result.variant):
+            slices = item.figures["slices"]
+            sensitivities = [_sensitivity(slices, name) for name in _CLASSES]
+            own = [*sensitivities, weighed_f1(slices), percent(slices["accuracy"])]
+            found.append([*own, *["not measured"] * 3, item.on(), run.trained_on(item)])
+        rows += [[result.model, OURS, *own] for own in found or [[NOT_RUN] * 10]]
+    return Table(
+        "The author's later works: sensitivity, F1, accuracy and per-image mask AP, %",
+        [
+            *("model", "source", "COVID", "pneumonia", "normal", "F1", "overall"),
+            *("AP50", "AP75", "AP", "measured on", "trained on"),
+        ],
+        rows,
+        [
+            "F1 is the mean of the classes' own, weighed 0.45 normal, 0.35 pneumonia, 0.20 COVID "
+            "as in these works."
+        ],
+    )
+
+
+def weighed_f1(slices: Mapping[str, Any]) -> str:
+    """F1 as the author's later works weigh it, of the sensitivities and precisions in percent."""
+    total = 0.0
+    for name, share in _F1_SHARES.items():
+        if f"sensitivity-{name}" not in slices:
+            return "no such class"
+        pair = [slices[f"{kind}-{name}"] for kind in ("sensitivity", "precision")]
+        if None in pair:
+            return percent(None)
+        total += share * (2 * math.prod(pair) / sum(pair) if any(pair) else 0.0)
+    return percent(total)
+
+
+def _compared_systems(runs: Sequence[Run], known: Sequence[Variant]) -> Table:
+    """Every compared system that names slices, run here or not."""
+    rows = []
+    for variant in known:
+        if variant.structure.network and variant.structure.task == "classification":
+            found = of_variant(runs, variant.name)
+            for cells in map(_classifier_cells, found) if found else [[NOT_RUN] * 6]:
+                rows.append([variant.name, OURS, *cells])
+    return Table(
+        "Compared systems run here: sensitivity (precision) and overall accuracy, %",
+        _CLASSIFIER_COLUMNS,
+        rows or [[NOT_RUN] * len(_CLASSIFIER_COLUMNS)],
+        ["Published figures of such systems, mostly of other data, stand in the two tables above."],
     )
 
 
@@ -244,7 +317,7 @@ def _detectors(runs: Sequence[Run]) -> Table:
     )
 
 
-def _dice(runs: Sequence[Run]) -> Table:
+def _dice(runs: Sequence[Run], known: Sequence[Variant]) -> Table:
     """The figures that are called Dice, of published lesion maps and of all detectors here."""
     rows = [
         [
@@ -261,6 +334,14 @@ def _dice(runs: Sequence[Run]) -> Table:
                 figures = [dice[f"{kind}-{name}"] for kind in ("mean", "maximum", "at-0.5")]
                 figures = ["no such slice" if v is None else f"{v:.3f}" for v in figures]
                 rows.append([name_of(run), OURS, name, *figures, item.on(), run.trained_on(item)])
+    shown = {row[0] for row in rows if row[1] == OURS}
+    rows += [
+        [variant.name, OURS, *[NOT_RUN] * 6]
+        for variant in known
+        if variant.structure.network
+        and variant.structure.task == "segmentation"
+        and variant.name not in shown
+    ]
     return Table(
         "Dice of lesion maps, 0..1",
         [

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 
 import ctmasknet
 from ctmasknet.classes import MASK_TYPES
+from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout
@@ -32,7 +33,8 @@ _MASK_HEAD = "roi_heads.mask_head."
 class Structure:
     """What two configs have to share for one to be a run of the other.
 
-    ``num_boxes`` (N), ``image_fc_dim`` (width of S) and ``trainable`` are None for a detector.
+    ``num_boxes`` (N), ``image_fc_dim`` (width of S) and ``trainable`` are None for a detector and
+    for a compared system, which ``network`` names.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Structure:
     num_boxes: int | None
     image_fc_dim: int | None
     trainable: str | None
+    network: str = ""
 
     @property
     def truncation(self) -> int:
@@ -63,10 +66,12 @@ def structure_of(cfg: Mapping[str, Any]) -> Structure:
         KeyError: it lacks one of the keys.
     """
     model = cfg["MODEL"]
-    classifier = model["META_ARCHITECTURE"] == "CTMaskNet"
+    architecture = model["META_ARCHITECTURE"]
+    classifier = architecture == "CTMaskNet"
+    names_slices = is_classifier(CfgNode({"MODEL": {"META_ARCHITECTURE": architecture}}))
     anchors = model["ANCHOR_GENERATOR"]
     return Structure(
-        task="classification" if classifier else "segmentation",
+        task="classification" if names_slices else "segmentation",
         depth=model["RESNETS"]["DEPTH"],
         out_features=tuple(model["RESNETS"]["OUT_FEATURES"]),
         fpn_channels=model["FPN"]["OUT_CHANNELS"],
@@ -75,7 +80,26 @@ def structure_of(cfg: Mapping[str, Any]) -> Structure:
         num_boxes=model["RANKED_BOXES"]["NUM"] if classifier else None,
         image_fc_dim=model["IMAGE_HEAD"]["FC_DIM"] if classifier else None,
         trainable=model["TRAINABLE"] if classifier else None,
+        network=_network(model),
     )
+
+
+#: Meta-architecture of a compared system -> the keys that name its network.
+_NETWORKS = {
+    "SliceClassifier": ("SLICE_NETWORK.NAME", "SLICE_NETWORK.NUM_OUTPUTS"),
+    "ScanClassifier": ("SLICE_NETWORK.NAME",),
+    "SemanticLesionNet": ("SEMANTIC.NAME", "SEMANTIC.ENCODER"),
+    "TwoBranchNet": ("IMAGE_HEAD.NAME",),
+}
+
+
+def _network(model: Mapping[str, Any]) -> str:
+    """What a compared system is; empty for the paper's detector and classifier."""
+    architecture = model["META_ARCHITECTURE"]
+    if architecture in ("GeneralizedRCNN", "CTMaskNet"):
+        return ""
+    keys = (key.split(".") for key in _NETWORKS.get(architecture, ()))
+    return " ".join([architecture, *(str(model[section][name]) for section, name in keys)])
 
 
 @dataclass(frozen=True)
@@ -99,11 +123,24 @@ class Variant:
         return PUBLISHED_CLS if self.structure.task == "classification" else PUBLISHED_SEG
 
 
+def peer_variants(configs: Path = CONFIGS) -> list[Variant]:
+    """The configs of compared systems, by name."""
+    files = sorted((configs / "peers").glob("*.yaml"))
+    return [_variant(path, configs) for path in files]
+
+
+def _variant(path: Path, configs: Path) -> Variant:
+    # Counting needs no device, and the same table has to come out everywhere
+    cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu"])
+    name = path.relative_to(configs).with_suffix("").as_posix()
+    return Variant(name, cfg, structure_of(cfg))
+
+
 def variants(configs: Path = CONFIGS) -> list[Variant]:
     """All configs that stand for a model, in the order of :data:`HEADINGS`, then by name.
 
-    ``configs/parts`` holds parts of configs, ``configs/peers`` others' models,
-    ``configs/experiments`` plans; all are left out.
+    ``configs/parts`` holds parts of configs, ``configs/experiments`` plans; :func:`peer_variants`
+    are left out.
 
     Raises:
         CTMaskNetError: no config there, or a broken one.
@@ -112,14 +149,8 @@ def variants(configs: Path = CONFIGS) -> list[Variant]:
     files = [path for path in configs.rglob("*.yaml") if not others & set(path.parts)]
     if not files:
         raise CTMaskNetError(f"{configs}: no config here; run from a clone of the repository")
-    found = []
-    for path in files:
-        # Counting needs no device, and the same table has to come out everywhere
-        cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu"])
-        name = path.relative_to(configs).with_suffix("").as_posix()
-        found.append(Variant(name, cfg, structure_of(cfg)))
     return sorted(
-        found,
+        (_variant(path, configs) for path in files),
         key=lambda item: (
             HEADINGS.index(item.heading),
             -item.structure.depth if item.heading in HEADINGS[:2] else 0,

@@ -12,12 +12,22 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ctmasknet.engine.record import hardware
+from ctmasknet.engine.setup import BEST_CHECKPOINT
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.comparison import compare_systems, comparison_text, figure_of, p_text
+from ctmasknet.evaluation.comparison import (
+    COST_COLUMNS,
+    compare_systems,
+    comparison_text,
+    cost_cells,
+    figure_of,
+    p_text,
+)
 from ctmasknet.evaluation.subgroups import SMALL_GROUP
 from ctmasknet.files import atomic_write, check_writable, read_json, write_json, writing
+from ctmasknet.paper.model_costs import MEASURED_ON, model_costs
 from ctmasknet.report.forms import comparison_form
-from ctmasknet.report.source import find_predictions, read_run
+from ctmasknet.report.source import find_predictions, read_run, run_folders
 from ctmasknet.schema import checked
 
 _NAME = "comparison.json"
@@ -34,6 +44,7 @@ def write_comparison(
     *,
     dataset: str | None = None,
     against: str | None = None,
+    measure: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
     """Compare systems and write ``comparison.json`` and ``comparison.png``.
@@ -43,6 +54,9 @@ def write_comparison(
         output: folder, made when missing.
         dataset: which of several evaluated sets.
         against: the picture shows differences from this system; default the first.
+        measure: find out what each system's model costs
+            (:func:`ctmasknet.paper.model_costs.model_costs`), where its run's folder has one:
+            ``costs`` of the system in ``comparison.json``, or ``costs_unknown``, the reason.
         options: of :func:`ctmasknet.evaluation.comparison.compare_systems`.
 
     Raises:
@@ -59,6 +73,10 @@ def write_comparison(
         files[name] = path
     comparison = compare_systems(files, **options)
     comparison_text(comparison, against)  # refuses another name before anything is written
+    if measure:
+        for system in comparison["systems"]:
+            system |= _costs(files[system["name"]])
+        comparison["settings"]["costs"] = MEASURED_ON | {"cpu": hardware("cpu")["cpu"]}
     picture = _picture(comparison, against)
     with writing(folder):
         write_json(folder / _NAME, comparison, indent=1)
@@ -89,14 +107,21 @@ def comparison_section(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the page shows of each level: ``level``, ``counts``, ``few``, ``columns`` and ``rows``
     of the systems, ``pair_columns`` and ``pairs``."""
     tests = ["McNemar p", *(f"DeLong p, {name}" for name in comparison["class_names"])]
+    costs = any(system.get("costs") for system in comparison["systems"])
     return [
         {
             "level": level,
             "counts": counts,
             "few": counts["n_patients"] < SMALL_GROUP,
-            "columns": list(_SHOWN.values()),
+            "columns": [*(COST_COLUMNS if costs else ()), *_SHOWN.values()],
             "rows": [
-                (s["name"], [figure_of(m, s["levels"][level][m]) for m in _SHOWN])
+                (
+                    s["name"],
+                    [
+                        *(cost_cells(s) if costs else ()),
+                        *(figure_of(m, s["levels"][level][m]) for m in _SHOWN),
+                    ],
+                )
                 for s in comparison["systems"]
             ],
             "pair_columns": [*_SHOWN.values(), *tests],
@@ -125,6 +150,23 @@ def _system(item: str, dataset: str | None) -> tuple[str, Path]:
         return name or path.resolve().parent.name, path
     _, entries = read_run(path)
     return name or path.resolve().name, find_predictions(path, dataset, entries)[0]
+
+
+def _costs(predictions: Path) -> dict[str, Any]:
+    """``costs`` of the model that made a ``predictions.csv``, or ``costs_unknown``."""
+    _, entries = read_run(predictions.parent)
+    stated = next((e for e in reversed(entries) if e.get("kind") != "training"), {})
+    given = Path(str(stated.get("weights") or BEST_CHECKPOINT))
+    # A folder may have been moved, or be named from elsewhere
+    beside = [folder / given.name for folder in run_folders(predictions.parent)]
+    weights = next((path for path in (given, *beside) if path.is_file()), None)
+    if not entries or weights is None:
+        lacking = f"{given.name} is not there" if entries else "no model is recorded beside it"
+        return {"costs": None, "costs_unknown": lacking}
+    try:
+        return {"costs": model_costs(weights).to_json()}
+    except CTMaskNetError as error:
+        return {"costs": None, "costs_unknown": str(error)}
 
 
 def _picture(comparison: Mapping[str, Any], against: str | None) -> Figure:

@@ -114,7 +114,8 @@ def comparison_form(value, key):
     def of_levels(of):
         return record(dict.fromkeys(head["levels"], of))
 
-    systems = listing(record({"name": text, "levels": of_levels(metrics)}))
+    costs = record({"parameters": whole_from_0, "multiply_adds": number, "seconds": number})
+    systems = listing(record({"name": text, "levels": of_levels(metrics), "costs": maybe(costs)}))
     pairs = listing(record({"first": text, "second": text, "levels": of_levels(pair)}))
     return record({"systems": systems, "pairs": pairs})(head, key)
 

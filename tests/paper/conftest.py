@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ctmasknet.data.registry import register_prepared, unregister
-from ctmasknet.paper.variants import variants
+from ctmasknet.paper.variants import peer_variants, variants
 
 SIDE = 40
 
@@ -19,8 +19,14 @@ def known():
     return variants()
 
 
+@pytest.fixture(scope="session")
+def known_peers():
+    """All configs of compared systems."""
+    return peer_variants()
+
+
 @pytest.fixture
-def make_run(tmp_path, known):
+def make_run(tmp_path, known, request):
     """``make_run(name, variant, figures, dataset, ...)``: a folder as train_net.py leaves it."""
 
     def make(
@@ -35,7 +41,9 @@ def make_run(tmp_path, known):
     ):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        cfg = next(item for item in known if item.name == variant).cfg.clone()
+        peer = variant.startswith("peers/")
+        among = request.getfixturevalue("known_peers") if peer else known
+        cfg = next(item for item in among if item.name == variant).cfg.clone()
         cfg.merge_from_list(list(overrides))
         (folder / "config.yaml").write_text(cfg.dump())
         if figures is not None:

@@ -9,7 +9,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.paper import published
 from ctmasknet.paper.runs import find_runs
 from ctmasknet.paper.table import NOT_RUN, OURS, Table
-from ctmasknet.paper.tables import paper_tables, write_tables
+from ctmasknet.paper.tables import paper_tables, weighed_f1, write_tables
 from ctmasknet.paper.zoo import write_zoo, zoo_tables
 
 TRAIN = "python tools/train_net.py --config-file {}"
@@ -332,3 +332,45 @@ def test_every_dice_says_which_it_is(known, make_run):
     assert cells["Inf-Net", "lesions"] == ["0.682", "0.746", "not published"]
     assert cells["seg", "ggo"] == ["0.510", "0.620", "0.600"]
     assert cells["seg", "consolidation"] == ["no such slice"] * 3
+
+
+def test_a_compared_systems_run_lands_in_its_rows(
+    known, known_peers, make_run, slices_figures, entry
+):
+    """COVNet in Tables 1 and 3 and in the table of such systems, single shot in that of later
+    works; none is taken for a detector or for an own model."""
+    known = [*known, *known_peers]
+    record = [entry(kind, "configs/peers/covnet.yaml") for kind in ("training", "evaluation")]
+    record[1]["weights"] = "output/peers/covnet/model_best.pth"
+    covnet = make_run("a", "peers/covnet", slices_figures, confusion=CONFUSION, record=record)
+    ssm = make_run("b", "peers/ssm", slices_figures)
+    tables = tables_of(known, covnet, ssm)
+    (row,) = ours(tables["table1"], "COVNet")
+    assert (row["parameters"], row["training"]) == ("23,514,179", "40 (phantoms)")
+    assert ours(tables["table1"], "COVIDNet-CT, look-alike")[0]["parameters"] == "1,793,152"
+    (row,) = ours(tables["table3"], "COVNet")
+    assert (row["COVID sensitivity"], row["COVID prevalence"]) == ("61.50", "20.00")
+    (row,) = ours(tables["compared_systems"], "peers/covnet")
+    assert row["COVID"] == "61.50 (91.00)" and row["trained on"].endswith("seed 7")
+    assert ours(tables["compared_systems"], "peers/swin_t")[0]["COVID"] == NOT_RUN
+    (row,) = ours(tables["later_models"], "single shot, ResNet-18, truncation 1")
+    assert (row["COVID"], row["F1"], row["AP50"]) == ("61.50", "undefined", "not measured")
+    assert ours(tables["other_classifiers"], "peers/covnet") == []
+    assert ours(tables["dice"], "peers/infnet")[0]["maximum"] == NOT_RUN
+
+
+def test_the_f1_of_later_works_weighs_its_classes():
+    slices = {"sensitivity-normal": 100.0, "precision-normal": 100.0}
+    slices |= {"sensitivity-pneumonia": 50.0, "precision-pneumonia": 100.0}
+    slices |= {"sensitivity-covid": 0.0, "precision-covid": 0.0}
+    # 0.45 x 100 + 0.35 x 66.67 + 0.20 x 0
+    assert weighed_f1(slices) == "68.33"
+
+
+def test_the_seeds_own_rows_of_later_works_agree_with_its_repository():
+    two_stages = published.LATER_MODELS[0]
+    (later,) = [r for r in published.LATER_RESULTS if r.variant == two_stages.variant]
+    (lesions,) = [r for r in published.LESION_RESULTS if r.variant == "seg_r18_t1_merge"]
+    assert two_stages.ap == [lesions.ap50, lesions.ap75, lesions.ap]
+    assert two_stages.accuracy == later.accuracy
+    assert two_stages.covid == later.sensitivity["covid"]

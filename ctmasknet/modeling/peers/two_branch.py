@@ -1,7 +1,9 @@
 """The later models of the paper's author: a detector whose box and mask heads exist twice.
 
 The segmentation branch learns lesions; the other, which feeds the image head, is trained by no loss
-but copied from the first. Names: "single shot" (S on ranked rows), affinity, LSTM with attention.
+but copied from the first. A step of training shows lesion slices, then labelled ones
+(:class:`ctmasknet.engine.solver.AlternatingTrainer`). Names: "single shot" (S on ranked rows),
+affinity, LSTM with attention.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.finite import slices_named
-from ctmasknet.modeling.meta_arch import CTMaskNet
+from ctmasknet.modeling.meta_arch import CTMaskNet, slice_labels
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads, pad_rows
 
 #: Parts that can evaluate with the statistics of their own batch.
@@ -79,7 +82,8 @@ class TwoBranchROIHeads(RankedBoxROIHeads):
 
 @META_ARCH_REGISTRY.register()
 class TwoBranchNet(CTMaskNet):
-    """See the module. It evaluates and predicts with imported weights; it is not trained here."""
+    """See the module. Unlike :class:`CTMaskNet` it trains detector and image head together, and the
+    batch normalisation of its backbone learns from both."""
 
     @configurable
     def __init__(self, *, batch_statistics: tuple[str, ...], own_pixels: bool, **kwargs):
@@ -118,13 +122,40 @@ class TwoBranchNet(CTMaskNet):
             names += [name] if wanted else []
         return names
 
+    def train(self, mode: bool = True) -> TwoBranchNet:
+        super().train(mode)
+        self.backbone.train(mode)
+        return self
+
     def forward(self, batched_inputs: list[dict[str, Any]]):
-        """See :meth:`CTMaskNet.forward`; in evaluation alone."""
-        if self.training:
-            raise CTMaskNetError(
-                "MODEL.META_ARCHITECTURE is TwoBranchNet, which is not trained here; evaluate it"
-            )
-        return self.inference(batched_inputs)
+        """See :meth:`CTMaskNet.forward`. In training, inputs with ``instances`` give the losses of
+        the RPN and of the segmentation branch instead; labelled ones give ``loss_image``, whose
+        gradient reaches backbone and image head alone."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        with slices_named(lambda: batched_inputs):
+            if all("instances" in item for item in batched_inputs):
+                return self._lesion_losses(batched_inputs)
+            logits, _, _ = self._named(batched_inputs)
+        labels = torch.tensor(slice_labels(batched_inputs, logits.shape[1]), device=logits.device)
+        target = F.one_hot(labels, logits.shape[1]).to(torch.float32)
+        return {"loss_image": F.binary_cross_entropy_with_logits(logits.float(), target)}
+
+    def _lesion_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Those of Detectron2's Mask R-CNN."""
+        images = self.preprocess_image(batched_inputs)
+        truth = [item["instances"].to(self.device) for item in batched_inputs]
+        features = self.backbone(images.tensor)
+        parts = (self.proposal_generator, self.roi_heads)
+        for part in parts:
+            part.train()
+        try:
+            proposals, losses = self.proposal_generator(images, features, truth)
+            _, of_heads = self.roi_heads(images, features, proposals, truth)
+        finally:
+            for part in parts:
+                part.eval()
+        return losses | of_heads
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         if not self.own_pixels:
@@ -163,6 +194,8 @@ class TwoBranchNet(CTMaskNet):
         with torch.no_grad():
             proposals, _ = self.proposal_generator(images, features, None)
         heads = self.roi_heads.ranked
+        if torch.is_grad_enabled():
+            proposals = heads.keep_ranked(features, proposals)
         predictions = heads.predict(features, proposals)
         rows = heads.rank(predictions, proposals)
         ranked = heads.ranked_instances(predictions, proposals)

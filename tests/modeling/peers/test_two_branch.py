@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from ctmasknet.config_file import read_cfg
-from ctmasknet.engine.setup import training_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.weights.two_branch import import_two_branch
-from tests.helpers.golden_state import REPOSITORY, build
+from tests.helpers.golden_state import build
 from tests.helpers.peer_goldens import FOLDER, Golden
 from tests.modeling.peers.runners_author import _state
 
@@ -35,9 +33,3 @@ def test_files_that_do_not_fit_are_refused():
     state.pop("affinity_layer.bn3.bias")
     with pytest.raises(CTMaskNetError, match=r"image_head.vectors.bn3.bias .*is missing"):
         import_two_branch(state)
-
-
-def test_training_is_refused_at_the_start():
-    with pytest.raises(CTMaskNetError, match="TwoBranchNet, which is evaluated and predicts"):
-        training_cfg(str(REPOSITORY / "configs/peers/ssm.yaml"), [])
-    assert read_cfg(REPOSITORY / "configs/peers/ssm.yaml").MODEL.RANKED_BOXES.NUM == 128

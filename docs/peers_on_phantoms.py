@@ -1,0 +1,262 @@
+"""The compared systems on phantoms: trained for minutes, evaluated on held-out patients, compared.
+
+    python docs/peers_on_phantoms.py --output output/peers_on_phantoms [NAME ...]
+
+Writes ``docs/results/peers/`` and the tables of ``docs/peers.md``. Without names all systems are
+trained, else these alone; what others left in ``--output`` is used again. The detector and S are
+those of ``make demo``, whose folder is made beside where it is missing. The phantoms say whether a
+system learns here, not how good it is: training is some hundreds of steps at a small side.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tabulate import tabulate
+
+import ctmasknet
+from ctmasknet.engine.record import RUN_RECORD
+from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.evaluation.comparison import COST_COLUMNS, cost_cells, figure_of
+from ctmasknet.files import atomic_write, read_json, replace_between_marks, write_json
+from ctmasknet.report.comparison import write_comparison
+from ctmasknet.weights.timm_files import packaged_file
+
+ROOT = Path(ctmasknet.__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results" / "peers"
+DOCS = ROOT / "docs" / "peers.md"
+SEED = 1
+#: What the folders of runs and of the demo are called in results, wherever they were.
+_SHOWN_OUTPUT, _SHOWN_DEMO = "output/peers_on_phantoms", "output/demo"
+#: Of all: the window of the phantoms, and a training counted in steps whose rate falls to 0.
+_COMMON = """
+    INPUT.WINDOW_CENTER_HU -600 INPUT.WINDOW_WIDTH_HU 1500 DATALOADER.NUM_WORKERS 0
+    SOLVER.MAX_EPOCHS 0 SOLVER.CHECKPOINT_EPOCHS 0 TEST.EVAL_EPOCHS 0
+    SOLVER.CHECKPOINT_PERIOD 100000 SOLVER.LR_SCHEDULER_NAME WarmupCosineLR
+"""
+_SLICES = _COMMON + "SOLVER.BEST_METRIC slices/loss TEST.IMS_PER_BATCH 16 "
+_LESIONS = _COMMON + "SOLVER.AMP.ENABLED True SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TEST 128 "
+_WHOLE = "MODEL.SLICE_NETWORK.CROP 0 MODEL.SLICE_NETWORK.SIZE "
+
+
+def _steps(number: int, rate: float) -> str:
+    return f"SOLVER.MAX_ITER {number} TEST.EVAL_PERIOD {number} SOLVER.BASE_LR {rate} "
+
+
+#: System -> configuration, what differs from it.
+CLASSIFIERS = {
+    "resnet18": (
+        "peers/resnet18",
+        f"{_SLICES} {_WHOLE} 128 SOLVER.IMS_PER_BATCH 16 {_steps(300, 0.001)} TEST.EVAL_PERIOD 100",
+    ),
+    "efficientnet_lite0": (
+        "peers/efficientnet_lite0",
+        f"{_SLICES} {_WHOLE} 128 SOLVER.IMS_PER_BATCH 16 {_steps(120, 0.0005)} "
+        "MODEL.WEIGHTS {output}/efficientnet_lite0.pth MODEL.TRANSFER True",
+    ),
+    "covidnet_ct_lookalike": (
+        "peers/covidnet_ct_lookalike",
+        f"{_SLICES} MODEL.SLICE_NETWORK.SIZE 192 {_steps(300, 0.02)}",
+    ),
+    "covnet": (
+        "peers/covnet",
+        f"{_COMMON} SOLVER.BEST_METRIC scans/loss MODEL.SLICE_NETWORK.SIZE 128 "
+        f"SOLVER.IMS_PER_BATCH 4 SOLVER.WEIGHT_DECAY 0.0001 SOLVER.AMP.ENABLED True "
+        f"{_steps(80, 0.0003)}",
+    ),
+    "covid_ct_densenet169": (
+        "peers/covid_ct_densenet169",
+        f"{_SLICES} {_WHOLE} 96 SOLVER.AMP.ENABLED True {_steps(150, 0.0005)}",
+    ),
+    "cls_attention": (
+        "demo/cls",
+        "DATALOADER.NUM_WORKERS 0 MODEL.WEIGHTS {demo}/seg/model_best.pth "
+        "MODEL.IMAGE_HEAD.NAME SetAttentionImageHead MODEL.IMAGE_HEAD.FC_DIM 32 "
+        "MODEL.IMAGE_HEAD.READS ('boxes','features') SOLVER.OPTIMIZER ADAMW "
+        "SOLVER.MAX_ITER 200 TEST.EVAL_PERIOD 200",
+    ),
+}
+_MERGED = "DATASETS.TEST ('cncb_lesions_merge_test',)"
+LESION_NETWORKS = {
+    "unet": (
+        "peers/unet",
+        f"{_LESIONS} {_steps(60, 0.001)} DATASETS.TEST ('cncb_lesions_both_test',)",
+    ),
+    "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
+    "jcs": ("peers/jcs", f"{_LESIONS} {_steps(60, 0.0005)} {_MERGED}"),
+}
+
+
+def train_and_evaluate(name: str, output: Path, demo: Path) -> None:
+    """Both with ``tools/train_net.py``, as a user would."""
+    config, overrides = (CLASSIFIERS | LESION_NETWORKS)[name]
+    words = overrides.format(output=output, demo=demo).split()
+    if "TRANSFER True" in overrides:
+        _write_imagenet_start(output / "efficientnet_lite0.pth")
+    command = ["tools/train_net.py", "--config-file", f"configs/{config}.yaml"]
+    rest = ["OUTPUT_DIR", str(output / name), "SEED", str(SEED), *words]
+    _run([*command, "--overwrite", *rest], demo)
+    # Evaluation reads the checkpoint, not what training started from
+    at = rest.index("MODEL.WEIGHTS") if "MODEL.WEIGHTS" in rest else len(rest)
+    _run([*command, "--eval-only", *rest[:at], *rest[at + 2 :]], demo)
+
+
+def _run(command: list[str], demo: Path) -> None:
+    print(f"\npython {shlex.join(command)}", flush=True)
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(demo / "datasets")}
+    if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode:
+        raise CTMaskNetError("the step above failed; see its message")
+
+
+def _write_imagenet_start(path: Path) -> None:
+    """ImageNet's EfficientNet-Lite0 by the names of a slice classifier, without the last layer."""
+    import timm
+
+    with torch.device("meta"):
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    tensors = torch.load(packaged_file(), weights_only=True).values()
+    found = dict(zip((f"network.{name}" for name in names), tensors, strict=True))
+    found = {name: value for name, value in found.items() if ".classifier." not in name}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": found}, path)
+
+
+def collect(name: str, folder: Path, output: Path, demo: Path) -> None:
+    """Keep of a run what tables are made of, by paths that mean the same elsewhere."""
+    target = RESULTS / name
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    of_demo = folder.parent == demo
+    shown = f"{_SHOWN_DEMO}/{folder.name}" if of_demo else f"{_SHOWN_OUTPUT}/{name}"
+    paths = {str(config["OUTPUT_DIR"]): shown, str(demo): _SHOWN_DEMO, str(output): _SHOWN_OUTPUT}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: told(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [told(one) for one in value]
+        if isinstance(value, str):
+            for path, instead in paths.items():
+                value = value.replace(path, instead)
+        return value
+
+    entries = read_json(folder / RUN_RECORD)["entries"]
+    # The configuration lies beside it
+    entries = [{key: one[key] for key in one if key != "config"} for one in entries]
+    for path in folder.glob("inference/*_test/*.json"):
+        if path.name in ("results.json", "slices_metrics.json"):
+            found = read_json(path)
+            found.pop("subgroups", None)
+            (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            write_json(target / path.relative_to(folder), found, indent=1)
+    write_json(target / RUN_RECORD, {"format": 1, "entries": told(entries)}, indent=1)
+    with atomic_write(target / "config.yaml") as stream:
+        yaml.safe_dump(told(config), stream)
+
+
+def compare(runs: dict[str, Path]) -> None:
+    """``comparison.json`` of the runs that name slices: of ``tools/compare.py`` what is shown."""
+    systems = [f"{name}={folder}" for name, folder in runs.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        found = write_comparison(systems, folder, dataset="covidx_ct_test", seed=SEED)
+    metrics = ("accuracy", "sensitivity-macro", "auroc-macro")
+    for system in found["systems"]:
+        system.pop("predictions")
+        for level, values in system["levels"].items():
+            system["levels"][level] = {metric: values[metric] for metric in metrics}
+    for pair in found["pairs"]:
+        for level, values in pair["levels"].items():
+            accuracy = values["differences"]["accuracy"]
+            pair["levels"][level] = {"accuracy": accuracy, "mcnemar": values["mcnemar"]}
+    found["made_by"] = "python docs/peers_on_phantoms.py"
+    write_json(RESULTS / "comparison.json", found, indent=1)
+
+
+def write_tables() -> None:
+    """The tables of ``docs/peers.md``, from the files of :data:`RESULTS` alone."""
+    found = read_json(RESULTS / "comparison.json")
+    rows = []
+    for system in found["systems"]:
+        levels = (system["levels"][level]["accuracy"] for level in ("slices", "patients"))
+        cells = [figure_of("accuracy", interval) for interval in levels]
+        name = system["name"]
+        rows.append([f"`{name}`", _trained(name), *cost_cells(system), *cells])
+    accuracies = [f"accuracy of {level}, %" for level in ("slices", "patients")]
+    lines = [_table(rows, ["system", "trained", *COST_COLUMNS, *accuracies])]
+    counts, settings = found["levels"], found["settings"]
+    lines.append(
+        f"{counts['patients']['n_patients']} held-out phantom patients, {counts['slices']['n']} "
+        f"slices, a third of each class; {100 * settings['confidence']:g} % intervals over "
+        f"patients. GMAC and seconds: of a slice of {settings['costs']['side_px']} px, one thread "
+        f"of {settings['costs']['cpu']}, which did other work too. `s` and `detector` are those of "
+        "`make demo`; the others start from random weights, `efficientnet_lite0` from ImageNet's."
+    )
+    rows = []
+    for path in sorted(RESULTS.glob("*/inference/*/results.json")):
+        results, name = read_json(path), path.parents[2].name
+        for key in (one for one in results.get("dice", {}) if one.startswith("mean-")):
+            of = key.removeprefix("mean-")
+            dice = [results["dice"][f"{kind}-{of}"] for kind in ("mean", "maximum", "at-0.5")]
+            shown = ["-" if value is None else f"{value:.3f}" for value in dice]
+            ap = [f"{results[task]['AP50']:.1f}" for task in ("bbox", "segm")]
+            rows.append([f"`{name}`", _trained(name), of, *shown, *ap])
+    headers = ["system", "trained", "class", "Dice, mean of 256 cuts", "Dice, maximum"]
+    headers += ["Dice at 0.5", "box AP50, % (all classes)", "mask AP50, % (all classes)"]
+    lines.append(_table(rows, headers))
+    lines.append(
+        "54 slices of 18 held-out phantom patients. Made by `python docs/peers_on_phantoms.py` "
+        "from `docs/results/peers/`, which has command, seed and hardware of every run."
+    )
+    replace_between_marks(DOCS, "peers on phantoms", "\n\n".join(lines))
+
+
+def _table(rows: list[list[str]], headers: list[str]) -> str:
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _trained(name: str) -> str:
+    """Steps and side of a kept run."""
+    entries = read_json(RESULTS / name / RUN_RECORD)["entries"]
+    config = yaml.safe_load((RESULTS / name / "config.yaml").read_text(encoding="utf-8"))
+    training = next(entry for entry in entries if entry["kind"] == "training")
+    of_slices = config["MODEL"]["META_ARCHITECTURE"] in ("SliceClassifier", "ScanClassifier")
+    side = of_slices and config["MODEL"]["SLICE_NETWORK"]["SIZE"]
+    side = side or config["INPUT"]["MIN_SIZE_TEST"]
+    return f"{training['iterations']} steps of {training['images_per_batch']}, {side} px"
+
+
+@command_line
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [*CLASSIFIERS, *LESION_NETWORKS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
+    parser.add_argument("--output", type=Path, default=Path(_SHOWN_OUTPUT))
+    parser.add_argument("--demo", type=Path, default=Path(_SHOWN_DEMO), help="of `make demo`")
+    parser.add_argument("--no-training", action="store_true", help="of what is there alone")
+    args = parser.parse_args(argv)
+    output, demo = args.output.resolve(), args.demo.resolve()
+    if unknown := set(args.names) - set(known):
+        raise CTMaskNetError(f"{unknown.pop()}: no such system; choose of {', '.join(known)}")
+    if not (demo / "cls" / "model_best.pth").is_file():
+        _run(["tools/demo.py", "--output", str(demo)], demo)
+    for name in [] if args.no_training else args.names or known:
+        train_and_evaluate(name, output, demo)
+    runs = {"s": demo / "cls", "detector": demo / "seg"}
+    there = (name for name in known if list((output / name).glob("inference/*_test/results.json")))
+    runs |= {name: output / name for name in there}
+    for name, folder in runs.items():
+        collect(name, folder, output, demo)
+    compare({name: folder for name, folder in runs.items() if name in ("s", *CLASSIFIERS)})
+    write_tables()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

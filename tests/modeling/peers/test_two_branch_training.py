@@ -1,0 +1,164 @@
+"""A step of two branches: what each half updates, when the branch is copied, what is refused."""
+
+import math
+
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+
+from ctmasknet.engine.setup import training_cfg
+from ctmasknet.engine.solver import AlternatingTrainer
+from ctmasknet.engine.trainer import Trainer
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.weights.reader import read_checkpoint
+from tests.test_train_net import TINY
+
+SSM = "configs/peers/ssm.yaml"
+SHORT = [
+    *("SOLVER.MAX_EPOCHS", 0, "SOLVER.CHECKPOINT_EPOCHS", 0, "TEST.EVAL_EPOCHS", 0),
+    *("SOLVER.BASE_LR", 0.001, "INPUT.RANDOM_FLIP", "horizontal"),
+]
+OFTEN = ("SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 0, "DATASETS.VAL", "()")
+
+
+@pytest.fixture
+def cfg_of(repository, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+
+    def call(*overrides):
+        out = () if "OUTPUT_DIR" in overrides else ("OUTPUT_DIR", tmp_path / "run")
+        return training_cfg(SSM, [*map(str, (*TINY, *SHORT, *out, *overrides))])
+
+    return call
+
+
+def _changed(model, before):
+    return {
+        ".".join(name.split(".")[:2])
+        for name, value in model.named_parameters()
+        if not torch.equal(before[name], value)
+    }
+
+
+def _copy(model):
+    return {name: value.clone() for name, value in model.named_parameters()}
+
+
+def test_each_half_of_a_step_updates_its_parts(cfg_of):
+    trainer = Trainer(cfg_of())
+    step, model = trainer._trainer, trainer._trainer.model
+    assert isinstance(step, AlternatingTrainer)
+    lesions = next(iter(step._lesion_loader(7)))
+    slices = next(iter(step.data_loader))
+    assert "instances" in lesions[0] and "label" in slices[0]
+    before = _copy(model)
+    with EventStorage():
+        losses = step._stepped(lesions)
+    assert set(losses) == {
+        *("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask")
+    }
+    detector = {f"roi_heads.{part}" for part in ("box_head", "box_predictor", "mask_head")}
+    backbone = {f"backbone.{part}" for part in ("bottom_up", "fpn_lateral4", "fpn_output4")}
+    assert _changed(model, before) == {*detector, *backbone, "proposal_generator.rpn_head"}
+    before = _copy(model)
+    assert set(step._stepped(slices)) == {"loss_image"}
+    head = {f"image_head.{name}" for name in ("fc1", "fc2", "logits")}
+    assert _changed(model, before) == {*backbone, *head}
+    assert not model.roi_heads.training and model.backbone.training
+
+
+@pytest.mark.parametrize(
+    ("previous", "copied"), [(False, [1, 0, 1, 0, 0]), (True, [1, 0, 1, 0, 1])]
+)
+def test_the_branch_is_copied_where_lesion_losses_fall(previous, copied, monkeypatch):
+    """Losses 3, 4, 2, 6, 5: below all before at steps 1 and 3; below the last at step 5 too."""
+    copies = []
+    model = torch.nn.Linear(1, 1)
+    model.roi_heads = torch.nn.Module()
+    model.roi_heads.copy_branch = lambda: copies.append(1)
+    losses = iter([3.0, 4.0, 2.0, 6.0, 5.0])
+    seen = []
+
+    def stepped(self, batch):
+        return {"loss": torch.tensor(next(losses) if batch == "lesions" else 0.5)}
+
+    class Loader(list):
+        def __init__(self, word):
+            super().__init__([word] * 5)
+            self.dataset = type("Set", (), {"seed": 7})()
+            self.batch_sampler = type("Batches", (), {"start": 0})()
+
+    def lesion_loader(seed):
+        seen.append(seed)
+        return Loader("lesions")
+
+    monkeypatch.setattr(AlternatingTrainer, "_stepped", stepped)
+    monkeypatch.setattr(AlternatingTrainer, "_write_metrics", lambda *_: None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = AlternatingTrainer(
+        model, Loader("slices"), optimizer, lesion_loader, previous=previous
+    )
+    trainer.iter, found = 0, []
+    for _ in range(5):
+        copies.clear()
+        trainer.run_step()
+        found.append(len(copies))
+    assert found == copied and seen == [7]
+    assert trainer.state_dict()["to_beat"] == (5.0 if previous else 2.0)
+    assert math.isinf(AlternatingTrainer(model, [], optimizer, lesion_loader).to_beat)
+
+
+def test_a_resumed_training_ends_as_the_unbroken_one(cfg_of, tmp_path):
+    def train(folder, iterations, resume=False):
+        seed_all_rng(iterations if resume else 7)
+        trainer = Trainer(
+            cfg_of("OUTPUT_DIR", tmp_path / folder, "SOLVER.MAX_ITER", iterations, *OFTEN)
+        )
+        trainer.resume_or_load(resume=resume)
+        begun = trainer.model.roi_heads.ranked.box_head.fc1.weight.clone()
+        trainer.train()
+        return begun
+
+    begun = train("whole", 4)
+    train("parts", 2)
+    train("parts", 4, resume=True)
+    whole, parts = (read_checkpoint(tmp_path / f / "model_final.pth") for f in ("whole", "parts"))
+    for name, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][name]), name
+    of_steps = [one["trainer"]["_trainer"] for one in (whole, parts)]
+    assert of_steps[0]["to_beat"] == of_steps[1]["to_beat"] < math.inf
+    states = [one["optimizer"]["state"] for one in of_steps]
+    for index, state in states[0].items():
+        assert all(torch.equal(value, states[1][index][key]) for key, value in state.items())
+    assert not torch.equal(whole["model"]["roi_heads.ranked.box_head.fc1.weight"], begun)
+    sets = [(entry["dataset"], entry["task"]) for entry in whole["trained_on"]]
+    assert sets == [
+        ("covidx_ct_train", "classification"),
+        ("cncb_lesions_merge_train", "segmentation"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["DATASETS.LESIONS", "()"], "DATASETS.LESIONS is empty"),
+        (["MODEL.TRAINABLE", "heads"], "MODEL.TRAINABLE is 'heads'"),
+        (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED is True"),
+        (["INPUT.LUNGS_ONLY", "True"], "INPUT.LUNGS_ONLY is True"),
+        (["DATASETS.LESIONS", "('covidx_ct_train',)"], "covidx_ct_train: has no thing_classes"),
+        (["DATASETS.LESIONS", "('no_such_set',)"], "no_such_set"),
+        (["MODEL.TWO_BRANCH.COPY_WHEN", "never"], "MODEL.TWO_BRANCH.COPY_WHEN is 'never'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_the_start(cfg_of, overrides, words):
+    with pytest.raises(CTMaskNetError, match=words.replace("(", r"\(")):
+        cfg_of(*overrides)
+
+
+def test_lesion_sets_are_of_two_branches_alone(repository, prepared, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    given = ["DATASETS.LESIONS", "('cncb_lesions_merge_train',)", "MODEL.WEIGHTS", ""]
+    with pytest.raises(CTMaskNetError, match="there are no two branches"):
+        training_cfg(str(repository / "configs/cls_light.yaml"), given)
