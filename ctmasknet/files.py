@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -51,7 +52,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     temporary = None
     try:
-        handle, temporary = _temporary_file(path)
+        temporary = _temporary_name(path)  # known before it is there, for a signal may come then
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, mode, **text) as stream:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,9 +74,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise
 
 
-def _temporary_file(path: Path) -> tuple[int, str]:
-    """Handle and name of a new file beside ``path``; a name that just fits has one too."""
-    return tempfile.mkstemp(dir=path.parent, prefix=f".{_begin_of(path)}.", suffix=".tmp")
+def _temporary_name(path: Path) -> str:
+    """Of a new file beside ``path``; a name that just fits has one too."""
+    return str(path.with_name(f".{_begin_of(path)}.{secrets.token_hex(4)}.tmp"))
 
 
 def _begin_of(path: Path) -> str:
@@ -129,9 +131,9 @@ def check_writable(
             home.mkdir(parents=True, exist_ok=True)
             if not folder:
                 _check_replaceable(path)
-            handle, temporary = _temporary_file(home / "file")
-            os.close(handle)
-            os.unlink(temporary)
+            # Without a name where the file system can, so that a kill leaves nothing
+            with tempfile.TemporaryFile(dir=home, prefix=".file.", suffix=".tmp"):
+                pass
         finally:
             remove_empty(made)
     return path

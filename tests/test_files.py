@@ -273,3 +273,21 @@ def test_a_pipe_is_not_waited_for(make, tmp_path):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_while_a_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    opens = os.open
+
+    def opened_and_interrupted(path, flags, *args, **kwargs):
+        handle = opens(path, flags, *args, **kwargs)
+        if not str(path).startswith(str(tmp_path)):
+            return handle
+        os.close(handle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", opened_and_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "a.json", 1)
+    with pytest.raises(KeyboardInterrupt):
+        check_writable(tmp_path, folder=True)
+    assert list(tmp_path.iterdir()) == []

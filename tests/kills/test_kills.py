@@ -46,7 +46,7 @@ def test_what_must_not_be_is_seen(ended, left, again, fault, tmp_path, monkeypat
     runs = [(Ran(0, "", (0.0, 1.0)), {"a.json": '{"a": 1, "seconds": 5}'})]
     runs += [(Ran(*ended), left), (Ran(0, ""), again)]
 
-    def run(tool, words, watched, log, moment=None, prepare=None):
+    def run(tool, words, watched, log, moment=None, **kind):
         ran, files = runs.pop(0)
         for name, text in files.items():
             (tmp_path / "out" / name).write_text(text)
