@@ -192,9 +192,10 @@ def writing(
     try:
         yield
     except OSError as error:
-        raise CTMaskNetError(
-            f"{path}: cannot be written ({error.strerror or error}); {remedy}"
-        ) from error
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError) and os.path.islink(error.filename or ""):
+            reason = f"{error.filename} is a link that leads nowhere"
+        raise CTMaskNetError(f"{path}: cannot be written ({reason}); {remedy}") from error
 
 
 def remove_unfinished(folder: str | os.PathLike, *, below: bool = False) -> None:

@@ -157,8 +157,9 @@ def test_a_place_that_cannot_be_written_is_told_and_left_as_it_was(place, tmp_pa
     with pytest.raises(CTMaskNetError, match=rf"{path}: cannot be written .* another `output`"):
         check_writable(path)
     if place is not in_the_way:
-        with pytest.raises(CTMaskNetError, match=f"{path}: cannot be written"):
+        with pytest.raises(CTMaskNetError, match=f"{path}: cannot be written") as told:
             check_writable(path, folder=True)
+        assert ("out is a link that leads nowhere" in str(told.value)) == (place is link)
     with pytest.raises(OSError) as caught, atomic_write(path) as stream:
         stream.write("a")
     assert caught.value.filename.startswith(str(path)) or place is below_a_file
