@@ -25,8 +25,7 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from ctmasknet.config_file import device_of
-from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended
-from ctmasknet.workers import end_with_parent
+from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended, starting_processes
 
 #: mallopt's numbers of the thresholds to set.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -101,13 +100,14 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             probe.bind(("127.0.0.1", 0))
             url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     problems = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(
-        _worker,
-        args=(os.getpid(), run, args, url, asked, on_gpu, problems),
-        nprocs=args.num_gpus,
-        start_method="spawn",
-        join=False,
-    )
+    with starting_processes():
+        context = mp.start_processes(
+            _worker,
+            args=(run, args, url, asked, on_gpu, problems),
+            nprocs=args.num_gpus,
+            start_method="spawn",
+            join=False,
+        )
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     ended_by = _Signals(context.pids())
     try:
@@ -157,9 +157,8 @@ def _raise_first(problems, number: int = 0) -> None:
             raise CTMaskNetError(message)
 
 
-def _worker(local: int, parent: int, run, args, url: str, world: int, on_gpu: bool, problems):
+def _worker(local: int, run, args, url: str, world: int, on_gpu: bool, problems):
     """One of the processes that :func:`launch` starts on this machine."""
-    end_with_parent(parent)
     rank = args.machine_rank * args.num_gpus + local
     try:
         with ending_by(raise_ended):
