@@ -224,10 +224,14 @@ def _not_lost(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
 def second_ends_at_once() -> None:
     """From now on a signal ends this process without ado; in a process of several, which its
     starter signals and ends, it does nothing."""
-    started = multiprocessing.parent_process() is not None or "TORCHELASTIC_RUN_ID" in os.environ
+    started = multiprocessing.parent_process() is not None or started_by_torchrun()
     for number in SIGNALS:
         if signal.getsignal(number) in _handlers:
             signal.signal(number, signal.SIG_IGN if started else signal.SIG_DFL)
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 #: Those in force, the innermost last.

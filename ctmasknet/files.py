@@ -162,7 +162,11 @@ def lack_of_room(folder: str | os.PathLike, size: float, what: str) -> str:
     free = shutil.disk_usage(home).free
     if size <= free:
         return ""
-    needed, there = (f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" for n in (size, free))
+    units = (1e9, "GB"), (1e6, "MB"), (1e3, "kB")
+    needed, there = (
+        next((f"{n / one:.1f} {name}" for one, name in units if n >= one), f"{n:.0f} bytes")
+        for n in (size, free)
+    )
     return f"{folder}: {what} need about {needed}, and the disk has {there} free"
 
 

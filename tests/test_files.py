@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,12 @@ def test_what_does_not_fit_on_the_disk_is_refused(tmp_path):
     told = rf"{place}: rows need about 1000000000\.0 GB, and the disk has [\d.]+ .B free; .* fewer"
     with pytest.raises(CTMaskNetError, match=told):
         check_room(tmp_path / "new", 1e18, "rows", "take fewer")
+
+
+def test_little_room_is_told_in_units_that_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=800))
+    with pytest.raises(CTMaskNetError, match=r"need about 1\.5 kB, and the disk has 800 bytes"):
+        check_room(tmp_path, 1500, "rows", "take fewer")
 
 
 def read_marks(path):

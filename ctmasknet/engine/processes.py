@@ -25,7 +25,15 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from ctmasknet.config_file import device_of
-from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended, starting_processes
+from ctmasknet.errors import (
+    CTMaskNetError,
+    Ended,
+    end_with_parent,
+    ending_by,
+    raise_ended,
+    started_by_torchrun,
+    starting_processes,
+)
 
 #: mallopt's numbers of the thresholds to set.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -78,6 +86,8 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
                 "`num_gpus`, `num_machines`: torchrun has started the processes already; "
                 "leave them out"
             )
+        if started_by_torchrun():  # and not by a script that may end before them
+            end_with_parent(os.getppid())
         rank, world, local, per_machine = (int(os.environ[name]) for name in _TORCHRUN)
         _join(run, args, "env://", rank, world, local, per_machine, on_gpu)
         _leave()
