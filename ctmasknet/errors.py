@@ -115,8 +115,7 @@ def command_line(
             if not args:  # the process ends, and until then a second signal ends it at once
                 _default_signals()
             number = getattr(end, "number", signal.SIGINT)
-            how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
-            return _say(f"{how}: {str(end) or go_on}", 128 + number)
+            return _say(f"{_how(number)}: {str(end) or go_on}", 128 + number)
         except Exception as error:
             if debug:
                 raise
@@ -310,10 +309,10 @@ def _default_signals() -> None:
 
 
 def quiet_start() -> None:
-    """Until :func:`command_line` takes over, Ctrl-C ends a tool that still loads its libraries with
-    one line; and Python's helper process says nothing of semaphores that ended processes left, for
-    it clears them up. Does nothing but in a tool of this project, and in processes of
-    :func:`starting_processes`."""
+    """Until :func:`command_line` takes over, Ctrl-C and SIGTERM end a tool that still loads its
+    libraries with one line; and Python's helper process says nothing of semaphores that ended
+    processes left, for it clears them up. Does nothing but in a tool of this project, and in
+    processes of :func:`starting_processes`."""
     if _STARTED_BY in os.environ:
         _begin_started(int(os.environ.pop(_STARTED_BY)))
         return
@@ -326,14 +325,19 @@ def quiet_start() -> None:
     given = os.environ.get("PYTHONWARNINGS", "")
     if "resource_tracker" not in given:
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (given, "ignore:resource_tracker")))
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
-        def end(number: int, frame: FrameType | None) -> None:
-            if multiprocessing.parent_process() is None:
-                os.write(2, b"interrupted: call it again; nothing was begun\n")
-            os._exit(128 + number)
+    def end(number: int, frame: FrameType | None) -> None:
+        if multiprocessing.parent_process() is None:
+            os.write(2, f"{_how(number)}: call it again; nothing was begun\n".encode())
+        os._exit(128 + number)
 
-        signal.signal(signal.SIGINT, end)
+    for number, default in zip(SIGNALS, (signal.default_int_handler, signal.SIG_DFL), strict=True):
+        if signal.getsignal(number) is default:
+            signal.signal(number, end)
+
+
+def _how(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
 
 
 def _say(message: str, code: int) -> int:

@@ -329,6 +329,19 @@ def remove_unlocked(parent: str | os.PathLike, pattern: str) -> None:
             shutil.rmtree(folder)
 
 
+def remove_folder(folder: str | os.PathLike) -> None:
+    """Remove a folder with all that is in it; a signal that asks to end waits for that.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    try:
+        shutil.rmtree(folder)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def plain_file(path: str | os.PathLike) -> Path:
     """``path``, of a file that can be read to its end; a pipe or a device may have none.
 

@@ -36,6 +36,7 @@ from ctmasknet.files import (
 )
 from ctmasknet.paper.runs import find_runs
 from ctmasknet.prepare.metadata import PatientMetadata
+from ctmasknet.prepare.staging import staging_folder
 from ctmasknet.report.comparison import read_comparison
 from ctmasknet.report.source import json_lines
 from tests.helpers.holding import held
@@ -299,3 +300,23 @@ def test_ctrl_c_while_a_file_is_made_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         check_writable(tmp_path, folder=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_a_staged_set_is_cleared_leaves_nothing(tmp_path, monkeypatch):
+    removes, asked = os.unlink, []
+
+    def interrupted(path, *args, **kwargs):
+        if not asked:
+            asked.append(path)
+            raise KeyboardInterrupt
+        removes(path, *args, **kwargs)
+
+    def prepare():
+        with staging_folder(tmp_path / "set") as staging:
+            for name in "ab":
+                (staging / name).touch()
+            monkeypatch.setattr(os, "unlink", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    assert asked and not list(tmp_path.iterdir())
