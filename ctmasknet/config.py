@@ -93,7 +93,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # training a slice drawn by seed and position stands in for it). Skipped ones are listed in
     # OUTPUT_DIR/bad_slices.json (training) or OUTPUT_DIR/inference/bad_slices.json (evaluation).
     cfg.DATALOADER.BAD_SLICES = "error"
-    # With skip: the run ends with an error when more than this share (0..1) of a data set was bad.
+    # With skip: the run ends with an error as soon as more than this share (0..1) of a data set is
+    # known to be bad, by the headers of its files before the start.
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01
     # Images a batch in evaluation. Images of unlike size are padded to the largest of their batch,
     # which changes features near the padded border; 1 makes every result independent of its

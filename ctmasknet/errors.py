@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
 import errno
 import functools
 import logging
@@ -39,6 +40,12 @@ _OF_THE_PLACE = {
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENXIO, errno.ENAMETOOLONG),
     *(errno.ELOOP, errno.EIO, errno.ESTALE),
 }
+#: Seconds between looks whether the process that started this one still lives.
+_POLL_SECONDS = 1.0
+#: prctl's number of the signal that the death of the parent sends.
+_PR_SET_PDEATHSIG = 1
+#: Who started this process.
+_STARTED_BY = "CTMASKNET_STARTED_BY"
 #: Where tracebacks go; None: to a temporary file.
 _report_folder: Path | None = None
 
@@ -108,8 +115,7 @@ def command_line(
             if not args:  # the process ends, and until then a second signal ends it at once
                 _default_signals()
             number = getattr(end, "number", signal.SIGINT)
-            how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
-            return _say(f"{how}: {str(end) or go_on}", 128 + number)
+            return _say(f"{_how(number)}: {str(end) or go_on}", 128 + number)
         except Exception as error:
             if debug:
                 raise
@@ -217,10 +223,14 @@ def _not_lost(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
 def second_ends_at_once() -> None:
     """From now on a signal ends this process without ado; in a process of several, which its
     starter signals and ends, it does nothing."""
-    started = multiprocessing.parent_process() is not None or "TORCHELASTIC_RUN_ID" in os.environ
+    started = multiprocessing.parent_process() is not None or started_by_torchrun()
     for number in SIGNALS:
         if signal.getsignal(number) in _handlers:
             signal.signal(number, signal.SIG_IGN if started else signal.SIG_DFL)
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 #: Those in force, the innermost last.
@@ -252,6 +262,46 @@ def _end_when_the_parent_says() -> None:
 os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
 
 
+def end_with_parent(parent: int) -> None:
+    """Let this process end at once when its parent does, whatever signals it ignores.
+
+    Args:
+        parent: the parent's id, which may have ended by now.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone, which would leave it waiting for ever."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def starting_processes() -> Iterator[None]:
+    """For the block, in which processes are started afresh that import this package: each ends with
+    this one from :func:`quiet_start` on. Ctrl-C, which a terminal sends to all of them, is held
+    back until then and ends it without a word, for this one says it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ[_STARTED_BY] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[_STARTED_BY]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_started(parent: int) -> None:
+    end_with_parent(parent)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _default_signals() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -259,24 +309,35 @@ def _default_signals() -> None:
 
 
 def quiet_start() -> None:
-    """Until :func:`command_line` takes over, Ctrl-C ends a tool that still loads its libraries with
-    one line; and Python's helper process says nothing of semaphores that ended processes left, for
-    it clears them up. Does nothing but in a tool of this project."""
+    """Until :func:`command_line` takes over, Ctrl-C and SIGTERM end a tool that still loads its
+    libraries with one line; and Python's helper process says nothing of semaphores that ended
+    processes left, for it clears them up. Does nothing but in a tool of this project, and in
+    processes of :func:`starting_processes`."""
+    if _STARTED_BY in os.environ:
+        _begin_started(int(os.environ.pop(_STARTED_BY)))
+        return
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     root = Path(__file__).resolve().parent.parent
-    if Path(script).resolve().parent not in (root / "tools", root / "datasets"):
+    names = ("tools", "datasets")  # in a clone, and as they are installed
+    homes = [root / f"{prefix}{name}" for prefix in ("", "ctmasknet_") for name in names]
+    if Path(script).resolve().parent not in homes:
         return
     given = os.environ.get("PYTHONWARNINGS", "")
     if "resource_tracker" not in given:
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (given, "ignore:resource_tracker")))
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
-        def end(number: int, frame: FrameType | None) -> None:
-            if multiprocessing.parent_process() is None:
-                os.write(2, b"interrupted: call it again; nothing was begun\n")
-            os._exit(128 + number)
+    def end(number: int, frame: FrameType | None) -> None:
+        if multiprocessing.parent_process() is None:
+            os.write(2, f"{_how(number)}: call it again; nothing was begun\n".encode())
+        os._exit(128 + number)
 
-        signal.signal(signal.SIGINT, end)
+    for number, default in zip(SIGNALS, (signal.default_int_handler, signal.SIG_DFL), strict=True):
+        if signal.getsignal(number) is default:
+            signal.signal(number, end)
+
+
+def _how(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
 
 
 def _say(message: str, code: int) -> int:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -51,7 +52,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     temporary = None
     try:
-        handle, temporary = _temporary_file(path)
+        temporary = _temporary_name(path)  # known before it is there, for a signal may come then
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, mode, **text) as stream:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,9 +74,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise
 
 
-def _temporary_file(path: Path) -> tuple[int, str]:
-    """Handle and name of a new file beside ``path``; a name that just fits has one too."""
-    return tempfile.mkstemp(dir=path.parent, prefix=f".{_begin_of(path)}.", suffix=".tmp")
+def _temporary_name(path: Path) -> str:
+    """Of a new file beside ``path``; a name that just fits has one too."""
+    return str(path.with_name(f".{_begin_of(path)}.{secrets.token_hex(4)}.tmp"))
 
 
 def _begin_of(path: Path) -> str:
@@ -129,9 +131,9 @@ def check_writable(
             home.mkdir(parents=True, exist_ok=True)
             if not folder:
                 _check_replaceable(path)
-            handle, temporary = _temporary_file(home / "file")
-            os.close(handle)
-            os.unlink(temporary)
+            # Without a name where the file system can, so that a kill leaves nothing
+            with tempfile.TemporaryFile(dir=home, prefix=".file.", suffix=".tmp"):
+                pass
         finally:
             remove_empty(made)
     return path
@@ -160,7 +162,11 @@ def lack_of_room(folder: str | os.PathLike, size: float, what: str) -> str:
     free = shutil.disk_usage(home).free
     if size <= free:
         return ""
-    needed, there = (f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" for n in (size, free))
+    units = (1e9, "GB"), (1e6, "MB"), (1e3, "kB")
+    needed, there = (
+        next((f"{n / one:.1f} {name}" for one, name in units if n >= one), f"{n:.0f} bytes")
+        for n in (size, free)
+    )
     return f"{folder}: {what} need about {needed}, and the disk has {there} free"
 
 
@@ -190,9 +196,10 @@ def writing(
     try:
         yield
     except OSError as error:
-        raise CTMaskNetError(
-            f"{path}: cannot be written ({error.strerror or error}); {remedy}"
-        ) from error
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError) and os.path.islink(error.filename or ""):
+            reason = f"{error.filename} is a link that leads nowhere"
+        raise CTMaskNetError(f"{path}: cannot be written ({reason}); {remedy}") from error
 
 
 def remove_unfinished(folder: str | os.PathLike, *, below: bool = False) -> None:
@@ -320,6 +327,19 @@ def remove_unlocked(parent: str | os.PathLike, pattern: str) -> None:
         with contextlib.suppress(OSError), open(folder / LOCK, "ab") as stream:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
+
+
+def remove_folder(folder: str | os.PathLike) -> None:
+    """Remove a folder with all that is in it; a signal that asks to end waits for that.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    try:
+        shutil.rmtree(folder)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def plain_file(path: str | os.PathLike) -> Path:

@@ -7,15 +7,10 @@ work 25 s later), and its other backends cannot hand out results as they come.
 from __future__ import annotations
 
 import collections
-import contextlib
-import ctypes
 import functools
 import multiprocessing
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,14 +19,10 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.errors import CTMaskNetError, end_with_parent
 
 #: Most items that a process takes at a time.
 _MAX_CHUNK = 64
-#: Seconds between looks whether the process that handed out the work still lives.
-_POLL_SECONDS = 1.0
-#: prctl's number of the signal that the death of the parent sends.
-_PR_SET_PDEATHSIG = 1
 
 
 def map_in_processes(
@@ -127,22 +118,3 @@ def _begin(parent: int) -> None:
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that handed out the work
     end_with_parent(parent)
-
-
-def end_with_parent(parent: int) -> None:
-    """Let this process end at once when its parent does, whatever signals it ignores.
-
-    Args:
-        parent: the parent's id, which may have ended by now.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process once its parent is gone, which would leave it waiting for ever."""
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
-    os._exit(1)

@@ -175,8 +175,15 @@ def test_a_second_signal_ends_it_at_once():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="what is loaded is told by /proc")
-@pytest.mark.parametrize("tool", ["tools/train_net.py", "datasets/describe.py"])
-def test_ctrl_c_while_libraries_load_is_one_line(repository, tool):
+@pytest.mark.parametrize(
+    ("tool", "number"),
+    [
+        ("tools/train_net.py", signal.SIGINT),
+        ("datasets/describe.py", signal.SIGINT),
+        ("datasets/describe.py", signal.SIGTERM),
+    ],
+)
+def test_ctrl_c_while_libraries_load_is_one_line(repository, tool, number):
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     with subprocess.Popen(
         [sys.executable, tool, "--help"],
@@ -188,10 +195,11 @@ def test_ctrl_c_while_libraries_load_is_one_line(repository, tool):
     ) as process:
         while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert error == "interrupted: call it again; nothing was begun\n"
+    assert process.returncode == 128 + number
+    how = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}[number]
+    assert error == f"{how}: call it again; nothing was begun\n"
 
 
 def test_every_tool_ends_in_one_place(repository):

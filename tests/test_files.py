@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from ctmasknet.files import (
 )
 from ctmasknet.paper.runs import find_runs
 from ctmasknet.prepare.metadata import PatientMetadata
+from ctmasknet.prepare.staging import staging_folder
 from ctmasknet.report.comparison import read_comparison
 from ctmasknet.report.source import json_lines
 from tests.helpers.holding import held
@@ -157,8 +159,9 @@ def test_a_place_that_cannot_be_written_is_told_and_left_as_it_was(place, tmp_pa
     with pytest.raises(CTMaskNetError, match=rf"{path}: cannot be written .* another `output`"):
         check_writable(path)
     if place is not in_the_way:
-        with pytest.raises(CTMaskNetError, match=f"{path}: cannot be written"):
+        with pytest.raises(CTMaskNetError, match=f"{path}: cannot be written") as told:
             check_writable(path, folder=True)
+        assert ("out is a link that leads nowhere" in str(told.value)) == (place is link)
     with pytest.raises(OSError) as caught, atomic_write(path) as stream:
         stream.write("a")
     assert caught.value.filename.startswith(str(path)) or place is below_a_file
@@ -228,6 +231,12 @@ def test_what_does_not_fit_on_the_disk_is_refused(tmp_path):
         check_room(tmp_path / "new", 1e18, "rows", "take fewer")
 
 
+def test_little_room_is_told_in_units_that_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=800))
+    with pytest.raises(CTMaskNetError, match=r"need about 1\.5 kB, and the disk has 800 bytes"):
+        check_room(tmp_path, 1500, "rows", "take fewer")
+
+
 def read_marks(path):
     replace_between_marks(path, "demo", "text")
 
@@ -273,3 +282,41 @@ def test_a_pipe_is_not_waited_for(make, tmp_path):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_while_a_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    opens = os.open
+
+    def opened_and_interrupted(path, flags, *args, **kwargs):
+        handle = opens(path, flags, *args, **kwargs)
+        if not str(path).startswith(str(tmp_path)):
+            return handle
+        os.close(handle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", opened_and_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "a.json", 1)
+    with pytest.raises(KeyboardInterrupt):
+        check_writable(tmp_path, folder=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_a_staged_set_is_cleared_leaves_nothing(tmp_path, monkeypatch):
+    removes, asked = os.unlink, []
+
+    def interrupted(path, *args, **kwargs):
+        if not asked:
+            asked.append(path)
+            raise KeyboardInterrupt
+        removes(path, *args, **kwargs)
+
+    def prepare():
+        with staging_folder(tmp_path / "set") as staging:
+            for name in "ab":
+                (staging / name).touch()
+            monkeypatch.setattr(os, "unlink", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    assert asked and not list(tmp_path.iterdir())

@@ -25,8 +25,15 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from ctmasknet.config_file import device_of
-from ctmasknet.errors import CTMaskNetError, Ended, ending_by, raise_ended
-from ctmasknet.workers import end_with_parent
+from ctmasknet.errors import (
+    CTMaskNetError,
+    Ended,
+    end_with_parent,
+    ending_by,
+    raise_ended,
+    started_by_torchrun,
+    starting_processes,
+)
 
 #: mallopt's numbers of the thresholds to set.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -79,6 +86,8 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
                 "`num_gpus`, `num_machines`: torchrun has started the processes already; "
                 "leave them out"
             )
+        if started_by_torchrun():  # and not by a script that may end before them
+            end_with_parent(os.getppid())
         rank, world, local, per_machine = (int(os.environ[name]) for name in _TORCHRUN)
         _join(run, args, "env://", rank, world, local, per_machine, on_gpu)
         _leave()
@@ -101,13 +110,14 @@ def launch(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
             probe.bind(("127.0.0.1", 0))
             url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     problems = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(
-        _worker,
-        args=(os.getpid(), run, args, url, asked, on_gpu, problems),
-        nprocs=args.num_gpus,
-        start_method="spawn",
-        join=False,
-    )
+    with starting_processes():
+        context = mp.start_processes(
+            _worker,
+            args=(run, args, url, asked, on_gpu, problems),
+            nprocs=args.num_gpus,
+            start_method="spawn",
+            join=False,
+        )
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     ended_by = _Signals(context.pids())
     try:
@@ -157,9 +167,8 @@ def _raise_first(problems, number: int = 0) -> None:
             raise CTMaskNetError(message)
 
 
-def _worker(local: int, parent: int, run, args, url: str, world: int, on_gpu: bool, problems):
+def _worker(local: int, run, args, url: str, world: int, on_gpu: bool, problems):
     """One of the processes that :func:`launch` starts on this machine."""
-    end_with_parent(parent)
     rank = args.machine_rank * args.num_gpus + local
     try:
         with ending_by(raise_ended):

@@ -16,7 +16,7 @@ import itertools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from ctmasknet.config import finds_body, is_classifier, names_scans
 from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
 from ctmasknet.data.mapper import LesionMapper, checked_box, task_mapper
-from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.data.training.balance import CLASS_BALANCED, LESION_BALANCED, balanced_factors
 from ctmasknet.data.training.scan_batches import ScanBatches, scans_of
 from ctmasknet.engine.validation import EarlyStop
@@ -205,22 +204,29 @@ def _of_some_patients(cfg: CfgNode, dicts: list[dict[str, Any]]) -> list[dict[st
     return [entry for entry in dicts if (entry["label"], str(entry["patient"])) in chosen]
 
 
-def look_at_slices(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Look at every slice of registered sets before a training or evaluation, by its headers.
+def look_at_slices(
+    cfg: CfgNode,
+    sets: Mapping[str, Sequence[Mapping[str, Any]]],
+    bad: BadSlices,
+    folder: str | os.PathLike,
+) -> None:
+    """Look at every slice of a training or an evaluation before it, by its headers.
 
     A picture that does not end as its format does is decoded; other damage is found when the slice
     is drawn. Of several processes each looks at its share.
 
+    Args:
+        sets: the dataset dicts by the name that ``bad`` knows them under.
+        bad: learns of those that cannot be used, the same in every process.
+        folder: of its report.
+
     Raises:
         CTMaskNetError: a slice is missing, no picture that a model can take, truncated, of other
             sides than its annotation says, or without the body box that it is to be cropped to;
-            not where bad slices are skipped.
+            where bad slices are skipped, too many are (all are listed then).
     """
-    if cfg.DATALOADER.BAD_SLICES == "skip":
-        return
-    entries = {entry["file_name"]: (name, entry) for name in names for entry in dataset_dicts(name)}
+    entries = {entry["file_name"]: (name, entry) for name in sets for entry in sets[name]}
     mine = list(entries.values())[comm.get_rank() :: comm.get_world_size()]
-    bad = BadSlices.from_cfg(cfg, {})
     crop = is_classifier(cfg) and cfg.INPUT.CROP_TO_BODY
     look = functools.partial(_look_at, crop=crop, needs_box=not finds_body(cfg))
     workers = cfg.DATALOADER.NUM_WORKERS if len(mine) > _FEW else 1
@@ -228,6 +234,10 @@ def look_at_slices(cfg: CfgNode, names: Iterable[str]) -> None:
     for (name, _), found in zip(mine, looked, strict=True):
         if found is not None:
             bad.add(found.file, found.reason, name)
+    if bad.skip:
+        bad.gather(comm.all_gather)
+        if bad.exceeded():
+            _finish(bad, Path(folder) / REPORT)
 
 
 def _look_at(entry: Mapping[str, Any], *, crop: bool, needs_box: bool = True) -> BadSlice | None:

@@ -105,16 +105,16 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         for idle in idle_keys(cfg):
             _LOGGER.warning("%s", idle)
-        look_at_slices(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.LESIONS, *cfg.DATASETS.VAL])
+        lesions = training_dicts(cfg, "LESIONS") if cfg.DATASETS.LESIONS else []
+        sets = {TRAINING: training_dicts(cfg) + lesions}
+        sets |= {name: dataset_dicts(name) for name in cfg.DATASETS.VAL}
+        #: The slices that could not be read so far.
+        self.bad_slices = BadSlices.from_cfg(cfg, {name: len(sets[name]) for name in sets})
+        look_at_slices(cfg, sets, self.bad_slices, cfg.OUTPUT_DIR)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        lesions = training_dicts(cfg, "LESIONS") if cfg.DATASETS.LESIONS else []
-        totals = {TRAINING: len(training_dicts(cfg)) + len(lesions)}
-        totals |= {name: len(dataset_dicts(name)) for name in cfg.DATASETS.VAL}
-        #: The slices that could not be read so far.
-        self.bad_slices = BadSlices.from_cfg(cfg, totals)
         loader = self.build_train_loader(cfg, bad=self.bad_slices)
         on_gpu = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **on_gpu)
@@ -386,15 +386,14 @@ class Trainer(DefaultTrainer):
         rows where ``MODEL.RANKED_BOXES.CACHE_DIR`` names their folder.
 
         Raises:
-            CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (the
-                results of the others are written).
+            CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (if
+                that is known of the decoded pictures alone, the results of the others are written).
         """
-        look_at_slices(cfg, cfg.DATASETS.TEST)
-        totals = {name: len(dataset_dicts(name)) for name in cfg.DATASETS.TEST}
-        bad = BadSlices.from_cfg(cfg, totals)
+        sets = {name: dataset_dicts(name) for name in cfg.DATASETS.TEST}
+        bad = BadSlices.from_cfg(cfg, {name: len(sets[name]) for name in sets})
+        look_at_slices(cfg, sets, bad, inference_folder(cfg))
         with listed_bad_slices(bad, inference_folder(cfg)):
             mapper = None
-            sets = {name: dataset_dicts(name) for name in cfg.DATASETS.TEST}
             every = [entry for dicts in sets.values() for entry in dicts]
             if cfg.MODEL.RANKED_BOXES.CACHE_DIR and use_cache(cfg, every):
                 rows = [cached_rows(cfg, model, dicts, name, bad) for name, dicts in sets.items()]

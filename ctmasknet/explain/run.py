@@ -281,7 +281,8 @@ def explain_from_command_line(args: argparse.Namespace) -> int:
         raise CTMaskNetError(
             f"`target`: {args.target!r} is no class; choose one of {', '.join(class_names)}"
         )
-    output = writable_folder(args.output)
+    drawn = entries if args.pictures else ()
+    output = writable_folder(args.output, drawn, shown.sources)
     with contextlib.ExitStack() as held:
         if comm.is_main_process():
             elsewhere = {"elsewhere": "choose another `output`"}

@@ -82,7 +82,7 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
                 args.dataset, "slice", image_classes, cfg.MODEL.IMAGE_HEAD.CLASSES
             )
     # Made once all else is known to be right, and tried before the model is loaded
-    output = writable_folder(args.output)
+    output = writable_folder(args.output, shown.entries, shown.sources)
     predictor = None if cfg is None else CTPredictor(cfg, lesions=True)
     return draw_gallery(
         shown.entries,
@@ -182,7 +182,7 @@ def _draw_augmented(args: argparse.Namespace) -> list[Path]:
     header = "" if what else "this configuration augments nothing"
     plain = SeededMapping(chosen, task_mapper(without_augmentation(cfg), True), seed)
     drawn = SeededMapping(chosen, training_mapper(cfg), seed)
-    output, paths, for_sheet = writable_folder(args.output), [], []
+    output, paths, for_sheet = writable_folder(args.output, chosen), [], []
     for number, entry in enumerate(tqdm(chosen, desc="augmented", unit="slice")):
         items = [mapping[(number, number)] for mapping in (plain, drawn)]
         for item in items:

@@ -18,7 +18,8 @@ from ctmasknet.ct.scan import CTSlice, Window, parse_rescale
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.lesions import SliceCall
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import check_writable, writing
+from ctmasknet.files import check_room, check_writable, writing
+from ctmasknet.prepare.staging import least_bytes
 from ctmasknet.registration import import_registrations
 
 
@@ -135,13 +136,31 @@ def slice_title(entry: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else "/".join(Path(entry["file_name"]).parts[-2:])
 
 
-def writable_folder(path: str | os.PathLike) -> Path:
+def writable_folder(
+    path: str | os.PathLike,
+    entries: Sequence[Mapping[str, Any]] = (),
+    sources: Mapping[str, CTSlice] | None = None,
+) -> Path:
     """Make the folder where needed; found out before a model is loaded and run.
 
+    Args:
+        entries, sources: the slices that it gets a picture of, as :class:`ShownSlices` has them.
+
     Raises:
-        CTMaskNetError: it is a file, or cannot be made or written to.
+        CTMaskNetError: it is a file, or cannot be made or written to; the pictures do not fit.
     """
-    path = Path(path)
+    path, shapes, pictures = Path(path), [], []
+    for entry in entries:
+        source = (sources or {}).get(entry["file_name"])
+        if source is not None:
+            shapes.append(source.shape)
+        elif "height" in entry and "width" in entry:
+            shapes.append((entry["height"], entry["width"]))
+        else:
+            pictures.append(entry["file_name"])
+    # A slice's picture shows it whole, so it takes no less than a copy
+    needed = least_bytes(shapes, pictures)
+    check_room(path, needed, f"the pictures of {len(entries)} slices", "draw fewer with `limit`")
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return check_writable(path, folder=True)  # which is there: other processes try it too

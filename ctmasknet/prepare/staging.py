@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from ctmasknet.files import (
     lock_folder,
     missing_folders,
     remove_empty,
+    remove_folder,
     remove_unlocked,
     write_json,
 )
@@ -165,7 +165,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         remove_unlocked(target, f"{_PREFIX}*")
         staging = Path(tempfile.mkdtemp(dir=target, prefix=_PREFIX))
-        at_end.callback(shutil.rmtree, staging)
+        at_end.callback(remove_folder, staging)
         at_end.enter_context(lock_folder(staging))
         yield staging
 

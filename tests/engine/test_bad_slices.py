@@ -233,6 +233,8 @@ def test_training_ends_with_an_error_when_too_many_were_bad(tool, damaged, tmp_p
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "training: 2 of 18 slices are bad (11.11 %), more than DATALOADER.MAX_BAD" in error
     assert listed(tmp_path / "run" / "bad_slices.json")[TRAINING] == bad["train"]
+    # Their headers tell, so before any model runs
+    assert not (tmp_path / "run" / "ranked_boxes").exists()
     off = ["DATALOADER.BAD_SLICES", "error", "DATALOADER.NUM_WORKERS", 1]
     assert tool(*words(tmp_path / "other", "--num-gpus=1", *off)) == 2
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from ctmasknet.engine import processes
 from ctmasknet.engine.processes import keep_freed_memory, launch
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
@@ -179,8 +180,26 @@ def test_contradicting_options(repository, monkeypatch, torchrun, message):
         launch(print, Arguments)
 
 
+@pytest.mark.parametrize("by_torchrun", [True, False])
+def test_what_torchrun_starts_ends_with_it(repository, monkeypatch, by_torchrun):
+    monkeypatch.chdir(repository)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if by_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    called = []
+    monkeypatch.setattr(processes, "end_with_parent", called.append)
+    for name in ("_join", "_leave"):
+        monkeypatch.setattr(processes, name, lambda *_, name=name: called.append(name))
+    arguments = type("One", (Arguments,), {"num_gpus": 1, "num_machines": 1})
+    launch(lambda args: called.append("run"), arguments)
+    assert called[: called.index("_leave")] == [*[os.getppid()] * by_torchrun, "_join"]
+
+
 _PROGRAM = """
 import resource, statistics, torch
+from ctmasknet.engine import processes
 from ctmasknet.engine.processes import keep_freed_memory
 
 def faults():

@@ -12,6 +12,7 @@ import torch
 from detectron2.data.samplers import TrainingSampler
 from PIL import Image
 
+from ctmasknet.data.bad_slices import REPORT, BadSlices
 from ctmasknet.engine import train_data
 from ctmasknet.engine.setup import built_model, read_cfg
 from ctmasknet.engine.train_data import (
@@ -122,42 +123,52 @@ def test_unknown_sampler(cfg):
 
 
 @pytest.fixture
-def slices(tmp_path, tiny_cfg, monkeypatch):
+def slices(tmp_path, tiny_cfg):
     """Entries of a set, one a kind of picture, all in order; and how to look at them."""
     entries = []
     for name in ("a.png", "b.png", "c.jpg", "d.bmp", "e.tif"):
         Image.effect_noise((64, 48), 60).save(tmp_path / name)
         entry = {"width": 64, "height": 48, "body_box": [0, 0, 32, 32], "annotations": []}
         entries.append({"file_name": str(tmp_path / name), **entry})
-    tiny_cfg.DATASETS.TRAIN, tiny_cfg.DATASETS.VAL = ("one",), ("two",)
-    monkeypatch.setattr(
-        train_data, "dataset_dicts", lambda name: entries[:2] if name == "one" else entries[2:]
-    )
     return tiny_cfg, entries
+
+
+def look(slices, folder=""):
+    """Look at them as sets of two and of three; returns what is known of bad ones."""
+    cfg, entries = slices
+    bad = BadSlices.from_cfg(cfg, {"one": 2, "two": 3})
+    look_at_slices(cfg, {"one": entries[:2], "two": entries[2:]}, bad, folder)
+    return bad
 
 
 def test_slices_in_order(slices):
     cfg, entries = slices
-    look_at_slices(cfg, ["one", "two"])
+    look(slices)
     cfg.INPUT.CROP_TO_BODY = True
-    look_at_slices(cfg, ["one", "two"])
+    look(slices)
     with open(entries[0]["file_name"], "ab") as stream:  # what follows a picture is none of it
         stream.write(b"\0" * 200)
-    look_at_slices(cfg, ["one", "two"])
+    look(slices)
 
 
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("left", [0, 20, 0.7, 0.9])
-def test_a_truncated_slice(slices, number, left):
+def test_a_truncated_slice(slices, tmp_path, number, left):
     cfg, entries = slices
     path = entries[number]["file_name"]
     with open(path, "rb+") as stream:
         size = stream.seek(0, 2)
         stream.truncate(int(left * size) if left < 1 else left)
     with pytest.raises(CTMaskNetError, match=rf"^{re.escape(path)}: .*BAD_SLICES skip\)$"):
-        look_at_slices(cfg, ["one", "two"])
-    cfg.DATALOADER.BAD_SLICES = "skip"
-    look_at_slices(cfg, ["one", "two"])
+        look(slices)
+    cfg.DATALOADER.BAD_SLICES, cfg.DATALOADER.MAX_BAD_SHARE = "skip", 0.5
+    name = "one" if number < 2 else "two"
+    assert look(slices, tmp_path).files(name).keys() == {path}
+    assert not (tmp_path / REPORT).exists()
+    cfg.DATALOADER.MAX_BAD_SHARE = 0.3
+    with pytest.raises(CTMaskNetError, match=rf"^{name}: 1 of . slices are bad .*{REPORT}$"):
+        look(slices, tmp_path)
+    assert path in (tmp_path / REPORT).read_text()
 
 
 @pytest.mark.parametrize(
@@ -174,17 +185,17 @@ def test_a_slice_that_is_not_what_its_set_says(slices, change, message):
     cfg.INPUT.CROP_TO_BODY = True
     entries[1].update(change)
     with pytest.raises(CTMaskNetError, match=message):
-        look_at_slices(cfg, ["one", "two"])
+        look(slices)
 
 
 def test_several_processes_look_at_their_shares(slices, monkeypatch):
-    cfg, entries = slices
+    _, entries = slices
     seen = []
     monkeypatch.setattr(train_data, "_look_at", lambda entry, **_: seen.append(entry["file_name"]))
     monkeypatch.setattr(train_data.comm, "get_world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(train_data.comm, "get_rank", lambda rank=rank: rank)
-        look_at_slices(cfg, ["one", "two"])
+        look(slices)
         assert len(seen) in (3, 5)
     assert sorted(seen) == [entry["file_name"] for entry in entries]
 

@@ -11,13 +11,17 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
 
+from ctmasknet.engine.record import hardware
+from ctmasknet.files import check_writable, write_json
 from tests.kills.content import content_of, unlike
 from tests.kills.runner import Moment, Ran, apart, run
 from tests.kills.works import Work, all_works, begin, make_inputs
@@ -47,15 +51,17 @@ def kill_often(work: Work, out: Path, log: Path, kills: int, chance: random.Rand
     """Run a work unbroken, then kill it ``kills`` times, each time from its beginning."""
     row = Row()
     begin(work, out)
-    whole = run(work.tool, work.words, out / work.watched, log, prepare=work.prepare)
+    kind = {"prepare": work.prepare, "starter": work.starter}
+    whole = run(work.tool, work.words, out / work.watched, log, **kind)
     if whole.code:
         row.faults.append(f"unbroken: {whole.code}: {whole.last}")
         return row
     theirs = content_of(out)
-    for number, moment in enumerate(_moments(whole, kills, chance), start=1):
+    steps = work.starter is None
+    for number, moment in enumerate(_moments(whole, kills, chance, steps), start=1):
         for _ in range(8):
             begin(work, out)
-            ended = run(work.tool, work.words, out / work.watched, log, moment, work.prepare)
+            ended = run(work.tool, work.words, out / work.watched, log, moment, **kind)
             late = (ended.went_on < _HEARD_SECONDS and not moment.step) or _LAST in ended.said
             if ended.code or not late:
                 break
@@ -65,7 +71,7 @@ def kill_often(work: Work, out: Path, log: Path, kills: int, chance: random.Rand
         where = f"step {moment.step}" if moment.step else f"{moment.seconds:.2f} s"
         row.kills[name] += 1
         said = [*_faults(ended, moment.number), *_half_made(out, moment.number)]
-        again = run(work.tool, work.again, out / work.watched, log, prepare=work.prepare)
+        again = run(work.tool, work.again, out / work.watched, log, **kind)
         if again.code or "Traceback" in again.said:
             said.append(f"the next call: {again.code}: {again.last}")
         ours = content_of(out)
@@ -80,11 +86,12 @@ def kill_often(work: Work, out: Path, log: Path, kills: int, chance: random.Rand
     return row
 
 
-def _moments(whole: Ran, kills: int, chance: random.Random) -> Iterator[Moment]:
-    """Steps of writing and seconds in turn, every signal at both, spread over the run."""
+def _moments(whole: Ran, kills: int, chance: random.Random, steps: bool) -> Iterator[Moment]:
+    """Steps of writing (where there are ``steps``) and seconds in turn, every signal at both,
+    spread over the run."""
     for index in range(kills):
         number = SIGNALS[index % len(SIGNALS)]
-        if (index // len(SIGNALS) + index) % 2:
+        if not steps or (index // len(SIGNALS) + index) % 2:
             share = chance.random()
             seconds = whole.steps[0] + share * (whole.steps[-1] - whole.steps[0])
             yield Moment(number, seconds=max(0.05, seconds))
@@ -114,12 +121,36 @@ def _half_made(out: Path, number: int) -> Iterator[str]:
             yield f"left half-made at once: {', '.join(left)}"
 
 
+def _record(rows: dict[str, Row], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    works = {
+        name: {
+            "kills": {one.name: row.kills[one.name] for one in SIGNALS},
+            **{"equal": row.equal, "clean": row.clean, "faults": row.faults},
+        }
+        for name, row in rows.items()
+    }
+    only = f" --only {' '.join(args.only)}" if args.only else ""
+    return {
+        "command": f"python -m tests.kills --seed {args.seed} --kills {args.kills}{only}",
+        "seed": args.seed,
+        "seconds": round(seconds),
+        "hardware": hardware("cpu"),
+        "kills": sum(row.kills.total() for row in rows.values()),
+        "faults": sum(len(row.faults) for row in rows.values()),
+        "works": works,
+    }
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=6, help="of each work (6)")
     parser.add_argument("--only", nargs="+", help="works")
+    parser.add_argument("--output", type=Path, help="write the table to this JSON file")
     args = parser.parse_args(argv)
+    if args.output:
+        check_writable(args.output)
+    begun = time.monotonic()
     torch.set_num_threads(1)
     rows = {}
     with tempfile.TemporaryDirectory(prefix="kills_") as folder:
@@ -136,6 +167,8 @@ def main(argv=None) -> int:
             rows[name] = kill_often(works[name], out, log, args.kills, chance)
             for fault in rows[name].faults:
                 print(f"{name}: {fault}", flush=True)
+    if args.output:
+        write_json(args.output, _record(rows, args, time.monotonic() - begun), 1)
     table = [
         [name, *(row.kills[one.name] for one in SIGNALS), row.equal, row.clean, len(row.faults)]
         for name, row in rows.items()

@@ -7,21 +7,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import torch
 
 from tests.engine.test_resume import same, without_timings
 
 #: Of any JSON file.
 _OF_THE_CALL = {"start", "started", "end", "seconds", "slices_per_second", "command", "git_commit"}
+#: Kinds of values of a DICOM file that say when it was made.
+_TIMES = ("DA", "TM", "DT")
 #: Files whose content is not compared: what is said and when, and of these the name either.
-_LOGS = re.compile(r"log\.txt|timings\.json|events\.out\.tfevents.*")
+_LOGS = re.compile(r"log\.txt(\.rank\d+)?|timings\.json|events\.out\.tfevents.*")
 
 
 def content_of(folder: Path) -> dict[str, Any]:
     """Name -> content of every file below a folder, hidden ones too, and None of empty folders.
 
     Excepted: what :data:`_LOGS` names; times and command lines in JSON; of ``run.json`` the entries
-    of calls that were ended; timings in checkpoints.
+    of calls that were ended; timings in checkpoints; times in DICOM files.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -60,12 +63,21 @@ def _content(path: Path) -> Any:
     if path.suffix in (".pth", ".pt"):
         found = torch.load(path, weights_only=True)
         return without_timings(found) if isinstance(found, dict) else found
+    if path.suffix == ".dcm":
+        found = pydicom.dcmread(path)
+        found.walk(_remove_time)
+        return found.to_json()
     if path.name == "run.json":
         entries = json.loads(path.read_text())["entries"]
         return _untimed([entry for entry in entries if entry["status"] == "finished"])
     if path.suffix == ".json" and path.name != "metrics.json":
         return _untimed(json.loads(path.read_text()))
     return path.read_bytes()
+
+
+def _remove_time(dataset: pydicom.Dataset, element: pydicom.DataElement) -> None:
+    if element.VR in _TIMES:
+        del dataset[element.tag]
 
 
 def _untimed(value: Any) -> Any:

@@ -39,7 +39,8 @@ class Ran:
     Attributes:
         code: exit code; minus the number of a signal that ended it.
         said: on stdout and stderr.
-        steps: when each step of writing came, seconds after ``main`` was called.
+        steps: when each step of writing came, seconds after ``main`` was called; of a tool in a
+            process of its own, when it began to write and when it ended.
         orphans: whether processes of it were at work 10 s after its end.
         went_on: seconds that a call worked on after its signal to its own good end.
     """
@@ -62,6 +63,7 @@ def run(
     log: Path,
     moment: Moment | None = None,
     prepare: Callable[[], None] | None = None,
+    starter: Sequence[str] | None = None,
 ) -> Ran:
     """Call a tool as its user does.
 
@@ -72,17 +74,18 @@ def run(
         log: a file that gets what it says; beside it one for its steps.
         moment: when it is signalled; Ctrl-C goes to all its processes, as a terminal sends it.
         prepare: called in the process first.
+        starter: words for Python that start the tool afresh; None: its libraries are there already.
     """
     steps_file, (ready, tell) = log.with_suffix(".steps"), os.pipe()
     steps_file.unlink(missing_ok=True)
     child = os.fork()
     if not child:
         os.close(ready)
-        _in_child(tool, words, watched, log, steps_file, moment, prepare, tell)
+        _in_child(tool, words, watched, log, steps_file, moment, prepare, starter, tell)
     os.close(tell)
     os.read(ready, 1)
     os.close(ready)
-    begin, sent_at, code = time.monotonic(), 0.0, None
+    begin, sent_at, code, wrote_at = time.monotonic(), 0.0, None, 0.0
     sent = moment is None or moment.step > 0
     while code is None:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -95,8 +98,13 @@ def run(
             os.killpg(child, signal.SIGKILL)
         else:
             time.sleep(0.002)
+        if not wrote_at and watched.is_dir() and any(watched.iterdir()):
+            wrote_at = time.monotonic() - begin
+    seconds = time.monotonic() - begin
     orphans = not _group_ends(child)
     end, *steps = json.loads(steps_file.read_text()) if steps_file.is_file() else [0.0]
+    if starter is not None:
+        steps = [wrote_at, seconds]
     went_on = max(0.0, end - sent_at) if sent_at else 0.0
     return Ran(code, log.read_text(errors="replace"), tuple(steps), orphans, went_on)
 
@@ -144,7 +152,7 @@ def _group_ends(group: int) -> bool:
     return False
 
 
-def _in_child(tool, words, watched, log, steps_file, moment, prepare, tell) -> None:
+def _in_child(tool, words, watched, log, steps_file, moment, prepare, starter, tell) -> None:
     code, steps, begin = 1, [], 0.0
     try:
         os.setsid()
@@ -154,6 +162,10 @@ def _in_child(tool, words, watched, log, steps_file, moment, prepare, tell) -> N
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(REPOSITORY)
         sys.argv = [tool, *map(str, words)]
+        if starter is not None:
+            os.write(tell, b"x")
+            os.environ["PYTHONPATH"] = str(REPOSITORY)
+            os.execv(sys.executable, [sys.executable, *starter, *sys.argv])
         if prepare is not None:
             prepare()
         main = runpy.run_path(str(REPOSITORY / tool))["main"]

@@ -1,11 +1,14 @@
 """The kill table in short, and that it sees what it looks for."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 
 from tests.kills import __main__ as table
 from tests.kills.content import content_of, unlike
@@ -46,7 +49,7 @@ def test_what_must_not_be_is_seen(ended, left, again, fault, tmp_path, monkeypat
     runs = [(Ran(0, "", (0.0, 1.0)), {"a.json": '{"a": 1, "seconds": 5}'})]
     runs += [(Ran(*ended), left), (Ran(0, ""), again)]
 
-    def run(tool, words, watched, log, moment=None, prepare=None):
+    def run(tool, words, watched, log, moment=None, **kind):
         ran, files = runs.pop(0)
         for name, text in files.items():
             (tmp_path / "out" / name).write_text(text)
@@ -63,12 +66,28 @@ def test_what_must_not_be_is_seen(ended, left, again, fault, tmp_path, monkeypat
     assert row.equal + row.clean == 2 - ("not equal" in str(fault)) - ("behind" in str(fault))
 
 
+def test_moments_of_a_tool_in_a_process_of_its_own_are_seconds_alone():
+    whole = Ran(0, "", (3.0, 9.0))
+    found = list(table._moments(whole, 30, random.Random(1), steps=False))
+    assert all(3 <= one.seconds <= 9 and not one.step for one in found)
+    assert {one.number for one in found} == set(table.SIGNALS)
+    assert any(one.step for one in table._moments(whole, 30, random.Random(1), steps=True))
+
+
 def test_what_clocks_say_is_no_content(tmp_path):
-    for name in ("a", "b"):
+    for number, name in enumerate(("a", "b")):
         (tmp_path / name / "empty").mkdir(parents=True)
-        (tmp_path / name / "log.txt").write_text(name)
+        for log in ("log.txt", "log.txt.rank1"):
+            (tmp_path / name / log).write_text(name)
+        dicom = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        dicom.ContentDate, dicom.ContentTime = "20200101", f"12000{number}"
+        dicom.save_as(tmp_path / name / "lesions.dcm")
         (tmp_path / name / f"events.out.tfevents.{name}").touch()
     ours, theirs = content_of(tmp_path / "a"), content_of(tmp_path / "b")
     assert ours == theirs and "empty/" in ours
     (tmp_path / "b" / "c.png").write_bytes(b"c")
     assert unlike(ours, content_of(tmp_path / "b")) == ["c.png is missing"]
+    (tmp_path / "b" / "c.png").unlink()
+    dicom.PatientID = "another"
+    dicom.save_as(tmp_path / "b" / "lesions.dcm")
+    assert [one.split()[0] for one in unlike(ours, content_of(tmp_path / "b"))] == ["lesions.dcm"]

@@ -30,6 +30,8 @@ class Work:
         watched: below the folder of the work; only there it is killed. Default: anywhere in it.
         given: a folder that is copied to the folder of the work first.
         prepare: called in the process of the tool first.
+        starter: words for Python that start the tool in a process of its own, which has to load its
+            libraries; it is then ended at random moments alone, for its steps cannot be told.
         needs: the inputs it reads, in the words of :func:`make_inputs`.
     """
 
@@ -39,6 +41,7 @@ class Work:
     watched: str = ""
     given: Path | None = None
     prepare: Callable[[], None] | None = None
+    starter: tuple[str, ...] | None = None
     needs: tuple[str, ...] = ("raw", "sets", "run")
 
 
@@ -48,6 +51,7 @@ _PREPARE_LESIONS, _PREPARE_SLICES = (
     f"datasets/prepare_{name}.py" for name in ("cncb_lesions", "covidx_ct")
 )
 _LESIONS = ["--min-area-px", 6]
+_TWO = ("--num-gpus", 2)
 
 
 def _train(config: str, output: Path, overrides: list[Any], *flags: str) -> list[Any]:
@@ -93,6 +97,8 @@ def make_inputs(folder: Path, needed: set[str]) -> None:
     saved = save_model(detector, folder / "models", "seg")
     save_model(classifier, folder / "models", "cls", saved)
     write_scans(folder / "scans")
+    volumes = "path,class,patient,split\na_dicom,covid,1,train\nb_nifti/ct.nii.gz,normal,2,val\n"
+    (folder / "scans.csv").write_text(volumes)
 
 
 def _small_parts() -> None:
@@ -122,25 +128,47 @@ def all_works(inputs: Path, out: Path) -> dict[str, Work]:
     rows = ["MODEL.TRAINABLE", "heads", "MODEL.RANKED_BOXES.CACHE", "always"]
     predict = words(cls, [inputs / "scans"], run, "--lesions", "--overlays", "--masks", "nifti")
 
-    def train(config: str, *more: Any, **kind: Any) -> Work:
+    def train(config: str, *more: Any, flags: tuple = (), **kind: Any) -> Work:
         overrides = [*schedule, *more]
-        first, again = _train(config, run, overrides), _train(config, run, overrides, "--resume")
+        first = _train(config, run, overrides, *flags)
+        again = _train(config, run, overrides, *flags, "--resume")
         return Work(_TRAIN_NET, first, again, needs=("raw", "sets"), **kind)
+
+    def goes_on(*call: Any, **kind: Any) -> Work:
+        again = [*call[:2], "--resume", *call[2:]]
+        return Work("tools/predict.py", list(call), again, needs=("models",), **kind)
 
     def same_again(tool: str, *call: Any, **kind: Any) -> Work:
         return Work(tool, list(call), list(call), **kind)
 
+    dicom = words(cls, [inputs / "scans" / "a_dicom"], run, "--masks", "nifti", "dicom-seg")
+    systems = [f"{name}={sliced / 'covidx_ct_test' / 'predictions.csv'}" for name in ("a", "b")]
     prepare = ["--output-root", out, "--workers", 2]
+    raw_lesions = raw / "cncb_lesions_raw"
     return {
         "training": train(_DETECTOR),
         "caching": train(*(_CLASSIFIER, *rows), watched="run/ranked_boxes", prepare=_small_parts),
-        "prediction": Work(
-            "tools/predict.py", predict, [*predict[:2], "--resume", *predict[2:]], needs=("models",)
-        ),
+        "training-2": train(_DETECTOR, flags=_TWO, starter=()),
+        "prediction": goes_on(*predict),
+        "prediction-dicom-seg": goes_on(*dicom),
+        "prediction-2": goes_on(*_TWO, *predict, starter=()),
         "conversion-lesions": same_again(
-            *(_PREPARE_LESIONS, "--source", raw / "cncb_lesions_raw"),
-            *(*prepare, *_LESIONS),
+            *(_PREPARE_LESIONS, "--source", raw_lesions, *prepare, *_LESIONS), needs=("raw",)
+        ),
+        "conversion-pairs": same_again(
+            *(_PREPARE_LESIONS, "--source", raw_lesions, *prepare, *_LESIONS),
+            *("--pairs", "{patient}/{name}.jpg={patient}/{name}.png", "--name", "paired"),
             needs=("raw",),
+        ),
+        "conversion-coco": same_again(
+            *(_PREPARE_LESIONS, "--images", raw_lesions / "image", "--name", "annotated"),
+            *("--coco", inputs / "sets/cncb_lesions/annotations/both_train.json", *prepare),
+            needs=("raw", "sets"),
+        ),
+        "conversion-volumes": same_again(
+            *(_PREPARE_SLICES, "--volume-list", inputs / "scans.csv", "--name", "volumes"),
+            *("--images", inputs / "scans", *prepare),
+            needs=("models",),
         ),
         "conversion-slices": same_again(
             _PREPARE_SLICES, "--source", raw / "covidx_ct_raw", *prepare, needs=("raw",)
@@ -157,6 +185,7 @@ def all_works(inputs: Path, out: Path) -> dict[str, Work]:
             *("--predictions", sliced / "covidx_ct_test" / "predictions.csv"),
             *("--validation", sliced / "covidx_ct_val" / "predictions.csv"),
         ),
+        "comparison": same_again("tools/compare.py", *systems, "--output", run),
         "explanation": same_again(
             *("tools/explain.py", *model, "--dataset", "covidx_ct_test", "--output", run),
             needs=("raw", "sets", "models"),

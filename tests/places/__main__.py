@@ -8,16 +8,25 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
+from ctmasknet.engine.record import hardware
+from ctmasknet.files import check_writable, write_json
 from tests.places.tools import all_tools
 from tests.places.tries import FULL, PLACES, at_a_place, on_a_full_disk, sound_run
+
+_CHOSEN = ("only", "faults")
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.places", description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], help="tools, by the begin of their names")
     parser.add_argument("--faults", nargs="+", default=[], help="the same of faults")
+    parser.add_argument("--output", type=Path, help="write what each tool said to this JSON file")
     args = parser.parse_args(argv)
+    if args.output:
+        check_writable(args.output)
+    said: dict[str, dict[str, dict[str, Any]]] = {}
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     tries = bad = 0
@@ -45,6 +54,18 @@ def main(argv=None) -> int:
                 told = f"{ended.seconds:5.1f} s, work: {ended.work}"
                 print(f"{name:24s} {fault:13s} {told:24s} {'; '.join(wrong) or 'right'}")
                 print(f"    {line[:300]}", flush=True)
+                said.setdefault(name, {})[fault] = {
+                    "said": line,
+                    "code": ended.code,
+                    "wrong": wrong,
+                }
+    if args.output:
+        chosen = [
+            f"--{key} {' '.join(getattr(args, key))}" for key in _CHOSEN if getattr(args, key)
+        ]
+        record = {"command": " ".join(["python -m tests.places", *chosen])}
+        record |= {"hardware": hardware("cpu"), "tries": tries, "wrong": bad, "tools": said}
+        write_json(args.output, record, 1)
     print(f"{tries} tries, {bad} wrong")
     return int(bool(bad))
 

@@ -106,6 +106,23 @@ def all_tools(root: Path) -> dict[str, Tool]:
     cache = ["MODEL.TRAINABLE", "heads", "MODEL.RANKED_BOXES.CACHE", "always"]
     predict = ["tools/predict.py", *cls_words, "--input", scans, "--lesions"]
     predict += ["--overlays", "--masks", "nifti", "--score-threshold", 0.01]
+    measured = [
+        "tools/predict.py",
+        *cls_words,
+        "--input",
+        scans / "a_dicom",
+        "--burden",
+        "threshold",
+    ]
+    measured += ["--masks", "nifti", "dicom-seg", *cls_weights]
+    annotated = sets / "cncb_lesions/annotations/both_train.json"
+    volumes = "path,class,patient,split\na_dicom,covid,1,train\nb_nifti/ct.nii.gz,normal,2,val\n"
+    (root / "volumes.csv").write_text(volumes)
+    names = {"covid": "NCP*", "normal": "Normal*"}
+    for name, pattern in names.items():
+        files = sorted(path.name for path in (images / "images").glob(pattern))
+        (root / f"{name}.txt").write_text("".join(f"{file}\n" for file in files))
+    listed = [word for name in names for word in ("--class-list", root / f"{name}.txt")]
     bench = ["mask-conversion", "--repeats", 1, "--patients", 1]
     return {
         "train": Tool(train("MODEL.TRAINABLE", "full")),
@@ -121,6 +138,13 @@ def all_tools(root: Path) -> dict[str, Tool]:
         "predict lesions": Tool(
             output("tools/predict.py", *seg_words, "--input", scans, *seg_weights)
         ),
+        "predict, all else": Tool(output(*measured)),
+        "ctmasknet predict": Tool(
+            lambda out: [
+                *("tools/__init__.py", "predict", *cls_words, "--input", scans / "c_pictures"),
+                *("--output", out, *cls_weights),
+            ]
+        ),
         "explain": Tool(
             output("tools/explain.py", *cls_words, "--input", scans / "c_pictures", *cls_weights)
         ),
@@ -129,6 +153,12 @@ def all_tools(root: Path) -> dict[str, Tool]:
         ),
         "visualize ground truth": Tool(
             output("tools/visualize.py", "--dataset", _SETS[0], "--ground-truth-only")
+        ),
+        "visualize augmented": Tool(
+            output(
+                *("tools/visualize.py", "--augmented", *seg_words, "--dataset", _SETS[0]),
+                *("INPUT.AUGMENTATION.ROTATION_DEG", 15.0),
+            )
         ),
         "export": Tool(
             output("tools/export.py", *cls_words, "--height", 64, "--width", 64, *cls_weights),
@@ -155,6 +185,7 @@ def all_tools(root: Path) -> dict[str, Tool]:
         "paper_tables": Tool(output("tools/paper_tables.py")),
         "report": Tool(output("tools/report.py", answer), ".html"),
         "evaluate_predictions": Tool(output(*judge)),
+        "compare": Tool(output("tools/compare.py", f"a={table}", f"b={table}", "--resamples", 100)),
         "calibration": Tool(
             lambda out: [*(*judge, "--output", out.with_name("judged"), "--checkpoint", out)],
             ".pth",
@@ -179,6 +210,30 @@ def all_tools(root: Path) -> dict[str, Tool]:
             lambda out: [
                 *(*_LESIONS, "--source", lesions),
                 *("--output-root", out.parent, "--name", out.name),
+            ]
+        ),
+        "prepare pairs": Tool(
+            lambda out: [
+                *(*_LESIONS, "--source", lesions, "--output-root", out),
+                *("--pairs", "{patient}/{name}.jpg={patient}/{name}.png"),
+            ]
+        ),
+        "prepare coco": Tool(
+            lambda out: [
+                *(_LESIONS[0], "--coco", annotated, "--images", lesions / "image"),
+                *("--output-root", out),
+            ]
+        ),
+        "prepare volumes": Tool(
+            lambda out: [
+                *(*_SLICES, "--volume-list", root / "volumes.csv", "--images", scans),
+                *("--output-root", out),
+            ]
+        ),
+        "prepare class lists": Tool(
+            lambda out: [
+                *(*_SLICES, "--images", images / "images", *listed, "--output-root", out),
+                *("--split", "train:0.5,val:0.5"),
             ]
         ),
         "prepare slices": Tool(lambda out: [*_SLICES, "--source", images, "--output-root", out]),

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,30 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(slices, tmp_path, m
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(CTMaskNetError, match="no permission"):
         writable_folder(tmp_path)
+
+
+def test_pictures_that_do_not_fit_are_told_before_the_first(slices, tmp_path, monkeypatch):
+    shown = ShownSlices.from_arguments(arguments("", input=[str(path.parent) for path in slices]))
+    assert len(shown.entries) == 3
+    stated = [{"file_name": "gone", "height": 100, "width": 100}]
+    files = [{"file_name": str(path)} for path in slices]
+    half = sum(path.stat().st_size for path in slices) / 2
+    for entries, sources, least in (
+        (shown.entries, shown.sources, 3 * SIDE * SIDE * 0.2),
+        (stated, {}, 100 * 100 * 0.2),
+        (files, {}, half),
+    ):
+        for free in (least, least - 1):
+            there = SimpleNamespace(free=free)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, there=there: there)
+            output = tmp_path / "out" / str(free)
+            if free == least:
+                assert writable_folder(output, entries, sources).is_dir()
+                continue
+            told = rf"the pictures of {len(entries)} slices need .* draw fewer with `limit`"
+            with pytest.raises(CTMaskNetError, match=told):
+                writable_folder(output, entries, sources)
+            assert not output.exists()
 
 
 @pytest.mark.parametrize(

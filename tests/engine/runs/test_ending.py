@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,3 +124,36 @@ def test_processes_that_ignore_signals_end_with_the_one_that_started_them(
         finally:
             if group_lives(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def started_by(process):
+    """The processes that it started to train, by their number."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [n for n in found if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="what is loaded is told by /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_that_still_load_their_libraries_end_too(repository, prepared, tmp_path, number):
+    with start(repository, prepared, tmp_path, "--num-gpus", "2") as process:
+        try:
+            while not (
+                (pids := started_by(process))
+                and all("libtorch_cpu" in Path(f"/proc/{n}/maps").read_text() for n in pids)
+            ):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.002)
+            os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
+            said = process.communicate(timeout=60)[1]
+            for _ in range(30):
+                if not group_lives(process.pid):
+                    break
+                time.sleep(0.1)
+            else:
+                pytest.fail("3 s later they are still there")
+        finally:
+            if group_lives(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert said == "interrupted: the same command with --resume goes on\n"
