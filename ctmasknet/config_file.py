@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
+import itertools
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +21,10 @@ from ctmasknet.files import plain_file
 from ctmasknet.key_checks import CHOICES, check_keys
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.registration import import_registrations, refuse_import
+
+#: Characters of a configuration, and values in it when what is repeated is written out; how deep
+#: brackets lie in each other.
+_MAX_YAML, _DEEPEST_YAML = 2**16, 100
 
 
 def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -98,10 +106,58 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     cfg.DATASETS.IMPORT = ""
 
 
+def parse_yaml(text: str) -> Any:
+    """What YAML from outside says; it makes plain values alone.
+
+    Raises:
+        ValueError: it is larger than any configuration, or so by the repeats in it, or nested too
+            deeply.
+        yaml.YAMLError: it is no YAML.
+    """
+    check_yaml(text)
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def check_yaml(text: str) -> None:
+    """Refuse what would take long: YAML is read by some 100 kB a second, and a value that is named
+    (``&a``) and repeated (``*a``) may repeat others.
+
+    Raises:
+        ValueError, yaml.YAMLError: see :func:`parse_yaml`.
+    """
+    if len(text) > _MAX_YAML:
+        raise ValueError(f"larger than any configuration, which are below {_MAX_YAML >> 10} KiB")
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    if max(itertools.accumulate(steps), default=0) > _DEEPEST_YAML:
+        raise ValueError("nested too deeply")
+    if "&" not in text or "*" not in text:
+        return
+    sizes: dict[int, float] = {}
+
+    def size(node: yaml.Node | None) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # of a value within itself
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = (part for one in inner for part in (one if isinstance(one, tuple) else (one,)))
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    try:
+        if size(yaml.compose(text, yaml.SafeLoader)) > _MAX_YAML:
+            raise ValueError("its repeated values (*) would make it larger than any configuration")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 class _OfPlainFiles(CfgNode):
     @classmethod
     def _open_cfg(cls, filename: str):
-        return plain_file(PathManager.get_local_path(filename)).open(encoding="utf-8")
+        text = plain_file(PathManager.get_local_path(filename)).read_text(encoding="utf-8")
+        check_yaml(text)
+        return io.StringIO(text)
 
 
 def _loaded(config_file: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from tabulate import tabulate
 from ctmasknet.engine.record import hardware
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable, read_json, replace_between_marks, write_json
-from ctmasknet.schema import checked, names_of, number, record, text, whole_from_0
+from ctmasknet.schema import Form, checked, names_of, number, record, text, whole_from_0
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "summary.json"
@@ -162,9 +161,13 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
 
 
 def summarize(output: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    """Collect the figures that the evaluations wrote below ``output``."""
-    lesions = _results(output / "seg", LESION_TEST_SET)
-    control = _results(output / "control", SLICE_TEST_SET)["slices"]
+    """Collect the figures that the evaluations wrote below ``output``.
+
+    Raises:
+        CTMaskNetError: a file of them is missing, or of another form.
+    """
+    lesions = _results(output / "seg", LESION_TEST_SET, _LESION_RESULTS)
+    control = _results(output / "control", SLICE_TEST_SET, _SLICE_RESULTS)["slices"]
     return {
         "lesions": {"box_ap50": lesions["bbox"]["AP50"], "segm_ap50": lesions["segm"]["AP50"]},
         "slices": _slice_figures(output / "cls"),
@@ -175,11 +178,11 @@ def summarize(output: Path, seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def _slice_figures(run: Path) -> dict[str, Any]:
-    slices = _results(run, SLICE_TEST_SET)["slices"]
-    counted = run / "inference" / SLICE_TEST_SET / "slices_metrics.json"
+    slices = _results(run, SLICE_TEST_SET, _SLICE_RESULTS)["slices"]
+    counted = _results(run, SLICE_TEST_SET, _COUNTS, "slices_metrics.json")
     prefix = "sensitivity-"
     return {
-        "n": json.loads(counted.read_text(encoding="utf-8"))["n"],
+        "n": counted["n"],
         "accuracy": slices["accuracy"] / 100,
         "sensitivity": {
             name.removeprefix(prefix): value / 100
@@ -236,6 +239,17 @@ _SUMMARY = record(
 )
 
 
+def _slice_results(value: Any, key: str) -> dict[str, Any]:
+    found = record({"accuracy": number})(value, key)
+    shown = [name for name in found if name.startswith("sensitivity-")]
+    return record(dict.fromkeys(shown, number))(found, key)
+
+
+_LESION_RESULTS = record(dict.fromkeys(("bbox", "segm"), record({"AP50": number})))
+_SLICE_RESULTS = record({"slices": _slice_results})
+_COUNTS = record({"n": whole_from_0})
+
+
 def _figures(summary: dict[str, Any]) -> dict[str, str]:
     lesions, slices = summary["lesions"], summary["slices"]
     return {
@@ -252,9 +266,13 @@ def _figures(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _results(run: Path, dataset: str) -> dict[str, Any]:
-    path = run / "inference" / dataset / "results.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+def _results(run: Path, dataset: str, form: Form, name: str = "results.json") -> dict[str, Any]:
+    path = run / "inference" / dataset / name
+    what, remedy = "figures of a demo's evaluation", "run make demo again"
+    try:
+        return checked(path, read_json(path), form, what, remedy)
+    except (OSError, ValueError) as error:
+        raise CTMaskNetError(f"{path}: not {what} ({error}); {remedy}") from None
 
 
 def _tables(summary: dict[str, Any], output: Path) -> str:

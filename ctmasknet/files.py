@@ -466,24 +466,33 @@ def read_csv_rows(
     """
     try:
         with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            reader.fieldnames = columns = [str(name).strip() for name in reader.fieldnames or []]
-            rows = [(reader.line_num, row) for row in reader]
+            reader = csv.reader(stream)
+            columns = [name.strip() for name in next(reader, [])]
+            # Of a name that stands twice the last column counts
+            places = {name: place for place, name in enumerate(columns)}
+            if not set(needed) <= set(columns):
+                raise CTMaskNetError(
+                    f"{path}: needs the columns {','.join(needed)} in its first line"
+                )
+            taken = {name: places.get(name) for name in (*needed, *optional)}
+            rows = [
+                (reader.line_num, {n: _cell(cells, place) for n, place in taken.items()})
+                for cells in reader
+                if cells
+            ]
     except FileNotFoundError:
         raise CTMaskNetError(f"{path}: no such {what}; check the path") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    if not set(needed) <= set(columns):
-        raise CTMaskNetError(f"{path}: needs the columns {','.join(needed)} in its first line")
-    found = [
-        (number, {name: (row.get(name) or "").strip() for name in (*needed, *optional)})
-        for number, row in rows
-    ]
-    for number, row in found:
+    for number, row in rows:
         for name, text in row.items():
             if has_control_character(text):
                 raise CTMaskNetError(
                     f"{path}:{number}: {name} {text!r} holds a line break or another control "
                     "character; correct it"
                 )
-    return found
+    return rows
+
+
+def _cell(cells: Sequence[str], place: int | None) -> str:
+    return cells[place].strip() if place is not None and place < len(cells) else ""

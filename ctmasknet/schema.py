@@ -95,6 +95,16 @@ def whole_from_1(value: Any) -> int:
     return _expect(1 <= found < 2**63, found)
 
 
+def index_below(count: int) -> Form:
+    """A whole number from 0 to below ``count``."""
+
+    @form(f"a whole number from 0 to {count - 1}")
+    def read(value: Any) -> int:
+        return _expect(type(value) is int and 0 <= value < count, value)
+
+    return read
+
+
 def within(low: float, high: float) -> Form:
     """A number from ``low`` to ``high``."""
 
@@ -147,14 +157,21 @@ def names_of(of: Form) -> Form:
     return checking
 
 
-def record(forms: Mapping[str, Form]) -> Form:
-    """An object with a form for each of these names; others in it are passed over unchanged."""
+def record(forms: Mapping[str, Form], optional: Mapping[str, Form] | None = None) -> Form:
+    """An object with a form for each of these names, and for each optional one that it has; others
+    in it are passed over unchanged."""
+    optional = optional or {}
 
     def checking(value: Any, key: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise UnlikeForm(key, value, "an object")
         found = {
             name: of(value.get(name, _MISSING), _inner(key, name)) for name, of in forms.items()
+        }
+        found |= {
+            name: of(value[name], _inner(key, name))
+            for name, of in optional.items()
+            if name in value
         }
         return value | found
 

@@ -88,6 +88,24 @@ def test_summary_takes_figures_from_the_evaluations(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "Expecting value"),
+        (b"\xff", "utf-8"),
+        ("[" * 10_000, "nested too deeply"),
+        ('{"bbox": {"AP50": 51.0}}', "segm is missing"),
+        ('{"bbox": {"AP50": null}, "segm": {"AP50": 1}}', "bbox.AP50 is null"),
+    ],
+)
+def test_figures_of_another_form_are_one_line(content, words, tmp_path):
+    path = tmp_path / "seg/inference/cncb_lesions_merge_test/results.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CTMaskNetError, match=rf"{path}: not figures .*{words}.*make demo"):
+        summarize(tmp_path, {})
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CTMaskNetError, match="is not a demo's folder"):

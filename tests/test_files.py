@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,9 @@ from ctmasknet.files import (
     writing,
 )
 from ctmasknet.paper.runs import find_runs
+from ctmasknet.prepare.class_lists import rows_of_class_lists
 from ctmasknet.prepare.metadata import PatientMetadata
+from ctmasknet.prepare.pairs.stated import read_pairing
 from ctmasknet.prepare.staging import staging_folder
 from ctmasknet.report.comparison import read_comparison
 from ctmasknet.report.source import json_lines
@@ -100,6 +103,37 @@ def test_control_characters_of_names_and_cells(text, tmp_path):
     path.write_text(f'path,patient\nx,"{text}"\n', newline="")
     with pytest.raises(CTMaskNetError, match=r"list\.csv:\d: patient '.*' holds a line break"):
         read_csv_rows(path, ("path",), ("patient",))
+
+
+def test_only_the_columns_asked_for_are_kept(tmp_path):
+    """A short file of many columns would be gigabytes: each row has them all."""
+    path = tmp_path / "list.csv"
+    names = ",".join(f"c{n}" for n in range(2000))
+    path.write_text(f"a,{names},b\n" + "x\n" * 500 + "\n" + f"y,{'0,' * 2000}z,more\n")
+    tracemalloc.start()
+    try:
+        rows = read_csv_rows(path, ("a",), ("b", "missing"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rows[0] == (2, {"a": "x", "b": "", "missing": ""}) and len(rows) == 501
+    assert rows[-1] == (503, {"a": "y", "b": "z", "missing": ""})
+    assert peak < 5e6
+
+
+def test_names_that_are_too_long_are_no_files(tmp_path):
+    """The system refuses to look for them."""
+    (tmp_path / "a.png").write_bytes(b"")
+    name = "x" * 5000
+    for text in (name, f"{name}/a.png"):
+        (tmp_path / "covid.txt").write_text(f"{text}\n")
+        (tmp_path / "normal.txt").write_text("a.png\n")
+        lists = {word: [("", tmp_path / f"{word}.txt")] for word in ("normal", "covid")}
+        _, rows = rows_of_class_lists(tmp_path, lists)
+        assert rows[1][1]["path"] == text
+        (tmp_path / "pairs.csv").write_text(f"image,mask\na.png,{text}\n")
+        with pytest.raises(CTMaskNetError, match="no such mask"):
+            read_pairing(str(tmp_path / "pairs.csv")).masks_of(["a.png"], tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["Ren\u00e9 (1).png", "a\u00a0b", "\u80ba", "a\u200db", ""])

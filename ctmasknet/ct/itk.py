@@ -324,7 +324,7 @@ def _data_file(file: str, stated: dict[str, str], is_nrrd: bool) -> str:
             "store it as one .mha or .nrrd"
         )
     path = Path(file).parent / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CTMaskNetError(f"{file}: its voxels lie in {path}, which is missing; restore it")
     return str(path)
 

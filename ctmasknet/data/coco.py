@@ -237,8 +237,8 @@ def _mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:
                 f"the size of its RLE is {size!r:.40}, that of the image {[height, width]} "
                 "([height, width])"
             )
-        runs = _runs(counts)
-        if runs is None or (runs < 0).any() or runs.sum() != height * width:
+        runs = run_lengths(counts, height * width)
+        if runs is None:
             raise _Fault(
                 "the counts of its RLE are no run lengths that sum to the image's "
                 f"{height} x {width} px"
@@ -267,8 +267,14 @@ def _mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return rle.merge(rle.frPyObjects(segmentation, height, width))
 
 
+def run_lengths(counts: Any, px: int) -> np.ndarray | None:
+    """Run lengths of an RLE over so many px, compressed (text) or not (a list); None for what is
+    neither, or of another number of px."""
+    runs = _runs(counts)
+    return None if runs is None or (runs < 0).any() or runs.sum() != px else runs
+
+
 def _runs(counts: Any) -> np.ndarray | None:
-    """Run lengths of an RLE, compressed (text) or not (a list); None for what is neither."""
     if isinstance(counts, list):
         fits = all(type(count) is int and 0 <= count < 2**31 for count in counts)
         return np.array(counts, np.int64) if fits else None

@@ -72,4 +72,17 @@ class RandomStates(HookBase):
         return {"processes": self._collected}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: they are no random states.
+        """
+        before = random_state()
+        try:
+            for one in state["processes"]:
+                set_random_state(one)
+        except Exception as error:  # each library tells in its own way
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(f"its random states are none ({reason})") from None
+        finally:
+            set_random_state(before)
         self._resumed = state["processes"]

@@ -269,14 +269,12 @@ def fingerprint(dicts: Iterable[Mapping[str, Any]]) -> str | None:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def _entry(value: Any, key: str) -> dict[str, Any]:
-    """The form of an entry. Records of others may lack what is here; what they have is of it."""
-    found = record({"kind": one_of(*_KINDS)})(value, key)
-    forms = {"status": text, "datasets": names_of(listing(record({"name": text})))}
-    return record({name: form for name, form in forms.items() if name in found})(found, key)
-
-
-_RECORD = record({"entries": listing(_entry)})
+#: An entry. Records of others may lack what is optional; what they have is of this form.
+_ENTRY = record(
+    {"kind": one_of(*_KINDS)},
+    {"status": text, "datasets": names_of(listing(record({"name": text})))},
+)
+_RECORD = record({"entries": listing(_ENTRY)})
 
 
 def read_record(folder: str | os.PathLike) -> list[dict[str, Any]]:

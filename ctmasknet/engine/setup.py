@@ -429,7 +429,7 @@ def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
 
 def _require_weights(weights: str, config_file: str | os.PathLike, training: bool) -> None:
     path = Path(weights)
-    if not weights or "://" in weights or path.is_file():
+    if not weights or "://" in weights or os.path.isfile(path):
         return
     # By convention a configuration and its output folder have one name.
     maker = Path(config_file).with_name(f"{path.parent.name}.yaml") if config_file else None

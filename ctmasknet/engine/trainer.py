@@ -42,6 +42,7 @@ from ctmasknet.engine.random_states import RandomStates
 from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
 from ctmasknet.engine.runs.identity import RUN, Identity
+from ctmasknet.engine.runs.state import resumed_state
 from ctmasknet.engine.setup import built_model
 from ctmasknet.engine.solver import build_optimizer, build_schedule, build_step_trainer
 from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
@@ -62,6 +63,7 @@ from ctmasknet.evaluation import ImageClassificationEvaluator
 from ctmasknet.files import remove_unfinished
 from ctmasknet.key_checks import idle_keys
 from ctmasknet.modeling.finite import NotFiniteError, slices_named
+from ctmasknet.schema import UnlikeForm
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -302,6 +304,11 @@ class Trainer(DefaultTrainer):
             CTMaskNetError: it is that of another configuration, of other data or of another
                 training.
         """
+        try:
+            own = self.scheduler.state_dict(), self._trainer.state_dict()
+            state = resumed_state(state, *own, self.optimizer)
+        except UnlikeForm as error:
+            raise self._unfit(error) from None
         identity = state.get(RUN)
         if self._recorded is not None and (identity or {}).get(RUN) != self._recorded:
             raise UnreadableCheckpoint(
@@ -313,11 +320,7 @@ class Trainer(DefaultTrainer):
             super().load_state_dict(state)
             seed = state["data_seed"]
         except (ValueError, KeyError) as error:
-            raise CTMaskNetError(
-                f"{self.cfg.OUTPUT_DIR}: the last checkpoint's training state does not fit "
-                f"({error}); resume with the configuration it was begun with, or start anew "
-                "without `resume`"
-            ) from error
+            raise self._unfit(error) from error
         self._has_state = True
         # The checkpoint holds the rate of the next step by the schedule it was written under. Where
         # SOLVER.MAX_ITER is another by now, the schedule's is another too.
@@ -328,6 +331,12 @@ class Trainer(DefaultTrainer):
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, seed, self.bad_slices)
             )
+
+    def _unfit(self, error: Exception) -> CTMaskNetError:
+        return CTMaskNetError(
+            f"{self.cfg.OUTPUT_DIR}: the last checkpoint's training state does not fit ({error}); "
+            "resume with the configuration it was begun with, or start anew without `resume`"
+        )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

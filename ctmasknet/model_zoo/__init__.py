@@ -26,6 +26,6 @@ def get_config_file(config_path: str | os.PathLike) -> str:
     parts = name.parts[1:] if name.parts[:1] == ("configs",) else name.parts
     for folder in _FOLDERS:
         path = folder.joinpath(*parts)
-        if ".." not in parts and not name.is_absolute() and path.is_file():
+        if ".." not in parts and not name.is_absolute() and os.path.isfile(path):
             return str(path)
     raise CTMaskNetError(f"{config_path}: no such configuration; see configs/ for those there are")

@@ -10,13 +10,17 @@ from typing import Any
 
 import yaml
 
+from ctmasknet.config_file import parse_yaml
 from ctmasknet.engine.record import RUN_RECORD, read_record
 from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file, read_json
+from ctmasknet.paper.forms import counts_form, dice_form, entries_form
 from ctmasknet.paper.published import LISTS
 from ctmasknet.paper.variants import Structure, Variant, structure_of
+from ctmasknet.schema import checked, record
 
+_AGAIN = "run the evaluation again"
 _INFERENCE, _CONFIG = "inference", "config.yaml"
 #: Figures that tables show, by task and kind; the first kind of a task is always there.
 _SHOWN = {
@@ -140,7 +144,7 @@ def _read_run(folder: Path, known: Sequence[Variant]) -> Run:
     """Read one folder; see :func:`find_runs`."""
     path = folder / _CONFIG
     try:
-        cfg = yaml.safe_load(plain_file(path).read_text(encoding="utf-8"))
+        cfg = parse_yaml(plain_file(path).read_text(encoding="utf-8"))
         structure = structure_of(cfg)
     except OSError as error:
         raise CTMaskNetError(
@@ -151,7 +155,9 @@ def _read_run(folder: Path, known: Sequence[Variant]) -> Run:
             f"{path}: not a configuration of this project ({type(error).__name__}: {error}); "
             "leave the folder out or run the evaluation again"
         ) from error
-    entries = read_record(folder)
+    entries = checked(
+        folder / RUN_RECORD, read_record(folder), entries_form, "a run's record", "run it again"
+    )
     training = next((item for item in reversed(entries) if item["kind"] == "training"), None)
     measured = tuple(
         _measured(file, structure.task, entries)
@@ -215,7 +221,10 @@ def _measured(path: Path, task: str, entries: Sequence[Mapping[str, Any]]) -> Me
         if (entry["kind"], entry["status"]) == ("evaluation", "finished")
         and dataset in (item["name"] for item in entry["datasets"]["test"])
     ]
-    counted = _read_json(counts) if counts.is_file() else None
+    counted = None
+    if counts.is_file():
+        what = "counts of an evaluation"
+        counted = checked(counts, _read_json(counts), counts_form, what, _AGAIN)
     return Measured(dataset, figures, counted, finished[-1] if finished else None)
 
 
@@ -231,16 +240,15 @@ def _check_figures(path: Path, figures: Any, task: str) -> None:
         pairs = [key.replace("sensitivity-", "precision-") for key in own if "sensitivity-" in key]
         for key in (*shown[kind], *own, *pairs):
             if not isinstance(own.get(key, ""), int | float | None):
-                raise CTMaskNetError(f"{path}: {kind} has no {key}; run the evaluation again")
+                raise CTMaskNetError(f"{path}: {kind} has no {key}; {_AGAIN}")
+    checked(path, figures, record({}, {"dice": dice_form}), "figures of a run", _AGAIN)
 
 
 def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise CTMaskNetError(
-            f"{path}: not readable as JSON ({error}); run the evaluation again"
-        ) from error
+        raise CTMaskNetError(f"{path}: not readable as JSON ({error}); {_AGAIN}") from error
 
 
 def _short(dataset: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from ctmasknet.files import (
     writing,
 )
 from ctmasknet.predict.shards import Shards
-from ctmasknet.schema import anything, checked, names_of, one_of, record
+from ctmasknet.schema import anything, checked, form, names_of, one_of, record
 
 MANIFEST = "prediction.json"
 _FORMAT = "ctmasknet prediction 1"
@@ -42,11 +43,19 @@ WRITTEN = (
 #: that, or it would take the earlier run's results for its own. One that failed before anything was
 #: finished, as it does on a wrong input, leaves its folder to any other.
 _CLEARING, _RUNNING, _FAILED, _FINISHED = "clearing", "running", "failed", "finished"
+
+
+@form("a time such as 2020-03-01T12:00:00+00:00")
+def _time(value: Any) -> str:
+    return datetime.datetime.fromisoformat(value) and value
+
+
 _FORM = record(
     {
         "format": one_of(_FORMAT),
         "status": one_of(_CLEARING, _RUNNING, _FAILED, _FINISHED),
         "settings": names_of(anything),
+        "started": _time,
     }
 )
 _END = record({"summary": names_of(anything)})

@@ -25,8 +25,9 @@ from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_
 from ctmasknet.files import atomic_write, plain, writing
 from ctmasknet.predict.manifest import REMEDY
 from ctmasknet.predict.predictor import CTPredictor
-from ctmasknet.predict.results import ScanDoubts, numbers
+from ctmasknet.predict.results import ScanDoubts, line_form, numbers
 from ctmasknet.predict.shards import Shards
+from ctmasknet.schema import Form, anything, checked, listing, names_of, record, text, whole_from_0
 
 
 def _write_coco(
@@ -108,10 +109,31 @@ class Summary:
     cautions: list[str] = field(default_factory=list)
     reconstructions: list[str] = field(default_factory=list)
 
+    @classmethod
+    def from_json(cls, stated: Any, path: Path) -> Summary:
+        """Of ``dataclasses.asdict``; what an earlier version did not count has its default.
+
+        Raises:
+            CTMaskNetError: it is of another form; names ``path``, the file that states it.
+        """
+        what, remedy = "the state of a prediction", "choose another `output`"
+        found = checked(path, stated, record({}, _SUMMARY_FORMS), what, remedy)
+        return cls(**{name: value for name, value in found.items() if name in _SUMMARY_FORMS})
+
     @property
     def bad_share(self) -> float:
         """Share of slices and files that could not be read, 0..1."""
         return self.skipped / max(1, self.skipped + self.slices)
+
+
+_SUMMARY_FORMS = {
+    **dict.fromkeys(
+        ("slices", "scans", "patients", "skipped", "left_out", "lesions", "problems"), whole_from_0
+    ),
+    **{"pooling": text, "classes": names_of(names_of(whole_from_0))},
+    **{"slices_with": names_of(whole_from_0)},
+    **dict.fromkeys(("cautions", "reconstructions"), listing(text)),
+}
 
 
 @dataclass
@@ -198,7 +220,10 @@ class Outputs:
                 json.dump(plain(value), stream)
                 stream.write("\n")
 
-            for scan, lines, (counts_for_patient, why) in self._scans():
+            # Once is enough: the check sums of what is read again hold
+            lesion_classes = self._lesion_classes if self._lesions else ()
+            form = line_form(self._image_classes, lesion_classes, self._box_classes)
+            for scan, lines, (counts_for_patient, why) in self._scans(form):
                 group, doubts = _Group(), ScanDoubts()
                 skipped, extra = 0, {}
                 no_volume: list[str] = []
@@ -270,11 +295,13 @@ class Outputs:
         """What was found in each unit, as soon as it is there."""
         return map(self._shards.unit, range(self._units))
 
-    def _scans(self) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]], tuple[bool, str]]]:
+    def _scans(
+        self, form: Form = anything
+    ) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]], tuple[bool, str]]]:
         """Every scan's description, lines, and whether and why it counts for its patient."""
         before = 0
         for number, unit in enumerate(self._found()):
-            for index, lines in self._shards.scan_lines(number):
+            for index, lines in self._shards.scan_lines(number, form):
                 yield unit["scans"][index], lines, self._choices[before + index]
             before += len(unit["scans"])
 

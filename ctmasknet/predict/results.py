@@ -16,6 +16,20 @@ from pycocotools import mask as coco_mask
 
 from ctmasknet.ct.appearance import Appearance, GreyLevels, looks_unlike, typical_levels
 from ctmasknet.ct.scan import CTScan, CTSlice
+from ctmasknet.data.coco import run_lengths
+from ctmasknet.schema import (
+    Form,
+    UnlikeForm,
+    index_below,
+    listing,
+    maybe,
+    names_of,
+    number,
+    record,
+    text,
+    whole_from_1,
+    within,
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +219,51 @@ def slice_record(found: PredictedSlice) -> dict[str, Any]:
     if found.lesions is not None:
         record["lesions"] = [_box_record(lesion) for lesion in found.lesions]
     return record
+
+
+def line_form(
+    image_classes: Sequence[str], lesion_classes: Sequence[str], box_classes: Sequence[str]
+) -> Form:
+    """The form of a line of a shard: a :func:`slice_record`, a slice that could not be read, or the
+    label volumes of a scan. A slice has lesions where there are classes of them."""
+    bad = record({"file": text, "bad": text})
+    masks = record({"masks": names_of(text), "problems": listing(text)})
+    of_class = {"pred": index_below(len(image_classes))}
+    of_class |= {"logits": listing(number, len(image_classes))}
+    of_class |= {"scores": listing(within(0, 1), len(image_classes))}
+    of_slice = record(
+        {
+            **{"file": text, "patient": text, "scan": text},
+            **{"height": whole_from_1, "width": whole_from_1},
+            **{"spacing_mm": maybe(listing(number, 2)), "position_mm": maybe(number)},
+            **(of_class if image_classes else {}),
+            "boxes": listing(_box_form(box_classes)),
+            **({"lesions": listing(_box_form(lesion_classes))} if lesion_classes else {}),
+        },
+        {
+            "calibrated_scores": listing(within(0, 1), len(image_classes)),
+            "grey_levels": listing(maybe(number), len(GreyLevels._fields)),
+            **{"problems": listing(text), "overlay": text},
+        },
+    )
+
+    def line(value: Any, key: str) -> dict[str, Any]:
+        names = value if isinstance(value, dict) else ()
+        found = (bad if "bad" in names else of_slice if "file" in names else masks)(value, key)
+        for lesion in found.get("lesions", ()) if lesion_classes else ():
+            mask, px = lesion.get("rle"), found["height"] * found["width"]
+            if mask is not None and run_lengths(mask, px) is None:
+                raise UnlikeForm("rle", mask, "a mask of the slice")
+        return found
+
+    return line
+
+
+def _box_form(classes: Sequence[str]) -> Form:
+    return record(
+        {"class": index_below(len(classes)), "score": within(0, 1), "box_px": listing(number, 4)},
+        {"rle": text},
+    )
 
 
 def numbers(values: Iterable[float], digits: int = 9) -> list[float]:

@@ -33,6 +33,7 @@ from ctmasknet.files import LOCK, atomic_write, writing
 from ctmasknet.predict.dicom_seg import dicom_seg_bytes
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, read_ahead
 from ctmasknet.predict.manifest import (
+    MANIFEST,
     REMEDY,
     begin,
     check_output,
@@ -121,7 +122,7 @@ class PredictionRun:
         if self._manifest is None or not is_finished(self._manifest):
             return None
         remove_shards(self.output)
-        return Summary(**self._manifest["summary"])
+        return Summary.from_json(self._manifest["summary"], self.output / MANIFEST)
 
     def __enter__(self) -> PredictionRun:
         """Make the folder ready, and this run's alone until its end.

@@ -2,8 +2,8 @@
 a killed prediction repeats none of it.
 
 The scans of a unit are cut into shards: a volume or series is one, a folder of pictures one for
-every 256 slices. A shard's results are one file, written whole; when all are there they are put
-together and removed.
+every 256 slices. A shard's results are one file, written whole, its last line the check sum of
+those before; when all are there they are put together and removed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,20 +24,38 @@ from typing import Any
 from ctmasknet.ct.dicom.reconstruction import series_facts
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, parse_json, plain_file, read_json, remove_unfinished
+from ctmasknet.files import atomic_write, parse_json, plain_file, remove_unfinished
 from ctmasknet.predict.inputs import ReadUnit
-from ctmasknet.schema import anything, listing, maybe, names_of, record, text, whole_from_0
+from ctmasknet.schema import (
+    Form,
+    UnlikeForm,
+    anything,
+    listing,
+    maybe,
+    number,
+    one_of,
+    record,
+    text,
+    whole_from_0,
+)
 
 SHARD_SLICES = 256
 _FOLDER = ".parts"
-#: Of :meth:`Shards.unit`, and of a line of a shard.
+_SERIES = record(
+    {
+        **{"study": listing(text, 2), "series": text, "kind": text, "said": text},
+        "is_projection": one_of(False, True),
+        **{"thickness_mm": maybe(number), "slices": whole_from_0},
+    }
+)
+#: Of :meth:`Shards.unit`.
 _UNIT = record(
     {
         "scans": listing(
             record(
                 {
                     **{"patient": text, "scan": text, "kind": text, "slices": whole_from_0},
-                    **{"problems": listing(text), "series": maybe(names_of(anything))},
+                    **{"problems": listing(text), "series": maybe(_SERIES)},
                 }
             )
         ),
@@ -45,7 +64,8 @@ _UNIT = record(
         "pieces": listing(listing(whole_from_0, 3)),
     }
 )
-_LINE = names_of(anything)
+_CHECK_SUM = "crc32"
+_LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS, _TELL_SECONDS = 0.5, 60.0
 
 
@@ -62,11 +82,11 @@ class Shard:
 def shards_of(unit: int, scans: Sequence[CTScan]) -> list[Shard]:
     """The shards of a unit, in order."""
     shards = []
-    for number, scan in enumerate(scans):
+    for index, scan in enumerate(scans):
         count = len(scan.slices)
         step = SHARD_SLICES if scan.kind == "image" else max(1, count)
         shards += [
-            Shard(unit, number, start, min(start + step, count)) for start in range(0, count, step)
+            Shard(unit, index, start, min(start + step, count)) for start in range(0, count, step)
         ]
     return shards
 
@@ -99,13 +119,21 @@ class Shards:
             shutil.rmtree(self._root)
 
     def remove_unfinished(self) -> None:
-        """Remove temporary files of a killed process, and an earlier start's marks of failure;
-        before any process starts."""
+        """Remove temporary files of a killed process, an earlier start's marks of failure, and
+        damaged files, whose shards are done again; before any process starts."""
         for path in self._root.glob("failed-*"):
             path.unlink(missing_ok=True)
         for folder in self._root.glob("*"):
             if folder.is_dir():
                 remove_unfinished(folder)
+                for path in folder.glob("*.json*"):
+                    try:
+                        _read_lines(path)
+                    except OSError:  # told when it is needed
+                        continue
+                    except ValueError as error:
+                        _LOGGER.warning("%s: damaged (%s); it is made anew", path, error)
+                        path.unlink()
 
     def mark_failed(self, rank: int) -> None:
         """Tell the process that waits that this one will not finish its shards."""
@@ -145,8 +173,7 @@ class Shards:
                     "restore them, or begin anew with `overwrite`"
                 )
             return
-        with atomic_write(path) as stream:
-            json.dump(document, stream)
+        _write_lines(path, [document])
 
     def write(self, shard: Shard, lines: Iterable[dict[str, Any]]) -> None:
         """Write a shard's results; from then on it is finished.
@@ -154,8 +181,7 @@ class Shards:
         Raises:
             OSError: they cannot be written.
         """
-        with atomic_write(self._shard_path(shard)) as stream:
-            stream.writelines(f"{json.dumps(line)}\n" for line in lines)
+        _write_lines(self._shard_path(shard), lines)
 
     def has(self, shard: Shard) -> bool:
         return self._shard_path(shard).is_file()
@@ -174,19 +200,25 @@ class Shards:
         path = self._unit_path(unit)
         self._wait_for(path)
         with _reading(path):
-            return _UNIT(read_json(path), "")
+            (found,) = _read_lines(path)
+            found = _UNIT(found, "")
+            if any(scan >= len(found["scans"]) for scan, _, _ in found["pieces"]):
+                raise UnlikeForm("pieces", found["pieces"], "parts of its scans")
+            return found
 
-    def scan_lines(self, unit: int) -> Iterator[tuple[int, Iterator[dict[str, Any]]]]:
+    def scan_lines(
+        self, unit: int, form: Form = anything
+    ) -> Iterator[tuple[int, Iterator[dict[str, Any]]]]:
         """(index, lines of its shards in order) of every scan of a unit, as soon as they are there.
 
         Raises:
             CTMaskNetError: see :meth:`unit`.
         """
         for scan, its in itertools.groupby(self._shards(unit), lambda shard: shard.scan):
-            yield scan, self.lines(list(its))
+            yield scan, self.lines(list(its), form)
 
-    def lines(self, shards: Iterable[Shard]) -> Iterator[dict[str, Any]]:
-        """The lines of shards in order, as soon as they are there.
+    def lines(self, shards: Iterable[Shard], form: Form = anything) -> Iterator[dict[str, Any]]:
+        """The lines of shards in order, each of this form, as soon as they are there.
 
         Raises:
             CTMaskNetError: the process that was to write one has failed; it cannot be read.
@@ -194,8 +226,8 @@ class Shards:
         for shard in shards:
             path = self._shard_path(shard)
             self._wait_for(path)
-            with _reading(path), plain_file(path).open(encoding="utf-8") as stream:
-                found = [_LINE(parse_json(line), "") for line in stream]
+            with _reading(path):
+                found = [form(line, "") for line in _read_lines(path)]
             yield from found
 
     def _shards(self, unit: int) -> list[Shard]:
@@ -214,7 +246,7 @@ class Shards:
             time.sleep(_POLL_SECONDS)
             if time.monotonic() - asked >= _TELL_SECONDS:
                 asked = time.monotonic()
-                logging.getLogger(__name__).warning(
+                _LOGGER.warning(
                     "Waiting for another process of this run to finish %s. Should its machine be "
                     "gone, end this run too and %s.",
                     *(path.name, self._how_to_go_on),
@@ -227,6 +259,30 @@ class Shards:
     def _shard_path(self, shard: Shard) -> Path:
         name = f"{shard.unit:07d}-{shard.scan:05d}-{shard.start:07d}.jsonl"
         return self._unit_path(shard.unit).with_name(name)
+
+
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    check_sum = 0
+    with atomic_write(path) as stream:
+        for line in lines:
+            written = f"{json.dumps(line)}\n"
+            check_sum = zlib.crc32(written.encode(), check_sum)
+            stream.write(written)
+        stream.write(f"{json.dumps({_CHECK_SUM: check_sum})}\n")
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """What :func:`_write_lines` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it does not fit its check sum.
+    """
+    content = plain_file(path).read_bytes()
+    end = content.rstrip(b"\n").rfind(b"\n") + 1
+    if parse_json(content[end:]) != {_CHECK_SUM: zlib.crc32(content[:end])}:
+        raise ValueError("it does not fit its check sum")
+    return [parse_json(line) for line in content[:end].splitlines()]
 
 
 @contextlib.contextmanager

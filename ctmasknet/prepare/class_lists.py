@@ -125,7 +125,7 @@ class _Names:
         for number, line in read_list(path):
             where = f"{path}:{number}"
             name = line.replace("\\", "/").removeprefix("./")
-            files = [name] if (self.root / name).exists() else self._named(name)
+            files = [name] if os.path.exists(self.root / name) else self._named(name)
             if len(files) > 1:
                 raise CTMaskNetError(
                     f"{where}: {line} may be {files[0]} or {files[1]}; write the folder, too"

@@ -141,7 +141,7 @@ def read_class_folders(
     for label, (class_name, parts) in enumerate(class_folders.items()):
         check_class_name(class_name)
         for part in parts:
-            if not (root / part).is_dir():
+            if not os.path.isdir(root / part):
                 raise CTMaskNetError(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
@@ -328,7 +328,7 @@ def take_rows(
             on_bad(str(target), "no such file or folder")
             continue
         files = sorted(_pictures_below(root, part), key=natural_key)
-        if files and target.is_dir() and any(volume_files(target)):
+        if files and os.path.isdir(target) and any(volume_files(target)):
             raise CTMaskNetError(
                 f"{where}: {target} holds pictures and DICOM or NIfTI volumes; list the one or the "
                 "other, in a folder of its own"

@@ -282,7 +282,7 @@ class PictureFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.names = {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
+        self.names = {entry.name for entry in os.scandir(path)} if os.path.isdir(path) else set()
         self._by_slice: dict[SliceName | str, list[str]] | None = None
 
     def find(self, name: str) -> str | None:

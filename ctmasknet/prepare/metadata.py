@@ -49,14 +49,14 @@ class PatientMetadata:
             with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
                 rows = csv.reader(stream)
                 header = [re.sub(r"\s+", " ", name.strip().lower()) for name in next(rows, [])]
+                if _ID not in header or len(set(header)) < len(header) or "" in header:
+                    raise CTMaskNetError(
+                        f"{path}: its first line is {','.join(header)!r:.80}; it needs a column "
+                        f"{_ID!r}, and every column a name of its own"
+                    )
                 lines = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise CTMaskNetError(f"{path}: cannot be read as patient metadata ({error})") from None
-        if _ID not in header or len(set(header)) < len(header) or "" in header:
-            raise CTMaskNetError(
-                f"{path}: its first line is {','.join(header)!r:.80}; it needs a column "
-                f"{_ID!r}, and every column a name of its own"
-            )
         columns = [name.replace(" ", "_") for name in header]
         for number, cells in lines:
             where = f"{path}:{number}"

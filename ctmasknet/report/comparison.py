@@ -143,7 +143,7 @@ def _system(item: str, dataset: str | None) -> tuple[str, Path]:
     """Name and predictions of one system."""
     name, equals, given = item.partition("=")
     # A path may hold "=" as well
-    if not equals or Path(item).exists() or "/" in name or not name:
+    if not equals or os.path.exists(item) or "/" in name or not name:
         name, given = "", item
     path = Path(given)
     if not path.is_dir():

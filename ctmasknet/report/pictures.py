@@ -101,7 +101,7 @@ class SliceFiles:
             return FoundSlice(entry, read_entry(entry))
         name = FRAME_NUMBER.sub("", file)
         for path in [*(one / name for one in self._folders), Path(name)]:
-            if not path.is_file():
+            if not os.path.isfile(path):
                 continue
             if self._folders and not any(lies_below(path, one) for one in self._folders):
                 self.elsewhere.add(name)
@@ -277,7 +277,7 @@ def index_pictures(folder: str | os.PathLike) -> dict[str, list[tuple[str, Path]
         for item in json_lines(listing):
             for key, caption in _PICTURE_KEYS.items():
                 path = folder / str(item.get(key, ""))
-                if "file" in item and path.is_file() and lies_below(path, folder):
+                if "file" in item and os.path.isfile(path) and lies_below(path, folder):
                     told.setdefault(str(item["file"]), []).append((caption, path))
     if listings:
         # The same slices may be named by another path there

@@ -174,6 +174,13 @@ def test_two_classes_are_exported_and_drawn_without_their_data_set(
         ("MODEL:\n", "not a mapping|MODEL"),
         ("1: 2\n", "1 is no key"),
         ("A: " + "[" * 3000 + "]" * 3000 + "\n", "nested too deep"),
+        ("MODEL: &a {A: *a}\n", "repeated values"),
+        (
+            "A0: &A0 {B: 1}\n"
+            + "".join(f"A{n}: &A{n} [*A{n - 1}, *A{n - 1}]\n" for n in range(1, 40)),
+            "repeated values",
+        ),
+        ("A: [" + "a, " * 30_000 + "]\n", "larger than any configuration"),
         ("_BASE_: x.yaml\n", "leads back to itself"),
         ("_BASE_: missing.yaml\n", "missing.yaml"),
         ("_BASE_: .\n", "x.yaml"),

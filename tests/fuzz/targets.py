@@ -8,7 +8,6 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,8 @@ from ctmasknet.prepare.classified import read_volume_list
 from ctmasknet.prepare.lists import read_slice_list
 from ctmasknet.report.page import write_report
 from ctmasknet.weights.imported import import_file
-from tests.fuzz import mutations
+from tests.fuzz import mutations, run_files, set_files
+from tests.fuzz.target import Target, bytes_or, csv_bytes, json_bytes, written
 from tests.helpers.checkpoint_files import Call
 from tests.helpers.ct_samples import damage_seeds
 from tests.helpers.small_world import SMALL, save_model
@@ -64,19 +64,6 @@ _TAGS = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
-    """A kind of file.
-
-    Attributes:
-        damage: (folder, source of chance) -> a damaged file written into the empty folder.
-        read: what a tool does with it; raises CTMaskNetError for what it refuses.
-    """
-
-    damage: Callable[[Path, random.Random], Path]
-    read: Callable[[Path], object]
-
-
 def all_targets(folder: Path, marker: Path) -> dict[str, Target]:
     """Every kind of file, by name.
 
@@ -90,28 +77,15 @@ def all_targets(folder: Path, marker: Path) -> dict[str, Target]:
         **_results(folder / "results"),
         **_checkpoints(folder / "checkpoints", marker),
         **_pictures(folder / "pictures"),
+        **run_files.trainings(folder / "trainings", _TINY),
+        **run_files.predictions(),
+        **run_files.measured(folder / "results"),
+        **run_files.tabulated(folder / "checkpoints" / "cls.yaml"),
+        **set_files.lists(folder / "lists"),
+        **set_files.archives(folder / "archives", marker),
+        **set_files.volumes(folder / "volumes"),
+        **set_files.tensorflow(),
     }
-
-
-def _written(path: Path, data: bytes | str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode(errors="surrogatepass") if isinstance(data, str) else data)
-    return path
-
-
-def _bytes_or(rng: random.Random, text: str, changed: Callable[[], str]) -> bytes:
-    """One time in five the bytes are damaged, else what they mean."""
-    if rng.random() < 0.2:
-        return mutations.raw(text.encode(), rng)
-    return changed().encode(errors="surrogatepass")
-
-
-def _json(rng: random.Random, content: Any) -> bytes:
-    return _bytes_or(rng, json.dumps(content), lambda: json.dumps(mutations.tree(content, rng)))
-
-
-def _csv(rng: random.Random, text: str) -> bytes:
-    return _bytes_or(rng, text, lambda: mutations.table(text, rng))
 
 
 def _texts(folder: Path, marker: Path) -> dict[str, Target]:
@@ -119,6 +93,8 @@ def _texts(folder: Path, marker: Path) -> dict[str, Target]:
     sound = yaml.safe_load(read_cfg(CONFIGS / "cls.yaml").dump())
     names = ("NCP_96_1328_0035.png 2 9 9 41 40", "CP_1_3_0004.png 1 9 9 41 40")
     lists = "\n".join((*names, "Normal_7_8_0009.png 0 9 9 41 40\n"))
+    for name in ("a.nii.gz", "b"):
+        written(folder / name, b"")
     volumes = "path,class,patient,scan,split\na.nii.gz,normal,p1,s1,train\nb,covid,p2,s2,test\n"
 
     def configuration(made: Path, rng: random.Random) -> Path:
@@ -137,24 +113,24 @@ def _texts(folder: Path, marker: Path) -> dict[str, Target]:
             return text
 
         data = mutations.raw(yaml.safe_dump(sound).encode(), rng)
-        return _written(
+        return written(
             made / "x.yaml",
             data if rng.random() < 0.2 else odd_text().encode(errors="surrogatepass"),
         )
 
     def listed(made: Path, rng: random.Random) -> Path:
         text = mutations.table(lists.replace(" ", ","), rng).replace(",", " ")
-        return _written(made / "x.txt", _bytes_or(rng, lists, lambda: text))
+        return written(made / "x.txt", bytes_or(rng, lists, lambda: text))
 
     return {
         "yaml": Target(configuration, read_cfg),
         "list": Target(listed, read_slice_list),
         "volumes": Target(
-            lambda made, rng: _written(made / "x.csv", _csv(rng, volumes)),
-            lambda path: read_volume_list(path, path.parent),
+            lambda made, rng: written(made / "x.csv", csv_bytes(rng, volumes)),
+            lambda path: read_volume_list(path, folder),
         ),
         "groups": Target(
-            lambda made, rng: _written(made / "x.csv", _csv(rng, "stem,patient\na,1\nb,2\n")),
+            lambda made, rng: written(made / "x.csv", csv_bytes(rng, "stem,patient\na,1\nb,2\n")),
             read_groups,
         ),
     }
@@ -163,7 +139,7 @@ def _texts(folder: Path, marker: Path) -> dict[str, Target]:
 def _lesions(folder: Path) -> dict[str, Target]:
     """Prepared json files, registered and evaluated."""
     for number in range(2):
-        _written(folder / f"{number}.png", b"")
+        written(folder / f"{number}.png", b"")
         Image.fromarray(np.full((24, 32), 90, np.uint8)).save(folder / f"{number}.png")
     runs = {"size": [24, 32], "counts": [100, *([8, 16] * 7), 8, 492]}
     images = [{"id": i, "file_name": f"{i}.png", "height": 24, "width": 32} for i in range(2)]
@@ -211,9 +187,9 @@ def _lesions(folder: Path) -> dict[str, Target]:
         dataset_dicts("fuzzed")
 
     return {
-        "coco": Target(lambda made, rng: _written(made / "x.json", _json(rng, coco)), measured),
+        "coco": Target(lambda made, rng: written(made / "x.json", json_bytes(rng, coco)), measured),
         "slices": Target(
-            lambda made, rng: _written(made / "x.json", _json(rng, slices)), classified
+            lambda made, rng: written(made / "x.json", json_bytes(rng, slices)), classified
         ),
     }
 
@@ -250,8 +226,12 @@ def _results(folder: Path) -> dict[str, Target]:
             shutil.copy(folder / name, made)
         hit = made / rng.choice(files)
         content = hit.read_text()
-        data = _csv(rng, content) if hit.suffix == ".csv" else _json(rng, json.loads(content))
-        return _written(hit, data)
+        data = (
+            csv_bytes(rng, content)
+            if hit.suffix == ".csv"
+            else json_bytes(rng, json.loads(content))
+        )
+        return written(hit, data)
 
     record = [{"kind": "training", "command": ["x"], "datasets": {"train": [], "test": []}}]
     record = {"format": 1, "entries": record}
@@ -259,19 +239,20 @@ def _results(folder: Path) -> dict[str, Target]:
         "format": "ctmasknet prediction 1",
         "status": "running",
         "settings": {"a": 1},
+        "started": "2020-03-01T12:00:00+00:00",
         "inputs": 3,
     }
     return {
         "predictions": Target(
-            lambda made, rng: _written(made / "x.csv", _csv(rng, text)), read_predictions_csv
+            lambda made, rng: written(made / "x.csv", csv_bytes(rng, text)), read_predictions_csv
         ),
         "report": Target(source, lambda path: write_report(path.parent, path.parent / "page.html")),
         "record": Target(
-            lambda made, rng: _written(made / "run.json", _json(rng, record)),
+            lambda made, rng: written(made / "run.json", json_bytes(rng, record)),
             lambda path: read_record(path.parent),
         ),
         "manifest": Target(
-            lambda made, rng: _written(made / "prediction.json", _json(rng, manifest)),
+            lambda made, rng: written(made / "prediction.json", json_bytes(rng, manifest)),
             lambda path: read_manifest(path.parent),
         ),
     }
@@ -338,7 +319,7 @@ def _pictures(folder: Path) -> dict[str, Target]:
     def of(sound: list[Path]) -> Callable[[Path, random.Random], Path]:
         def damage(made: Path, rng: random.Random) -> Path:
             source = rng.choice(sound)
-            return _written(made / source.name, mutations.raw(source.read_bytes(), rng))
+            return written(made / source.name, mutations.raw(source.read_bytes(), rng))
 
         return damage
 

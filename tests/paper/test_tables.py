@@ -294,6 +294,30 @@ def test_bad_results_are_one_clear_error_and_leave_nothing(
             write([], output, "")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("run.json", {"seed": "x"}, r"\[0\].seed is 'x'"),
+        ("run.json", {"datasets": {"train": [{"name": "a"}], "val": []}}, "images is missing"),
+        ("run.json", {"hardware": []}, "hardware is a list"),
+        ("slices_metrics.json", {"n": 3, "class_names": ["a"]}, "confusion_matrix is missing"),
+        ("slices_metrics.json", [], "its content is a list"),
+        ("results.json", {"slices": {"accuracy": 1.0}, "dice": {"mean-ggo": 1}}, "dice.maximum"),
+    ],
+)
+def test_files_of_a_run_have_a_form(known, make_run, slices_figures, entry, file, content, words):
+    record = [entry("training", "configs/cls.yaml")]
+    folder = make_run("a", "cls", slices_figures, record=record)
+    (folder / "config.yaml").write_text(next(v for v in known if v.name == "cls").cfg.dump())
+    find_runs([folder], known)
+    path = folder / file if file == "run.json" else folder / "inference/covidx_ct_test" / file
+    if file == "run.json":
+        content = {"entries": [{**record[0], **content}]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CTMaskNetError, match=rf"{path}: not .*{words}"):
+        find_runs([folder], known)
+
+
 def test_a_cell_cannot_break_its_table():
     text = Table("T", ["a", "b"], [["x | y", "one\ntwo"]], ["note"]).markdown()
     assert text == "## T\n\n| a | b |\n| --- | --- |\n| x \\| y | one two |\n\n- note\n"

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import asdict
 
 import pydicom
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.inputs import list_units, read_unit
 from ctmasknet.predict.manifest import MANIFEST, WRITTEN, begin, check_output, finish, read_manifest
+from ctmasknet.predict.outputs import Summary
+from ctmasknet.predict.results import line_form
 from ctmasknet.predict.shards import Shard, Shards
 from tests.helpers.dying import KILLED, POINTS, start_prediction
 from tests.helpers.small_world import files_of, words, write_pictures
@@ -154,8 +157,71 @@ def test_damaged_parts_of_a_run_are_one_line(content, tmp_path):
             list(shards.lines([Shard(0, 0, 0, 1)]))
 
 
+def test_damaged_parts_are_made_anew(tmp_path, caplog):
+    """One flipped bit of a shard would be a wrong score that nobody notices."""
+    shards, lines = Shards(tmp_path), [{"file": "a", "score": 0.5}, {"file": "b", "score": 0.25}]
+    kept, hit = Shard(0, 0, 0, 2), Shard(0, 0, 2, 4)
+    for shard in (kept, hit):
+        shards.write(shard, lines)
+    assert list(shards.lines([hit])) == lines
+    data = bytearray(shards._shard_path(hit).read_bytes())
+    data[data.index(b"5")] ^= 2  # 0.5 becomes 0.7
+    shards._shard_path(hit).write_bytes(data)
+    with pytest.raises(CTMaskNetError, match="does not fit its check sum"):
+        list(shards.lines([hit]))
+    with caplog.at_level("WARNING"):
+        shards.remove_unfinished()
+    assert shards.has(kept) and not shards.has(hit)
+    assert caplog.messages == [
+        f"{shards._shard_path(hit)}: damaged (it does not fit its check sum); it is made anew"
+    ]
+
+
+BOX = {"class": 0, "score": 0.5, "box_px": [1.0, 2.0, 5.0, 6.0], "rle": "32[2"}
+LINE = {
+    **{"file": "a", "patient": "p", "scan": "s", "height": 8, "width": 10, "spacing_mm": None},
+    **{"position_mm": 1.5, "pred": 1, "logits": [0.1, 2.0], "scores": [0.5, 0.9]},
+    **{"boxes": [BOX], "lesions": [BOX]},
+}
+
+
 @pytest.mark.parametrize(
-    "change", [{"status": 1}, {"settings": []}, {"status": "finished"}, {"format": "x"}]
+    ("change", "words"),
+    [
+        ({"logits": [0.1]}, "logits is a list of 1"),
+        ({"logits": [0.1, float("nan")]}, r"logits\[1\] is nan"),
+        ({"pred": 2}, "pred is 2, where a whole number from 0 to 1"),
+        ({"scores": [0.5, 1.5]}, r"scores\[1\] is 1.5"),
+        ({"patient": None}, "patient is null"),
+        ({"boxes": [{**BOX, "class": 1}]}, r"boxes\[0\].class is 1"),
+        ({"lesions": [{**BOX, "rle": "`0"}]}, "rle is '`0'"),
+        ({"lesions": 5}, "lesions is 5"),
+    ],
+)
+def test_a_line_of_another_form_is_told(change, words, tmp_path):
+    shards = Shards(tmp_path)
+    form = line_form(["a", "b"], ["ggo"], ["ggo"])
+    shards.write(Shard(0, 0, 0, 1), [LINE, {"file": "c", "bad": "cut"}])
+    assert list(shards.lines([Shard(0, 0, 0, 1)], form)) == [LINE, {"file": "c", "bad": "cut"}]
+    shards.write(Shard(0, 0, 0, 1), [{**LINE, **change}])
+    with pytest.raises(CTMaskNetError, match=rf"0000000.jsonl: damaged \({words}"):
+        list(shards.lines([Shard(0, 0, 0, 1)], form))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"slices": "x"}, {"classes": {"slices": 3}}, {"cautions": [1]}, {"bad": 1, "lesions": -1}],
+)
+def test_the_summary_of_a_finished_run_has_a_form(change, tmp_path):
+    stated = asdict(Summary(slices=3, classes={"slices": {"covid": 1}}))
+    assert asdict(Summary.from_json({**stated, "later": 1}, tmp_path)) == stated
+    with pytest.raises(CTMaskNetError, match="not the state of a prediction"):
+        Summary.from_json({**stated, **change}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"status": 1}, {"settings": []}, {"status": "finished"}, {"format": "x"}, {"started": "x"}],
 )
 def test_a_state_of_another_form_is_one_line(change, tmp_path):
     begin(tmp_path, {}, None)

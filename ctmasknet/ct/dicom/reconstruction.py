@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -134,7 +134,10 @@ class SeriesFacts:
     @classmethod
     def from_json(cls, stated: dict[str, Any] | None) -> SeriesFacts | None:
         """Of ``dataclasses.asdict``; None of None."""
-        return stated and cls(**{**stated, "study": tuple(stated["study"])})
+        if stated is None:
+            return None
+        values = {field.name: stated[field.name] for field in fields(cls)}
+        return cls(**{**values, "study": tuple(stated["study"])})
 
 
 def series_facts(scan: CTScan) -> SeriesFacts | None:

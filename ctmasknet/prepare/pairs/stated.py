@@ -4,6 +4,7 @@ mask is."""
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,10 +122,10 @@ class Pairing:
             if fitting[0] in found:
                 raise CTMaskNetError(f"{where}: {image} is listed twice; remove one")
             path = masks / mask
-            if mask and not path.exists():
+            if mask and not os.path.exists(path):
                 alike = [
                     one
-                    for one in (path.parent.iterdir() if path.parent.is_dir() else ())
+                    for one in (path.parent.iterdir() if os.path.isdir(path.parent) else ())
                     if stem_of_file(one.name) == stem_of_file(path.name)
                 ]
                 if len(alike) != 1:
@@ -147,7 +148,7 @@ class Pairing:
         for file in files:
             if match := pattern.fullmatch(file):
                 path = masks / re.sub(r"{(\w+)}", lambda word: match[word[1]], mask)
-                found[file] = path if path.exists() else None
+                found[file] = path if os.path.exists(path) else None
         return found
 
 
