@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.find import check_name, find_files, natural_key
 from ctmasknet.ct.scan import Rescale
 from ctmasknet.data.prepared import SliceRecord, part_below
@@ -103,6 +104,7 @@ def read_class_folders(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
 ) -> ClassifiedSlices:
     """The slices of every class: pictures, or volumes where any folder holds DICOM or NIfTI.
 
@@ -112,7 +114,7 @@ def read_class_folders(
             the order of the classes is that of the mapping. A class may have no folder (a set to
             test on may lack a class of the model).
         patient_pattern, every: see :class:`ClassifiedSlices`.
-        on_bad, rescale: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
+        on_bad, rescale, axes: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
         one_series: see :func:`~ctmasknet.prepare.volumes.find_volumes`.
 
     Returns:
@@ -146,9 +148,8 @@ def read_class_folders(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
             if of_volumes:
-                volumes = find_volumes(
-                    *(root, part_below(root, part), on_bad), rescale=rescale, one_series=one_series
-                )
+                how = {"rescale": rescale, "one_series": one_series, "axes": axes}
+                volumes = find_volumes(root, part_below(root, part), on_bad, **how)
                 if patient_pattern is None:
                     unknown = [volume.key for volume in volumes if not volume.scan.patient]
                     _check_no_patient_folders(root, part, unknown, class_folders)
@@ -255,6 +256,7 @@ def read_volume_list(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
 ) -> tuple[list[str], ClassifiedSlices]:
     """Read a CSV list with the columns ``path,class`` and, where known, ``patient,scan,split``.
 
@@ -265,7 +267,8 @@ def read_volume_list(
         root: paths are relative to it.
         classes: their names in the order of the labels; default: those of the paper, if any row
             is of one of these, else those of the rows in natural order.
-        patient_pattern, every, on_bad, rescale, one_series: as for :func:`read_class_folders`.
+        patient_pattern, every, on_bad, rescale, one_series, axes: as for
+            :func:`read_class_folders`.
 
     Returns:
         the classes; the slices.
@@ -281,7 +284,7 @@ def read_volume_list(
     classes = list(_classes(path, rows, classes))
     stated = [(f"{path}:{number}", row) for number, row in rows]
     return classes, take_rows(
-        str(path), stated, root, classes, patient_pattern, every, on_bad, rescale, one_series
+        str(path), stated, root, classes, patient_pattern, every, on_bad, rescale, one_series, axes
     )
 
 
@@ -295,6 +298,7 @@ def take_rows(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
 ) -> ClassifiedSlices:
     """The slices of (where it is said, row of :func:`read_volume_list`); ``name``: what holds the
     rows, for errors."""
@@ -345,7 +349,7 @@ def take_rows(
             pictures.add(file)
             found.add_picture(file, *given)
         if not files:
-            given_how = {"rescale": rescale, "one_series": one_series}
+            given_how = {"rescale": rescale, "one_series": one_series, "axes": axes}
             for volume in find_volumes(root, part, on_bad, **given_how):
                 found.add_volume(volume, *given)
                 if not told and not volume.scan.patient:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from ctmasknet.config import is_classifier, names_scans, ranks_boxes
+from ctmasknet.ct.arrays import Axes, parse_axes
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
@@ -63,7 +64,7 @@ class SliceFiles:
         images: folder below which slices lie, and that relative names are relative to.
         window: shows HU as grey levels.
         folder: of the run, where they may lie as well; without either they may lie anywhere.
-        rescale: see :func:`ctmasknet.ct.read.read_scans`.
+        rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
 
     Attributes:
         elsewhere: names of files that are there, but below neither folder.
@@ -79,6 +80,7 @@ class SliceFiles:
         window: Window | None = None,
         folder: str | os.PathLike | None = None,
         rescale: Rescale | None = None,
+        axes: Axes | None = None,
     ):
         self.elsewhere: set[str] = set()
         self._entries = _entries_of(dataset)
@@ -87,7 +89,7 @@ class SliceFiles:
         self._folders = [Path(one) for one in (images, folder) if one is not None]
         self._window, self._rescale = window or Window(), rescale
         # Slices of a volume come one after the other
-        self._volume = functools.lru_cache(maxsize=4)(functools.partial(_slices_of, rescale))
+        self._volume = functools.lru_cache(maxsize=4)(functools.partial(_slices_of, rescale, axes))
 
     def find(self, file: str) -> FoundSlice | None:
         """The slice of that name, None where there is no file.
@@ -134,13 +136,24 @@ def recorded_window(entries: Sequence[Mapping[str, Any]]) -> Window | None:
 
 def recorded_rescale(entries: Sequence[Mapping[str, Any]]) -> Rescale | None:
     """The rescale that the latest run in ``run.json`` was given."""
+    return as_rescale(_recorded_options(entries).get("rescale"))
+
+
+def recorded_axes(entries: Sequence[Mapping[str, Any]]) -> Axes | None:
+    """The order of axes that the latest run in ``run.json`` was given."""
+    axes = _recorded_options(entries).get("axes")
+    return parse_axes(axes) if isinstance(axes, str) else None
+
+
+def _recorded_options(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     settings = entries[-1].get("settings") if entries else None
     options = settings.get("options") if isinstance(settings, dict) else None
-    return as_rescale(options.get("rescale")) if isinstance(options, dict) else None
+    return options if isinstance(options, dict) else {}
 
 
-def _slices_of(rescale: Rescale | None, path: str) -> tuple[CTSlice, ...]:
-    return tuple(one for scan in read_scans([path], rescale=rescale) for one in scan.slices)
+def _slices_of(rescale: Rescale | None, axes: Axes | None, path: str) -> tuple[CTSlice, ...]:
+    scans = read_scans([path], rescale=rescale, axes=axes)
+    return tuple(one for scan in scans for one in scan.slices)
 
 
 def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:

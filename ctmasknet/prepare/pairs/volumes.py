@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.find import find_files, kind_of, natural_key
 from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.data.label_masks import MASK_SUFFIXES
@@ -94,6 +95,8 @@ def find_volume_pairs(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     pairing: Pairing = NAMES_TELL,
+    axes: Axes | None = None,
+    one_series: bool = False,
 ) -> list[VolumePair]:
     """Pair the volumes under ``images`` with the masks under ``masks``, in natural order.
 
@@ -103,8 +106,9 @@ def find_volume_pairs(
     failing that, to the only volume of the folder of the same relative path, or to the only one of
     the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
-    (:func:`slice_masks`). ``rescale`` is for volumes as in
-    :func:`ctmasknet.ct.read.read_scans`, ``pairing`` what the user states of masks.
+    (:func:`slice_masks`). ``rescale`` and ``axes`` are for volumes as in
+    :func:`ctmasknet.ct.read.read_scans`, ``one_series`` as in
+    :func:`~ctmasknet.prepare.volumes.find_volumes`, ``pairing`` what the user states of masks.
 
     Raises:
         CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
@@ -125,7 +129,8 @@ def find_volume_pairs(
     on_lost = (
         (lambda file, reason: lost.update({os.path.realpath(file): reason})) if one_folder else None
     )
-    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, rescale=rescale)
+    how = {"rescale": rescale, "one_series": one_series, "axes": axes}
+    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, **how)
     used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     files = [
         Path(file)
@@ -178,7 +183,7 @@ def _is_mask(
     """Whether a file is a volume or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
     cannot be used where it ought to be CT; None: there is to be none."""
     try:
-        if kind_of(file) in ("nifti", "itk") or seg_series(file) is not None:
+        if kind_of(file) in ("nifti", "itk", "array") or seg_series(file) is not None:
             return True
         if lost is not None and (real := os.path.realpath(file)) in lost:
             raise CTMaskNetError(f"{file}: {lost[real]}")

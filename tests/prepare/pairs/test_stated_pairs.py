@@ -71,6 +71,32 @@ def test_bad_tables(prepare, tmp_path, capsys, row, message):
     assert message in error
 
 
+@pytest.mark.parametrize("stated", [(), ("--pairs", "{case}.png={case}_seg.npy")])
+def test_arrays_are_masks_of_pictures_beside_them(prepare, tmp_path, capsys, stated):
+    one_folder(tmp_path / "s", "a.png", "c.png")
+    for name in ("a", "c"):
+        np.save(tmp_path / "s" / f"{name}_seg.npy", lesion_mask(1).astype(float))
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s", *stated)
+    assert prepare(*both, *EACH) == 0
+    assert counts(tmp_path) == (2, 2)
+    np.save(tmp_path / "s" / "a_seg.npy", lesion_mask(1)[None])
+    assert prepare(*both, *EACH) == 2
+    assert "a_seg.npy: has the shape (1, 40, 48)" in capsys.readouterr().err
+
+
+def test_arrays_of_one_slice_are_slices_of_many_patients(prepare, tmp_path, capsys):
+    hu = label_samples.HU
+    for index, plane in enumerate(hu):
+        for folder, values in (("image", plane), ("mask", label_samples.MASK[index])):
+            label_samples.array(tmp_path / "s" / folder / f"case{index}_7.npy", values)
+    source = ("--source", tmp_path / "s", "--split", "val:1", "--min-area-px", "10")
+    assert prepare(*source, "--patient-pattern", "(?P<patient>case[0-9])") == 0
+    document = read(tmp_path, "both_val.json")
+    assert [one["patient"] for one in document["images"]] == [f"case{n}" for n in range(5)]
+    assert document["images"][0]["file_name"] == "case0_7/0000.png"
+    assert [one["image_id"] for one in document["annotations"]] == [2, 3, 4, 4]
+
+
 @pytest.mark.parametrize("kind", ["pictures", "volumes"])
 def test_masks_for_a_part_of_the_images(prepare, tmp_path, caplog, capsys, kind):
     home = tmp_path / "s"
