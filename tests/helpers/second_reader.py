@@ -31,8 +31,8 @@ OTHERWISE = {
     "DICOM, a slice missing": "as with uneven spacing",
     "NIfTI, sform and qform of other voxel sizes": "SimpleITK takes the qform's spacing; ours the "
     "sform, as nibabel, with a problem",
-    "NIfTI, negative spacing beside a sform": "NIfTI allows none; SimpleITK mirrors the axes by it, "
-    "ours takes the sform alone, as nibabel",
+    "NIfTI, negative spacing beside a sform": "SimpleITK mirrors the axes by it, which NIfTI "
+    "does not allow; ours takes the sform alone, as nibabel",
     "NIfTI, LPS NIfTI-2": "SimpleITK does not open it",
     "NIfTI, no sform, no qform": "SimpleITK makes an orientation up; refused",
     "NIfTI, oblique by 15 degrees": "SimpleITK turns the grid by its nearest axes; refused",
