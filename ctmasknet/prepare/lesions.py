@@ -46,6 +46,7 @@ from ctmasknet.prepare.pairs import (
 )
 from ctmasknet.prepare.pairs.pictures import NAMES_TELL
 from ctmasknet.prepare.pairs.stated import Pairing
+from ctmasknet.prepare.pairs.zips import unzipping
 from ctmasknet.prepare.staging import least_bytes, writing_set
 from ctmasknet.prepare.volumes import holds_volumes, without_extension
 
@@ -55,6 +56,7 @@ _COPIES_MARK = ".upright_copies"
 _ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
 
 
+@unzipping
 def prepare_lesions(
     images: Path,
     masks: Path,
@@ -73,6 +75,7 @@ def prepare_lesions(
     strict: bool = False,
     pairing: Pairing = NAMES_TELL,
     one_series: bool = False,
+    copied: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
     pictures, ``output/image/``.
@@ -85,7 +88,7 @@ def prepare_lesions(
     removed.
 
     Args:
-        images, masks: the two folders.
+        images, masks: the two folders; each may be a zip, a folder in one, or hold zips.
         output: folder of the data set, ``<root>/<name>``.
         rule: patients of the files.
         how: the conversion; its ``copies`` and ``skip_bad`` are set here.
@@ -106,6 +109,7 @@ def prepare_lesions(
         strict: patients that may be one, spelled otherwise, are an error.
         pairing: what the user states of masks; default: their names tell.
         one_series: see :func:`ctmasknet.prepare.slices.prepare_slices`.
+        copied: pictures are copied too; always where they lie in zips.
 
     Returns:
         For each mask type ``mask_type``, ``unlisted_images`` (images that no list names) and
@@ -121,7 +125,6 @@ def prepare_lesions(
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
     check_writable(output, folder=True, argument="output_root")
-    bad = bad or BadSlices({})
     of_volumes = holds_volumes(images)
     by_name = rule.by_name and not of_volumes
     patient_ids = numbering_of(images, patient_ids, CNCB_LESIONS if by_name else None)
@@ -147,7 +150,7 @@ def prepare_lesions(
     windowed |= of_volumes and any(not pair.volume.is_grey for pair in pairs)
     stated = not of_volumes and any_stated_rescale(pair.image for pair in pairs)
     windowed |= stated
-    copied = of_volumes or how.rescale is not None or stated or not how.orientation.is_upright
+    copied |= of_volumes or how.rescale is not None or stated or not how.orientation.is_upright
     kind = {"copied": copied, "mark": _COPIES_MARK}
     if of_volumes:
         slices = (one for pair in pairs for one in pair.volume.scan.slices[:: how.every])

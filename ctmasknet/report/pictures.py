@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from ctmasknet.config import is_classifier, names_scans, ranks_boxes
+from ctmasknet.ct.archive import is_archive
 from ctmasknet.ct.arrays import Axes, parse_axes
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
@@ -102,21 +103,29 @@ class SliceFiles:
             return FoundSlice(entry, read_entry(entry))
         name = _FRAME.sub("", file)
         for path in [*(one / name for one in self._folders), Path(name)]:
-            if not path.is_file():
+            source = _file_with(path)
+            if source is None:
                 continue
-            if self._folders and not any(lies_below(path, one) for one in self._folders):
+            if self._folders and not any(lies_below(source, one) for one in self._folders):
                 self.elsewhere.add(name)
                 continue
             # A page of a TIFF is named as a slice of a volume is
             is_picture = path.suffix.lower() in IMAGE_SUFFIXES and name == file
-            if is_picture and self._rescale is None:
+            if is_picture and source == path and self._rescale is None:
                 entry = {"file_name": str(path)}
                 return FoundSlice(entry, read_entry(entry))
             wanted = f"{path}{file[len(name) :]}"
-            for one in self._volume(str(path)):
+            for one in self._volume(str(source)):
                 if one.name == wanted:
                     return FoundSlice({"file_name": wanted}, as_rgb(one.pixels(self._window)))
         return None
+
+
+def _file_with(path: Path) -> Path | None:
+    """The file that a path names: itself, or the zip that it leads into."""
+    if path.is_file():
+        return path
+    return next((one for one in path.parents if is_archive(one.name) and one.is_file()), None)
 
 
 def lies_below(path: Path, folder: Path) -> bool:

@@ -23,7 +23,7 @@ from ctmasknet.prepare.pairs.by_class import (
     tell_missing,
 )
 from ctmasknet.prepare.pairs.kinds import MaskFile, VolumePair
-from ctmasknet.prepare.pairs.matching import base_of, stem_of, unique_names
+from ctmasknet.prepare.pairs.matching import base_of, stem_of, study_of, unique_names
 from ctmasknet.prepare.pairs.pictures import NAMES_TELL
 from ctmasknet.prepare.pairs.stated import Pairing, settle_unlabelled
 from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
@@ -245,6 +245,7 @@ def _matched(
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
     by_stem = unique_names((stem_of(volume.key), volume.key) for volume in volumes)
     by_base = unique_names((base_of(volume.key), volume.key) for volume in volumes)
+    by_study = unique_names((study_of(volume.key), volume.key) for volume in volumes)
     folder = {volume.key: _folder_of(volume) for volume in volumes}
     by_folder = unique_names((folder[volume.key], volume.key) for volume in volumes)
     kind_of_volume = {volume.key: volume.scan.kind for volume in volumes}
@@ -258,6 +259,7 @@ def _matched(
             or by_stem.get(stem_of(name))
             or by_folder.get(name)
             or by_folder.get(os.path.dirname(name))
+            or by_study.get(study_of(name))
             or by_base.get(base_of(name))
         )
         if key is None and (
