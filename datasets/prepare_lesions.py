@@ -47,6 +47,7 @@ _SHARES = "train:0.8,val:0.2"
 _OF_COCO = (
     *("coco", "classes", "crowds", "images", "output_root", "name", "patient_pattern", "groups"),
     *("patients", "split_like", "patient_ids", "split", "strict", "seed", "workers"),
+    *("bad", "max_bad_share"),
 )
 
 
@@ -259,6 +260,7 @@ def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> 
         patient_ids=args.patient_ids,
         split_like=set_folder(output.parent, args.split_like) if args.split_like else None,
         strict=args.strict,
+        bad=bad_slices_from(args),
     )
     print(annotated_table(counts))
     print(f"registered as: {', '.join(f'{args.name}_lesions_{split}' for split in counts)}")
