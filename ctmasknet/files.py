@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -426,7 +426,11 @@ def has_control_character(text: str) -> bool:
 
 
 def read_csv_rows(
-    path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str] = (), what: str = "list"
+    path: str | os.PathLike,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    what: str = "list",
+    names: Mapping[str, str] | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
     """Read a CSV file whose first line names its columns; further columns are passed over.
 
@@ -435,6 +439,7 @@ def read_csv_rows(
         needed: columns that must be there.
         optional: columns that may be.
         what: what the file is, for errors.
+        names: column -> what the file calls it, of those that it calls otherwise.
 
     Returns:
         (number of its line, column -> text without surrounding blanks) of each row; "" where a cell
@@ -453,10 +458,24 @@ def read_csv_rows(
         raise CTMaskNetError(f"{path}: no such {what}; check the path") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    if not set(needed) <= set(columns):
-        raise CTMaskNetError(f"{path}: needs the columns {','.join(needed)} in its first line")
+    names = names or {}
+    if unknown := sorted(set(names) - {*needed, *optional}):
+        raise CTMaskNetError(
+            f"`columns` {unknown[0]}={names[unknown[0]]}: {path} has no use for {unknown[0]}; "
+            f"name {', '.join((*needed, *optional))}"
+        )
+    called = {name: names.get(name, name) for name in (*needed, *optional)}
+    wanted = [called[name] for name in called if name in needed or name in names]
+    if missing := [name for name in wanted if name not in columns]:
+        hint = "" if names else "; or say with `columns` what they are called"
+        raise CTMaskNetError(
+            f"{path}: needs the columns {','.join(wanted)} in its first line, and has no "
+            f"{missing[0]}{hint}"
+        )
+    if twice := [name for name in wanted if columns.count(name) > 1]:
+        raise CTMaskNetError(f"{path}: has two columns {twice[0]}; rename one")
     found = [
-        (number, {name: (row.get(name) or "").strip() for name in (*needed, *optional)})
+        (number, {name: (row.get(column) or "").strip() for name, column in called.items()})
         for number, row in rows
     ]
     for number, row in found:

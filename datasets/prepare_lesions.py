@@ -25,15 +25,15 @@ from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import Window, parse_rescale, parse_window
 from ctmasknet.data.label_masks import Orientation, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
-from ctmasknet.data.splits import SPLITS, parse_shares
+from ctmasknet.data.splits import SPLITS, parse_shares, split_named
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
     mask_options,
-    parse_assignments,
     parse_segments,
+    parse_split_files,
     show_warnings,
 )
 from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
@@ -118,6 +118,11 @@ def parser() -> argparse.ArgumentParser:
         "names tell",
     )
     p.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        help="with a CSV of --pairs: what it calls its columns, such as image=scan,mask=label map",
+    )
+    p.add_argument(
         "--unlabelled",
         choices=UNLABELLED,
         default="error",
@@ -181,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     show_warnings()
-    lists = parse_assignments(args.list, "list")
+    lists = parse_split_files(args.list, "list")
     if lists and args.split:
         raise CTMaskNetError("`split` and `list`: give one of the two")
     root = datasets_root(args.output_root)
@@ -244,8 +249,8 @@ def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> 
     if args.images is None:
         raise CTMaskNetError("`coco`: needs the folder of its pictures, `images` DIR")
     files = {"": args.coco[0]}
-    if len(args.coco) > 1 or args.coco[0].partition("=")[0] in SPLITS:
-        files = parse_assignments(args.coco, "coco")
+    if len(args.coco) > 1 or split_named(args.coco[0].partition("=")[0]) in SPLITS:
+        files = parse_split_files(args.coco, "coco")
         if args.split:
             raise CTMaskNetError("`split`: the files state their split themselves; leave it out")
     counts = prepare_annotated(

@@ -15,10 +15,11 @@ from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
-    parse_assignments,
     parse_class_folders,
+    parse_columns,
     parse_grey_window,
     parse_samples,
+    parse_split_files,
     show_warnings,
 )
 from ctmasknet.prepare.class_lists import parse_class_lists
@@ -109,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         "pictures",
     )
     p.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        help="with --volume-list: what it calls its columns, such as path=file,class=finding",
+    )
+    p.add_argument(
         "--classes",
         metavar="A,B",
         help="with --volume-list: the classes in the order of the labels "
@@ -143,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.name,
         images=args.images,
         source=args.source,
-        lists=parse_assignments(args.list, "list"),
+        lists=parse_split_files(args.list, "list"),
         class_folders=parse_class_folders(args.class_folder),
         class_lists=parse_class_lists(args.class_list),
         shares=parse_shares(args.split) if args.split else None,
@@ -157,7 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
         verify=args.verify,
         workers=args.workers,
         volume_list=args.volume_list,
-        classes=args.classes.split(",") if args.classes else None,
+        classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
+        columns=parse_columns(args.columns),
         window=parse_window(args.window) if args.window else None,
         every=args.every,
         rescale=parse_rescale(args.rescale) if args.rescale is not None else None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.find import check_name, find_files, natural_key
 from ctmasknet.ct.scan import Rescale
 from ctmasknet.data.prepared import SliceRecord, part_below
-from ctmasknet.data.splits import check_disjoint, check_split_name
+from ctmasknet.data.splits import check_disjoint, check_split_name, split_named
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
@@ -29,7 +30,9 @@ from ctmasknet.prepare.volumes import (
     without_extension,
 )
 
-_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: Letters of any language; "," parts names on command lines, "=" and ":" a name from its files.
+_CLASS_NAME = re.compile(r"[^\W_](?:[\w .()+&-]*[\w.()+&-])?")
+_LONGEST_NAME = 64
 
 
 class ClassifiedSlices:
@@ -257,6 +260,7 @@ def read_volume_list(
     rescale: Rescale | None = None,
     one_series: bool = True,
     axes: Axes | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[str], ClassifiedSlices]:
     """Read a CSV list with the columns ``path,class`` and, where known, ``patient,scan,split``.
 
@@ -269,6 +273,7 @@ def read_volume_list(
             is of one of these, else those of the rows in natural order.
         patient_pattern, every, on_bad, rescale, one_series, axes: as for
             :func:`read_class_folders`.
+        columns: column -> what the list calls it.
 
     Returns:
         the classes; the slices.
@@ -278,9 +283,13 @@ def read_volume_list(
             there, is not below ``root`` or is listed twice, pictures and volumes in one list, a
             patient in two splits; the message names file and line.
     """
-    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"))
+    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"), names=columns)
     if not rows:
         raise CTMaskNetError(f"{path}: lists no volume")
+    # One letter may be written in two ways, which look alike
+    classes = classes and [unicodedata.normalize("NFC", name) for name in classes]
+    for _, row in rows:
+        row["class"] = unicodedata.normalize("NFC", row["class"])
     classes = list(_classes(path, rows, classes))
     stated = [(f"{path}:{number}", row) for number, row in rows]
     return classes, take_rows(
@@ -322,9 +331,9 @@ def take_rows(
             first = f"on line {line}" if where.startswith(f"{file}:") else f"at {seen[part]}"
             raise CTMaskNetError(f"{where}: {part} is listed twice, first {first}")
         seen[part] = where
-        if row["split"]:
-            check_split_name(row["split"])
-        given = classes.index(row["class"]), row["patient"], row["scan"], row["split"]
+        if split := split_named(row["split"]):
+            check_split_name(split)
+        given = classes.index(row["class"]), row["patient"], row["scan"], split
         target = Path(root, part)
         if not os.path.exists(target):  # Path.exists raises at names that are too long
             if on_bad is None:
@@ -380,8 +389,11 @@ def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
 
 def check_class_name(name: str) -> None:
     """Refuse a class name unfit for a table's column."""
-    if not _CLASS_NAME.fullmatch(name):
-        raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
+    if not _CLASS_NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise CTMaskNetError(
+            f"class name {name[:80]!r}: use letters, digits, blanks and any of _ . ( ) + & - only, "
+            f"at most {_LONGEST_NAME} and a letter or digit first"
+        )
 
 
 def _classes_of(

@@ -82,6 +82,7 @@ def prepare_slices(
     rescale: Rescale | None = None,
     one_series: bool = True,
     axes: Axes | None = None,
+    columns: Mapping[str, str] | None = None,
     bad: BadSlices | None = None,
     strict: bool = False,
     metadata: str | None = None,
@@ -112,6 +113,7 @@ def prepare_slices(
         per_class: largest number of slices a class in every split without a ``sample`` of its own.
         seed: of the split and the samples.
         volume_list: CSV list (:func:`~ctmasknet.prepare.classified.read_volume_list`).
+        columns: column of ``volume_list`` -> what the list calls it.
         classes: names of its classes, in the order of the labels.
         window: HU window, for volumes and for pictures with a ``rescale`` only.
         rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
@@ -153,8 +155,9 @@ def prepare_slices(
             raise CTMaskNetError("`split_like`: goes with `split` and the folder of the images")
         numbering = numbering_of(images or Path(volume_list).parent, patient_ids)
         placed = split_of_patients(split_like, numbering)
-    if classes and not volume_list:
-        raise CTMaskNetError("`classes`: names the classes of a `volume_list`; leave it out")
+    for argument, value in {"classes": classes, "columns": columns}.items():
+        if value and not volume_list:
+            raise CTMaskNetError(f"`{argument}`: is for a `volume_list`; leave it out")
     volumes: dict[str, tuple[Volume, int]] = {}
     unlisted = excluded = 0
     known_of: dict[str, dict[str, str]] = {}
@@ -170,7 +173,7 @@ def prepare_slices(
             )
         images = images or Path(volume_list).parent
         classes, found = read_volume_list(
-            volume_list, images, classes, patient_pattern, every, *how
+            volume_list, images, classes, patient_pattern, every, *how, columns
         )
         needed = "needs either a column split"
         splits = _split_rows(found, volume_list, needed, shares, seed, placed)

@@ -116,3 +116,17 @@ def test_masks_for_a_part_of_the_images(prepare, tmp_path, caplog, capsys, kind)
     more = counts(tmp_path)
     assert more[0] * 2 == some[0] * 3 and more[1] == some[1] > 0
     assert "1 of 3 images have no mask" in caplog.text and "slices without lesions" in caplog.text
+
+
+def test_columns_of_a_table_of_pairs(prepare, tmp_path, capsys):
+    one_folder(tmp_path / "s", "x.png", "seg 7.png", "y.png", "seg 8.png")
+    (tmp_path / "pairs.csv").write_text("no,Scan,label map\n1,x.png,seg 7.png\n2,y.png,seg 8.png\n")
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s", *EACH)
+    assert prepare(*both, "--pairs", tmp_path / "pairs.csv") == 2
+    assert "say with --columns what they are called" in capsys.readouterr().err
+    columns = ("--columns", "image=Scan,mask=label map")
+    assert prepare(*both, "--pairs", tmp_path / "pairs.csv", *columns) == 0
+    assert counts(tmp_path) == (2, 2)
+    for pairs in ((), ("--pairs", "{case}.png={case}_seg.png")):
+        assert prepare(*both, *pairs, *columns) == 2
+        assert "--columns: is for --pairs of a CSV file" in capsys.readouterr().err
