@@ -55,6 +55,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="ORDER",
         help="axes of .npy and .npz: zyx for slices, rows, columns; ct:zyx for the array ct",
     )
+    add(
+        "--all-series",
+        action="store_true",
+        help="of a study with several DICOM series (lung and soft kernel, thick and thin) take "
+        "all; default: the one that counts, see docs/data.md",
+    )
     add("--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume")
 
 

@@ -233,6 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         bad=bad_slices_from(args),
         strict=args.strict,
         pairing=pairing,
+        one_series=not args.all_series,
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]

@@ -123,12 +123,6 @@ def parser() -> argparse.ArgumentParser:
     )
     _OPTIONS["add_reading"](p)
     p.add_argument(
-        "--all-series",
-        action="store_true",
-        help="of a study with several DICOM series (lung and soft kernel, thick and thin) take "
-        "all; default: the one that counts, see docs/data.md",
-    )
-    p.add_argument(
         "--verify",
         action="store_true",
         help="decode every image, to find those that are truncated or damaged inside; without it "

@@ -74,7 +74,7 @@ def prepare_lesions(
     bad: BadSlices | None = None,
     strict: bool = False,
     pairing: Pairing = NAMES_TELL,
-    one_series: bool = False,
+    one_series: bool = True,
     copied: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
@@ -108,7 +108,8 @@ def prepare_lesions(
             ``output/bad_slices.json`` lists them.
         strict: patients that may be one, spelled otherwise, are an error.
         pairing: what the user states of masks; default: their names tell.
-        one_series: see :func:`ctmasknet.prepare.slices.prepare_slices`.
+        one_series: of a study with several DICOM series that one which counts, of those with masks;
+            else, and where lists or pairs are stated, all of them.
         copied: pictures are copied too; always where they lie in zips.
 
     Returns:
@@ -268,7 +269,7 @@ def _find(
 
     on_bad = note if bad.skip else None
     if of_volumes:
-        given = how.rescale, pairing, how.axes, one_series
+        given = how.rescale, pairing, how.axes, one_series and not lists
         pairs = find_volume_pairs(images, masks, rule, on_bad, *given)
     else:
         pairs = find_pairs(images, masks, rule, on_bad, pairing)

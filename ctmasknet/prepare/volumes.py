@@ -161,7 +161,7 @@ def find_volumes(
         on_bad(file, reason)
     _log_left_out(path, {file: why for file, why in left_out.items() if file not in lost}, scans)
     if one_series:
-        scans = _chosen(scans)
+        scans = chosen_series(scans)
     # Arrays of one slice each may be of many patients, as pictures are
     scans = [each for scan in scans for each in _apart(scan)]
     for scan in scans:
@@ -195,8 +195,10 @@ def _apart(scan: CTScan) -> list[CTScan]:
     return [scan]
 
 
-def _chosen(scans: Sequence[CTScan]) -> list[CTScan]:
-    """Series that are made alike are scans of their own, as of two breaths: all are taken."""
+def chosen_series(scans: Sequence[CTScan]) -> list[CTScan]:
+    """Without the series of studies that do not count
+    (:func:`~ctmasknet.ct.dicom.reconstruction.choose_reconstructions`), which are logged. Series
+    that are made alike are scans of their own, as of two breaths: all are taken."""
     facts = list(map(series_facts, scans))
     choices = choose_reconstructions(facts)
     made = {

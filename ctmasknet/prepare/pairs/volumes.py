@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctmasknet.ct.arrays import Axes
+from ctmasknet.ct.dicom.reconstruction import series_facts
 from ctmasknet.ct.find import find_files, kind_of, natural_key
 from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.data.label_masks import MASK_SUFFIXES
@@ -26,7 +27,13 @@ from ctmasknet.prepare.pairs.kinds import MaskFile, VolumePair
 from ctmasknet.prepare.pairs.matching import base_of, stem_of, study_of, unique_names
 from ctmasknet.prepare.pairs.pictures import NAMES_TELL
 from ctmasknet.prepare.pairs.stated import Pairing, settle_unlabelled
-from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
+from ctmasknet.prepare.volumes import (
+    Volume,
+    chosen_series,
+    find_volumes,
+    volume_files,
+    without_extension,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -107,8 +114,9 @@ def find_volume_pairs(
     the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
     (:func:`slice_masks`). ``rescale`` and ``axes`` are for volumes as in
-    :func:`ctmasknet.ct.read.read_scans`, ``one_series`` as in
-    :func:`~ctmasknet.prepare.volumes.find_volumes`, ``pairing`` what the user states of masks.
+    :func:`ctmasknet.ct.read.read_scans`, ``one_series``: of a study with several
+    series the one that counts is taken, of those with masks if any has one, and unless they are
+    stated; ``pairing`` what the user states of masks.
 
     Raises:
         CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
@@ -129,8 +137,7 @@ def find_volume_pairs(
     on_lost = (
         (lambda file, reason: lost.update({os.path.realpath(file): reason})) if one_folder else None
     )
-    how = {"rescale": rescale, "one_series": one_series, "axes": axes}
-    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, **how)
+    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, rescale=rescale, axes=axes)
     used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     files = [
         Path(file)
@@ -149,6 +156,8 @@ def find_volume_pairs(
     else:
         mask_of = _matched(volumes, files, masks, left_out, lost, report)
         mask_of = {v.key: mask_of.get(v.key) or _picture_folder(masks, v) for v in volumes}
+    if one_series and not pairing.is_stated:
+        volumes = _one_series(volumes, mask_of)
     unlabelled = [volume.key for volume in volumes if not mask_of.get(volume.key)]
     if pairing.unlabelled != "error":
         settle_unlabelled(unlabelled, len(volumes) - len(unlabelled), images, pairing)
@@ -175,6 +184,23 @@ def find_volume_pairs(
             f"groups: {missing[0]} is no volume under {images}; correct the groups file"
         )
     return pairs
+
+
+def _one_series(volumes: Sequence[Volume], mask_of: Mapping[str, MaskFile | None]) -> list[Volume]:
+    facts = {volume.key: series_facts(volume.scan) for volume in volumes}
+    labelled = {one.study for key, one in facts.items() if one is not None and mask_of.get(key)}
+    rest = []
+    for volume in volumes:
+        one = facts[volume.key]
+        if one is None or one.study not in labelled or mask_of.get(volume.key):
+            rest.append(volume)
+            continue
+        _LOGGER.warning(
+            "%s: series %s is not taken (%s): it has no mask, and another series of its study has",
+            *(volume.scan.slices[0].file, one.series, one.said),
+        )
+    taken = set(map(id, chosen_series([volume.scan for volume in rest])))
+    return [volume for volume in rest if id(volume.scan) in taken]
 
 
 def _is_mask(
