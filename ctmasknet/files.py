@@ -16,7 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -446,7 +446,11 @@ def has_control_character(text: str) -> bool:
 
 
 def read_csv_rows(
-    path: str | os.PathLike, needed: Sequence[str], optional: Sequence[str] = (), what: str = "list"
+    path: str | os.PathLike,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    what: str = "list",
+    names: Mapping[str, str] | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
     """Read a CSV file whose first line names its columns; further columns are passed over.
 
@@ -455,6 +459,7 @@ def read_csv_rows(
         needed: columns that must be there.
         optional: columns that may be.
         what: what the file is, for errors.
+        names: column -> what the file calls it, of those that it calls otherwise.
 
     Returns:
         (number of its line, column -> text without surrounding blanks) of each row; "" where a cell
@@ -464,17 +469,22 @@ def read_csv_rows(
         CTMaskNetError: the file is missing, is no CSV, lacks a column, or has a cell with a line
             break or another control character.
     """
+    names = names or {}
+    if unknown := sorted(set(names) - {*needed, *optional}):
+        raise CTMaskNetError(
+            f"`columns` {unknown[0]}={names[unknown[0]]}: {path} has no use for {unknown[0]}; "
+            f"name {', '.join((*needed, *optional))}"
+        )
+    called = {name: names.get(name, name) for name in (*needed, *optional)}
+    wanted = [called[name] for name in called if name in needed or name in names]
     try:
         with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream)
             columns = [name.strip() for name in next(reader, [])]
+            _check_columns(path, columns, wanted, bool(names))
             # Of a name that stands twice the last column counts
             places = {name: place for place, name in enumerate(columns)}
-            if not set(needed) <= set(columns):
-                raise CTMaskNetError(
-                    f"{path}: needs the columns {','.join(needed)} in its first line"
-                )
-            taken = {name: places.get(name) for name in (*needed, *optional)}
+            taken = {name: places.get(column) for name, column in called.items()}
             rows = [
                 (reader.line_num, {n: _cell(cells, place) for n, place in taken.items()})
                 for cells in reader
@@ -492,6 +502,19 @@ def read_csv_rows(
                     "character; correct it"
                 )
     return rows
+
+
+def _check_columns(
+    path: str | os.PathLike, columns: Sequence[str], wanted: Sequence[str], are_named: bool
+) -> None:
+    if missing := [name for name in wanted if name not in columns]:
+        hint = "" if are_named else "; or say with `columns` what they are called"
+        raise CTMaskNetError(
+            f"{path}: needs the columns {','.join(wanted)} in its first line, and has no "
+            f"{missing[0]}{hint}"
+        )
+    if twice := [name for name in wanted if columns.count(name) > 1]:
+        raise CTMaskNetError(f"{path}: has two columns {twice[0]}; rename one")
 
 
 def _cell(cells: Sequence[str], place: int | None) -> str:

@@ -37,6 +37,9 @@ _OTHER_SOURCES = tuple(
 _LESION_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<slice>\d+)$")
 #: What the names of pictures end in.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+#: Of NumPy's files.
+ARRAY_SUFFIXES = (".npy", ".npz")
+_KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ class PatientRule:
         path = PurePosixPath(file.replace("\\", "/"))
         suffix = path.suffix.lower()
         if not self.by_name:
-            return str(path.with_suffix("") if suffix in IMAGE_SUFFIXES else path)
-        if suffix and suffix not in IMAGE_SUFFIXES:
+            return str(path.with_suffix("") if suffix in _KNOWN_SUFFIXES else path)
+        if suffix and suffix not in _KNOWN_SUFFIXES:
             raise CTMaskNetError(
                 f"{file}: not the name of an image file; expected a name such as 110_104.jpg"
             )

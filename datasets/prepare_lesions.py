@@ -16,23 +16,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import sys
 from pathlib import Path
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import Window, parse_rescale, parse_window
-from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
 from ctmasknet.data.label_masks import Orientation, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
-from ctmasknet.data.splits import SPLITS, parse_shares
+from ctmasknet.data.splits import SPLITS, parse_shares, split_named
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
     mask_options,
-    parse_assignments,
     parse_segments,
+    parse_split_files,
     show_warnings,
 )
 from ctmasknet.prepare.lesions import lesion_table, prepare_lesions
@@ -40,11 +41,13 @@ from ctmasknet.prepare.masks_to_coco import MIN_AREA_PX, Conversion
 from ctmasknet.prepare.pairs import source_folders
 from ctmasknet.prepare.pairs.stated import UNLABELLED
 
+_OPTIONS = runpy.run_path(str(Path(__file__).with_name("_options.py")))
 _SHARES = "train:0.8,val:0.2"
 #: What --coco goes together with.
 _OF_COCO = (
     *("coco", "classes", "crowds", "images", "output_root", "name", "patient_pattern", "groups"),
     *("patients", "split_like", "patient_ids", "split", "strict", "seed", "workers"),
+    *("bad", "max_bad_share"),
 )
 
 
@@ -77,9 +80,6 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--images", type=Path, help="image folder, instead of the one in --source")
     p.add_argument("--masks", type=Path, help="mask folder, instead of the one in --source")
-    p.add_argument(
-        "--output-root", type=Path, help="default: $DETECTRON2_DATASETS, else ./datasets"
-    )
     p.add_argument(
         "--name", default="cncb_lesions", help="folder below the root; default: %(default)s"
     )
@@ -118,6 +118,11 @@ def parser() -> argparse.ArgumentParser:
         "names tell",
     )
     p.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        help="with a CSV of --pairs: what it calls its columns, such as image=scan,mask=label map",
+    )
+    p.add_argument(
         "--unlabelled",
         choices=UNLABELLED,
         default="error",
@@ -142,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
         help="each mask value is one lesion, whose class this file gives: value,class, or "
         "image,value,class",
     )
-    p.add_argument("--patient-pattern", help="regular expression with a group (?P<patient>...)")
+    _OPTIONS["add_patients"](p, "the CNCB lesion set")
     p.add_argument("--groups", type=Path, help="CSV file stem,patient; goes before the other rules")
     p.add_argument(
         "--patients",
@@ -151,31 +156,12 @@ def parser() -> argparse.ArgumentParser:
         help="name: CNCB names; each-file: each file its own patient; default: %(default)s",
     )
     p.add_argument(
-        "--split-like",
-        metavar="NAME",
-        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
-        "stay in the split that it has them in",
-    )
-    p.add_argument(
-        "--patient-ids",
-        metavar="NAME",
-        help="name of the numbering that the patients are of: ids are compared with those of "
-        "another set under the same name (default: that of the CNCB lesion set for its names, else "
-        "none)",
-    )
-    p.add_argument(
         "--split", help="shares of a seeded split by patient; default: train:0.8,val:0.2"
     )
     p.add_argument(
         "--list", action="append", default=[], metavar="SPLIT=FILE", help="list file of a split"
     )
-    p.add_argument(
-        "--window",
-        default=None,
-        metavar="CENTER,WIDTH",
-        help="HU window of DICOM and NIfTI volumes; default: "
-        f"{Window.center_hu:g},{Window.width_hu:g}",
-    )
+    _OPTIONS["add_reading"](p)
     p.add_argument(
         "--segment",
         action="append",
@@ -185,15 +171,6 @@ def parser() -> argparse.ArgumentParser:
         "each whose name does not tell",
     )
     p.add_argument(
-        "--rescale",
-        metavar="SLOPE,INTERCEPT",
-        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
-        "volumes not in HU; grey: their values are grey levels 0..255",
-    )
-    p.add_argument(
-        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
-    )
-    p.add_argument(
         "--keep-empty",
         type=float,
         default=1.0,
@@ -201,28 +178,7 @@ def parser() -> argparse.ArgumentParser:
         help="share of a volume's slices without a lesion that is kept, evenly spread; "
         "default: %(default)s",
     )
-    p.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
-    )
-    p.add_argument(
-        "--bad",
-        choices=BAD_SLICE_MODES,
-        default="error",
-        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
-        f"it out and list it in {REPORT} beside the set; default: %(default)s",
-    )
-    p.add_argument(
-        "--max-bad-share",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
-        "share of the files was bad; default: %(default)s",
-    )
-    p.add_argument("--seed", type=int, default=0, help="of the split by shares")
-    p.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
+    _OPTIONS["add_run"](p, workers=min(4, os.cpu_count() or 1))
     return p
 
 
@@ -230,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     show_warnings()
-    lists = parse_assignments(args.list, "list")
+    lists = parse_split_files(args.list, "list")
     if lists and args.split:
         raise CTMaskNetError("`split` and `list`: give one of the two")
     root = datasets_root(args.output_root)
@@ -263,6 +219,7 @@ def main(argv: list[str] | None = None) -> None:
             ),
             window=parse_window(args.window) if args.window else Window(),
             rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
+            axes=parse_axes(args.axes) if args.axes is not None else None,
             segments=parse_segments(args.segment),
             every=args.every,
             keep_empty=args.keep_empty,
@@ -276,6 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         bad=bad_slices_from(args),
         strict=args.strict,
         pairing=pairing,
+        one_series=not args.all_series,
     )
     print(lesion_table(summaries))
     unlisted = next(iter(summaries.values()))["unlisted_images"]
@@ -292,8 +250,8 @@ def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> 
     if args.images is None:
         raise CTMaskNetError("`coco`: needs the folder of its pictures, `images` DIR")
     files = {"": args.coco[0]}
-    if len(args.coco) > 1 or args.coco[0].partition("=")[0] in SPLITS:
-        files = parse_assignments(args.coco, "coco")
+    if len(args.coco) > 1 or split_named(args.coco[0].partition("=")[0]) in SPLITS:
+        files = parse_split_files(args.coco, "coco")
         if args.split:
             raise CTMaskNetError("`split`: the files state their split themselves; leave it out")
     counts = prepare_annotated(
@@ -308,6 +266,7 @@ def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> 
         patient_ids=args.patient_ids,
         split_like=set_folder(output.parent, args.split_like) if args.split_like else None,
         strict=args.strict,
+        bad=bad_slices_from(args),
     )
     print(annotated_table(counts))
     print(f"registered as: {', '.join(f'{args.name}_lesions_{split}' for split in counts)}")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import sys
+from pathlib import Path
 
-from ctmasknet.ct.scan import Window, parse_rescale, parse_window
-from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
+from ctmasknet.ct.arrays import parse_axes
+from ctmasknet.ct.scan import parse_rescale, parse_window
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
-    parse_assignments,
     parse_class_folders,
+    parse_columns,
     parse_grey_window,
     parse_samples,
+    parse_split_files,
     show_warnings,
 )
 from ctmasknet.prepare.class_lists import parse_class_lists
 from ctmasknet.prepare.slices import prepare_slices, slice_table
+
+_OPTIONS = runpy.run_path(str(Path(__file__).with_name("_options.py")))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,23 +83,7 @@ def parser() -> argparse.ArgumentParser:
         help="with --class-folder, --class-list or --volume-list: shares of the patients, such as "
         "train:0.6,val:0.2,test:0.2",
     )
-    p.add_argument(
-        "--patient-pattern",
-        metavar="REGEX",
-        help="finds the patient in a file's name by its group (?P<patient>...); also scan, slice",
-    )
-    p.add_argument(
-        "--split-like",
-        metavar="NAME",
-        help="with --split: patients whom this prepared set has too, under the same --patient-ids, "
-        "stay in the split that it has them in",
-    )
-    p.add_argument(
-        "--patient-ids",
-        metavar="NAME",
-        help="name of the numbering that the patients are of: ids are compared with those of "
-        "another set under the same name (default: that of COVIDx-CT for its names, else none)",
-    )
+    _OPTIONS["add_patients"](p, "COVIDx-CT")
     p.add_argument(
         "--sample",
         action="append",
@@ -121,67 +110,26 @@ def parser() -> argparse.ArgumentParser:
         "pictures",
     )
     p.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        help="with --volume-list: what it calls its columns, such as path=file,class=finding",
+    )
+    p.add_argument(
         "--classes",
         metavar="A,B",
         help="with --volume-list: the classes in the order of the labels "
         "(default: normal,pneumonia,covid where any row is of one of these, else those of "
         "the rows)",
     )
-    p.add_argument(
-        "--window",
-        metavar="CENTER,WIDTH",
-        help="HU window of DICOM and NIfTI volumes; default: "
-        f"{Window.center_hu:g},{Window.width_hu:g}",
-    )
-    p.add_argument(
-        "--rescale",
-        metavar="SLOPE,INTERCEPT",
-        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
-        "volumes not in HU; grey: their values are grey levels 0..255",
-    )
-    p.add_argument(
-        "--all-series",
-        action="store_true",
-        help="of a study with several DICOM series (lung and soft kernel, thick and thin) take "
-        "all; default: the one that counts, see docs/data.md",
-    )
-    p.add_argument(
-        "--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume"
-    )
-    p.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse patients that may be one, spelled otherwise (7 and 007), instead of a warning",
-    )
-    p.add_argument(
-        "--bad",
-        choices=BAD_SLICE_MODES,
-        default="error",
-        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
-        f"it out and list it in {REPORT} beside the set; default: %(default)s",
-    )
-    p.add_argument(
-        "--max-bad-share",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
-        "share of the files was bad; default: %(default)s",
-    )
+    _OPTIONS["add_reading"](p)
     p.add_argument(
         "--verify",
         action="store_true",
         help="decode every image, to find those that are truncated or damaged inside; without it "
         "only headers are read",
     )
-    p.add_argument(
-        "--output-root",
-        metavar="DIR",
-        help="root of the prepared data sets (default: $DETECTRON2_DATASETS, else ./datasets)",
-    )
     p.add_argument("--name", default="covidx_ct", help="name of the set (default: covidx_ct)")
-    p.add_argument("--seed", type=int, default=0, help="of the split and the samples (default: 0)")
-    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all)")
+    _OPTIONS["add_run"](p, workers=os.cpu_count() or 1)
     return p
 
 
@@ -195,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.name,
         images=args.images,
         source=args.source,
-        lists=parse_assignments(args.list, "list"),
+        lists=parse_split_files(args.list, "list"),
         class_folders=parse_class_folders(args.class_folder),
         class_lists=parse_class_lists(args.class_list),
         shares=parse_shares(args.split) if args.split else None,
@@ -209,10 +157,12 @@ def main(arguments: list[str] | None = None) -> None:
         verify=args.verify,
         workers=args.workers,
         volume_list=args.volume_list,
-        classes=args.classes.split(",") if args.classes else None,
+        classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
+        columns=parse_columns(args.columns),
         window=parse_window(args.window) if args.window else None,
         every=args.every,
         rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
+        axes=parse_axes(args.axes) if args.axes is not None else None,
         one_series=not args.all_series,
         bad=bad_slices_from(args),
         strict=args.strict,

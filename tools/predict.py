@@ -42,6 +42,11 @@ def parse(argv=None):
         help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
         "volumes not in HU; grey: their values are grey levels 0..255",
     )
+    add(
+        "--axes",
+        metavar="ORDER",
+        help="axes of .npy and .npz: zyx for slices, rows, columns; ct:zyx for the array ct",
+    )
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
     add(
         "--lesion-weights",

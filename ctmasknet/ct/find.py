@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ctmasknet.ct.archive import is_archive
+from ctmasknet.ct.arrays import NPY_MAGIC
 from ctmasknet.ct.dicom.bytes import looks_like_dicom
 from ctmasknet.ct.dicom.disc import files_of_disc, is_disc_list
 from ctmasknet.ct.itk import ITK_SUFFIXES, is_itk_header
@@ -19,11 +20,12 @@ from ctmasknet.ct.pictures import is_picture_header
 from ctmasknet.ct.scan import UnsuitableFile, decoding
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import has_control_character
-from ctmasknet.names import IMAGE_SUFFIXES
+from ctmasknet.names import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 
 _HEAD_BYTES = 540
 #: Names that promise a CT file: with other content they are damaged, not merely something else.
 _CT_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".nii", ".nii.gz", *ITK_SUFFIXES)
+_CT_SUFFIXES += ARRAY_SUFFIXES
 
 
 def natural_key(name: str) -> list:
@@ -136,7 +138,8 @@ def shown_name(file: str) -> str:
 
 
 def kind_of(file: str) -> str:
-    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD) or ``image``, by content; ``zip`` by name.
+    """``dicom``, ``nifti``, ``itk`` (MetaImage, NRRD), ``array`` (NumPy) or ``image``, by content;
+    ``zip`` by name.
 
     Raises:
         UnsuitableFile: another kind of file, or no regular file.
@@ -162,6 +165,10 @@ def kind_of(file: str) -> str:
         return "image"
     if is_itk_header(head):
         return "itk"
+    if head.startswith((NPY_MAGIC, b"PK\3\4", b"PK\5\6")) and (
+        head.startswith(NPY_MAGIC) or file.lower().endswith(".npz")
+    ):
+        return "array"
     if head.startswith(b"\x1f\x8b"):
         with decoding(file), gzip.open(file) as stream:
             inner = stream.read(_HEAD_BYTES)

@@ -24,6 +24,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
@@ -82,6 +83,14 @@ class StoredVolume:
     problems: tuple[str, ...] = ()
     rescale: Rescale | None = None
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Tells its values from those of others."""
+        return self.file, self.stamp
+
+    def with_rescale(self, rescale: Rescale | None) -> StoredVolume:
+        return replace(self, rescale=rescale)
+
     def values(self, index: int) -> np.ndarray:
         """(H, W) float64 of the slice ``index`` along the stored slice axis, upright."""
         raise NotImplementedError
@@ -137,14 +146,14 @@ class NiftiVolume(StoredVolume):
 
 #: Two, so that threads which read ahead from one volume into the next keep both.
 _MAX_KEPT = 2
-#: (file, stamp) of a volume -> its stored values.
-_stored: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
+#: Key of a volume -> its stored values.
+_stored: dict[tuple[Any, ...], np.ndarray] = {}
 _one_at_a_time = threading.Lock()
 
 
 def kept(volume: StoredVolume, read: Callable[[], np.ndarray]) -> np.ndarray:
     """All values as stored, read unless they are still there."""
-    key = volume.file, volume.stamp
+    key = volume.key
     with _one_at_a_time:
         if key not in _stored:
             while len(_stored) >= _MAX_KEPT:
@@ -312,13 +321,20 @@ def read_nifti_file(file: str, name: str, rescale: Rescale | None = None) -> CTS
 
 
 def volume_scan(
-    volume: StoredVolume, kind: str, name: str, scan: str, rescale: Rescale | None
+    volume: StoredVolume,
+    kind: str,
+    name: str,
+    scan: str,
+    rescale: Rescale | None,
+    *,
+    placed: bool = True,
 ) -> CTScan:
-    """A volume as a scan of that kind and name; see :func:`read_nifti_file`."""
+    """A volume as a scan of that kind and name; see :func:`read_nifti_file`. ``placed``: its
+    spacing is known."""
     file, turn = volume.file, volume.turn
     columns, rows, count = turn.shape
     rescale, doubts = volume_rescale(file, volume.values, count, rescale)
-    volume = replace(volume, rescale=rescale)
+    volume = volume.with_rescale(rescale)
     stored = range(count)[::-1] if turn.flips[2] else range(count)
     slices = tuple(
         CTSlice(
@@ -328,10 +344,11 @@ def volume_scan(
             patient="",
             scan=scan,
             shape=(rows, columns),
-            spacing_mm=turn.spacing_mm,
-            position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]),
+            spacing_mm=turn.spacing_mm if placed else None,
+            position_mm=float(turn.affine[2, 2] * index + turn.affine[2, 3]) if placed else None,
             source=volume,
         )
         for index, frame in enumerate(stored)
     )
-    return CTScan("", scan, kind, slices, turn.affine, (*volume.problems, *doubts))
+    affine = turn.affine if placed else None
+    return CTScan("", scan, kind, slices, affine, (*volume.problems, *doubts))

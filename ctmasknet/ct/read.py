@@ -2,9 +2,9 @@
 
 PNG, JPEG, TIFF and BMP (:mod:`ctmasknet.ct.picture_slices`), DICOM
 (:mod:`ctmasknet.ct.dicom`), NIfTI (:mod:`ctmasknet.ct.nifti`), MetaImage and NRRD
-(:mod:`ctmasknet.ct.itk`) all become :class:`CTScan` s of upright axial :class:`CTSlice` s
-(:mod:`ctmasknet.ct.scan`). HU are what the file states, never guessed; a file that states none is
-refused, or left out of its folder.
+(:mod:`ctmasknet.ct.itk`), NumPy's arrays (:mod:`ctmasknet.ct.arrays`) all become
+:class:`CTScan` s of upright axial :class:`CTSlice` s (:mod:`ctmasknet.ct.scan`). HU are what the
+file states, never guessed; a file that states none is refused, or left out of its folder.
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ctmasknet.ct.archive import Unpacked
+from ctmasknet.ct.arrays import (
+    ArrayVolume,
+    Axes,
+    array_scan,
+    check_holds_slice,
+    read_array,
+    slice_scans,
+)
 from ctmasknet.ct.dicom.disc import is_disc_list
 from ctmasknet.ct.dicom.series import dicom_scans, read_dicom_file
-from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, shown_name
+from ctmasknet.ct.find import FoundFile, check_name, find_files, kind_of, natural_key, shown_name
 from ctmasknet.ct.hounsfield import hu_doubts
 from ctmasknet.ct.itk import read_itk_file
 from ctmasknet.ct.nifti import read_nifti_file
-from ctmasknet.ct.picture_slices import picture_scans, read_picture_file
+from ctmasknet.ct.picture_slices import PageSource, picture_scans, read_picture_file
 from ctmasknet.ct.scan import CTScan, CTSlice, Report, Rescale, UnsuitableFile, check_rescale
-from ctmasknet.ct.sidecar import is_sidecar, stated_rescale
+from ctmasknet.ct.sidecar import is_sidecar, stated_layout, stated_rescale
 from ctmasknet.errors import CTMaskNetError
 
 __all__ = ["CTScan", "CTSlice", "UnsuitableFile", "read_scans"]
@@ -35,6 +43,7 @@ def read_scans(
     on_bad: Report | None = None,
     on_left_out: Report | None = None,
     rescale: Rescale | None = None,
+    axes: Axes | None = None,
     verify: bool = False,
 ) -> list[CTScan]:
     """Find the scans in files and folders (any depth).
@@ -60,6 +69,8 @@ def read_scans(
             :data:`~ctmasknet.ct.scan.GREY`: those of pictures and volumes are grey levels 0..255,
             which pass unchanged. Scans that do not need it stay as they are and say so in
             ``problems``. None: what is stated beside a file (:mod:`ctmasknet.ct.sidecar`).
+        axes: of NumPy's arrays (:func:`~ctmasknet.ct.arrays.parse_axes`); goes before what is
+            stated beside them.
         verify: decode every slice once, so that all damage is found here.
 
     Returns:
@@ -71,7 +82,7 @@ def read_scans(
     check_rescale(rescale)
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
-    reading = _Reading(on_bad, rescale, verify, found_in_folder=on_left_out is not None)
+    reading = _Reading(on_bad, rescale, axes, verify, found_in_folder=on_left_out is not None)
     for found in find_files(inputs):
         reading.read(found)
     scans = reading.scans()
@@ -91,12 +102,14 @@ class _Reading:
 
     on_bad: Report | None
     rescale: Rescale | None
+    axes: Axes | None
     verify: bool
     found_in_folder: bool
     in_archive: bool = False
     pictures: list[CTSlice] = field(default_factory=list)
     dicom: list[CTSlice] = field(default_factory=list)
     volumes: list[CTScan] = field(default_factory=list)
+    arrays: list[tuple[FoundFile, ArrayVolume]] = field(default_factory=list)  # of one slice
     seen: set[str] = field(default_factory=set)
     found: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> (input, order)
     left_out: list[tuple[FoundFile, str]] = field(default_factory=list)
@@ -124,6 +137,10 @@ class _Reading:
             if not found.alone and is_sidecar(file):
                 return
             kind, rescale = kind_of(file), self.rescale_of(file)
+            if kind != "array" and stated_layout(file).path == f"{file}.json":
+                raise CTMaskNetError(
+                    f"{file}.json: axes, spacing_mm, array are of .npy and .npz alone; remove them"
+                )
             if kind == "nifti":
                 self.volumes.append(read_nifti_file(file, file, rescale))
             elif kind == "zip":
@@ -131,19 +148,30 @@ class _Reading:
             elif kind == "itk":
                 self.volumes.append(read_itk_file(file, file, rescale))
                 self.seen.add(os.path.realpath(self.volumes[-1].slices[0].source.data))
+            elif kind == "array":
+                volume = read_array(file, self.axes)
+                if volume.is_slice:
+                    check_holds_slice(volume)
+                    self.arrays.append((found, volume))
+                    return  # the others of its scan tell whether it can be used
+                self.volumes.append(array_scan(volume, rescale))
             elif kind == "dicom":
                 self.dicom += self.sound(read_dicom_file(file, file, rescale))
             else:
                 self.pictures += self.sound(read_picture_file(file, file, rescale))
             self.used.add(found.given)
-        except UnsuitableFile as error:
-            self.unsuitable[real] = _reason(file, error)
-            if found.alone and not self.found_in_folder:
-                self.bad(file, _reason(file, error), found.given)
-            else:
-                self.left_out.append((found, _reason(file, error)))
         except CTMaskNetError as error:
-            self.bad(file, _reason(file, error), found.given)
+            self.refuse(found, error)
+
+    def refuse(self, found: FoundFile, error: CTMaskNetError) -> None:
+        """Leave a file out, or say that it is bad."""
+        reason = _reason(found.path, error)
+        if isinstance(error, UnsuitableFile):
+            self.unsuitable[os.path.realpath(found.path)] = reason
+            if not found.alone or self.found_in_folder:
+                self.left_out.append((found, reason))
+                return
+        self.bad(found.path, reason, found.given)
 
     def read_archive(self, found: FoundFile) -> None:
         """Read what a zip holds as the folder that it was made of."""
@@ -155,7 +183,8 @@ class _Reading:
         def on_bad(path: str, reason: str) -> None:
             self.bad(unpacked.shown(path), unpacked.shown(reason), found.given)
 
-        inner = _Reading(on_bad, self.rescale, self.verify, found_in_folder=True, in_archive=True)
+        how = self.rescale, self.axes, self.verify
+        inner = _Reading(on_bad, *how, found_in_folder=True, in_archive=True)
         for one in find_files([unpacked.folder]):
             inner.read(one)
         scans = [unpacked.scan(scan) for scan in inner.scans()]
@@ -192,6 +221,7 @@ class _Reading:
         self.on_bad(file, reason)
 
     def scans(self) -> list[CTScan]:
+        self.settle_arrays()
         stated = [*picture_scans(self.pictures), *dicom_scans(self.dicom)]
         scans = [*self.volumes, *(scan.with_problems(hu_doubts(scan.slices)) for scan in stated)]
         scans.sort(key=lambda scan: min(self.found[one.file][1] for one in scan.slices))
@@ -204,6 +234,21 @@ class _Reading:
             )
             for scan in _distinct(scans)
         ]
+
+    def settle_arrays(self) -> None:
+        """Arrays of one slice each become scans, or are refused."""
+        found_of = {volume.file: found for found, volume in self.arrays}
+        ordered = sorted(found_of, key=natural_key)
+        volume_of = {volume.file: volume for _, volume in self.arrays}
+        self.arrays = []
+        for group, scan in slice_scans([(volume_of[f], self.rescales.get(f)) for f in ordered]):
+            if isinstance(scan, CTScan):
+                self.volumes.append(scan)
+                self.used.update(found_of[one.file].given for one in group)
+                continue
+            reason = _reason(group[0].file, scan)
+            for one in group:
+                self.refuse(found_of[one.file], type(scan)(f"{one.file}: {reason}"))
 
     def beside_overruled(self, scan: CTScan) -> list[str]:
         """That another rescale is stated beside its files than the one given."""
@@ -239,7 +284,8 @@ def _unused(scan: CTScan, rescale: Rescale | None) -> list[str]:
         stated = {(one.slope, one.intercept) for one in sources} - {rescale}
         why = f"it states its own, {' and '.join(map(str, sorted(stated)))}" if stated else ""
     elif scan.kind == "image":
-        why = "8-bit pictures stay as they are" * any(not one.page.deep for one in sources)
+        deep = (not isinstance(one, PageSource) or one.page.deep for one in sources)
+        why = "8-bit pictures stay as they are" * (not all(deep))
     else:
         why = "its values are HU as they stand" * any(one.rescale is None for one in sources)
     return [f"the rescale given was not used: {why}"] if why else []

@@ -115,6 +115,8 @@ class BadSlices:
         self.max_share = max_share
         self._keys = keys
         self._unit = unit
+        #: What is written of a path or message.
+        self.shown: Callable[[str], str] = str
         #: Set -> file -> reason.
         self._found: dict[str, dict[str, str]] = {}
 
@@ -134,6 +136,7 @@ class BadSlices:
             raise CTMaskNetError(
                 f"{file}: {reason} (to leave bad slices out: {self._keys[0]} skip)"
             )
+        file, reason = self.shown(file), self.shown(reason)
         known = self._found.setdefault(name, {})
         if file not in known:
             known[file] = reason

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,9 @@ def indexed(document: dict[str, Any]) -> COCO:
     return index
 
 
-def checked_coco(document: Any, path: str | os.PathLike) -> dict[str, Any]:
+def checked_coco(
+    document: Any, path: str | os.PathLike, on_bad: Callable[[str, str], None] | None = None
+) -> dict[str, Any]:
     """A COCO document in the form that everything else relies on; the one given stays as it is.
 
     Ids are whole numbers, those of annotations count from 1. Images have ``file_name`` and sides
@@ -80,6 +82,10 @@ def checked_coco(document: Any, path: str | os.PathLike) -> dict[str, Any]:
     Args:
         document: parsed JSON.
         path: its file, for messages.
+        on_bad: called with (file_name of an image, what is wrong) for each image with a fault, of
+            its own or of an annotation, which is then left out with all of its annotations: half of
+            its lesions would be taught as background. An annotation of no image is called by
+            ``path``. None: the first fault is an error.
 
     Raises:
         CTMaskNetError: names file, entry and what is wrong with it.
@@ -93,31 +99,41 @@ def checked_coco(document: Any, path: str | os.PathLike) -> dict[str, Any]:
                 f"{path}: no COCO lesions, it has no list '{key}'; give a COCO json of images, "
                 "categories and annotations"
             )
-    images = _by_id(document["images"], "image", path, _image)
+    images = _by_id(document["images"], "image", path, _image, on_bad)
     categories = _by_id(document["categories"], "category", path, _category)
     names = [category["name"] for category in categories.values()]
     if not names:
         raise CTMaskNetError(f"{path}: it has no categories; name those of the lesions")
     if len(set(names)) < len(names):
         raise CTMaskNetError(f"{path}: two categories have one name ({', '.join(names)})")
-    annotations = []
+    annotations: list[dict[str, Any]] = []
+    stated, spoilt = {_whole(item.get("id")) for item in document["images"]}, set()
     masks = any(item.get("segmentation") for item in document["annotations"])
     for number, item in enumerate(document["annotations"], 1):
         try:
             read = _annotation(item, images, categories, masks)
             others = {key: value for key, value in item.items() if key != "segmentation"}
-            annotations.append({**others, **read, "id": number})
+            annotations.append({**others, **read})
         except _Fault as fault:
             of = images.get(_whole(item.get("image_id")), {}).get("file_name")
-            raise CTMaskNetError(
-                f"{path}: annotation {_entry(item, number)}{f' of {of}' if of else ''}: {fault}; "
-                "correct it or take it out"
-            ) from None
+            message = (
+                f"{path}: annotation {_entry(item, number)}{f' of {of}' if of else ''}: {fault}"
+            )
+            if on_bad is None:
+                raise CTMaskNetError(f"{message}; correct it or take it out") from None
+            if of is not None:
+                on_bad(of, message)
+                spoilt.add(_whole(item["image_id"]))
+            elif _whole(item.get("image_id")) not in stated - images.keys():
+                on_bad(f"{path}#annotation-{_entry(item, number)}", message)
+    kept = [item for item in annotations if item["image_id"] not in spoilt]
+    for number, item in enumerate(kept, 1):
+        item["id"] = number
     return {
         **document,
-        "images": list(images.values()),
+        "images": [image for id_, image in images.items() if id_ not in spoilt],
         "categories": list(categories.values()),
-        "annotations": annotations,
+        "annotations": kept,
     }
 
 
@@ -126,7 +142,7 @@ def _entry(item: Mapping[str, Any], number: int) -> str:
     return f"{item['id']!r:.40}" if item.get("id") is not None else f"number {number} (without id)"
 
 
-def _by_id(entries, what: str, path, read) -> dict[int, dict[str, Any]]:
+def _by_id(entries, what: str, path, read, on_bad=None) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for number, item in enumerate(entries, 1):
         try:
@@ -137,7 +153,10 @@ def _by_id(entries, what: str, path, read) -> dict[int, dict[str, Any]]:
                 raise _Fault("another has this id too")
             found[id_] = {**item, **read(item), "id": id_}
         except (_Fault, CTMaskNetError) as fault:
-            raise CTMaskNetError(f"{path}: {what} {_entry(item, number)}: {fault}") from None
+            message = f"{path}: {what} {_entry(item, number)}: {fault}"
+            if on_bad is None:
+                raise CTMaskNetError(message) from None
+            on_bad(str(item.get("file_name") or f"{path}#{what}-{_entry(item, number)}"), message)
     return found
 
 

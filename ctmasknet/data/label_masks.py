@@ -11,11 +11,14 @@ import cv2
 import numpy as np
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.ct.arrays import read_array
 from ctmasknet.ct.find import check_name, find_files
 from ctmasknet.ct.pictures import read_values
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import PatientRule
+from ctmasknet.names import ARRAY_SUFFIXES, PatientRule
 
+#: Masks compress far better than CT; no mask of a chest compresses better than this.
+MAX_MASK_EXPANSION = 2000
 #: How far from a whole number a label may be stored.
 _ROUNDED = 0.01
 #: Names a mask value may have. All but the last three are background for the detector.
@@ -152,7 +155,7 @@ def read_mask(
     channels.
 
     Args:
-        path: the file.
+        path: the file; an array of NumPy's is rows and columns.
         labels: name of each value.
         argument: what gives them, for errors.
 
@@ -168,6 +171,11 @@ def read_mask(
 
 def read_one_channel(path: str | os.PathLike) -> np.ndarray:
     """(H, W) values of a mask as stored, as :func:`read_mask` takes them, of any values."""
+    if os.fspath(path).lower().endswith(ARRAY_SUFFIXES):
+        array = read_array(os.fspath(path), max_expansion=MAX_MASK_EXPANSION)
+        if not array.is_slice:
+            raise CTMaskNetError(f"{path}: has three axes, and the mask of a picture two; mend it")
+        return array.values(None)
     values = read_values(path)
     if values.ndim == 3:
         # Two and four channels end in alpha.
@@ -242,7 +250,7 @@ def check_same_size(
         )
 
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", *ARRAY_SUFFIXES)
 
 
 def files_by_key(folder: Path, suffixes: tuple[str, ...], rule: PatientRule) -> dict[str, str]:

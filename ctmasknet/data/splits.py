@@ -243,6 +243,7 @@ def parse_shares(text: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition(":")
+        name = split_named(name)
         try:
             share = float(value)
         except ValueError:
@@ -254,6 +255,20 @@ def parse_shares(text: str) -> dict[str, float]:
         shares[name] = share
     _check_shares(shares)
     return shares
+
+
+#: What lists of others call the splits, in small letters.
+_CALLED = {
+    "train": ("training", "tr"),
+    "val": ("valid", "validation", "dev", "development"),
+    "test": ("testing", "ts", "holdout", "hold-out"),
+}
+
+
+def split_named(text: str) -> str:
+    """The split that ``Training``, ``valid`` or ``holdout`` means; what means none is itself."""
+    word = text.strip().lower()
+    return next((name for name, words in _CALLED.items() if word in (name, *words)), text)
 
 
 def check_split_name(name: str) -> None:

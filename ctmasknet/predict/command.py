@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ctmasknet.config import is_classifier
+from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.lungs.network import require_lungmask
 from ctmasknet.ct.scan import GREY, parse_rescale
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
@@ -51,8 +52,9 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
             for the usual), ``bad`` (``error`` or ``skip``), ``max_bad_share`` (0..1),
             ``lesion_weights`` and ``lesion_config_file`` (of a lesion detector beside a classifier;
-            "" for none, for what the weights state), ``rescale`` (text; None for none), ``resume``,
-            ``overwrite``, ``num_gpus``, ``words`` (the command line, for the record).
+            "" for none, for what the weights state), ``rescale`` and ``axes`` (text; None for
+            none), ``resume``, ``overwrite``, ``num_gpus``, ``words`` (the command line,
+            for the record).
 
     Returns:
         counts, in the main process; None in others.
@@ -68,6 +70,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     )
     check_score_threshold(args.score_threshold)
     rescale = parse_rescale(args.rescale) if args.rescale is not None else None
+    if args.axes is not None:
+        parse_axes(args.axes)
     masks = tuple(sorted(set(args.masks)))
     asked_for = args.lesions or masks or args.overlays or args.lesion_weights or args.burden
     lesions = bool(asked_for or not is_classifier(cfg))
@@ -102,6 +106,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     }
     if rescale is not None:
         options["rescale"] = rescale if rescale == GREY else list(rescale)
+    if args.axes is not None:
+        options["axes"] = args.axes
     if lesion_cfg is not None:
         its = settings_of(lesion_cfg, "", {})
         options["lesion_weights"] = [its["weights"], its["configuration"]]
@@ -169,6 +175,7 @@ def _tell_burden(args: argparse.Namespace, output: Path) -> None:
             f"`burden`: {output} was predicted without lesions; predict it anew with `overwrite`"
         )
     how = {"score_threshold": args.score_threshold, "rescale": args.rescale}
+    how["axes"] = args.axes
     how |= {"lesions": output / "lesions.json", "scans": args.input, "lungs": args.burden}
     try:
         found = measure_burden(output / "burden", **how)

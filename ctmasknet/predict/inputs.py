@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.dicom.disc import is_disc_list
 from ctmasknet.ct.find import find_files, list_folder
 from ctmasknet.ct.itk import ITK_SUFFIXES
@@ -264,8 +265,10 @@ class ReadUnit:
     left_out: list[tuple[str, str]]
 
 
-def read_unit(unit: Unit, *, skip_bad: bool, rescale: Rescale | None = None) -> ReadUnit:
-    """Read the headers of a unit's files; ``rescale`` as for
+def read_unit(
+    unit: Unit, *, skip_bad: bool, rescale: Rescale | None = None, axes: Axes | None = None
+) -> ReadUnit:
+    """Read the headers of a unit's files; ``rescale`` and ``axes`` as for
     :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
@@ -280,7 +283,8 @@ def read_unit(unit: Unit, *, skip_bad: bool, rescale: Rescale | None = None) -> 
         bad.append((file, reason))
 
     leave_out = None if unit.named else lambda file, reason: left_out.append((file, reason))
-    scans = read_scans(unit.paths, on_bad=note, on_left_out=leave_out, rescale=rescale)
+    how = {"rescale": rescale, "axes": axes}
+    scans = read_scans(unit.paths, on_bad=note, on_left_out=leave_out, **how)
     return ReadUnit(scans, bad, left_out)
 
 
@@ -289,18 +293,19 @@ def read_ahead(
     *,
     skip_bad: bool,
     rescale: Rescale | None = None,
+    axes: Axes | None = None,
     threads: int = 1,
 ) -> Iterator[tuple[int, ReadUnit]]:
     """Read units in order, each while the one before it is used.
 
     Args:
         units: (number, unit); read lazily.
-        skip_bad, rescale: see :func:`read_unit`.
+        skip_bad, rescale, axes: see :func:`read_unit`.
         threads: 0 reads a unit when it is asked for.
     """
 
     def read(numbered: tuple[int, Unit]) -> tuple[int, ReadUnit]:
-        return numbered[0], read_unit(numbered[1], skip_bad=skip_bad, rescale=rescale)
+        return numbered[0], read_unit(numbered[1], skip_bad=skip_bad, rescale=rescale, axes=axes)
 
     for number, found in ahead(read, units, threads=min(1, threads), limit=1):
         for file, reason in found.left_out:

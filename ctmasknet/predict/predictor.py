@@ -28,6 +28,7 @@ from torch import nn
 
 from ctmasknet.config import finds_lesions, is_classifier
 from ctmasknet.ct.appearance import Appearance, appearance
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, Window, check_rescale
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import SliceMapper
@@ -255,6 +256,7 @@ class CTPredictor:
         inputs: str | os.PathLike | Sequence[str | os.PathLike],
         on_bad: Callable[[str, str], None] | None = None,
         rescale: Rescale | None = None,
+        axes: Axes | None = None,
     ) -> Iterator[PredictedScan]:
         """Predict every scan in files and folders, one after the other, as they are found.
 
@@ -267,7 +269,7 @@ class CTPredictor:
             inputs: files and folders of any depth, or one of them.
             on_bad: called with file and reason of what cannot be read, which is then left out; by
                 default the first such file raises when its turn comes.
-            rescale: see :func:`ctmasknet.ct.read.read_scans`.
+            rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
 
         Raises:
             CTMaskNetError: see :func:`ctmasknet.predict.inputs.list_units`, at the call; see
@@ -277,19 +279,21 @@ class CTPredictor:
         self.refuse_crop()
         units, _ = list_units(paths, skip_bad=on_bad is not None)
         check_rescale(rescale)
-        return self._scans(units, on_bad, rescale)
+        return self._scans(units, on_bad, rescale, axes)
 
     def _scans(
         self,
         units: Sequence[Unit],
         on_bad: Callable[[str, str], None] | None,
         rescale: Rescale | None,
+        axes: Axes | None,
     ) -> Iterator[PredictedScan]:
         skip_bad = on_bad is not None
 
         def groups() -> Iterator[tuple[CTScan, Sequence[CTSlice]]]:
             numbered = enumerate(units)
-            how = {"skip_bad": skip_bad, "rescale": rescale, "threads": self.num_workers}
+            how = {"skip_bad": skip_bad, "rescale": rescale, "axes": axes}
+            how["threads"] = self.num_workers
             for _, read in read_ahead(numbered, **how):
                 for problem in read.bad:
                     on_bad(*problem)

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 import ctmasknet
+from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import CTScan, CTSlice, as_rescale
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
 from ctmasknet.draw.canvas import as_rgb
@@ -87,8 +88,8 @@ class PredictionRun:
             settings: all that is written depends on, see
                 :func:`ctmasknet.predict.manifest.settings_of`; among its ``options`` are ``masks``
                 (kinds of :data:`MASKS`), ``overlays`` (draw slices that have a lesion) and
-                ``score_threshold`` (lesions in both have to score more); ``rescale`` where one is
-                given.
+                ``score_threshold`` (lesions in both have to score more); ``rescale`` and
+                ``axes`` where they are given.
             units: the inputs.
             bad: what is done about slices that cannot be read.
             rank, world: of this process, and number of processes.
@@ -172,8 +173,10 @@ class PredictionRun:
             if (is_shared(unit, count, world) or number % world == self._rank)
             and not self.shards.is_finished(number)
         )
-        rescale = as_rescale(self.options.get("rescale"))
-        for number, read in read_ahead(mine, skip_bad=self._bad.skip, rescale=rescale):
+        axes = self.options.get("axes")
+        how = {"axes": None if axes is None else parse_axes(axes)}
+        how["rescale"] = as_rescale(self.options.get("rescale"))
+        for number, read in read_ahead(mine, skip_bad=self._bad.skip, **how):
             with writing(self.output, REMEDY):
                 self.shards.write_unit(number, read)
             shared = is_shared(self._units[number], count, world)

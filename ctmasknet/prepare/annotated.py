@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from ctmasknet.ct.find import find_files
 from ctmasknet.ct.pictures import check_eight_bit
-from ctmasknet.data.bad_slices import BadSlices
+from ctmasknet.data.bad_slices import SOURCE, BadSlices
 from ctmasknet.data.coco import checked_coco
 from ctmasknet.data.patients import numbering_of
 from ctmasknet.data.prepared import part_below, split_of_patients
@@ -49,6 +49,7 @@ def prepare_annotated(
     patient_ids: str | None = None,
     split_like: str | os.PathLike | None = None,
     strict: bool = False,
+    bad: BadSlices | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/lesions_<split>.json`` from COCO jsons; images stay in place.
 
@@ -64,6 +65,9 @@ def prepare_annotated(
             were drawn with its brush.
         seed: of the split by shares.
         patient_ids, split_like, strict: see :func:`ctmasknet.prepare.lesions.prepare_lesions`.
+        bad: what to do with pictures that cannot be used, or have an annotation that cannot;
+            default: the first is an error. Where they are skipped, ``output/bad_slices.json`` lists
+            them.
 
     Returns:
         of each split ``images``, ``patients``, ``instances`` of each class and
@@ -79,13 +83,14 @@ def prepare_annotated(
     check_writable(output, folder=True, argument="output_root")
     numbering = numbering_of(images, patient_ids)
     placed = split_of_patients(split_like, numbering) if split_like is not None else None
+    bad = bad or BadSlices({})
     pictures = _Pictures(images)
     found: dict[str, list[dict[str, Any]]] = {}
     names: list[str] = []
     for split, path in annotations.items():
         if split:
             check_split_name(split)
-        found[split], new = _read(path, images, pictures, rule)
+        found[split], new = _read(path, images, pictures, rule, bad)
         names += [name for name in new if name not in names]
     entries = [entry for each in found.values() for entry in each]
     _check_once(entries)
@@ -103,7 +108,8 @@ def prepare_annotated(
         found = {split: [entries[n] for n in numbers] for split, numbers in of.items()}
     check_disjoint({split: {e["patient"] for e in each} for split, each in found.items()})
     counts = {}
-    with writing_set(output, images, copied=False, mark=".annotated", bad=BadSlices({})) as new_set:
+    with writing_set(output, images, copied=False, mark=".annotated", bad=bad) as new_set:
+        new_set.report_bad(str(images / entry["file"]) for entry in entries)
         info = {
             "description": "Lesions as annotated in COCO's form",
             "image_root": new_set.image_root,
@@ -169,7 +175,7 @@ class _Pictures:
 
 
 def _read(
-    path: str | os.PathLike, images: Path, pictures: _Pictures, rule: PatientRule
+    path: str | os.PathLike, images: Path, pictures: _Pictures, rule: PatientRule, bad: BadSlices
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The images of a file with their lesions, and the names of its categories by id."""
     try:
@@ -177,8 +183,13 @@ def _read(
     except (OSError, ValueError) as error:
         raise CTMaskNetError(f"{path}: cannot be read as JSON ({error}); check the path") from None
     if isinstance(raw, dict) and isinstance(raw.get("images"), list):
-        raw = {**raw, "images": [_with_sides(i, images, pictures, path) for i in raw["images"]]}
-    document = checked_coco(raw, path)
+        of = images, pictures, path, bad.skip
+        raw = {**raw, "images": [_with_sides(image, *of) for image in raw["images"]]}
+
+    def note(file: str, reason: str) -> None:
+        bad.add(str(images / file), reason.removeprefix(f"{images / file}: "), SOURCE)
+
+    document = checked_coco(raw, path, note if bad.skip else None)
     name_of = {c["id"]: c["name"] for c in sorted(document["categories"], key=lambda c: c["id"])}
     lesions: dict[int, list[dict[str, Any]]] = {}
     for item in document["annotations"]:
@@ -187,28 +198,49 @@ def _read(
         )
     entries = []
     for image in sorted(document["images"], key=lambda image: image["id"]):
-        file = pictures.find(image["file_name"], path)
-        sides = check_eight_bit(images / file)
-        if sides != (image["height"], image["width"]):
-            raise CTMaskNetError(
-                f"{images / file}: is {sides[1]} x {sides[0]} px, but {path} says "
-                f"{image['width']} x {image['height']}; give the pictures that were annotated"
-            )
+        try:
+            file = pictures.find(image["file_name"], path)
+            sides = _checked_sides(images / file, image, path)
+        except CTMaskNetError as error:
+            if not bad.skip:
+                raise
+            note(image["file_name"], str(error))
+            continue
         patient = image.get("patient")
         patient = rule.read(file).patient if patient in (None, "") else str(patient)
         kept = {"file": file, "height": sides[0], "width": sides[1], "patient": patient}
         entries.append({**kept, "lesions": lesions.get(image["id"], [])})
     if not entries:
-        raise CTMaskNetError(f"{path}: it has no images; export them with their annotations")
+        what = "it has no images" if not document["images"] else "none of its images can be used"
+        raise CTMaskNetError(f"{path}: {what}; export them with their annotations")
     return entries, list(name_of.values())
 
 
-def _with_sides(image: Any, images: Path, pictures: _Pictures, path: str | os.PathLike) -> Any:
+def _checked_sides(
+    file: Path, image: Mapping[str, Any], path: str | os.PathLike
+) -> tuple[int, int]:
+    sides = check_eight_bit(file)
+    if sides != (image["height"], image["width"]):
+        raise CTMaskNetError(
+            f"{file}: is {sides[1]} x {sides[0]} px, but {path} says "
+            f"{image['width']} x {image['height']}; give the pictures that were annotated"
+        )
+    return sides
+
+
+def _with_sides(
+    image: Any, images: Path, pictures: _Pictures, path: str | os.PathLike, skip: bool
+) -> Any:
     if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
         return image  # whoever checks it says so
     if image.get("height") is not None and image.get("width") is not None:
         return image
-    height, width = check_eight_bit(images / pictures.find(image["file_name"], path))
+    try:
+        height, width = check_eight_bit(images / pictures.find(image["file_name"], path))
+    except CTMaskNetError:
+        if not skip:
+            raise
+        return image  # whoever checks it names the picture
     return {**image, "height": height, "width": width}
 
 

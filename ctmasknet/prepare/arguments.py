@@ -10,11 +10,15 @@ from typing import Any
 from ctmasknet.classes import MASK_LABELS
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.data.label_masks import LABEL_NAMES, label_values, parse_labels
+from ctmasknet.data.splits import split_named
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.masks.colours import read_colors
 from ctmasknet.prepare.masks.instances import read_instance_table
 from ctmasknet.prepare.pairs.by_class import parse_mask_classes
 from ctmasknet.prepare.pairs.stated import Pairing, read_pairing
+
+#: Other words for columns of a list.
+_COLUMNS = {"file": "path", "label": "class"}
 
 
 def show_warnings() -> None:
@@ -48,6 +52,33 @@ def parse_assignments(values: Sequence[str], argument: str) -> dict[str, str]:
             raise CTMaskNetError(f"`{argument}` {value}: {key} is given twice")
         assigned[key] = text
     return assigned
+
+
+def parse_split_files(values: Sequence[str], argument: str) -> dict[str, str]:
+    """As :func:`parse_assignments`, of splits, which may go by another name such as ``valid``."""
+    found: dict[str, str] = {}
+    for name, file in parse_assignments(values, argument).items():
+        if (split := split_named(name)) in found:
+            raise CTMaskNetError(f"`{argument}` {name}={file}: {split} is given twice")
+        found[split] = file
+    return found
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """``"path=file name,class=finding"`` -> ``{"path": "file name", "class": "finding"}``; ``file``
+    and ``label`` are other words for path and class.
+
+    Raises:
+        CTMaskNetError: another form, a column named twice.
+    """
+    if text is None:
+        return {}
+    given = [part.strip() for part in text.split(",")]
+    stated = parse_assignments(given, "columns")
+    found = {_COLUMNS.get(name, name): column.strip() for name, column in stated.items()}
+    if len(found) < len(stated) or not all(found.values()):
+        raise CTMaskNetError(f"`columns` {text}: expected OURS=THEIRS, each once")
+    return found
 
 
 def parse_class_folders(values: Sequence[str]) -> dict[str, list[str]]:
@@ -99,7 +130,7 @@ def mask_options(args: argparse.Namespace) -> tuple[dict[int, str], Pairing, dic
             f"`{given[0]}` and `{given[1]}`: both say what masks hold; give one of them"
         )
     words = parse_mask_classes(args.mask_classes)
-    pairing = read_pairing(args.pairs, args.unlabelled, words)
+    pairing = read_pairing(args.pairs, args.unlabelled, words, parse_columns(args.columns))
     if args.colors is not None:
         colors = read_colors(args.colors)
         return label_values(colors.values()), pairing, {"colors": colors}

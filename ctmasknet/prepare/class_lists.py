@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.find import find_files
 from ctmasknet.data.prepared import part_below
-from ctmasknet.data.splits import check_split_name, read_list
+from ctmasknet.data.splits import check_split_name, read_list, split_named
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.classified import check_class_name
 from ctmasknet.prepare.volumes import stem_of_file
@@ -34,6 +34,7 @@ def parse_class_lists(values: Sequence[str]) -> dict[str, list[tuple[str, str]]]
         key, equals, file = value.rpartition("=")
         split, colon, name = key.rpartition(":") if equals else ("", "", Path(file).stem)
         if colon:
+            split = split_named(split)
             check_split_name(split)
         found.setdefault(name, []).append((split, file))
     if found.keys() <= set(IMAGE_CLASSES):

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.find import check_name, find_files, natural_key
 from ctmasknet.ct.scan import Rescale
 from ctmasknet.data.prepared import SliceRecord, part_below
-from ctmasknet.data.splits import check_disjoint, check_split_name
+from ctmasknet.data.splits import check_disjoint, check_split_name, split_named
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
@@ -28,7 +30,9 @@ from ctmasknet.prepare.volumes import (
     without_extension,
 )
 
-_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: Letters of any language; "," parts names on command lines, "=" and ":" a name from its files.
+_CLASS_NAME = re.compile(r"[^\W_](?:[\w .()+&-]*[\w.()+&-])?")
+_LONGEST_NAME = 64
 
 
 class ClassifiedSlices:
@@ -103,6 +107,7 @@ def read_class_folders(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
 ) -> ClassifiedSlices:
     """The slices of every class: pictures, or volumes where any folder holds DICOM or NIfTI.
 
@@ -112,7 +117,7 @@ def read_class_folders(
             the order of the classes is that of the mapping. A class may have no folder (a set to
             test on may lack a class of the model).
         patient_pattern, every: see :class:`ClassifiedSlices`.
-        on_bad, rescale: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
+        on_bad, rescale, axes: see :func:`ctmasknet.ct.read.read_scans`; for volumes.
         one_series: see :func:`~ctmasknet.prepare.volumes.find_volumes`.
 
     Returns:
@@ -146,9 +151,8 @@ def read_class_folders(
                     f"{root / part}: no such class folder; check `class_folder` and `images`"
                 )
             if of_volumes:
-                volumes = find_volumes(
-                    *(root, part_below(root, part), on_bad), rescale=rescale, one_series=one_series
-                )
+                how = {"rescale": rescale, "one_series": one_series, "axes": axes}
+                volumes = find_volumes(root, part_below(root, part), on_bad, **how)
                 if patient_pattern is None:
                     unknown = [volume.key for volume in volumes if not volume.scan.patient]
                     _check_no_patient_folders(root, part, unknown, class_folders)
@@ -255,6 +259,8 @@ def read_volume_list(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[str], ClassifiedSlices]:
     """Read a CSV list with the columns ``path,class`` and, where known, ``patient,scan,split``.
 
@@ -265,7 +271,9 @@ def read_volume_list(
         root: paths are relative to it.
         classes: their names in the order of the labels; default: those of the paper, if any row
             is of one of these, else those of the rows in natural order.
-        patient_pattern, every, on_bad, rescale, one_series: as for :func:`read_class_folders`.
+        patient_pattern, every, on_bad, rescale, one_series, axes: as for
+            :func:`read_class_folders`.
+        columns: column -> what the list calls it.
 
     Returns:
         the classes; the slices.
@@ -275,13 +283,17 @@ def read_volume_list(
             there, is not below ``root`` or is listed twice, pictures and volumes in one list, a
             patient in two splits; the message names file and line.
     """
-    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"))
+    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"), names=columns)
     if not rows:
         raise CTMaskNetError(f"{path}: lists no volume")
+    # One letter may be written in two ways, which look alike
+    classes = classes and [unicodedata.normalize("NFC", name) for name in classes]
+    for _, row in rows:
+        row["class"] = unicodedata.normalize("NFC", row["class"])
     classes = list(_classes(path, rows, classes))
     stated = [(f"{path}:{number}", row) for number, row in rows]
     return classes, take_rows(
-        str(path), stated, root, classes, patient_pattern, every, on_bad, rescale, one_series
+        str(path), stated, root, classes, patient_pattern, every, on_bad, rescale, one_series, axes
     )
 
 
@@ -295,6 +307,7 @@ def take_rows(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
 ) -> ClassifiedSlices:
     """The slices of (where it is said, row of :func:`read_volume_list`); ``name``: what holds the
     rows, for errors."""
@@ -318,9 +331,9 @@ def take_rows(
             first = f"on line {line}" if where.startswith(f"{file}:") else f"at {seen[part]}"
             raise CTMaskNetError(f"{where}: {part} is listed twice, first {first}")
         seen[part] = where
-        if row["split"]:
-            check_split_name(row["split"])
-        given = classes.index(row["class"]), row["patient"], row["scan"], row["split"]
+        if split := split_named(row["split"]):
+            check_split_name(split)
+        given = classes.index(row["class"]), row["patient"], row["scan"], split
         target = Path(root, part)
         if not os.path.exists(target):  # Path.exists raises at names that are too long
             if on_bad is None:
@@ -345,7 +358,7 @@ def take_rows(
             pictures.add(file)
             found.add_picture(file, *given)
         if not files:
-            given_how = {"rescale": rescale, "one_series": one_series}
+            given_how = {"rescale": rescale, "one_series": one_series, "axes": axes}
             for volume in find_volumes(root, part, on_bad, **given_how):
                 found.add_volume(volume, *given)
                 if not told and not volume.scan.patient:
@@ -376,8 +389,11 @@ def _pictures_below(root: str | os.PathLike, part: str) -> list[str]:
 
 def check_class_name(name: str) -> None:
     """Refuse a class name unfit for a table's column."""
-    if not _CLASS_NAME.fullmatch(name):
-        raise CTMaskNetError(f"class name {name!r}: use letters, digits, '_', '-' and '.' only")
+    if not _CLASS_NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise CTMaskNetError(
+            f"class name {name[:80]!r}: use letters, digits, blanks and any of _ . ( ) + & - only, "
+            f"at most {_LONGEST_NAME} and a letter or digit first"
+        )
 
 
 def _classes_of(

@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ctmasknet.classes import MASK_TYPES
-from ctmasknet.ct.scan import GREY, Rescale
+from ctmasknet.ct.scan import GREY
 from ctmasknet.ct.sidecar import any_stated_rescale
 from ctmasknet.data.bad_slices import SOURCE, BadSlice, BadSlices
 from ctmasknet.data.label_masks import mask_type_classes
@@ -31,7 +31,6 @@ from ctmasknet.data.splits import (
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable, read_json
 from ctmasknet.names import PatientRule
-from ctmasknet.prepare.masks.instances import InstanceTable
 from ctmasknet.prepare.masks_to_coco import (
     Conversion,
     ConvertedSlice,
@@ -47,8 +46,9 @@ from ctmasknet.prepare.pairs import (
 )
 from ctmasknet.prepare.pairs.pictures import NAMES_TELL
 from ctmasknet.prepare.pairs.stated import Pairing
+from ctmasknet.prepare.pairs.zips import unzipping
 from ctmasknet.prepare.staging import least_bytes, writing_set
-from ctmasknet.prepare.volumes import volume_files, without_extension
+from ctmasknet.prepare.volumes import holds_volumes, without_extension
 
 _LOGGER = logging.getLogger(__name__)
 #: Lies in a folder of upright copies; a folder without it is never replaced.
@@ -56,6 +56,7 @@ _COPIES_MARK = ".upright_copies"
 _ANNOTATIONS = re.compile(rf"(?:summary_)?({'|'.join(MASK_TYPES)})(?:_({'|'.join(SPLITS)}))?\.json")
 
 
+@unzipping
 def prepare_lesions(
     images: Path,
     masks: Path,
@@ -73,6 +74,8 @@ def prepare_lesions(
     bad: BadSlices | None = None,
     strict: bool = False,
     pairing: Pairing = NAMES_TELL,
+    one_series: bool = True,
+    copied: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write ``output/annotations/<mask type>_<split>.json`` and, unless the images are upright
     pictures, ``output/image/``.
@@ -85,7 +88,7 @@ def prepare_lesions(
     removed.
 
     Args:
-        images, masks: the two folders.
+        images, masks: the two folders; each may be a zip, a folder in one, or hold zips.
         output: folder of the data set, ``<root>/<name>``.
         rule: patients of the files.
         how: the conversion; its ``copies`` and ``skip_bad`` are set here.
@@ -105,6 +108,9 @@ def prepare_lesions(
             ``output/bad_slices.json`` lists them.
         strict: patients that may be one, spelled otherwise, are an error.
         pairing: what the user states of masks; default: their names tell.
+        one_series: of a study with several DICOM series that one which counts, of those with masks;
+            else, and where lists or pairs are stated, all of them.
+        copied: pictures are copied too; always where they lie in zips.
 
     Returns:
         For each mask type ``mask_type``, ``unlisted_images`` (images that no list names) and
@@ -120,8 +126,7 @@ def prepare_lesions(
     for mask_type in how.mask_types:
         mask_type_classes(mask_type, how.labels)
     check_writable(output, folder=True, argument="output_root")
-    bad = bad or BadSlices({})
-    of_volumes = any(volume_files(images))
+    of_volumes = holds_volumes(images)
     by_name = rule.by_name and not of_volumes
     patient_ids = numbering_of(images, patient_ids, CNCB_LESIONS if by_name else None)
     if split_like is not None and not shares:
@@ -133,11 +138,11 @@ def prepare_lesions(
         )
     if not of_volumes and how.needs_volumes:
         raise CTMaskNetError(
-            f"{images}: holds no DICOM and no NIfTI; `window`, `segment`, `every` and `keep_empty` "
-            "are for these, leave them out"
+            f"{images}: holds no DICOM and no NIfTI; `window`, `segment`, `every`, `keep_empty` "
+            "and `axes` are for these, leave them out"
         )
     pairs, listed, unlisted = _find(
-        images, masks, rule, lists or {}, of_volumes, bad, how.rescale, pairing, how.instances
+        images, masks, rule, lists or {}, of_volumes, bad, how, pairing, one_series
     )
     tell_numbered(pair.key for pair in pairs if pair.patient == pair.key)
     known = {pair.patient for pair in pairs}
@@ -146,7 +151,7 @@ def prepare_lesions(
     windowed |= of_volumes and any(not pair.volume.is_grey for pair in pairs)
     stated = not of_volumes and any_stated_rescale(pair.image for pair in pairs)
     windowed |= stated
-    copied = of_volumes or how.rescale is not None or stated or not how.orientation.is_upright
+    copied |= of_volumes or how.rescale is not None or stated or not how.orientation.is_upright
     kind = {"copied": copied, "mark": _COPIES_MARK}
     if of_volumes:
         slices = (one for pair in pairs for one in pair.volume.scan.slices[:: how.every])
@@ -242,9 +247,9 @@ def _find(
     lists: Mapping[str, str | os.PathLike],
     of_volumes: bool,
     bad: BadSlices,
-    rescale: Rescale | None,
+    how: Conversion,
     pairing: Pairing,
-    instances: InstanceTable | None,
+    one_series: bool,
 ) -> tuple[list[LesionPair] | list[VolumePair], dict[str, list[str]], int]:
     """The pairs, of those that lists name if there are any; their keys of each split; the number of
     images that no list names."""
@@ -264,11 +269,12 @@ def _find(
 
     on_bad = note if bad.skip else None
     if of_volumes:
-        pairs = find_volume_pairs(images, masks, rule, on_bad, rescale, pairing)
+        given = how.rescale, pairing, how.axes, one_series and not lists
+        pairs = find_volume_pairs(images, masks, rule, on_bad, *given)
     else:
         pairs = find_pairs(images, masks, rule, on_bad, pairing)
-    if instances is not None and not left_out:
-        instances.check_images([p.key if of_volumes else p.file for p in pairs if p.mask])
+    if how.instances is not None and not left_out:
+        how.instances.check_images([p.key if of_volumes else p.file for p in pairs if p.mask])
     if not lists:
         return pairs, {}, 0
     listed = split_by_lists(pairs, lists, volume_key if of_volumes else rule.key, left_out)

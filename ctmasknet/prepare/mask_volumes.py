@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pydicom
 
+from ctmasknet.ct.arrays import ArrayVolume, Axes, read_array
 from ctmasknet.ct.dicom.series import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
 from ctmasknet.ct.itk import read_itk_volume
 from ctmasknet.ct.nifti import read_volume
 from ctmasknet.ct.orientation import Upright, upright
 from ctmasknet.ct.scan import CTScan, check_claimed_size, decoding
-from ctmasknet.data.label_masks import background_value, check_known_values
+from ctmasknet.ct.sidecar import stated_layout
+from ctmasknet.data.label_masks import MAX_MASK_EXPANSION, background_value, check_known_values
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.masks.planes import PAINT_ORDER
 
@@ -42,8 +44,6 @@ _ANGLE_TOLERANCE_DEGREES = 0.5
 _POSITION_TOLERANCE_MM = 0.5
 #: Share of a slice's step by which a slice may lie beside its position in a grid.
 _POSITION_SHARE = 0.1
-#: Masks compress far better than CT; no mask of a chest compresses better than this.
-_MAX_EXPANSION = 2000
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class MaskVolume:
         turn: of its grid; its ``shape`` (columns, rows, slices) and ``affine`` are upright.
         values: number of a slice as stored -> (H, W) values, unsigned, upright.
         partial: slices without any label may be left out of the file.
+        placed: it states where it lies; else its slices are those of its scan, in their order.
     """
 
     file: str
     turn: Upright
     values: Callable[[int], np.ndarray]
     partial: bool
+    placed: bool = True
 
     def plane(self, index: int) -> np.ndarray:
         """(H, W) values of one slice, unsigned, upright, counted from the feet."""
@@ -90,16 +92,18 @@ def read_mask_volume(
     labels: Mapping[int, str],
     segments: Mapping[str, str] | None = None,
     check: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    axes: Axes | None = None,
 ) -> MaskVolume:
     """Open a mask volume.
 
     Args:
-        file: NIfTI, MetaImage, NRRD or DICOM-SEG; told apart by content.
+        file: NIfTI, MetaImage, NRRD, NumPy or DICOM-SEG; told apart by content.
         labels: name of each mask value.
         segments: label name of a segment, by its number, its label or its coded meaning (in any
             case); goes before the words these hold, such as "ground glass".
         check: (file, stored values of a slice) -> whole values, of other files than DICOM-SEG;
             default: those that ``labels`` names.
+        axes: of an array; None: what is stated beside it.
 
     Raises:
         CTMaskNetError: damaged, oblique, another format; a segment whose names say nothing or
@@ -108,10 +112,30 @@ def read_mask_volume(
     kind = kind_of(file)
     if kind in ("nifti", "itk"):
         read = read_volume if kind == "nifti" else read_itk_volume
-        volume = read(file, _MAX_EXPANSION)
+        volume = read(file, MAX_MASK_EXPANSION)
         check = check or functools.partial(_as_labels, labels)
         return MaskVolume(file, volume.turn, lambda at: check(file, volume.values(at)), False)
+    if kind == "array":
+        array = read_array(file, axes, MAX_MASK_EXPANSION)
+        check = check or functools.partial(_as_labels, labels)
+        values = functools.partial(_checked_values, array, check)
+        return MaskVolume(file, array.turn, values, False, placed=False)
     return _read_seg(file, labels, segments or {})
+
+
+def _checked_values(
+    array: ArrayVolume, check: Callable[[str, np.ndarray], np.ndarray], at: int
+) -> np.ndarray:
+    return check(array.file, array.values(at))
+
+
+def mask_axes(file: str, scan: CTScan, given: Axes | None) -> Axes | None:
+    """How a mask lies that is an array: as given, as stated beside it (None), as its scan does. A
+    name of an array in these is of the scan's file."""
+    source = scan.slices[0].source
+    if given is None and isinstance(source, ArrayVolume) and stated_layout(file).axes is None:
+        given = source.axes
+    return None if given is None else replace(given, array="")
 
 
 def _as_labels(labels: Mapping[int, str], file: str, stored: np.ndarray) -> np.ndarray:
@@ -212,6 +236,11 @@ def covering_slices(scan: CTScan, mask: MaskVolume) -> list[int | None]:
     """
     name = f"{scan.slices[0].file} and its mask {mask.file}"
     rows, columns = scan.slices[0].shape
+    if not mask.placed:
+        ours = columns, rows, len(scan.slices)
+        if ours != mask.turn.shape:
+            raise _disagree(name, "shape", _times(ours), _times(mask.turn.shape), "px")
+        return list(range(len(scan.slices)))
     affine, numbers = _grid(scan, mask.file)
     ours, theirs = (columns, rows, numbers[-1] + 1), mask.turn.shape
     compared = 2 if mask.partial else 3

@@ -22,6 +22,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.pictures import read_picture
 from ctmasknet.ct.scan import GREY, CTSlice, Rescale, Window
 from ctmasknet.ct.sidecar import stated_rescale
@@ -36,7 +37,7 @@ from ctmasknet.data.label_masks import (
     values_present,
 )
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.prepare.mask_volumes import covering_slices, read_mask_volume
+from ctmasknet.prepare.mask_volumes import covering_slices, mask_axes, read_mask_volume
 from ctmasknet.prepare.masks.instances import InstanceTable, instance_annotations
 from ctmasknet.prepare.masks.planes import ClassMasks, MaskCode, MaskPlane
 from ctmasknet.prepare.pairs import LesionPair, VolumePair, slice_masks
@@ -94,6 +95,7 @@ class Conversion:
         orientation: how the arrays on disk become upright; of pictures only.
         rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
             :func:`ctmasknet.ct.read.read_scans`) and of pictures, all of more than 8 bits then.
+        axes: of NumPy's arrays, images and masks, see :func:`ctmasknet.ct.arrays.parse_axes`.
         window: HU to grey levels; this and what follows is of volumes only, the window of pictures
             with a ``rescale`` too.
         segments: label name of a DICOM-SEG's segment, by number, label or coded meaning.
@@ -110,6 +112,7 @@ class Conversion:
     min_area_px: int = MIN_AREA_PX
     orientation: Orientation = UPRIGHT
     rescale: Rescale | None = None
+    axes: Axes | None = None
     window: Window = field(default_factory=Window)
     segments: Mapping[str, str] = field(default_factory=dict)
     every: int = 1
@@ -131,7 +134,7 @@ class Conversion:
     def needs_volumes(self) -> bool:
         """True when something is asked that pictures do not have."""
         none = Conversion()
-        names = ["segments", "every", "keep_empty"]
+        names = ["segments", "every", "keep_empty", "axes"]
         names += ["window"] if self.rescale in (None, GREY) else []
         return any(getattr(self, name) != getattr(none, name) for name in names)
 
@@ -324,6 +327,7 @@ def _values(
         labels,
         how.segments,
         functools.partial(code.checked, name=name, image=pair.key),
+        mask_axes(os.fspath(path), pair.volume.scan, how.axes),
     )
     covered_by = covering_slices(pair.volume.scan, mask)
 

@@ -16,6 +16,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.pictures import find_unreadable, raise_problems, write_in_grey_window
 from ctmasknet.ct.scan import GREY, Rescale, Window, as_rescale
 from ctmasknet.ct.sidecar import any_stated_rescale
@@ -80,6 +81,8 @@ def prepare_slices(
     every: int = 1,
     rescale: Rescale | None = None,
     one_series: bool = True,
+    axes: Axes | None = None,
+    columns: Mapping[str, str] | None = None,
     bad: BadSlices | None = None,
     strict: bool = False,
     metadata: str | None = None,
@@ -110,12 +113,14 @@ def prepare_slices(
         per_class: largest number of slices a class in every split without a ``sample`` of its own.
         seed: of the split and the samples.
         volume_list: CSV list (:func:`~ctmasknet.prepare.classified.read_volume_list`).
+        columns: column of ``volume_list`` -> what the list calls it.
         classes: names of its classes, in the order of the labels.
         window: HU window, for volumes and for pictures with a ``rescale`` only.
         rescale: to HU, or that values are grey levels, of volumes that are not in HU (see
             :func:`ctmasknet.ct.read.read_scans`) and of pictures, all of more than 8 bits then, of
             which 8-bit copies are written.
         one_series: of a study with several DICOM series, the one that counts; else all of them.
+        axes: of NumPy's arrays, see :func:`ctmasknet.ct.read.read_scans`.
         every: of a volume every so many slices is taken; for volumes only.
         patient_ids, split_like, workers, bad: as for
             :func:`ctmasknet.prepare.lesions.prepare_lesions`. Where bad slices are skipped, every
@@ -143,14 +148,16 @@ def prepare_slices(
     check_writable(home, folder=True, argument="output_root")
     bad = bad or BadSlices({})
     on_bad = functools.partial(bad.add, name=SOURCE) if bad.skip else None
+    how = on_bad, rescale, one_series, axes
     placed = None
     if split_like is not None:
         if not shares or not (images or volume_list):
             raise CTMaskNetError("`split_like`: goes with `split` and the folder of the images")
         numbering = numbering_of(images or Path(volume_list).parent, patient_ids)
         placed = split_of_patients(split_like, numbering)
-    if classes and not volume_list:
-        raise CTMaskNetError("`classes`: names the classes of a `volume_list`; leave it out")
+    for argument, value in {"classes": classes, "columns": columns}.items():
+        if value and not volume_list:
+            raise CTMaskNetError(f"`{argument}`: is for a `volume_list`; leave it out")
     volumes: dict[str, tuple[Volume, int]] = {}
     unlisted = excluded = 0
     known_of: dict[str, dict[str, str]] = {}
@@ -166,7 +173,7 @@ def prepare_slices(
             )
         images = images or Path(volume_list).parent
         classes, found = read_volume_list(
-            volume_list, images, classes, patient_pattern, every, on_bad, rescale, one_series
+            volume_list, images, classes, patient_pattern, every, *how, columns
         )
         needed = "needs either a column split"
         splits = _split_rows(found, volume_list, needed, shares, seed, placed)
@@ -185,9 +192,7 @@ def prepare_slices(
         else:
             classes, rows = rows_of_class_folders(images, class_folders, lists)
         named = ", ".join(dict.fromkeys(Path(where.rpartition(":")[0]).name for where, _ in rows))
-        found = take_rows(
-            named, rows, images, classes, patient_pattern, every, on_bad, rescale, one_series
-        )
+        found = take_rows(named, rows, images, classes, patient_pattern, every, *how)
         needed = "give either lists of each split"
         splits = _split_rows(found, named, needed, shares, seed, placed)
         volumes = found.volumes
@@ -200,9 +205,7 @@ def prepare_slices(
         if source:
             raise CTMaskNetError("`class_folder`: does not go together with `source`")
         classes = list(class_folders)
-        found = read_class_folders(
-            images, class_folders, patient_pattern, every, on_bad, rescale, one_series
-        )
+        found = read_class_folders(images, class_folders, patient_pattern, every, *how)
         volumes = found.volumes
         splits = split_records(found.records, shares, seed, placed)
         description = f"slices by class folder below {Path(images).name}"

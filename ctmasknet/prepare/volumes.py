@@ -12,13 +12,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ctmasknet.ct.archive import UnpackedSource
+from ctmasknet.ct.arrays import ArrayVolume, Axes
 from ctmasknet.ct.dicom.reconstruction import choose_reconstructions, series_facts
 from ctmasknet.ct.find import find_files, kind_of
 from ctmasknet.ct.itk import ITK_SUFFIXES
@@ -28,7 +29,7 @@ from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import GREY, CTScan, Rescale, UnsuitableFile, Window
 from ctmasknet.ct.sidecar import stated_rescale
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import IMAGE_SUFFIXES
+from ctmasknet.names import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from ctmasknet.workers import map_in_processes
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ _LOGGER = logging.getLogger(__name__)
 _BESIDE_CT = re.compile(
     "a localizer|a dose page|a screen shot|not CT|not axial|holds no image|in colour|no PNG, JPEG"
 )
-_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima", *ITK_SUFFIXES)
+_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima", *ITK_SUFFIXES, *ARRAY_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def volume_files(folder: str | os.PathLike) -> Iterator[str]:
         if found.path.lower().endswith(IMAGE_SUFFIXES):
             continue
         try:
-            if kind_of(found.path) in ("dicom", "nifti", "itk", "zip"):
+            if kind_of(found.path) in ("dicom", "nifti", "itk", "array", "zip"):
                 yield found.path
         except UnsuitableFile:
             continue
@@ -91,6 +92,17 @@ def volume_files(folder: str | os.PathLike) -> Iterator[str]:
                 yield found.path
 
 
+def holds_volumes(folder: str | os.PathLike) -> bool:
+    """Whether slices of a folder are not pictures; NumPy's arrays beside pictures are masks."""
+    found_array = False
+    for file in volume_files(folder):
+        if not file.lower().endswith(ARRAY_SUFFIXES):
+            return True
+        found_array = True
+    pictures = (found.path.lower().endswith(IMAGE_SUFFIXES) for found in find_files([folder]))
+    return found_array and not any(pictures)
+
+
 def find_volumes(
     root: str | os.PathLike,
     below: str = ".",
@@ -98,6 +110,7 @@ def find_volumes(
     on_lost: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     one_series: bool = False,
+    axes: Axes | None = None,
 ) -> list[Volume]:
     """The volumes in a folder or file below ``root``, in natural order.
 
@@ -111,7 +124,7 @@ def find_volumes(
             first raises.
         on_lost: the same for each sound file that ought to be CT and cannot be used, such as a
             volume that is not in HU; default: ``on_bad``.
-        rescale: see :func:`ctmasknet.ct.read.read_scans`.
+        rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
         one_series: of a study with several DICOM series, the one that counts
             (:func:`~ctmasknet.ct.dicom.reconstruction.choose_reconstructions`); the others are
             named in the log.
@@ -128,6 +141,7 @@ def find_volumes(
         on_bad=on_bad and bad.setdefault,
         on_left_out=lambda *found: left_out.update([found]),
         rescale=rescale,
+        axes=axes,
     )
     lost = {file: why for file, why in left_out.items() if not _BESIDE_CT.match(why)}
     if on_lost is None:
@@ -147,10 +161,12 @@ def find_volumes(
         on_bad(file, reason)
     _log_left_out(path, {file: why for file, why in left_out.items() if file not in lost}, scans)
     if one_series:
-        scans = _chosen(scans)
+        scans = chosen_series(scans)
+    # Arrays of one slice each may be of many patients, as pictures are
+    scans = [each for scan in scans for each in _apart(scan)]
     for scan in scans:
         zipped = isinstance(scan.slices[0].source, UnpackedSource)
-        if scan.kind == "image" and not zipped:
+        if scan.kind == "image" and not zipped and not _is_array(scan):
             raise CTMaskNetError(
                 f"{scan.slices[0].file}: a picture among DICOM or NIfTI volumes; move the pictures "
                 "to a folder of their own and prepare them as another set"
@@ -169,8 +185,20 @@ def find_volumes(
     return list(volumes.values())
 
 
-def _chosen(scans: Sequence[CTScan]) -> list[CTScan]:
-    """Series that are made alike are scans of their own, as of two breaths: all are taken."""
+def _is_array(scan: CTScan) -> bool:
+    return isinstance(scan.slices[0].source, ArrayVolume)
+
+
+def _apart(scan: CTScan) -> list[CTScan]:
+    if scan.kind == "image" and _is_array(scan):
+        return [replace(scan, slices=(one,)) for one in scan.slices]
+    return [scan]
+
+
+def chosen_series(scans: Sequence[CTScan]) -> list[CTScan]:
+    """Without the series of studies that do not count
+    (:func:`~ctmasknet.ct.dicom.reconstruction.choose_reconstructions`), which are logged. Series
+    that are made alike are scans of their own, as of two breaths: all are taken."""
     facts = list(map(series_facts, scans))
     choices = choose_reconstructions(facts)
     made = {

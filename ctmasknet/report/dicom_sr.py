@@ -84,7 +84,7 @@ def write_structured_reports(
     output = check_writable(prediction.folder / SR_FOLDER, folder=True)
     if images is None or isinstance(images, str | os.PathLike):
         images = [] if images is None else [images]
-    finder = SliceFinder([*images, prediction.folder], prediction.rescale)
+    finder = SliceFinder([*images, prediction.folder], prediction.rescale, prediction.axes)
     content = (prediction.folder / "predictions.jsonl").read_bytes() + path.read_bytes()
     identity, written, faults = hashlib.sha256(content).hexdigest(), [], []
     for number, scan in enumerate(prediction.scans, start=1):

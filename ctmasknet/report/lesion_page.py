@@ -11,7 +11,13 @@ from typing import Any
 
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.report.pictures import SliceFiles, SlicePictures, recorded_rescale, recorded_window
+from ctmasknet.report.pictures import (
+    SliceFiles,
+    SlicePictures,
+    recorded_axes,
+    recorded_rescale,
+    recorded_window,
+)
 from ctmasknet.report.sections import rendered
 from ctmasknet.report.source import json_lines, read_run, read_told
 from ctmasknet.report.tables import MAX_ROWS
@@ -67,7 +73,7 @@ def lesion_page(
     problems, cautions = read_told(listing)
     _, entries = read_run(Path(folder))
     seen = recorded_window(entries), folder, recorded_rescale(entries)
-    files = SliceFiles(None, images, *seen)
+    files = SliceFiles(None, images, *seen, recorded_axes(entries))
     found = SlicePictures(
         [name for _, name, _ in slices], files, folders=pictures, more=Path(folder)
     )

@@ -22,6 +22,7 @@ from ctmasknet.report.pictures import (
     SliceFiles,
     SlicePictures,
     evidence_painter,
+    recorded_axes,
     recorded_rescale,
     recorded_window,
 )
@@ -95,7 +96,7 @@ def write_report(
     # Tried before a model is loaded
     check_writable(output)
     seen = recorded_window(source.entries), source.folder, recorded_rescale(source.entries)
-    files = SliceFiles(source.dataset, images, *seen)
+    files = SliceFiles(source.dataset, images, *seen, recorded_axes(source.entries))
     painter = None
     if config_file or weights or "MODEL.WEIGHTS" in opts:
         painter = evidence_painter(config_file, opts, source.folder, source.class_names, weights)

@@ -22,6 +22,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from ctmasknet.config import finds_lesions, is_classifier, names_scans, reads_rows
+from ctmasknet.ct.archive import is_archive
+from ctmasknet.ct.arrays import Axes, parse_axes
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
@@ -64,7 +66,7 @@ class SliceFiles:
         images: folder below which slices lie, and that relative names are relative to.
         window: shows HU as grey levels.
         folder: of the run, where they may lie as well; without either they may lie anywhere.
-        rescale: see :func:`ctmasknet.ct.read.read_scans`.
+        rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
 
     Attributes:
         elsewhere: names of files that are there, but below neither folder.
@@ -80,6 +82,7 @@ class SliceFiles:
         window: Window | None = None,
         folder: str | os.PathLike | None = None,
         rescale: Rescale | None = None,
+        axes: Axes | None = None,
     ):
         self.elsewhere: set[str] = set()
         self._entries = _entries_of(dataset)
@@ -88,7 +91,7 @@ class SliceFiles:
         self._folders = [Path(one) for one in (images, folder) if one is not None]
         self._window, self._rescale = window or Window(), rescale
         # Slices of a volume come one after the other
-        self._volume = functools.lru_cache(maxsize=4)(functools.partial(_slices_of, rescale))
+        self._volume = functools.lru_cache(maxsize=4)(functools.partial(_slices_of, rescale, axes))
 
     def find(self, file: str) -> FoundSlice | None:
         """The slice of that name, None where there is no file.
@@ -101,21 +104,29 @@ class SliceFiles:
             return FoundSlice(entry, read_entry(entry))
         name = FRAME_NUMBER.sub("", file)
         for path in [*(one / name for one in self._folders), Path(name)]:
-            if not os.path.isfile(path):
+            source = _file_with(path)
+            if source is None:
                 continue
-            if self._folders and not any(lies_below(path, one) for one in self._folders):
+            if self._folders and not any(lies_below(source, one) for one in self._folders):
                 self.elsewhere.add(name)
                 continue
             # A page of a TIFF is named as a slice of a volume is
             is_picture = path.suffix.lower() in IMAGE_SUFFIXES and name == file
-            if is_picture and self._rescale is None:
+            if is_picture and source == path and self._rescale is None:
                 entry = {"file_name": str(path)}
                 return FoundSlice(entry, read_entry(entry))
             wanted = f"{path}{file[len(name) :]}"
-            for one in self._volume(str(path)):
+            for one in self._volume(str(source)):
                 if one.name == wanted:
                     return FoundSlice({"file_name": wanted}, as_rgb(one.pixels(self._window)))
         return None
+
+
+def _file_with(path: Path) -> Path | None:
+    """The file that a path names: itself, or the zip that it leads into."""
+    if os.path.isfile(path):
+        return path
+    return next((one for one in path.parents if is_archive(one.name) and os.path.isfile(one)), None)
 
 
 def lies_below(path: Path, folder: Path) -> bool:
@@ -135,13 +146,24 @@ def recorded_window(entries: Sequence[Mapping[str, Any]]) -> Window | None:
 
 def recorded_rescale(entries: Sequence[Mapping[str, Any]]) -> Rescale | None:
     """The rescale that the latest run in ``run.json`` was given."""
+    return as_rescale(_recorded_options(entries).get("rescale"))
+
+
+def recorded_axes(entries: Sequence[Mapping[str, Any]]) -> Axes | None:
+    """The order of axes that the latest run in ``run.json`` was given."""
+    axes = _recorded_options(entries).get("axes")
+    return parse_axes(axes) if isinstance(axes, str) else None
+
+
+def _recorded_options(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     settings = entries[-1].get("settings") if entries else None
     options = settings.get("options") if isinstance(settings, dict) else None
-    return as_rescale(options.get("rescale")) if isinstance(options, dict) else None
+    return options if isinstance(options, dict) else {}
 
 
-def _slices_of(rescale: Rescale | None, path: str) -> tuple[CTSlice, ...]:
-    return tuple(one for scan in read_scans([path], rescale=rescale) for one in scan.slices)
+def _slices_of(rescale: Rescale | None, axes: Axes | None, path: str) -> tuple[CTSlice, ...]:
+    scans = read_scans([path], rescale=rescale, axes=axes)
+    return tuple(one for scan in scans for one in scan.slices)
 
 
 def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:

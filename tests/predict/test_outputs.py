@@ -1,6 +1,7 @@
 """Every output of tools/predict.py, read back by the library its users would take."""
 
 import json
+import shutil
 
 import highdicom
 import nibabel
@@ -49,6 +50,23 @@ def objects(output, level):
 
 def slices(found):
     return [one for scan in found for one in scan.slices]
+
+
+def test_overlays_of_slices_in_a_zip(repository, classifier, tmp_path):
+    write_series(tmp_path / "in", hu_volume(5, 2))
+    shutil.make_archive(str(tmp_path / "in"), "zip", tmp_path / "in")
+    drawn = []
+    for name in ("in", "in.zip"):
+        output = tmp_path / f"out_{name}"
+        flags = ["--overlays", "--score-threshold", "0"]
+        command = words(classifier, [tmp_path / name], output, *flags)
+        assert run_tool(repository, "tools/predict.py", *command) == 0
+        records = objects(output, "slice")
+        assert all(one["file"].startswith(f"{tmp_path / name}/") for one in records)
+        drawn.append([np.asarray(Image.open(output / one["overlay"])) for one in records])
+    assert len(drawn[0]) == len(drawn[1]) == 2
+    for one, other in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(one[100:], other[100:])  # above are the names
 
 
 def test_predictions_csv(answers):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctmasknet.ct.scan import Window
 from ctmasknet.predict import CTPredictor
-from ctmasknet.report.pictures import SliceFiles, recorded_rescale, recorded_window
+from ctmasknet.report.pictures import SliceFiles, recorded_axes, recorded_rescale, recorded_window
 from ctmasknet.report.source import read_run
 from tests.helpers.running import run_tool
 from tests.helpers.small_world import hu_volume, words
@@ -92,6 +93,30 @@ def test_pictures_of_slices(name, repository, classifier, stored, capsys):
 def test_a_wrong_one_is_told_before_weights_are_read(classifier, stored, tool):
     code, said = tool(*words(classifier, [stored / "deep"], stored / "out", "--rescale", "0,1"))
     assert code == 2 and said.startswith("error: --rescale") and not (stored / "out").exists()
+
+
+def test_arrays(classifier, stored, tool):
+    """As the NIfTI volume they were, by an argument and by what is stated beside them."""
+    for name, values in (("npy", HU[::-1]), ("flat", HU)):
+        (stored / name).mkdir()
+        for index, each in enumerate([values] if name == "npy" else values):
+            np.save(stored / name / f"{index}.npy", each.astype(np.float32))
+    assert tool(*words(classifier, [stored / "hu"], stored / "out"))[0] == 0
+    code, said = tool(*words(classifier, [stored / "npy"], stored / "out_2"))
+    assert code == 2 and "state the order with --axes" in said
+    axes = "--axes=-zyx"
+    assert tool(*words(classifier, [stored / "npy"], stored / "out_npy", axes))[0] == 0
+    assert tool(*words(classifier, [stored / "flat"], stored / "out_flat"))[0] == 0
+    assert logits(stored / "out_npy") == logits(stored / "out") == logits(stored / "out_flat")
+    code, said = tool(*words(classifier, [stored / "npy"], stored / "out_npy", "--resume"))
+    assert code == 2 and "of other options" in said
+    (entry,) = read_run(stored / "out_npy")[1]
+    seen = recorded_window([entry]), stored / "out_npy", None, recorded_axes([entry])
+    files = SliceFiles(None, stored, *seen)
+    shown = files.find(f"{stored / 'npy' / '0.npy'}#0001").pixels
+    np.testing.assert_array_equal(shown[..., 0], Window().to_uint8(HU[0]))
+    code, said = tool(*words(classifier, [stored / "npy"], stored / "out_3", "--axes", "zy"))
+    assert code == 2 and said.startswith("error: --axes 'zy': expected")
 
 
 @pytest.mark.parametrize("suffix", ["mha", "nrrd"])

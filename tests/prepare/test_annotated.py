@@ -109,6 +109,37 @@ def test_what_cannot_be_vouched_for_is_one_line(repository, raw, capfd, change, 
     assert not list(root.glob("root/*/annotations/*"))
 
 
+def test_bad_pictures_and_annotations_are_left_out_and_named(repository, raw, capfd):
+    def change(document):
+        document["images"][4]["file_name"] = "no.png"
+        document["images"][5].update(height=24, width=20)  # and so its mask does not fit
+        document["annotations"][6]["segmentation"] = [[1, 2, 3]]
+        document["annotations"].append({**document["annotations"][6], "segmentation": [SQUARE]})
+        document["annotations"].append({**document["annotations"][1], "image_id": 999})
+        del document["images"][8]["file_name"]
+        (root / "pictures" / "p4" / "s4_1.png").write_bytes(b"no picture")
+
+    root = raw()
+    raw(change)
+    assert prepare(repository, root, "--bad", "skip", "--max-bad-share", "0.3") == 2
+    assert "6 of 11 files are bad" in capfd.readouterr().err
+    assert not list(root.glob("root/*/annotations/*"))
+    assert prepare(repository, root, "--bad", "skip", "--max-bad-share", "0.7") in (0, None)
+    report = json.loads((root / "root" / "mine" / "bad_slices.json").read_text())
+    (found,) = report["sets"].values()
+    named = {one["file"].rpartition("/")[2]: one["reason"] for one in found["files"]}
+    assert sorted(named) == [
+        *("coco.json#annotation-1", "coco.json#image-56"),
+        *("no.png", "s2_1.png", "s3_0.png", "s4_1.png"),
+    ]
+    assert "annotation 6 of s3_0.png: a polygon has 3 numbers" in named["s3_0.png"]
+    register_prepared(root / "root")
+    dicts = [d for s in ("train", "val") for d in DatasetCatalog.get(f"mine_lesions_{s}")]
+    files = sorted(d["file_name"].rpartition("/")[2] for d in dicts)
+    assert files == ["s0_0.png", "s0_1.png", "s1_0.png", "s1_1.png", "s3_1.png"]
+    assert all(len(d["annotations"]) == 1 for d in dicts)
+
+
 def test_a_folder_given_relatively(repository, raw, monkeypatch):
     monkeypatch.chdir(raw())
     words = ["--coco", "coco.json", "--images", "pictures", "--output-root", "root"]

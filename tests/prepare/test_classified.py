@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from PIL import Image
 from ctmasknet.ct.scan import Window
 from ctmasknet.data.prepared import SliceRecord
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.prepare.classified import read_class_folders
+from ctmasknet.prepare.classified import check_class_name, read_class_folders
 from ctmasknet.prepare.slices import split_records
 from tests.helpers import ct_samples
 from tests.helpers.running import run_tool
@@ -397,7 +398,7 @@ def test_any_classes_of_a_list_and_a_folder_given_relatively(
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"), [("aa", "needs two"), ("aA", "case alone"), (["a", "b c"], "letters")]
+    ("classes", "message"), [("aa", "needs two"), ("aA", "case alone"), (["a", "b/c"], "letters")]
 )
 def test_classes_that_a_list_may_not_name(tmp_path, prepare, capfd, classes, message):
     write_image(tmp_path / "x.png")
@@ -405,3 +406,40 @@ def test_classes_that_a_list_may_not_name(tmp_path, prepare, capfd, classes, mes
     write_list(tmp_path / "list.csv", "path,class", *lines)
     assert prepare("--volume-list", tmp_path / "list.csv", "--split", "train:1") == 2
     assert message in capfd.readouterr().err
+
+
+def test_columns_splits_and_classes_as_the_user_has_them(tmp_path, prepare, slices, capfd):
+    names = ["für unauffällig", "Größere Verschattung (beidseits)"]
+    rows = ["pid,Datei,Befund laut Arzt,fold"]
+    for index, fold in enumerate(("Training", "TR", "valid", "Dev", "HOLDOUT", "ts")):
+        write_image(tmp_path / "pictures" / f"{index}.png", index)
+        # The second time as another system writes the same letters
+        name = unicodedata.normalize("NFD" if index > 2 else "NFC", names[index % 2])
+        rows.append(f"p{index},{index}.png,{name},{fold}")
+    listed = write_list(tmp_path / "list.csv", *rows)
+    words = ("--volume-list", listed, "--images", tmp_path / "pictures", "--columns")
+    columns = "path=Datei,class=Befund laut Arzt,patient=pid,split=fold"
+    assert prepare(*words, columns) == 0
+    assert slices("train")["classes"] == sorted(names)
+    for split, patients in {"train": "01", "val": "23", "test": "45"}.items():
+        assert [one["patient"] for one in slices(split)["slices"]] == [f"p{n}" for n in patients]
+    capfd.readouterr()
+    for columns, said in {
+        "path=file": "needs the columns file,class in its first line, and has no file",
+        "path=Datei,path=pid": "--columns path=pid: path is given twice",
+        "file=Datei,path=pid": "expected OURS=THEIRS, each once",
+        "Datei": "--columns Datei: expected NAME=VALUE",
+        "colour=Datei": "has no use for colour; name path, class, patient, scan, split",
+    }.items():
+        assert prepare(*words, columns) == 2
+        assert said in capfd.readouterr().err
+    assert prepare("--source", tmp_path, "--columns", "path=a") == 2
+    assert "--columns: is for a --volume-list" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a=b", " a", "a ", "a/b", "a\tb", "", '"a"', "x" * 65, "_a"]
+)
+def test_class_names_unfit_for_a_table(name):
+    with pytest.raises(CTMaskNetError, match="class name"):
+        check_class_name(name)

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS
+from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import parse_rescale, parse_window
 from ctmasknet.data.coco import checked_coco
 from ctmasknet.data.label_masks import (
@@ -49,6 +50,7 @@ def measure_burden(
     scans: Sequence[str | os.PathLike] | None = None,
     lungs: str = "threshold",
     rescale: str | None = None,
+    axes: str | None = None,
     lung_window: str | None = None,
 ) -> dict[str, Any]:
     """Measure the lesions of a data set or a file, and write ``burden.csv`` and ``burden.json``.
@@ -68,6 +70,7 @@ def measure_burden(
         lungs: how, see :data:`ctmasknet.ct.lungs.masks.LUNG_WAYS`.
         rescale: slope and intercept to HU of ``scans``, see
             :func:`ctmasknet.ct.scan.parse_rescale`.
+        axes: of NumPy's arrays among them, see :func:`ctmasknet.ct.arrays.parse_axes`.
         lung_window: window ``CENTER,WIDTH`` in HU that ``scans`` were made through, where they are
             pictures.
 
@@ -104,6 +107,7 @@ def measure_burden(
     masks = found_in = None
     if scans:
         how = {"rescale": None if rescale is None else parse_rescale(rescale)}
+        how["axes"] = None if axes is None else parse_axes(axes)
         how["window"] = None if lung_window is None else parse_window(lung_window)
         masks = found_in = ScanLungs(scans, document, lungs, **how)
     if label_masks:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.lungs.masks import LungMasks, scan_lungs
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTScan, Rescale, Window
@@ -28,6 +29,7 @@ class ScanLungs:
         way: str,
         *,
         rescale: Rescale | None = None,
+        axes: Axes | None = None,
         window: Window | None = None,
     ):
         """
@@ -35,7 +37,7 @@ class ScanLungs:
             paths: files and folders, as they were given to the prediction.
             document: its images are named as the slices of the scans.
             way, window: see :func:`ctmasknet.ct.lungs.masks.scan_lungs`.
-            rescale: see :func:`ctmasknet.ct.read.read_scans`.
+            rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
 
         Raises:
             CTMaskNetError: an image that is no slice of the scans, or of one that cannot be read.
@@ -50,7 +52,7 @@ class ScanLungs:
         def on_bad(file: str, reason: str) -> None:
             bad.append(f"{file}: {reason}")
 
-        for scan in read_scans(paths, rescale=rescale, on_bad=on_bad):
+        for scan in read_scans(paths, rescale=rescale, axes=axes, on_bad=on_bad):
             slices = tuple(one for one in scan.slices if _key(one.name) in wanted)
             scan = replace(scan, slices=slices)
             self._place |= {_key(one.name): (scan, index) for index, one in enumerate(slices)}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctmasknet.ct.find import natural_key
+from ctmasknet.ct.scan import decoding
 from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.masks.planes import ClassMasks
+from ctmasknet.prepare.pairs.zips import zip_of
 from ctmasknet.prepare.volumes import Volume
 
 #: A mask of all classes, or the masks of each.
@@ -58,12 +61,12 @@ def source_folders(
     masks: str | os.PathLike | None = None,
 ) -> tuple[Path, Path]:
     """The image and the mask folder: as given, else ``image`` or ``images``, ``mask`` or ``masks``
-    in ``source``.
+    in ``source``. Each may be a zip or lie in one (:mod:`ctmasknet.prepare.pairs.zips`).
 
     Raises:
         CTMaskNetError: a folder is missing.
     """
-    if source is not None and not Path(source).is_dir():
+    if source is not None and not _is_there(Path(source)):
         raise CTMaskNetError(
             f"{source}: no such folder; `source` names the folder with image/ and mask/"
         )
@@ -75,13 +78,23 @@ def source_folders(
             raise CTMaskNetError(f"{name}s: give `source`, or both `images` and `masks`")
         else:
             folder = Path(source) / name
-            if not folder.is_dir():
+            if not _is_there(folder):
                 folder = Path(source) / f"{name}s"
-        if not folder.is_dir():
+        if not _is_there(folder):
             wanted = given if given is not None else f"{source}/{name} (or {name}s)"
             raise CTMaskNetError(f"{wanted}: no such folder of {name}s; check the path")
         found.append(folder)
     return found[0], found[1]
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether there is such a folder, zip, or folder in a zip."""
+    if folder.is_dir() or (archive := zip_of(folder)) is None:
+        return folder.is_dir()
+    inner = folder.relative_to(archive).as_posix()
+    with decoding(archive), zipfile.ZipFile(archive) as opened:
+        names = [name.replace("\\", "/") for name in opened.namelist()]
+    return inner == "." or any(name.startswith(f"{inner}/") for name in names)
 
 
 def split_by_lists(

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 MASK_ENDING = r"(?:[_.-](?:masks?|seg|segmentation|labels?|gt))"
 _IMAGE_ENDING = r"(?:[_.-](?:0000|ct|im|img|images?|org))"
 _ENDINGS = re.compile(rf"(?:{MASK_ENDING}|{_IMAGE_ENDING})$", re.IGNORECASE)
+#: ... of a zip.
+_OF_ZIP = re.compile(rf"(?:{MASK_ENDING}|{_IMAGE_ENDING})(?=\.zip(?:/|$))", re.IGNORECASE)
 _OF_MASK = re.compile(rf"{MASK_ENDING}$", re.IGNORECASE)
 
 
@@ -41,7 +43,14 @@ def is_mask_name(name: str) -> bool:
 
 
 def stem_of(name: str) -> str:
-    return _ENDINGS.sub("", name)
+    """A name without its ending; of a path in a zip, the zip's name without one too."""
+    return _ENDINGS.sub("", _OF_ZIP.sub("", name))
+
+
+def study_of(name: str) -> str:
+    """The name, without ending, of the zip that a relative path leads into; "" for none."""
+    head, ending, _ = stem_of(f"{name}/").partition(".zip/")
+    return head if ending else ""
 
 
 def base_of(name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ctmasknet.ct.find import check_name, find_files, natural_key
 from ctmasknet.data.label_masks import MASK_SUFFIXES, files_by_key, named_by_key
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
+from ctmasknet.names import ARRAY_SUFFIXES, IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.pairs.by_class import files_of_classes, mask_of_classes, tell_missing
 from ctmasknet.prepare.pairs.kinds import LesionPair, MaskFile
 from ctmasknet.prepare.pairs.matching import is_mask_name, paired_names
@@ -181,7 +181,7 @@ def _by_endings(folder: Path) -> tuple[list[str], list[str]] | None:
 
 def _pictures(folder: Path) -> list[str]:
     files = (Path(each.path) for each in find_files([folder]))
-    suffixes = IMAGE_SUFFIXES
+    suffixes = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
     return [p.relative_to(folder).as_posix() for p in files if p.suffix.lower() in suffixes]
 
 

@@ -153,16 +153,22 @@ class Pairing:
 
 
 def read_pairing(
-    text: str | None, unlabelled: str = "error", classes: Mapping[str, str] | None = None
+    text: str | None,
+    unlabelled: str = "error",
+    classes: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Pairing:
     """Read ``pairs.csv`` (columns ``image,mask``, a mask may be empty; ``image`` and one column of
     each of ``classes`` where masks are of one class) or a template such as
-    ``{case}_CT.nii.gz={case}_seg.nii.gz``; None: names tell.
+    ``{case}_CT.nii.gz={case}_seg.nii.gz``; None: names tell. ``names``: column -> what the CSV file
+    calls it.
 
     Raises:
         CTMaskNetError: another form; a CSV that cannot be read, without an image or with one twice.
     """
     classes = classes or {}
+    if names and (text is None or "{" in text):
+        raise CTMaskNetError("`columns`: is for `pairs` of a CSV file; leave it out")
     if text is None:
         return Pairing(unlabelled=unlabelled, classes=classes)
     image, equals, mask = text.replace("\\", "/").partition("=")
@@ -170,7 +176,9 @@ def read_pairing(
         return Pairing(template=(image, mask), unlabelled=unlabelled, classes=classes)
     rows: dict[str, tuple[dict[str, str], str]] = {}
     columns = dict(zip(classes, classes, strict=True)) or {"": "mask"}
-    for number, row in read_csv_rows(text, ("image", *columns.values()), what="table of pairs"):
+    for number, row in read_csv_rows(
+        text, ("image", *columns.values()), what="table of pairs", names=names
+    ):
         where = f"{text}:{number}"
         image = _plain(row["image"])
         if not image:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ctmasknet.ct.arrays import Axes
+from ctmasknet.ct.dicom.reconstruction import series_facts
 from ctmasknet.ct.find import find_files, kind_of, natural_key
 from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.data.label_masks import MASK_SUFFIXES
@@ -22,10 +24,16 @@ from ctmasknet.prepare.pairs.by_class import (
     tell_missing,
 )
 from ctmasknet.prepare.pairs.kinds import MaskFile, VolumePair
-from ctmasknet.prepare.pairs.matching import base_of, stem_of, unique_names
+from ctmasknet.prepare.pairs.matching import base_of, stem_of, study_of, unique_names
 from ctmasknet.prepare.pairs.pictures import NAMES_TELL
 from ctmasknet.prepare.pairs.stated import Pairing, settle_unlabelled
-from ctmasknet.prepare.volumes import Volume, find_volumes, volume_files, without_extension
+from ctmasknet.prepare.volumes import (
+    Volume,
+    chosen_series,
+    find_volumes,
+    volume_files,
+    without_extension,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -94,6 +102,8 @@ def find_volume_pairs(
     on_bad: Callable[[str, str], None] | None = None,
     rescale: Rescale | None = None,
     pairing: Pairing = NAMES_TELL,
+    axes: Axes | None = None,
+    one_series: bool = False,
 ) -> list[VolumePair]:
     """Pair the volumes under ``images`` with the masks under ``masks``, in natural order.
 
@@ -103,8 +113,10 @@ def find_volume_pairs(
     failing that, to the only volume of the folder of the same relative path, or to the only one of
     the same name in any folder, if it is a name with a number. Masks may also be
     pictures in a folder of the volume's name
-    (:func:`slice_masks`). ``rescale`` is for volumes as in
-    :func:`ctmasknet.ct.read.read_scans`, ``pairing`` what the user states of masks.
+    (:func:`slice_masks`). ``rescale`` and ``axes`` are for volumes as in
+    :func:`ctmasknet.ct.read.read_scans`, ``one_series``: of a study with several
+    series the one that counts is taken, of those with masks if any has one, and unless they are
+    stated; ``pairing`` what the user states of masks.
 
     Raises:
         CTMaskNetError: two masks of one volume, a SEG whose name is that of another series than it
@@ -125,7 +137,7 @@ def find_volume_pairs(
     on_lost = (
         (lambda file, reason: lost.update({os.path.realpath(file): reason})) if one_folder else None
     )
-    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, rescale=rescale)
+    volumes = find_volumes(images, on_bad=report, on_lost=on_lost, rescale=rescale, axes=axes)
     used = {os.path.realpath(one.file) for volume in volumes for one in volume.scan.slices}
     files = [
         Path(file)
@@ -144,6 +156,8 @@ def find_volume_pairs(
     else:
         mask_of = _matched(volumes, files, masks, left_out, lost, report)
         mask_of = {v.key: mask_of.get(v.key) or _picture_folder(masks, v) for v in volumes}
+    if one_series and not pairing.is_stated:
+        volumes = _one_series(volumes, mask_of)
     unlabelled = [volume.key for volume in volumes if not mask_of.get(volume.key)]
     if pairing.unlabelled != "error":
         settle_unlabelled(unlabelled, len(volumes) - len(unlabelled), images, pairing)
@@ -172,13 +186,30 @@ def find_volume_pairs(
     return pairs
 
 
+def _one_series(volumes: Sequence[Volume], mask_of: Mapping[str, MaskFile | None]) -> list[Volume]:
+    facts = {volume.key: series_facts(volume.scan) for volume in volumes}
+    labelled = {one.study for key, one in facts.items() if one is not None and mask_of.get(key)}
+    rest = []
+    for volume in volumes:
+        one = facts[volume.key]
+        if one is None or one.study not in labelled or mask_of.get(volume.key):
+            rest.append(volume)
+            continue
+        _LOGGER.warning(
+            "%s: series %s is not taken (%s): it has no mask, and another series of its study has",
+            *(volume.scan.slices[0].file, one.series, one.said),
+        )
+    taken = set(map(id, chosen_series([volume.scan for volume in rest])))
+    return [volume for volume in rest if id(volume.scan) in taken]
+
+
 def _is_mask(
     file: str, lost: Mapping[str, str] | None, on_bad: Callable[[str, str], None] | None
 ) -> bool:
     """Whether a file is a volume or DICOM-SEG; ``lost``: of other DICOM beside the masks, why it
     cannot be used where it ought to be CT; None: there is to be none."""
     try:
-        if kind_of(file) in ("nifti", "itk") or seg_series(file) is not None:
+        if kind_of(file) in ("nifti", "itk", "array") or seg_series(file) is not None:
             return True
         if lost is not None and (real := os.path.realpath(file)) in lost:
             raise CTMaskNetError(f"{file}: {lost[real]}")
@@ -240,6 +271,7 @@ def _matched(
     by_scan = {volume.scan.scan: volume.key for volume in volumes}
     by_stem = unique_names((stem_of(volume.key), volume.key) for volume in volumes)
     by_base = unique_names((base_of(volume.key), volume.key) for volume in volumes)
+    by_study = unique_names((study_of(volume.key), volume.key) for volume in volumes)
     folder = {volume.key: _folder_of(volume) for volume in volumes}
     by_folder = unique_names((folder[volume.key], volume.key) for volume in volumes)
     kind_of_volume = {volume.key: volume.scan.kind for volume in volumes}
@@ -253,6 +285,7 @@ def _matched(
             or by_stem.get(stem_of(name))
             or by_folder.get(name)
             or by_folder.get(os.path.dirname(name))
+            or by_study.get(study_of(name))
             or by_base.get(base_of(name))
         )
         if key is None and (

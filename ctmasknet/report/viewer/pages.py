@@ -103,7 +103,7 @@ def write_viewers(
     if config_file or weights or "MODEL.WEIGHTS" in opts:
         names = list(prediction.image_classes)
         evidence = boxes_that_moved(config_file, opts, prediction.folder, names, weights)
-    finder = SliceFinder([*images, prediction.folder], prediction.rescale)
+    finder = SliceFinder([*images, prediction.folder], prediction.rescale, prediction.axes)
     pages, written, absent = list(_pages(prediction)), [], []
     count = sum(len(scan.slices) for page in pages for scan in page.scans)
     with (

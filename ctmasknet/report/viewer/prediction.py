@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.scan import Rescale, Window
 from ctmasknet.data.coco import checked_coco
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_json
-from ctmasknet.report.pictures import recorded_rescale, recorded_window
+from ctmasknet.report.pictures import recorded_axes, recorded_rescale, recorded_window
 from ctmasknet.report.source import json_lines, read_run
 from ctmasknet.schema import (
     checked,
@@ -85,7 +86,7 @@ class ViewedPrediction:
         lesions: annotations of ``lesions.json`` by the name of their slice.
         score_threshold: that of the run, 0..1.
         window: through which the model saw HU; None where the run does not say.
-        rescale: that was given to the run.
+        rescale, axes: that were given to the run.
     """
 
     folder: Path
@@ -96,6 +97,7 @@ class ViewedPrediction:
     score_threshold: float
     window: Window | None
     rescale: Rescale | None
+    axes: Axes | None
 
 
 def read_prediction(folder: str | os.PathLike) -> ViewedPrediction:
@@ -138,6 +140,7 @@ def read_prediction(folder: str | os.PathLike) -> ViewedPrediction:
         _recorded_threshold(entries),
         recorded_window(entries),
         recorded_rescale(entries),
+        recorded_axes(entries),
     )
 
 

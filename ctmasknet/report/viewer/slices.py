@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Rescale
 from ctmasknet.report.pictures import FRAME_NUMBER, lies_below
@@ -68,12 +69,17 @@ class SliceFinder:
         below: files and folders; names that lead elsewhere are not looked at, wherever the
             predictions, which may be a stranger's, point. Relative names are relative to the
             folders, or to the working directory.
-        rescale: see :func:`ctmasknet.ct.read.read_scans`.
+        rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
     """
 
-    def __init__(self, below: Sequence[str | os.PathLike], rescale: Rescale | None = None):
+    def __init__(
+        self,
+        below: Sequence[str | os.PathLike],
+        rescale: Rescale | None = None,
+        axes: Axes | None = None,
+    ):
         self._below = [Path(one) for one in below]
-        self._rescale = rescale
+        self._rescale, self._axes = rescale, axes
 
     def find(self, names: Iterable[str]) -> dict[str, CTSlice]:
         """Name -> slice, of those that are there and can be read."""
@@ -86,7 +92,7 @@ class SliceFinder:
         if files:
             scans = read_scans(
                 list(files), on_bad=lambda *_: None, on_left_out=lambda *_: None,
-                rescale=self._rescale,
+                rescale=self._rescale, axes=self._axes,
             )  # fmt: skip
             for one in (one for scan in scans for one in scan.slices):
                 path = next(path for path in _upwards(one.name) if path in files)
@@ -98,7 +104,7 @@ class SliceFinder:
         it."""
         for own in _upwards(name):
             for path in [*(one / own for one in self._below), Path(own)]:
-                if path.is_file() and any(lies_below(path, one) for one in self._below):
+                if os.path.isfile(path) and any(lies_below(path, one) for one in self._below):
                     return os.fspath(path), own
         return None
 

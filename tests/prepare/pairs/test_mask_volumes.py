@@ -100,7 +100,29 @@ SOURCES = {
         volume(m / "P1" / "seg.nii", MASK),
     ),
     "series, png": lambda i, m: (series(i / "P1"), pictures(m / "P1")),
+    "npy, npy": lambda i, m: (
+        array(i / "case.npy", HU.transpose(2, 1, 0), axes="xyz"),
+        array(m / "case_seg.npy", MASK.transpose(2, 1, 0)),
+    ),
+    "npz, npy turned": lambda i, m: (
+        array(i / "case.npz", HU[::-1], axes="-zyx", spacing_mm=[5, 2, 1.5], array="ct"),
+        array(m / "case_mask.npy", MASK.astype(float).transpose(1, 2, 0), axes="yxz"),
+    ),
+    "nifti, npy": lambda i, m: (
+        volume(i / "case.nii.gz", HU, "RAS"),
+        array(m / "case_seg.npy", MASK, axes="zyx"),
+    ),
 }
+
+
+def array(path: Path, values: np.ndarray, **stated) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez_compressed(path, ct=values, about=np.zeros(3))
+    else:
+        np.save(path, values)
+    if stated:
+        Path(f"{path}.json").write_text(json.dumps(stated))
 
 
 def pictures(folder: Path) -> None:

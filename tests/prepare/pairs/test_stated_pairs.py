@@ -71,6 +71,32 @@ def test_bad_tables(prepare, tmp_path, capsys, row, message):
     assert message in error
 
 
+@pytest.mark.parametrize("stated", [(), ("--pairs", "{case}.png={case}_seg.npy")])
+def test_arrays_are_masks_of_pictures_beside_them(prepare, tmp_path, capsys, stated):
+    one_folder(tmp_path / "s", "a.png", "c.png")
+    for name in ("a", "c"):
+        np.save(tmp_path / "s" / f"{name}_seg.npy", lesion_mask(1).astype(float))
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s", *stated)
+    assert prepare(*both, *EACH) == 0
+    assert counts(tmp_path) == (2, 2)
+    np.save(tmp_path / "s" / "a_seg.npy", lesion_mask(1)[None])
+    assert prepare(*both, *EACH) == 2
+    assert "a_seg.npy: has the shape (1, 40, 48)" in capsys.readouterr().err
+
+
+def test_arrays_of_one_slice_are_slices_of_many_patients(prepare, tmp_path, capsys):
+    hu = label_samples.HU
+    for index, plane in enumerate(hu):
+        for folder, values in (("image", plane), ("mask", label_samples.MASK[index])):
+            label_samples.array(tmp_path / "s" / folder / f"case{index}_7.npy", values)
+    source = ("--source", tmp_path / "s", "--split", "val:1", "--min-area-px", "10")
+    assert prepare(*source, "--patient-pattern", "(?P<patient>case[0-9])") == 0
+    document = read(tmp_path, "both_val.json")
+    assert [one["patient"] for one in document["images"]] == [f"case{n}" for n in range(5)]
+    assert document["images"][0]["file_name"] == "case0_7/0000.png"
+    assert [one["image_id"] for one in document["annotations"]] == [2, 3, 4, 4]
+
+
 @pytest.mark.parametrize("kind", ["pictures", "volumes"])
 def test_masks_for_a_part_of_the_images(prepare, tmp_path, caplog, capsys, kind):
     home = tmp_path / "s"
@@ -90,3 +116,17 @@ def test_masks_for_a_part_of_the_images(prepare, tmp_path, caplog, capsys, kind)
     more = counts(tmp_path)
     assert more[0] * 2 == some[0] * 3 and more[1] == some[1] > 0
     assert "1 of 3 images have no mask" in caplog.text and "slices without lesions" in caplog.text
+
+
+def test_columns_of_a_table_of_pairs(prepare, tmp_path, capsys):
+    one_folder(tmp_path / "s", "x.png", "seg 7.png", "y.png", "seg 8.png")
+    (tmp_path / "pairs.csv").write_text("no,Scan,label map\n1,x.png,seg 7.png\n2,y.png,seg 8.png\n")
+    both = ("--images", tmp_path / "s", "--masks", tmp_path / "s", *EACH)
+    assert prepare(*both, "--pairs", tmp_path / "pairs.csv") == 2
+    assert "say with --columns what they are called" in capsys.readouterr().err
+    columns = ("--columns", "image=Scan,mask=label map")
+    assert prepare(*both, "--pairs", tmp_path / "pairs.csv", *columns) == 0
+    assert counts(tmp_path) == (2, 2)
+    for pairs in ((), ("--pairs", "{case}.png={case}_seg.png")):
+        assert prepare(*both, *pairs, *columns) == 2
+        assert "--columns: is for --pairs of a CSV file" in capsys.readouterr().err
