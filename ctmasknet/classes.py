@@ -15,3 +15,8 @@ MASK_LABELS = {0: "background", 1: "lung", 2: "ggo", 3: "consolidation"}
 MASK_TYPES = {"both": ("ggo", "consolidation"), "ggo": ("ggo",), "merge": ("lesion",)}
 #: RGB colours of the lesion classes in every picture the project draws.
 LESION_COLORS = {"ggo": (64, 176, 255), "consolidation": (255, 128, 32), "lesion": (96, 208, 96)}
+#: Of classes of other names, in their order: none like another one or those above.
+SPARE_COLORS = (
+    *((240, 80, 220), (255, 224, 64), (136, 96, 255), (0, 224, 208), (255, 64, 80)),
+    *((192, 144, 96), (176, 240, 32), (255, 176, 200), (176, 176, 240)),
+)

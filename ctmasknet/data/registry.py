@@ -20,7 +20,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.colormap import colormap
 from pycocotools.coco import COCO
 
-from ctmasknet.classes import LESION_COLORS, MASK_TYPES
+from ctmasknet.classes import LESION_COLORS, MASK_TYPES, SPARE_COLORS
 from ctmasknet.data import prepared as prepared_json
 from ctmasknet.data.coco import checked_coco, coco_index, indexed, read_coco
 from ctmasknet.data.prepared import datasets_root
@@ -294,9 +294,10 @@ def source_of(name: str) -> str:
 
 
 def lesion_colors(names: Sequence[str]) -> list[tuple[int, int, int]]:
-    """RGB colour (0..255) of each lesion class; unknown names get one from Detectron2's map."""
-    spare = iter(colormap(rgb=True, maximum=255).astype(int).tolist())
-    return [LESION_COLORS[n] if n in LESION_COLORS else tuple(next(spare)) for n in names]
+    """RGB colour (0..255) of each lesion class; unknown names get spare ones, then Detectron2's."""
+    more = map(tuple, colormap(rgb=True, maximum=255).astype(int).tolist())
+    spare = itertools.chain(SPARE_COLORS, more)
+    return [LESION_COLORS[n] if n in LESION_COLORS else next(spare) for n in names]
 
 
 def _register(

@@ -1,8 +1,9 @@
 """Lesions of a scan as one volume of labels, and that volume as NIfTI.
 
-A voxel has one label. Where lesions overlap, the class that comes later in the model's list wins:
-consolidation over GGO, because dense tissue often lies within a haze and hides it. Which of two
-lesions of one class covers a voxel makes no difference.
+A voxel has one label. Where lesions overlap, the larger label wins, in whatever order the model has
+its classes: consolidation over GGO, because dense tissue often lies within a haze and hides it, and
+classes of other names over both, in their order. Which of two lesions of one class covers a voxel
+makes no difference.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def label_slice(
         score_threshold: lesions have to score more.
     """
     label = np.zeros(shape, dtype=np.uint8)
-    for lesion in sorted(lesions, key=lambda one: one.class_index):
+    for lesion in sorted(lesions, key=lambda one: values[one.class_index]):
         mask = lesion.mask(*shape) if lesion.score > score_threshold else None
         if mask is not None:
             label[mask] = values[lesion.class_index]

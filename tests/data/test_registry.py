@@ -1,5 +1,6 @@
 """Prepared sets in the catalogs: names, metadata, dataset dicts, errors."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -299,3 +300,7 @@ def test_unknown_lesion_names_get_colours_of_their_own():
     colors = lesion_colors(["nodule", "ggo", "cyst"])
     assert colors[1] == (64, 176, 255) and len(set(colors)) == 3
     assert all(0 <= c <= 255 for color in colors for c in color)
+    own = ["crazy paving", "fibrosis", "effusion", "nodule", "cavity"]
+    colors = lesion_colors(["ggo", "consolidation", "lesion", *own])
+    apart = [np.abs(np.subtract(a, b)).max() for a, b in itertools.combinations(colors, 2)]
+    assert min(apart) >= 64, colors

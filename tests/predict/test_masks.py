@@ -27,6 +27,8 @@ def test_values_and_overlap_in_a_label_mask():
     lesions = [lesion(1, 0.8, 2, 4), lesion(0, 0.9, 1, 4), lesion(0, 0.5, 4, 6)]
     label = label_slice(lesions, (1, 6), [2, 3], 0.5)
     assert label.tolist() == [[0, 2, 3, 3, 0, 0]]
+    # Consolidation over GGO where a model has its own order of the classes too
+    assert label_slice(lesions, (1, 6), [3, 2], 0.5).tolist() == [[0, 3, 3, 3, 0, 0]]
 
 
 def label_planes(scan):
