@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
 
+from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_csv_rows
 
 _CLASS_TOKENS = {"normal": 0, "cp": 1, "ncp": 2, "0": 0, "1": 1, "2": 2}
 _SLICE_NAME = re.compile(

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ctmasknet.config_file import read_cfg
+from ctmasknet.csv_tables import read_csv_rows, safe_cell, text_of_cell
 from ctmasknet.data.splits import read_list
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer
 from ctmasknet.engine.metrics import read_metrics
@@ -27,11 +28,8 @@ from ctmasknet.files import (
     folder_of_one,
     has_control_character,
     parse_json,
-    read_csv_rows,
     read_json,
     replace_between_marks,
-    safe_cell,
-    text_of_cell,
     write_json,
     writing,
 )

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = (
     {"errors"},
     {"classes", "files", "overrides", "schema", "workers"},
+    {"csv_tables"},
     {"names", "registration"},
     {"ct", "modeling", "model_zoo", "bounds"},
     {"config"},

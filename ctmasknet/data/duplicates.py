@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
+from ctmasknet.csv_tables import safe_cell
 from ctmasknet.ct.pictures import raise_problems, read_grey
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, safe_cell, writing
+from ctmasknet.files import atomic_write, writing
 from ctmasknet.workers import map_in_processes
 
 #: Side of the block of low frequencies whose signs are the hash.

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from scipy.special import expit
 
+from ctmasknet.csv_tables import safe_cell, text_of_cell
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import atomic_write, plain_file, safe_cell, text_of_cell
+from ctmasknet.files import atomic_write, plain_file
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
 #: A last column that prediction writes where a study holds several reconstructions.
@@ -54,7 +55,7 @@ def write_predictions_csv(
     a column for each that the rows' ``metadata`` have.
 
     Classes are written by name, an unknown label is empty; nine digits keep a float32 exactly. Text
-    that a spreadsheet would run has a ``'`` in front (:func:`ctmasknet.files.safe_cell`).
+    that a spreadsheet would run has a ``'`` in front (:func:`ctmasknet.csv_tables.safe_cell`).
     ``with_counts`` writes :attr:`SlicePrediction.counts` behind the scores, 1 or 0.
     """
     with atomic_write(path) as stream:

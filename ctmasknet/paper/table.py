@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.files import atomic_write, safe_cell, writing
+from ctmasknet.csv_tables import safe_cell
+from ctmasknet.files import atomic_write, writing
 from ctmasknet.paper.runs import Run
 
 #: A cell that a result file would fill.

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.find import check_name, find_files, natural_key
 from ctmasknet.ct.scan import Rescale
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import check_disjoint, check_split_name, split_named
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule
 from ctmasknet.prepare.lists import PictureFolder
 from ctmasknet.prepare.volumes import (

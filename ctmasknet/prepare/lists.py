@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.data.prepared import SliceRecord, part_below
 from ctmasknet.data.splits import SPLITS, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_csv_rows
 from ctmasknet.names import IMAGE_SUFFIXES, PatientRule, SliceName, parse_slice_name
 
 _LINE_FORM = (

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS
+from ctmasknet.csv_tables import safe_cell
 from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import parse_rescale, parse_window
 from ctmasknet.data.coco import checked_coco
@@ -32,7 +33,7 @@ from ctmasknet.data.registry import dataset_dicts, lesion_truth
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY, LEVELS, SliceBurden, burdens, measure_slice
 from ctmasknet.evaluation.lesions.scan_lungs import ScanLungs
-from ctmasknet.files import atomic_write, check_writable, read_json, safe_cell, write_json, writing
+from ctmasknet.files import atomic_write, check_writable, read_json, write_json, writing
 from ctmasknet.names import PatientRule
 
 BURDEN_FORMAT = "ctmasknet lesion burden 1"

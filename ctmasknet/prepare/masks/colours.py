@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.ct.pictures import read_values
 from ctmasknet.data.label_masks import label_values
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_csv_rows
 
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})")
 _NUMBERS = re.compile(r"(\d{1,3})[ ,;]+(\d{1,3})[ ,;]+(\d{1,3})")

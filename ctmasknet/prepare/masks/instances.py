@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
+from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.data.label_masks import label_values, values_present
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_csv_rows
 from ctmasknet.prepare.volumes import stem_of_file
 
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_csv_rows
 from ctmasknet.prepare.pairs.by_class import mask_of_classes, tell_missing
 from ctmasknet.prepare.pairs.kinds import MaskFile
 from ctmasknet.prepare.volumes import stem_of_file
