@@ -2,8 +2,8 @@
 resamples of patients at once; curves, and calibration.
 
 A share or a mean is a ratio of sums, and a sum over units is a sum over patients: so each patient's
-sums are made once, and a resample costs a product with its weights. Only areas under curves have
-to look at the units again.
+sums are made once, and a resample costs a product with its weights. For areas under curves they are
+made at every score of a positive unit.
 
 Do scores mean what they say? The image head is trained with one binary cross-entropy a class, so
 each sigmoid score states the probability of its own class against the rest. Two errors follow: a
@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from tabulate import tabulate
 
 from ctmasknet.errors import CTMaskNetError
@@ -32,8 +33,8 @@ from ctmasknet.evaluation.pooling import Units
 BINS = 10
 # Points of a curve in a report; more cannot be seen.
 _MAX_POINTS = 200
-# Weights looked at together, for the sake of memory.
-_CHUNK = 2_000_000
+# Weights looked at together, so that they stay in a processor's cache.
+_CHUNK = 50_000
 
 
 def confusion_matrix(labels: Sequence[int], preds: Sequence[int], num_classes: int) -> np.ndarray:
@@ -314,28 +315,36 @@ def weighted_areas(
         (B,) areas and (B,) average precisions in 0..1; NaN without a positive (for the area, also
         without a negative) unit.
     """
-    order = np.argsort(-scores, kind="stable")
-    truth, scores, patients = truth[order].astype(np.float64), scores[order], patients[order]
-    # The last unit of each run of equal scores
-    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     roc = np.full(len(weights), math.nan)
     precision = np.full(len(weights), math.nan)
-    if not len(scores):
+    if not truth.any():
         return roc, precision
-    step = max(1, _CHUNK // len(scores))
+    # A level for every score that a positive unit has, best first, with the units at it and the
+    # negative ones between it and the level before; behind the last stand those below all. How
+    # many of each patient's units stand where is few numbers, so a resample is a sparse product.
+    levels = np.unique(-scores[truth])
+    level = np.searchsorted(levels, -scores)
+    tied = ~truth & (np.append(levels, math.nan)[level] == -scores)
+    positives, negatives, ties = (
+        csr_matrix(
+            (np.ones(np.count_nonzero(inside)), (level[inside], patients[inside])),
+            (len(levels) + 1, weights.shape[1]),
+        )
+        for inside in (truth, ~truth, tied)
+    )
+    step = max(1, _CHUNK // (len(levels) + 1))
     for start in range(0, len(weights), step):
-        chunk = weights[start : start + step][:, patients].astype(np.float64)
-        total = np.cumsum(chunk, axis=1)[:, ends]
-        hits = np.cumsum(chunk * truth, axis=1)[:, ends]
-        misses = total - hits
-        new_hits = np.diff(hits, axis=1, prepend=0.0)
-        new_misses = np.diff(misses, axis=1, prepend=0.0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            area = np.sum(new_misses * (hits - new_hits / 2), axis=1)
-            roc[start : start + step] = area / (hits[:, -1] * misses[:, -1])
-            share = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-            average = np.sum(new_hits * share, axis=1) / hits[:, -1]
-            precision[start : start + step] = average
+        chunk = np.ascontiguousarray(weights[start : start + step].T, dtype=np.float64)
+        here, misses = positives @ chunk, negatives @ chunk
+        np.cumsum(misses, axis=0, out=misses)
+        hits = np.cumsum(here, axis=0)
+        every, pairs = hits[-1].copy(), hits[-1] * misses[-1]
+        # Pairs of a positive and a negative unit in the right order; those of one score count half
+        right = pairs - np.einsum("lb,lb->b", here, misses)
+        right += np.einsum("lb,lb->b", here, ties @ chunk) / 2
+        roc[start : start + step] = _ratio(right, pairs)
+        share = np.divide(hits, np.maximum(misses + hits, np.finfo(float).tiny), out=hits)
+        precision[start : start + step] = _ratio(np.einsum("lb,lb->b", here, share), every)
     return roc, precision
 
 

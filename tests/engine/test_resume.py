@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from ctmasknet.config_file import read_cfg
+from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.metrics import is_timing
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.errors import CTMaskNetError
@@ -130,6 +133,41 @@ def test_resumed_beyond_its_end_a_training_has_the_rates_of_the_longer_one(heads
         rates.append([json.loads(line)["lr"] for line in lines])
     whole, parts = rates
     assert len(whole) == 4 and parts[2:] == whole[2:] and min(whole) > 0
+
+
+def test_a_resumed_training_transfers_nothing_again(repository, prepared, monkeypatch, tmp_path):
+    """What the weights of other classes gave is in its own checkpoint; their file may be gone."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    other = read_cfg("configs/seg_light.yaml", [*TINY, "MODEL.LESION_CLASSES", ["nodule"]])
+    start = CTMaskNetCheckpointer(build_model(other), str(tmp_path), spec=spec_of(other))
+    for folder, *parts in ("whole", [2]), ("parts", [1], [2, "--resume"]):
+        start.save("start")
+        for iterations, *flags in parts:
+            words = [
+                *("--config-file", "configs/seg_light.yaml", *flags, *TINY),
+                *("MODEL.WEIGHTS", tmp_path / "start.pth", "MODEL.TRANSFER", "on"),
+                # Of one rate, whatever the last iteration
+                *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),
+                *("SOLVER.LOG_PERIOD", 1, "SOLVER.MAX_ITER", iterations, "DATASETS.VAL", "()"),
+                *("OUTPUT_DIR", tmp_path / folder),
+            ]
+            assert run_tool(repository, "tools/train_net.py", *words) == 0
+            (tmp_path / "start.pth").unlink(missing_ok=True)
+    log = (tmp_path / "parts" / "log.txt").read_text()
+    assert log.count("cls_score.weight starts anew (of other classes") == 1
+    assert log.count("MODEL.TRANSFER: ") == log.count("starts anew (") + 1
+    whole, parts = (
+        torch.load(tmp_path / folder / "model_final.pth", weights_only=True)
+        for folder in ("whole", "parts")
+    )
+    assert same(parts["model"], whole["model"])
+    assert same(parts["trainer"]["_trainer"], whole["trainer"]["_trainer"])  # the optimizer's
+    lines, of_whole = (
+        [json.loads(line) for line in (tmp_path / folder / "metrics.json").read_text().splitlines()]
+        for folder in ("parts", "whole")
+    )
+    assert lines == of_whole and len(lines) == 2
 
 
 @pytest.mark.parametrize("ended", ["at its last iteration", "early"])

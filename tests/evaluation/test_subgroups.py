@@ -1,15 +1,19 @@
 """Metrics by subgroup, and the metadata columns of predictions.csv."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from scipy.special import expit
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ctmasknet.engine import trainer
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import ImageClassificationEvaluator
+from ctmasknet.evaluation.intervals import bootstrap_intervals
 from ctmasknet.evaluation.pooling import ScorePooling
 from ctmasknet.evaluation.predictions import (
     SlicePrediction,
@@ -58,6 +62,57 @@ def test_groups_have_their_figures_counts_and_reasons(rows):
         "precision-normal": "normal is never predicted",
     }.items():
         assert (of_b["metrics"][metric]["value"], of_b["metrics"][metric]["why"]) == (None, why)
+
+
+def test_intervals_are_those_of_rows_repeated_as_often_as_their_patient_is_drawn():
+    """The plain definition: every resample as a list of slices, judged by scikit-learn."""
+    chance = np.random.default_rng(3)
+    rows = []
+    for patient in range(12):
+        for slice_ in range(int(chance.integers(1, 6))):
+            label, logits = patient % 3, chance.normal(size=3).round(1)  # so that scores are tied
+            logits[label] += 0.5
+            name, pred = f"p{patient:02d}", int(np.argmax(logits))
+            rows.append(
+                SlicePrediction(
+                    *(f"{name}_{slice_}.png", name, name, label, pred, tuple(logits.tolist())),
+                    *(tuple(expit(logits).tolist()), {"source": "AB"[patient % 2]}),
+                )
+            )
+
+    def plain(members, names, weights):
+        found = {"accuracy": [], "auroc-covid": [], "average_precision-covid": []}
+        for drawn in weights.astype(int):
+            taken = [r for name, n in zip(names, drawn, strict=True) for r in members[name] * n]
+            truth, scores = [r.label == 2 for r in taken], [r.logits[2] for r in taken]
+            right = [r.label == r.pred for r in taken]
+            found["accuracy"].append(100 * np.mean(right))
+            both = any(truth) and not all(truth)
+            found["auroc-covid"].append(roc_auc_score(truth, scores) if both else np.nan)
+            found["average_precision-covid"].append(
+                average_precision_score(truth, scores) if any(truth) else np.nan
+            )
+        return {name: np.array(values) for name, values in found.items()}
+
+    report = subgroup_report(rows, CLASSES, pooling=ScorePooling("mean", 0), n_boot=100, seed=5)
+    for source in "AB":
+        metrics = report["columns"]["source"][source]["levels"]["slices"]["metrics"]
+        members = {}
+        for row_ in rows:
+            if row_.metadata["source"] == source:
+                members.setdefault(row_.patient, []).append(row_)
+        names = sorted(members)
+        expected = bootstrap_intervals(
+            functools.partial(plain, members, names),
+            len(names),
+            n_boot=100,
+            seed=5,
+            patients_behind={"accuracy": len(names)},
+        )
+        for name, interval in expected.items():
+            wanted = interval.to_json()
+            assert wanted["low"] is not None
+            assert metrics[name] == pytest.approx(wanted, abs=1e-9), name
 
 
 def test_ages_are_bands_in_order_and_unknown_ones_last():
