@@ -32,6 +32,7 @@ from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
     mask_options,
+    parse_assignments,
     parse_segments,
     parse_split_files,
     show_warnings,
@@ -186,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     show_warnings()
-    lists = parse_split_files(args.list, "list")
+    lists = parse_assignments(args.list, "list")
     if lists and args.split:
         raise CTMaskNetError("`split` and `list`: give one of the two")
     root = datasets_root(args.output_root)

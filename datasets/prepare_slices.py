@@ -15,11 +15,11 @@ from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
+    parse_assignments,
     parse_class_folders,
     parse_columns,
     parse_grey_window,
     parse_samples,
-    parse_split_files,
     show_warnings,
 )
 from ctmasknet.prepare.class_lists import parse_class_lists
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.name,
         images=args.images,
         source=args.source,
-        lists=parse_split_files(args.list, "list"),
+        lists=parse_assignments(args.list, "list"),
         class_folders=parse_class_folders(args.class_folder),
         class_lists=parse_class_lists(args.class_list),
         shares=parse_shares(args.split) if args.split else None,

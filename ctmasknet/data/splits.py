@@ -243,7 +243,6 @@ def parse_shares(text: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition(":")
-        name = split_named(name)
         try:
             share = float(value)
         except ValueError:

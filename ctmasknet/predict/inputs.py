@@ -8,6 +8,7 @@ of one unit are held, while those of the next are read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -22,12 +23,15 @@ from ctmasknet.ct.itk import ITK_SUFFIXES
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTScan, Rescale
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.names import ARRAY_SUFFIXES
 from ctmasknet.predict.loading import ahead
 
 #: A folder with more files is cut. Their headers are held at once: a few MB.
 UNIT_FILES = 4096
 #: A volume in one file counts as so many, for it has as many slices.
 _VOLUME_FILES = 512
+#: An array of NumPy's that is larger holds more than one slice.
+_SLICE_BYTES = 2**23
 _VOLUME_SUFFIXES = (".nii", ".nii.gz", ".zip", *ITK_SUFFIXES)
 
 
@@ -230,6 +234,9 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
 
 
 def _is_volume(path: str) -> bool:
+    if path.lower().endswith(ARRAY_SUFFIXES):
+        with contextlib.suppress(OSError):  # whoever reads it says so
+            return os.path.getsize(path) > _SLICE_BYTES
     return path.lower().endswith(_VOLUME_SUFFIXES)
 
 

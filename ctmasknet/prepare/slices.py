@@ -157,7 +157,9 @@ def prepare_slices(
         placed = split_of_patients(split_like, numbering)
     for argument, value in {"classes": classes, "columns": columns}.items():
         if value and not volume_list:
-            raise CTMaskNetError(f"`{argument}`: is for a `volume_list`; leave it out")
+            raise CTMaskNetError(
+                f"`{argument}`: names the {argument} of a `volume_list`; leave it out"
+            )
     volumes: dict[str, tuple[Volume, int]] = {}
     unlisted = excluded = 0
     known_of: dict[str, dict[str, str]] = {}

@@ -31,6 +31,15 @@ def tree(tmp_path):
     return root
 
 
+def test_a_large_array_is_a_unit_as_a_volume_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_FILES", 3)
+    monkeypatch.setattr(units, "_SLICE_BYTES", 9_000)
+    for name, slices in (("a", 1), ("b", 5), ("c", 1)):
+        np.save(tmp_path / f"{name}.npy", hu_volume(1, slices))
+    found, _ = list_units([tmp_path])
+    assert [[path[-5] for path in unit.paths] for unit in found] == [["b"], ["a", "c"]]
+
+
 @pytest.mark.parametrize("tool", ["predict", "explain", "visualize"])
 def test_every_tool_reads_a_volume_in_a_folder_of_a_folder_and_a_series_beside_it(
     tool, repository, classifier, tmp_path

@@ -434,7 +434,7 @@ def test_columns_splits_and_classes_as_the_user_has_them(tmp_path, prepare, slic
         assert prepare(*words, columns) == 2
         assert said in capfd.readouterr().err
     assert prepare("--source", tmp_path, "--columns", "path=a") == 2
-    assert "--columns: is for a --volume-list" in capfd.readouterr().err
+    assert "--columns: names the columns of a --volume-list" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
