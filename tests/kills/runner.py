@@ -40,7 +40,7 @@ class Ran:
         code: exit code; minus the number of a signal that ended it.
         said: on stdout and stderr.
         steps: when each step of writing came, seconds after ``main`` was called; of a tool in a
-            process of its own, when it began to write and when it ended.
+            process of its own, when it wrote first and last.
         orphans: whether processes of it were at work 10 s after its end.
         went_on: seconds that a call worked on after its signal to its own good end.
     """
@@ -100,11 +100,12 @@ def run(
             time.sleep(0.002)
         if not wrote_at and watched.is_dir() and any(watched.iterdir()):
             wrote_at = time.monotonic() - begin
-    seconds = time.monotonic() - begin
+    seconds, ended_at = time.monotonic() - begin, time.time()
     orphans = not _group_ends(child)
     end, *steps = json.loads(steps_file.read_text()) if steps_file.is_file() else [0.0]
-    if starter is not None:
-        steps = [wrote_at, seconds]
+    if starter is not None:  # up to its last file: what comes then is the end of the interpreter
+        last = max((path.stat().st_mtime for path in watched.rglob("*")), default=ended_at)
+        steps = [wrote_at, max(wrote_at, seconds - (ended_at - last))]
     went_on = max(0.0, end - sent_at) if sent_at else 0.0
     return Ran(code, log.read_text(errors="replace"), tuple(steps), orphans, went_on)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 from ctmasknet.engine.record import hardware
 from ctmasknet.files import check_writable, write_json
@@ -16,6 +16,8 @@ from tests.places.tools import all_tools
 from tests.places.tries import FULL, PLACES, at_a_place, on_a_full_disk, sound_run
 
 _CHOSEN = ("only", "faults")
+#: Folders of a try or of the tool, which have names by chance.
+_RANDOM = re.compile(r"(T|\.prepare)(/tmp\w{8}|-\w{8})")
 
 
 def main(argv=None) -> int:
@@ -26,7 +28,7 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     if args.output:
         check_writable(args.output)
-    said: dict[str, dict[str, dict[str, Any]]] = {}
+    said: dict[str, dict[str, str]] = {}
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     tries = bad = 0
@@ -50,15 +52,11 @@ def main(argv=None) -> int:
                     sound = sound or sound_run(tool, Path(tempfile.mkdtemp(dir=root)))
                     ended, wrong = on_a_full_disk(tool, fault, folder, sound)
                 tries, bad = tries + 1, bad + bool(wrong)
-                line = ended.line.replace(root, "T").replace("x" * 300, "x...x")
+                line = _RANDOM.sub(r"\1", ended.line.replace(root, "T")).replace("x" * 300, "x...x")
                 told = f"{ended.seconds:5.1f} s, work: {ended.work}"
                 print(f"{name:24s} {fault:13s} {told:24s} {'; '.join(wrong) or 'right'}")
                 print(f"    {line[:300]}", flush=True)
-                said.setdefault(name, {})[fault] = {
-                    "said": line,
-                    "code": ended.code,
-                    "wrong": wrong,
-                }
+                said.setdefault(name, {})[fault] = "; ".join([*wrong, line])
     if args.output:
         chosen = [
             f"--{key} {' '.join(getattr(args, key))}" for key in _CHOSEN if getattr(args, key)

@@ -20,6 +20,10 @@ SOME = [
     ("prepare copies", "small"),
     ("import_weights", "full, last"),
     ("evaluate", "no byte"),
+    ("compare", "link"),
+    ("visualize augmented", "below a link"),
+    ("ctmasknet predict", "read-only"),
+    ("prepare coco", "full, middle"),
 ]
 
 
