@@ -17,7 +17,7 @@ from typing import Any
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.record import git_commit, hardware
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.errors import CTMaskNetError, end_with_parent
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.experiments.plan import ArmRun, Plan, read_plan
 from ctmasknet.experiments.results import (
@@ -29,7 +29,6 @@ from ctmasknet.experiments.results import (
 )
 from ctmasknet.experiments.tables import write_plan_tables
 from ctmasknet.files import check_writable, folder_of_one, read_json, write_json
-from ctmasknet.workers import end_with_parent
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: What tools import, once for all of them.
