@@ -79,7 +79,9 @@ def main(argv=None) -> int:
         root.mkdir(exist_ok=True)
         for name in names:
             rows.append(walk(name, root.absolute()))
-            print(f"{name}: {'; '.join(rows[-1].get('faults', [])) or 'right'}", flush=True)
+            why = f"skipped, {rows[-1].get('skipped')}"
+            told = "; ".join(rows[-1].get("faults", [why])) or "right"
+            print(f"{name}: {told}", flush=True)
             if args.output:
                 _write(args.output, rows)
     heads = ("walk", "CPU s", "calls", "prepared", "seen")
@@ -89,7 +91,9 @@ def main(argv=None) -> int:
 
 def _write(path: Path, rows: list[dict]) -> None:
     earlier = json.loads(path.read_text())["walks"] if path.is_file() else []
-    of = {row["walk"]: row for row in [*earlier, *rows]}
+    of = {row["walk"]: row for row in earlier}
+    # What could not be walked here may have been elsewhere
+    of |= {row["walk"]: row for row in rows if "skipped" not in row or row["walk"] not in of}
     document = {
         "command": f"python -m tests.walks --output {path}",
         **{"cpu": _cpu(), "threads": 1},
