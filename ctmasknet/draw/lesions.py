@@ -302,9 +302,10 @@ def call_chunks(call: SliceCall | None) -> list[list[Chunk]]:
     if call.predicted is not None:
         if classes:
             classes.append(Chunk("|", color=_FAINT))
-        right = call.truth is None or call.truth == call.predicted
-        named = Chunk(names[call.predicted], bold=True, color=_GOOD if right else _BAD)
-        classes += [Chunk("predicted class:"), named]
+        # Green is right and red wrong, so what nobody knows is neither
+        color = _GOOD if call.truth == call.predicted else _BAD
+        known = {} if call.truth is None else {"color": color}
+        classes += [Chunk("predicted class:"), Chunk(names[call.predicted], bold=True, **known)]
     if call.scores is not None:
         scores.append(Chunk("sigmoid scores:"))
         for index, (name, score) in enumerate(zip(names, call.scores, strict=True)):

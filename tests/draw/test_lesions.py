@@ -150,6 +150,16 @@ def test_ground_truth_stands_left_and_prediction_right():
     assert wrong > 100, "a wrong class is red in the header"
 
 
+def test_a_class_is_green_or_red_only_where_the_true_one_is_known():
+    colored = {}
+    for truth in (None, 0, 1):
+        call = SliceCall(("normal", "covid"), predicted=1, truth=truth)
+        page = side_by_side(GREY, None, [], class_names=CLASSES, title="1.png", call=call)
+        header = page[:60].astype(int)
+        colored[truth] = np.ptp(header, axis=2).max() > 80
+    assert colored == {None: False, 0: True, 1: True}
+
+
 def test_the_bare_slice_stands_beside_what_is_given_alone():
     truth = [annotation((20, 20, 80, 80), 1)]
     for given in ((truth, None), (None, predictions(((20, 20, 80, 80), 0.9, 1)))):

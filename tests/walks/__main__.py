@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import cv2
@@ -31,9 +30,10 @@ def walk(name: str, root: Path) -> dict:
         root: gets its folder; has that of the detector, where it needs it.
 
     Returns:
-        its row: ``walk``, ``commands``, ``seconds``, ``prepared``, ``faults``, ``warnings``.
+        its row: ``walk``, ``commands``, ``cpu_seconds``, ``calls`` (tool, exit code, seconds of
+        CPU), ``prepared``, ``faults``, ``warnings``; or ``skipped``, the reason.
     """
-    this, begin = WALKS[name], time.monotonic()
+    this = WALKS[name]
     row = {"walk": name, "commands": "\n".join(part.lines() for part in this.parts)}
     if why := this.absent():
         return {**row, "skipped": why}
@@ -52,8 +52,8 @@ def walk(name: str, root: Path) -> dict:
     }
     return {
         **row,
-        "seconds": round(time.monotonic() - begin, 1),
-        "calls": [[call.words[0], call.code, round(call.seconds, 1)] for call in calls],
+        "cpu_seconds": round(sum(call.cpu_seconds for call in calls), 1),
+        "calls": [[call.words[0], call.code, round(call.cpu_seconds, 1)] for call in calls],
         "prepared": {each: prepared(folder, each) for each in made.sets},
         "faults": list(faults(folder, made, calls)),
         "warnings": sorted(line.strip(": ").replace(str(root), "T") for line in warnings),
@@ -63,7 +63,7 @@ def walk(name: str, root: Path) -> dict:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.walks", description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], choices=list(WALKS), metavar="NAME")
-    parser.add_argument("--output", type=Path, help="JSON file of the rows")
+    parser.add_argument("--output", type=Path, help="JSON file; rows of other walks stay")
     parser.add_argument("--keep", type=Path, help="a new folder to walk in, which stays")
     args = parser.parse_args(argv)
     # A forked process has none of this one's threads, and would wait for them
@@ -79,17 +79,29 @@ def main(argv=None) -> int:
         root.mkdir(exist_ok=True)
         for name in names:
             rows.append(walk(name, root.absolute()))
-            print(f"{name}: {'; '.join(rows[-1].get('faults', [])) or 'right'}", flush=True)
-    print(
-        tabulate([_short(row) for row in rows], headers=("walk", "s", "calls", "prepared", "seen"))
-    )
-    if args.output:
-        command = " ".join(["python -m tests.walks", *sys.argv[1:]])
-        document = {"command": command, "cpu": _cpu(), "threads": 1, "walks": rows}
-        with atomic_write(args.output, "w") as file:
-            json.dump(document, file, indent=1)
-            file.write("\n")
+            why = f"skipped, {rows[-1].get('skipped')}"
+            told = "; ".join(rows[-1].get("faults", [why])) or "right"
+            print(f"{name}: {told}", flush=True)
+            if args.output:
+                _write(args.output, rows)
+    heads = ("walk", "CPU s", "calls", "prepared", "seen")
+    print(tabulate([_short(row) for row in rows], headers=heads))
     return int(any(row.get("faults") for row in rows))
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    earlier = json.loads(path.read_text())["walks"] if path.is_file() else []
+    of = {row["walk"]: row for row in earlier}
+    # What could not be walked here may have been elsewhere
+    of |= {row["walk"]: row for row in rows if "skipped" not in row or row["walk"] not in of}
+    document = {
+        "command": f"python -m tests.walks --output {path}",
+        **{"cpu": _cpu(), "threads": 1},
+        "walks": [of[name] for name in WALKS if name in of],
+    }
+    with atomic_write(path, "w") as file:
+        json.dump(document, file, indent=1)
+        file.write("\n")
 
 
 def _short(row: dict) -> tuple:
@@ -100,7 +112,7 @@ def _short(row: dict) -> tuple:
         for name, each in row["prepared"].items()
     )
     seen = f"{len(row['faults'])} faults" if row["faults"] else "right"
-    return row["walk"], row["seconds"], len(row["calls"]), counts, seen
+    return row["walk"], row["cpu_seconds"], len(row["calls"]), counts, seen
 
 
 def _cpu() -> str:

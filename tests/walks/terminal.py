@@ -7,7 +7,6 @@ import os
 import runpy
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +32,13 @@ class Call:
     Attributes:
         words: behind ``python``, as the shell gave them.
         code: exit code.
-        seconds: of the process.
+        cpu_seconds: of the process and those it waited for, whatever else the machine did.
         said: on stdout and stderr.
     """
 
     words: tuple[str, ...]
     code: int
-    seconds: float
+    cpu_seconds: float
     said: str
 
     @property
@@ -99,14 +98,15 @@ def _next(stream) -> str | None:
 
 
 def _call(folder, words, more, environment) -> Call:
-    log, begin = folder / "said.txt", time.monotonic()
+    log = folder / "said.txt"
     sys.stdout.flush()
     child = os.fork()
     if not child:
         _in_child(folder, [*words, *more], environment, log)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _, status, used = os.wait4(child, 0)
     said = log.read_text(errors="replace")
-    return Call(tuple(words), code, time.monotonic() - begin, said)
+    code, seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+    return Call(tuple(words), code, seconds, said)
 
 
 def _in_child(folder, words, environment, log) -> None:

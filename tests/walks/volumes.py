@@ -7,7 +7,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import SimpleITK
+from pydicom.uid import generate_uid
 
 from tests.helpers.small_world import write_series
 from tests.walks.chests import SIDE, Made, chest, in_hu, lesions_in, save, volume
@@ -79,18 +81,22 @@ def stoic(folder: Path) -> Made:
 
 
 def archive(folder: Path) -> Made:
-    """A DICOM archive: a folder a patient, one a series in it, and a list of classes."""
+    """A DICOM archive: a folder a patient, one a series in it, and a list of classes. Of every
+    second patient a series for soft tissue is there too, which does not count."""
     made, raw = Made(), folder / "raw/archive"
     lines = ["path,class"]
     for number in range(12):
-        kind = _KINDS[number % 3]
-        for series in range(1 + number % 2):
-            hu, _ = volume(kind, 20 * series + number, _SLICES)
-            # Two series of one patient are two breaths: both are taken
-            write_series(raw / f"PAT{number:03d}/SE{series}", hu, patient=f"PAT{number:03d}")
-            made.count("archive", **{kind: _SLICES})
-        lines.append(f"PAT{number:03d},{kind}")
-        made.count("archive", patients=1)
+        patient, kind = f"PAT{number:03d}", _KINDS[number % 3]
+        hu, _ = volume(kind, number, _SLICES)
+        for series, kernel in enumerate(("B60f", "B30f")[: 1 + number % 2]):
+            write_series(raw / patient / f"SE{series}", hu, patient=patient)
+            for file in (raw / patient / f"SE{series}").iterdir():
+                header = pydicom.dcmread(file)
+                header.StudyInstanceUID = generate_uid(entropy_srcs=[patient])
+                header.ConvolutionKernel = kernel
+                header.save_as(file)
+        lines.append(f"{patient},{kind}")
+        made.count("archive", **{kind: _SLICES, "patients": 1})
     (raw / "labels.csv").write_text("\n".join(lines) + "\n")
     return _given(made, "archive", "archive/PAT001/SE0")
 
