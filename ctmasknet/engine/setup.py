@@ -23,7 +23,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from ctmasknet.config import is_classifier, names_scans
+from ctmasknet.config import finds_body, is_classifier, names_scans
 from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
@@ -103,8 +103,8 @@ def training_cfg(
     given = [str(key) for key in overrides[::2]]
     _take_classes(cfg, names, given)
     goes_on = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))
-    if is_classifier(cfg) and "MODEL.LESION_CLASSES" not in given:
-        _take_lesions(cfg, goes_on)
+    if is_classifier(cfg):
+        _take_from_start(cfg, goes_on, given)
     _check_windows(cfg, names)
     resolve_epochs(cfg, _drawn_in_an_epoch(cfg, names), overrides)
     check_validation(cfg)
@@ -353,9 +353,9 @@ def _take_classes(cfg: CfgNode, names: tuple[str, ...], given: Sequence[str] = (
         _LOGGER.info("Classes taken from %s: %s", first, ", ".join(found))
 
 
-def _take_lesions(cfg: CfgNode, goes_on: bool) -> None:
-    """Set a classifier's lesion classes to those of the detector that it starts from, or of the
-    checkpoints in ``OUTPUT_DIR`` that it goes on from."""
+def _take_from_start(cfg: CfgNode, goes_on: bool, given: Sequence[str]) -> None:
+    """Set a classifier's lesion classes, and an imported graph, to those of the file that it starts
+    from, or of the checkpoints in ``OUTPUT_DIR`` that it goes on from."""
     path = cfg.MODEL.WEIGHTS
     if goes_on:
         try:
@@ -366,9 +366,13 @@ def _take_lesions(cfg: CfgNode, goes_on: bool) -> None:
     if not path.endswith(".pth") or not os.path.isfile(path):
         return
     try:
-        lesions = read_spec(path).get("lesion_classes")
+        spec = read_spec(path)
     except UnreadableCheckpoint:  # an earlier checkpoint may be taken; or it is told when loaded
         return
+    graph = stated(spec).get("MODEL.COVIDNET_CT.GRAPH")
+    if finds_body(cfg) and isinstance(graph, str):
+        cfg.MODEL.COVIDNET_CT.GRAPH = graph
+    lesions = None if "MODEL.LESION_CLASSES" in given else spec.get("lesion_classes")
     if lesions and list(lesions) != list(cfg.MODEL.LESION_CLASSES):
         cfg.MODEL.LESION_CLASSES = list(lesions)
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(lesions)
