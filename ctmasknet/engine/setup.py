@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
-from ctmasknet.config import is_classifier, names_scans
+from ctmasknet.config import finds_body, is_classifier, names_scans
 from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
@@ -103,8 +103,8 @@ def training_cfg(
     goes_on = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))
     if lesions:
         _take_classes(cfg, lesions, given, of_slices=False)
-    elif is_classifier(cfg) and "MODEL.LESION_CLASSES" not in given:
-        _take_lesions(cfg, goes_on)
+    elif is_classifier(cfg):
+        _take_from_start(cfg, goes_on, given)
     _check_windows(cfg, (*names, *lesions))
     resolve_epochs(cfg, _drawn_in_an_epoch(cfg, names), overrides)
     check_validation(cfg)
@@ -389,9 +389,9 @@ def _take_classes(
         _LOGGER.info("Classes taken from %s: %s", first, ", ".join(found))
 
 
-def _take_lesions(cfg: CfgNode, goes_on: bool) -> None:
-    """Set a classifier's lesion classes to those of the detector that it starts from, or of the
-    checkpoints in ``OUTPUT_DIR`` that it goes on from."""
+def _take_from_start(cfg: CfgNode, goes_on: bool, given: Sequence[str]) -> None:
+    """Set a classifier's lesion classes, and an imported graph, to those of the file that it starts
+    from, or of the checkpoints in ``OUTPUT_DIR`` that it goes on from."""
     path = cfg.MODEL.WEIGHTS
     if goes_on:
         try:
@@ -402,9 +402,13 @@ def _take_lesions(cfg: CfgNode, goes_on: bool) -> None:
     if not path.endswith(".pth") or not os.path.isfile(path):
         return
     try:
-        lesions = read_spec(path).get("lesion_classes")
+        spec = read_spec(path)
     except UnreadableCheckpoint:  # an earlier checkpoint may be taken; or it is told when loaded
         return
+    graph = stated(spec).get("MODEL.COVIDNET_CT.GRAPH")
+    if finds_body(cfg) and isinstance(graph, str):
+        cfg.MODEL.COVIDNET_CT.GRAPH = graph
+    lesions = None if "MODEL.LESION_CLASSES" in given else spec.get("lesion_classes")
     if lesions and list(lesions) != list(cfg.MODEL.LESION_CLASSES):
         cfg.MODEL.LESION_CLASSES = list(lesions)
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(lesions)

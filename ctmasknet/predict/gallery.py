@@ -131,6 +131,8 @@ def draw_gallery(
         if predictor is not None:
             item = predictor.mapped(entry, pixels)
             (found,) = predictor.predict([item])
+            if getattr(predictor.model, "sees_scans", False):  # a slice alone has no class
+                found = {"instances": found["instances"]}
         picture = side_by_side(
             as_rgb(pixels, item.get("crop_box")),
             entry.get("annotations"),

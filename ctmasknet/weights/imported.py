@@ -62,6 +62,8 @@ class ImportedVariant:
     @property
     def config(self) -> str:
         """The config that builds this variant, relative to the repository."""
+        if self.depth == 101:
+            return "configs/peers/ark20_seg_r101.yaml"
         name = "cls" if self.variant and self.variant.is_classifier else "seg"
         if self.depth < 50:
             truncation = self.variant.truncation if self.variant else 0
@@ -138,7 +140,8 @@ def detect_variant(
             "nor a ResNet of torchvision; import one of those"
         )
     if f"{body}layer1.0.conv3.weight" in shapes:
-        depth = 50
+        # Published detectors have 50; torchvision's file of 101 layers starts one as well
+        depth = 101 if bare and "layer3.6.conv1.weight" in shapes else 50
     else:
         depth = 34 if f"{body}layer1.2.conv1.weight" in shapes else 18
     if bare:

@@ -27,7 +27,7 @@ from ctmasknet.classes import IMAGE_CLASSES
 ANCHOR_SIZES = (2, 4, 8, 16, 32)
 ANCHOR_RATIOS = (0.1, 0.25, 0.5, 1, 1.5, 2)
 _NUM_ANCHORS = len(ANCHOR_SIZES) * len(ANCHOR_RATIOS)
-_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _FPN_CHANNELS = 256
 _BOX_FC_DIM = 128
 _POOLED = 7

@@ -285,7 +285,7 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
     assert len(import_file(path, tmp_path / "out.pth")[1]) > 0
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
 def test_torchvision_files_become_imagenet_starts(repository, tmp_path, depth):
     state = {name: torch.zeros(slot.shape) for name, slot in resnet_layout(depth).items()}
     state = {name: value for name, value in state.items() if "num_batches_tracked" not in name}

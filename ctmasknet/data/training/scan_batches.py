@@ -1,5 +1,4 @@
-"""Batches of whole scans, for a model that names scans (``MODEL.META_ARCHITECTURE
-ScanClassifier``)."""
+"""Batches of whole scans, for a model that names scans (:func:`ctmasknet.config.names_scans`)."""
 
 from __future__ import annotations
 
@@ -30,9 +29,9 @@ def scans_of(
     for index, entry in enumerate(dicts):
         if entry.get("scan") in (None, ""):
             raise CTMaskNetError(
-                f"{name}: {entry['file_name']} does not tell its scan, and a ScanClassifier names "
-                "whole scans; prepare the set from scans or with patients and scans, or choose a "
-                "SliceClassifier (MODEL.META_ARCHITECTURE)"
+                f"{name}: {entry['file_name']} does not tell its scan, and the model names "
+                "whole scans (MODEL.META_ARCHITECTURE, MODEL.LESION_HEAD.NAME); prepare the set "
+                "from scans or with patients and scans, or choose a model of slices"
             )
         found.setdefault((str(entry.get("patient")), str(entry["scan"])), []).append(index)
     if one_label:
@@ -41,8 +40,8 @@ def scans_of(
             if len(labels) > 1:
                 raise CTMaskNetError(
                     f"{name}: scan {scan} of {dicts[members[0]]['file_name']} has slices of unlike "
-                    "classes, and a ScanClassifier learns one class a scan; give its slices one "
-                    "class, or choose a SliceClassifier (MODEL.META_ARCHITECTURE)"
+                    "classes, and a model of whole scans learns one class a scan; give its slices "
+                    "one class, or choose a model of slices (MODEL.META_ARCHITECTURE)"
                 )
     return list(found.values())
 

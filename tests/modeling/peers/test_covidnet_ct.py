@@ -6,6 +6,7 @@ import torch
 from detectron2.modeling import build_model
 
 from ctmasknet.config_file import read_cfg
+from ctmasknet.engine.setup import training_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.peers.covidnet_ct import COVIDNetCT, body_box
 from ctmasknet.modeling.peers.graph_network import OPERATIONS, Graph, GraphNetwork, GraphNode
@@ -97,6 +98,27 @@ def test_a_model_without_its_graph_says_where_to_get_it(repository):
     cfg = read_cfg(repository / "configs/peers/covidnet_ct.yaml", ["MODEL.DEVICE", "cpu"])
     with pytest.raises(CTMaskNetError, match=r"GRAPH: is empty; set MODEL\.WEIGHTS"):
         build_model(cfg)
+
+
+@pytest.mark.usefixtures("clean_catalogs")
+def test_a_training_takes_the_graph_of_the_file_it_starts_from(
+    repository, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    text = _graph().to_text()
+    spec = {"task": "classification", "configuration": {"MODEL.COVIDNET_CT.GRAPH": text}}
+    weights = {"network.kernel": torch.zeros(3, 3, 3, 3)}
+    torch.save({"model": weights, "ctmasknet": spec}, tmp_path / "start.pth")
+    config = repository / "configs/peers/covidnet_ct.yaml"
+    words = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS"]
+    cfg = training_cfg(config, [*words, str(tmp_path / "start.pth")])
+    assert text == cfg.MODEL.COVIDNET_CT.GRAPH
+    # A training that goes on has it from its own checkpoint
+    (tmp_path / "out").mkdir()
+    (tmp_path / "start.pth").rename(tmp_path / "out/model_0000001.pth")
+    (tmp_path / "out/last_checkpoint").write_text("model_0000001.pth")
+    cfg = training_cfg(config, [*words, str(tmp_path / "start.pth")], resume=True)
+    assert text == cfg.MODEL.COVIDNET_CT.GRAPH
 
 
 def test_the_look_alike_has_the_size_that_is_told_of_it():

@@ -47,6 +47,10 @@ def test_the_larger_the_area_the_later_the_class():
     assert (logs.exp()[:, 2].diff() > 0).all() and (logs.exp()[:, 0].diff() < 0).all()
     logs[0, 1].backward()
     assert all(p.grad.isfinite().all() for p in rule.parameters())
+    # Classes keep their order, whatever is learned
+    with torch.no_grad():
+        rule.steps.fill_(-3.0)
+    assert (rule.areas.diff() > 0).all() and rule(torch.zeros(1, 1)).isfinite().all()
     # Of two classes one area remains
     assert AreaRule(2)(torch.tensor([[0.0], [6.0]])).argmax(1).tolist() == [0, 1]
 
