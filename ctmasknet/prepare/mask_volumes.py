@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pydicom
 
+from ctmasknet.ct.dicom.bytes import check_items
 from ctmasknet.ct.dicom.series import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
 from ctmasknet.ct.itk import read_itk_volume
@@ -73,6 +74,7 @@ def seg_series(file: str) -> str | None:
     if kind_of(file) != "dicom":
         return None
     with decoding(file):
+        check_items(file)
         header = pydicom.dcmread(
             file,
             stop_before_pixels=True,
