@@ -40,6 +40,7 @@ from ctmasknet.prepare.pairs.stated import read_pairing
 from ctmasknet.prepare.staging import staging_folder
 from ctmasknet.report.comparison import read_comparison
 from ctmasknet.report.source import json_lines
+from ctmasknet.weights.tensorflow.bundle import whole_file
 from tests.helpers.holding import held
 
 
@@ -293,7 +294,7 @@ def read_config(path):
 READERS = [
     *(read_json, read_marks, read_predictions_csv, read_list, read_base, read_last, read_metrics),
     *(lambda path: read_csv_rows(path, ("a",)), lambda path: list(json_lines(path)), read_config),
-    *(PatientMetadata, read_comparison),
+    *(PatientMetadata, read_comparison, lambda path: whole_file(path, 9)),
 ]
 
 

@@ -22,8 +22,8 @@ from ctmasknet.ct.scan import CHUNK_BYTES, CTScan, SliceSource, max_expanded_byt
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import has_control_character
 
-#: Most files of an archive, and how deep their folders may be nested.
-_MAX_FILES, _MAX_DEPTH = 100_000, 32
+#: Most files of an archive: so many, and one for so many bytes; how deep their folders may be.
+_MAX_FILES, _BYTES_A_FILE, _MAX_DEPTH = 10_000, 500, 32
 _MAX_NAME_BYTES = 255
 #: Of Windows; one with an ending is one too.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
@@ -148,9 +148,11 @@ def _checked(
     archive: str, members: list[zipfile.ZipInfo]
 ) -> list[tuple[zipfile.ZipInfo, list[str]]]:
     """The files among the members, each with the parts of its path."""
-    if len(members) > _MAX_FILES:
+    most = _MAX_FILES + os.path.getsize(archive) // _BYTES_A_FILE
+    if len(members) > most:
         raise CTMaskNetError(
-            f"{archive}: holds {len(members)} files; at most {_MAX_FILES} are read"
+            f"{archive}: holds {len(members)} files, of its size at most {most} are read; leave it "
+            "out, or unpack it"
         )
     targets, seen = [], set()
     for member in members:

@@ -154,7 +154,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace) -> Iterator[Found]:
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     untouched = _stamp(metrics)
     before = {
-        file: file.read_text(encoding="utf-8") if file.is_file() else None
+        file: file.read_bytes() if file.is_file() else None
         for file in (path, path.with_name("config.yaml"))
     }
     entry = _new_entry(cfg, args)
@@ -326,11 +326,11 @@ def write_record(folder: str | os.PathLike, entries: list[dict[str, Any]]) -> No
     write_json(Path(folder) / RUN_RECORD, {"format": _FORMAT, "entries": entries}, 1)
 
 
-def _restore(path: Path, before: str | None) -> None:
+def _restore(path: Path, before: bytes | None) -> None:
     if before is None:
         path.unlink(missing_ok=True)
     else:
-        with atomic_write(path) as stream:
+        with atomic_write(path, "wb") as stream:
             stream.write(before)
 
 
@@ -343,7 +343,7 @@ def _ended(entry: dict[str, Any], start: float, status: str, iterations: int) ->
 def _iterations(metrics: Path, untouched: tuple[int, int] | None) -> int | None:
     """Iterations done by the last line of ``metrics.json``, which a training may begin anew or cut
     back when it resumes; None when it is as it was."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
         if _stamp(metrics) != untouched:
             lines = metrics.read_text(encoding="utf-8").splitlines()
             return int(parse_json(lines[-1])["iteration"]) + 1

@@ -25,6 +25,7 @@ import pydicom
 from pydicom.uid import generate_uid
 
 import ctmasknet
+from ctmasknet.ct.dicom.bytes import check_items
 from ctmasknet.ct.scan import CTScan, decoding
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict.masks import mask_values, stored_plane
@@ -233,6 +234,7 @@ def _source_images(scan: CTScan, step_mm: float | None) -> list[pydicom.Dataset]
     images = []
     for file in dict.fromkeys(one.source.file for one in scan.slices):
         with decoding(file):
+            check_items(file)
             # As when the slices were read: without a preamble too
             image = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             for keyword in _MAY_BE_EMPTY:

@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 
 from ctmasknet.ct.arrays import ArrayVolume, Axes, read_array
+from ctmasknet.ct.dicom.bytes import check_items
 from ctmasknet.ct.dicom.series import beside_mm, grid_affine
 from ctmasknet.ct.find import kind_of
 from ctmasknet.ct.itk import read_itk_volume
@@ -75,6 +76,7 @@ def seg_series(file: str) -> str | None:
     if kind_of(file) != "dicom":
         return None
     with decoding(file):
+        check_items(file)
         header = pydicom.dcmread(
             file,
             stop_before_pixels=True,

@@ -227,6 +227,18 @@ def burden_form(value, key):
     return lists | {"cautions": found["cautions"] or []}
 
 
+#: Of a scan and a slice in the ``predictions.jsonl`` of a lesion detector.
+LESIONS_OF_SCAN = record(
+    {
+        **{"patient": maybe(text), "scan": maybe(text), "slices": whole_from_0},
+        "slices_with": names_of(whole_from_0),
+    }
+)
+LESIONS_OF_SLICE = record(
+    {"file": text, "boxes": listing(record({"score": _SHARE})), "lesions": whole_from_0}
+)
+
+
 def pooled_form(class_names: Sequence[str]) -> Form:
     """The form of a scan or a patient in ``predictions.jsonl``."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.report.forms import LESIONS_OF_SCAN, LESIONS_OF_SLICE
 from ctmasknet.report.pictures import (
     SliceFiles,
     SlicePictures,
@@ -21,6 +22,7 @@ from ctmasknet.report.pictures import (
 from ctmasknet.report.sections import rendered
 from ctmasknet.report.source import json_lines, read_run, read_told
 from ctmasknet.report.tables import MAX_ROWS
+from ctmasknet.schema import UnlikeForm
 
 _LISTING = "predictions.jsonl"
 
@@ -58,18 +60,18 @@ def lesion_page(
     scans, slices = [], []
     try:
         for item in json_lines(listing):
-            if item["level"] == "scan":
-                names = [str(item[key] or "–") for key in ("patient", "scan")]
-                with_lesion = {str(name): int(n) for name, n in item["slices_with"].items()}
-                scans.append((*names, int(item["slices"]), with_lesion))
-            elif item["level"] == "slice":
-                best = max((float(box["score"]) for box in item["boxes"]), default=0.0)
-                slices.append((best, str(item["file"]), int(item["lesions"])))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if item.get("level") == "scan":
+                scan = LESIONS_OF_SCAN(item, "scan")
+                names = [scan[key] or "–" for key in ("patient", "scan")]
+                scans.append((*names, scan["slices"], scan["slices_with"]))
+            elif item.get("level") == "slice":
+                one = LESIONS_OF_SLICE(item, "slice")
+                best = max((box["score"] for box in one["boxes"]), default=0.0)
+                slices.append((best, one["file"], one["lesions"]))
+    except UnlikeForm as error:
         raise CTMaskNetError(
-            f"{listing}: no prediction of a lesion detector ({type(error).__name__}: {error}); "
-            "predict again"
-        ) from error
+            f"{listing}: no prediction of a lesion detector ({error}); predict again"
+        ) from None
     problems, cautions = read_told(listing)
     _, entries = read_run(Path(folder))
     seen = recorded_window(entries), folder, recorded_rescale(entries)

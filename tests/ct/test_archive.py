@@ -117,6 +117,10 @@ def test_links_doubles_and_bombs(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.dcm", bytes(2**26 + 1))
     refused(tmp_path / "bomb.zip", "further than any CT")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(13_000):
+            archive.writestr(f"{number:x}", b"")
+    refused(tmp_path / "many.zip", "holds 13000 files, of its size at most 12")
 
 
 def test_damaged_encrypted_nested_or_without_ct(tmp_path):

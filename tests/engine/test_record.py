@@ -93,6 +93,19 @@ def test_what_stops_before_it_made_anything_leaves_the_record_as_it_was(cfg, tmp
     assert path.read_text() == before, "metrics.json has lines of the earlier training only"
 
 
+def test_a_record_that_is_no_text_is_one_line_or_replaced(cfg, tmp_path):
+    path = tmp_path / "out" / "run.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\xff")
+    evaluates = recorded(cfg, arguments(eval_only=True))
+    with pytest.raises(CTMaskNetError, match="not a run's record"), evaluates:
+        raise AssertionError("begun")
+    assert path.read_bytes() == b"\xff"
+    with recorded(cfg, arguments()):
+        (path.parent / "metrics.json").write_text("[]\n")
+    assert [entry["kind"] for entry in entries(cfg)] == ["training"]
+
+
 def test_entries_stay_while_they_are_true_of_the_folder(cfg):
     def kinds(**given):
         with recorded(cfg, arguments(**given)):

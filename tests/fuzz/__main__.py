@@ -27,7 +27,7 @@ def fuzz(
     keep: Path | None = None,
     count: int | None = None,
 ) -> tuple[dict[str, collections.Counter], dict[tuple[str, str, str], int]]:
-    """Damage and read until the time is over, every kind of file in turn.
+    """Damage and read until the time is over, which the kinds of file share.
 
     Args:
         seconds: wall-clock time.
@@ -49,20 +49,26 @@ def fuzz(
         targets = all_targets(Path(folder) / "sound", marker)
         if unknown := set(only or ()) - set(targets):
             raise SystemExit(f"error: no such kind: {', '.join(unknown)}; {', '.join(targets)}")
-        end, number = time.monotonic() + seconds, 0
-        bar = tqdm(unit=" inputs", disable=None)
-        while time.monotonic() < end and (count is None or number < count):
-            for name in only or targets:
-                made = Path(folder) / "made"
-                made.mkdir()
-                path = targets[name].damage(made, random.Random(f"{seed} {name} {number}"))
-                outcome = attempt(targets[name].read, path, marker)
-                totals[name][outcome.kind] += 1
-                if not outcome.right:
-                    _note(found, name, outcome, number, made, keep)
-                shutil.rmtree(made)
-                bar.update()
-            number += 1
+        numbers, spent = collections.Counter(), dict.fromkeys(only or targets, 0.0)
+        now = time.monotonic()
+        end, bar = now + seconds, tqdm(unit=" inputs", disable=None)
+        while now < end and spent:
+            name = min(spent, key=spent.get)
+            number, begin = numbers[name], now
+            made = Path(folder) / "made"
+            made.mkdir()
+            path = targets[name].damage(made, random.Random(f"{seed} {name} {number}"))
+            outcome = attempt(targets[name].read, path, marker)
+            totals[name][outcome.kind] += 1
+            if not outcome.right:
+                _note(found, name, outcome, number, made, keep)
+            shutil.rmtree(made)
+            bar.update()
+            numbers[name] += 1
+            now = time.monotonic()
+            spent[name] += now - begin
+            if numbers[name] == count:
+                del spent[name]
         bar.close()
     return totals, found
 

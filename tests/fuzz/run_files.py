@@ -265,7 +265,18 @@ def measured(folder: Path) -> dict[str, Target]:
         home = path.parents[path.parent.name.startswith("burden")]
         write_report(home, home / "page.html", gallery=0)
 
+    of_detector = [
+        {"level": "scan", "patient": "p", "scan": "", "slices": 3, "slices_with": {"ggo": 1}},
+        {"level": "slice", "file": "a.png", "boxes": [{"score": 0.5}], "lesions": 1},
+    ]
+
+    def lesions(made: Path, rng: random.Random) -> Path:
+        lines = [mutations.tree(line, rng) for line in of_detector]
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        return written(made / "predictions.jsonl", text)
+
     return {
+        "lesions": Target(lesions, page),
         "parts": Target(parts, page),
         "comparison": Target(
             lambda made, rng: written(made / "comparison.json", json_bytes(rng, comparison)),

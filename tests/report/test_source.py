@@ -327,3 +327,26 @@ def test_an_honest_integer_is_a_number(copied_run):
     evaluation = read_source(copied_run).evaluation
     assert repr(evaluation["levels"]["slices"]["metrics"]["ece"]["value"]) == "1.0"
     assert repr(evaluation["settings"]["n_boot"]) == "100"
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "words"),
+    [
+        (0, {"slices": float("inf")}, "scan.slices is inf"),
+        (0, {"slices_with": [1]}, "scan.slices_with is a list of 1"),
+        (1, {"boxes": [{"score": float("nan")}]}, r"slice.boxes\[0\].score is nan"),
+        (1, {"lesions": "1"}, "slice.lesions is '1'"),
+    ],
+)
+def test_the_listing_of_a_detector_has_a_form(number, change, words, tmp_path):
+    lines = [
+        {"level": "scan", "patient": "p", "scan": "", "slices": 3, "slices_with": {"ggo": 1}},
+        {"level": "slice", "file": "a.png", "boxes": [{"score": 0.5}], "lesions": 1},
+    ]
+    listing = tmp_path / "predictions.jsonl"
+    listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert "With ggo" in write_report(tmp_path, tmp_path / "r.html").read_text()
+    lines[number] |= change
+    listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(CTMaskNetError, match=rf"{listing}: no prediction.*{words}"):
+        write_report(tmp_path, tmp_path / "r.html")

@@ -56,6 +56,9 @@ _KEYWORDS = (
 #: Reads that a header may take whatever the file's size, and bytes that allow one more: far above
 #: what an enhanced CT of thousands of frames takes.
 _READS, _BYTES_A_READ = 100_000, 50
+#: Items of sequences that a file may hold whatever its size, and bytes that allow one more.
+_ITEMS, _BYTES_AN_ITEM = 20_000, 200
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 #: Objects that lie beside CT in an archive, by their Modality.
 _WITHOUT_IMAGE = {
     "RTSTRUCT": "contours of regions",
@@ -103,6 +106,7 @@ def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
         header = pydicom.dcmread(
             stream, stop_before_pixels=True, force=True, specific_tags=[*_KEYWORDS, *_OFFSETS]
         )
+        _check_items(header, stream)
         header.file_meta.TransferSyntaxUID = _transfer_syntax(header)
         begin, end = stream.tell(), len(stream)
         order = "little" if header.file_meta.TransferSyntaxUID.is_little_endian else "big"
@@ -136,6 +140,25 @@ def read_header(file: str, check: Callable[[Dataset, str], None]) -> Dataset:
             f"{file}: truncated, holds {end - begin} of {needed} bytes of pixels; restore the file"
         )
     return header
+
+
+def check_items(file: str) -> None:
+    """Refuse a file whose sequences would take pydicom long, before it is read without a bound.
+
+    Raises:
+        CTMaskNetError: so many items or elements as no object of its size has; it is damaged.
+    """
+    with decoding(file), _opened(file) as stream:
+        _check_items(pydicom.dcmread(stream, stop_before_pixels=True, force=True), stream)
+
+
+def _check_items(header: Dataset, stream: _Mapped) -> None:
+    """Sequences of a stated length are parsed when they are first asked for, past all counting."""
+    raw = [one.value for one in map(header.get_item, list(header.keys())) if one.is_raw]
+    found = sum(one.count(tag) for one in raw if one for tag in _ITEM_TAGS)
+    if found > _ITEMS + len(stream) // _BYTES_AN_ITEM:
+        stream.reads_left = -1
+        raise ValueError("too many items")
 
 
 def read_frame(file: str, frame: int, transfer_syntax: str) -> np.ndarray:

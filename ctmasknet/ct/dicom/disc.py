@@ -6,6 +6,7 @@ import os
 
 import pydicom
 
+from ctmasknet.ct.dicom.bytes import check_items
 from ctmasknet.ct.scan import decoding
 from ctmasknet.errors import CTMaskNetError
 
@@ -34,6 +35,7 @@ def files_of_disc(file: str) -> list[str] | None:
         with decoding(file):
             if os.path.getsize(file) > _MAX_BYTES:
                 return None
+            check_items(file)
             records = pydicom.dcmread(file).DirectoryRecordSequence
             named = [one.ReferencedFileID for one in records if "ReferencedFileID" in one]
             parts = [[one] if isinstance(one, str) else list(map(str, one)) for one in named if one]

@@ -17,6 +17,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain_file
 from ctmasknet.weights.pickle import shown
 from ctmasknet.weights.tensorflow.wire import (
     BrokenFileError,
@@ -60,7 +61,7 @@ def whole_file(path: str, limit: int) -> bytes:
         CTMaskNetError: it cannot be read, or is larger than ``limit`` bytes.
     """
     try:
-        if os.path.getsize(path) > limit:
+        if os.path.getsize(plain_file(path)) > limit:
             raise CTMaskNetError(
                 f"{path}: larger than {limit >> 20} MiB, which no such file is; get it anew"
             )
@@ -131,7 +132,7 @@ class Bundle:
             self._refuse(name, f"of shape {shape} has {entry.size} bytes; 4 a value are expected")
         path = f"{self.prefix}.data-{entry.shard:05d}-of-{self.shards:05d}"
         try:
-            with open(path, "rb") as stream:
+            with plain_file(path).open("rb") as stream:
                 end = os.fstat(stream.fileno()).st_size
                 if entry.offset + entry.size > end:
                     raise CTMaskNetError(

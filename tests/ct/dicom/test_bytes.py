@@ -1,8 +1,12 @@
+import struct
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
 
-from ctmasknet.ct.dicom.bytes import codestream_size
+from ctmasknet.ct.dicom.bytes import check_items, codestream_size
+from ctmasknet.ct.dicom.disc import files_of_disc
 from ctmasknet.ct.read import read_scans
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers import ct_samples
@@ -77,6 +81,34 @@ def test_a_header_of_very_many_items_is_refused(tmp_path):
     many = with_sequence(save(dicom(HU[0], 1), tmp_path / "many.dcm"), item * 40_000)
     with pytest.raises(CTMaskNetError, match=r"many\.dcm: holds more elements than a CT"):
         read_scans([many])
+
+
+def sequence(group: int, element: int, items: int) -> bytes:
+    """A sequence of a stated length, of empty items."""
+    body = b"\xfe\xff\x00\xe0\0\0\0\0" * items
+    return struct.pack("<HH2sHI", group, element, b"SQ", 0, len(body)) + body
+
+
+def test_sequences_of_a_stated_length_are_counted_too(tmp_path):
+    """They are parsed when they are asked for, past the count of reads: a million take 20 s."""
+    data = save(ct_samples.enhanced(HU), tmp_path / "a.dcm").read_bytes()
+    frames = data.index(b"\x00\x52\x29\x92")
+    (tmp_path / "many.dcm").write_bytes(data[:frames] + sequence(0x5200, 0x9229, 40_000))
+    with pytest.raises(CTMaskNetError, match=r"many\.dcm: holds more elements than a CT"):
+        read_scans([tmp_path / "many.dcm"])
+    data = save(dicom(HU[0], 1), tmp_path / "b.dcm").read_bytes()
+    begin, pixels = data.index(b"\x08\x00\x08\x00"), data.index(b"\xe0\x7f\x10\x00")
+    record = Path(save(dicom(HU[0], 1), tmp_path / "b.dcm"))
+    record.write_bytes(data[:pixels] + sequence(0x0040, 0x0275, 40_000) + data[pixels:])
+    (scan,) = read_scans([record])  # what is not asked for is passed over
+    assert scan.slices[0].hu().shape == HU[0].shape
+    with pytest.raises(CTMaskNetError, match=r"b\.dcm: holds more elements"):
+        check_items(str(record))
+    listed = tmp_path / "DICOMDIR"
+    listed.write_bytes(data[:begin] + sequence(0x0004, 0x1220, 40_000))
+    with pytest.raises(CTMaskNetError, match="holds more elements"):
+        check_items(str(listed))
+    assert files_of_disc(str(listed)) is None
 
 
 def test_a_stream_of_very_many_scans_is_refused(tmp_path):
