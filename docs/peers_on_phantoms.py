@@ -75,6 +75,13 @@ CLASSIFIERS = {
         "peers/covid_ct_densenet169",
         f"{_SLICES} {_WHOLE} 96 SOLVER.AMP.ENABLED True {_steps(150, 0.0005)}",
     ),
+    "ssm": (
+        "peers/ssm",
+        f"{_COMMON} INPUT.MIN_SIZE_TEST 128 SOLVER.IMS_PER_BATCH 4 MODEL.FPN.OUT_CHANNELS 64 "
+        "MODEL.ANCHOR_GENERATOR.SIZES [[4,8,16,32]] MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
+        "MODEL.RPN.POST_NMS_TOPK_TEST 128 MODEL.RANKED_BOXES.NUM 32 "
+        f"SOLVER.BEST_METRIC slices/loss {_steps(150, 0.0005)}",
+    ),
     "cls_attention": (
         "demo/cls",
         "DATALOADER.NUM_WORKERS 0 MODEL.WEIGHTS {demo}/seg/model_best.pth "
