@@ -94,7 +94,9 @@ _MERGED = "DATASETS.TEST ('cncb_lesions_merge_test',)"
 LESION_NETWORKS = {
     "unet": (
         "peers/unet",
-        f"{_LESIONS} {_steps(60, 0.001)} DATASETS.TEST ('cncb_lesions_both_test',)",
+        f"{_LESIONS} INPUT.MIN_SIZE_TEST 96 MODEL.SEMANTIC.ENCODER resnet18 {_steps(240, 0.002)} "
+        f"DATASETS.TRAIN ('cncb_lesions_merge_train',) DATASETS.VAL ('cncb_lesions_merge_val',) "
+        f"{_MERGED}",
     ),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
     "jcs": ("peers/jcs", f"{_LESIONS} {_steps(60, 0.0005)} {_MERGED}"),
