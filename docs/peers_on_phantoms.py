@@ -67,7 +67,7 @@ CLASSIFIERS = {
     ),
     "covnet": (
         "peers/covnet",
-        f"{_COMMON} SOLVER.BEST_METRIC scans/loss MODEL.SLICE_NETWORK.SIZE 128 "
+        f"{_COMMON} MODEL.SLICE_NETWORK.SIZE 128 "
         f"SOLVER.IMS_PER_BATCH 4 SOLVER.WEIGHT_DECAY 0.0001 SOLVER.AMP.ENABLED True "
         f"{_steps(80, 0.0003)}",
     ),
