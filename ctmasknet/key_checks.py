@@ -373,8 +373,13 @@ _IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] 
         f"it is for {', '.join(_WITH_DROPOUT)} (MODEL.IMAGE_HEAD.NAME)",
     ),
     (
-        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "TEST.COCO_FAST"),
+        ("TEST.COCO_FAST",),
         is_classifier,
+        "it is a detector's (MODEL.META_ARCHITECTURE GeneralizedRCNN)",
+    ),
+    (
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS",),
+        lambda cfg: is_classifier(cfg) and not cfg.DATASETS.LESIONS,
         "it is a detector's (MODEL.META_ARCHITECTURE GeneralizedRCNN)",
     ),
     (

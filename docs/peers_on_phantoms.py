@@ -67,13 +67,20 @@ CLASSIFIERS = {
     ),
     "covnet": (
         "peers/covnet",
-        f"{_COMMON} SOLVER.BEST_METRIC scans/loss MODEL.SLICE_NETWORK.SIZE 128 "
+        f"{_COMMON} MODEL.SLICE_NETWORK.SIZE 128 "
         f"SOLVER.IMS_PER_BATCH 4 SOLVER.WEIGHT_DECAY 0.0001 SOLVER.AMP.ENABLED True "
         f"{_steps(80, 0.0003)}",
     ),
     "covid_ct_densenet169": (
         "peers/covid_ct_densenet169",
         f"{_SLICES} {_WHOLE} 96 SOLVER.AMP.ENABLED True {_steps(150, 0.0005)}",
+    ),
+    "ssm": (
+        "peers/ssm",
+        f"{_COMMON} INPUT.MIN_SIZE_TEST 128 SOLVER.IMS_PER_BATCH 4 MODEL.FPN.OUT_CHANNELS 64 "
+        "MODEL.ANCHOR_GENERATOR.SIZES [[4,8,16,32]] MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
+        "MODEL.RPN.POST_NMS_TOPK_TEST 128 MODEL.RANKED_BOXES.NUM 32 "
+        f"SOLVER.BEST_METRIC slices/loss {_steps(150, 0.0005)}",
     ),
     "cls_attention": (
         "demo/cls",
@@ -87,7 +94,9 @@ _MERGED = "DATASETS.TEST ('cncb_lesions_merge_test',)"
 LESION_NETWORKS = {
     "unet": (
         "peers/unet",
-        f"{_LESIONS} {_steps(60, 0.001)} DATASETS.TEST ('cncb_lesions_both_test',)",
+        f"{_LESIONS} INPUT.MIN_SIZE_TEST 96 MODEL.SEMANTIC.ENCODER resnet18 {_steps(240, 0.002)} "
+        f"DATASETS.TRAIN ('cncb_lesions_merge_train',) DATASETS.VAL ('cncb_lesions_merge_val',) "
+        f"{_MERGED}",
     ),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
     "jcs": ("peers/jcs", f"{_LESIONS} {_steps(60, 0.0005)} {_MERGED}"),

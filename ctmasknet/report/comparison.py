@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ctmasknet.engine.checkpoint import read_spec
 from ctmasknet.engine.record import hardware
+from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.engine.setup import BEST_CHECKPOINT
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.comparison import (
@@ -155,18 +157,19 @@ def _system(item: str, dataset: str | None) -> tuple[str, Path]:
 def _costs(predictions: Path) -> dict[str, Any]:
     """``costs`` of the model that made a ``predictions.csv``, or ``costs_unknown``."""
     _, entries = read_run(predictions.parent)
+    if not entries:
+        return {"costs": None, "costs_unknown": "no model is recorded beside it"}
     stated = next((e for e in reversed(entries) if e.get("kind") != "training"), {})
     given = Path(str(stated.get("weights") or BEST_CHECKPOINT))
     # A folder may have been moved, or be named from elsewhere
     beside = [folder / given.name for folder in run_folders(predictions.parent)]
-    weights = next((path for path in (given, *beside) if path.is_file()), None)
-    if not entries or weights is None:
-        lacking = f"{given.name} is not there" if entries else "no model is recorded beside it"
-        return {"costs": None, "costs_unknown": lacking}
     try:
-        return {"costs": model_costs(weights).to_json()}
+        for path in (*beside, given):
+            if path.is_file() and stated.get("weights_run") in (None, read_spec(path).get(RUN)):
+                return {"costs": model_costs(path).to_json()}
     except CTMaskNetError as error:
         return {"costs": None, "costs_unknown": str(error)}
+    return {"costs": None, "costs_unknown": f"{given.name} of that run is not there"}
 
 
 def _picture(comparison: Mapping[str, Any], against: str | None) -> Figure:

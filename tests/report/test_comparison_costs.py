@@ -84,12 +84,19 @@ def test_the_table_has_what_models_cost(run, tmp_path, repository, capsys):
 
 def test_what_cannot_be_measured_is_said(run, tmp_path):
     systems = [str(run.folder), str(run.bare)]
+    record = json.loads((run.folder / "run.json").read_text())
+    record["entries"][0]["weights_run"] = "that of another training"
+    (run.folder / "run.json").write_text(json.dumps(record))
+    first, _ = write_comparison(systems, tmp_path / "other", n_boot=100)["systems"]
+    assert first["costs_unknown"] == "model_best.pth of that run is not there"
+    record["entries"][0].pop("weights_run")
+    (run.folder / "run.json").write_text(json.dumps(record))
     (run.folder / "model_best.pth").write_bytes(b"no checkpoint")
     first, _ = write_comparison(systems, tmp_path / "a", n_boot=100)["systems"]
     assert first["costs"] is None and "model_best.pth" in first["costs_unknown"]
     (run.folder / "model_best.pth").unlink()
     first, _ = write_comparison(systems, tmp_path / "b", n_boot=100)["systems"]
-    assert first["costs_unknown"] == "model_best.pth is not there"
+    assert first["costs_unknown"] == "model_best.pth of that run is not there"
     left_out = write_comparison(systems, tmp_path / "c", measure=False, n_boot=100)
     assert "costs" not in left_out["systems"][0] and "costs" not in left_out["settings"]
 

@@ -11,6 +11,7 @@ from ctmasknet.engine.setup import training_cfg
 from ctmasknet.engine.solver import AlternatingTrainer
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.key_checks import idle_keys
 from ctmasknet.weights.reader import read_checkpoint
 from tests.test_train_net import TINY
 
@@ -162,3 +163,9 @@ def test_lesion_sets_are_of_two_branches_alone(repository, prepared, monkeypatch
     given = ["DATASETS.LESIONS", "('cncb_lesions_merge_train',)", "MODEL.WEIGHTS", ""]
     with pytest.raises(CTMaskNetError, match="there are no two branches"):
         training_cfg(str(repository / "configs/cls_light.yaml"), given)
+
+
+def test_slices_without_lesions_are_drawn_where_that_is_asked_for(cfg_of):
+    trainer = Trainer(cfg_of("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"))
+    assert len(trainer._trainer._lesion_loader(7).dataset) == 20  # 16 of them have lesions
+    assert not [line for line in idle_keys(trainer.cfg) if "FILTER_EMPTY" in line]
