@@ -11,10 +11,11 @@ import pytest
 import yaml
 from scipy.special import expit
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.experiments.plan import read_plan
-from ctmasknet.experiments.results import difference, read_results
+from ctmasknet.experiments.results import difference, opts_of, read_results
 from ctmasknet.experiments.run import call_tool, run_plan
 from ctmasknet.experiments.tables import plan_tables
 
@@ -178,6 +179,7 @@ def test_a_tool_that_fails_names_its_log(plan, tmp_path):
         ({"seeds": []}, "seeds is "),
         ({"against": "other"}, "against is 'other'; name one of the arms narrow, wide"),
         ({"arms": {"a b": {}, "narrow": {}}}, "arms 'a b' names files"),
+        ({"arms": {1: {"x": 1}, "narrow": {}}}, "arm 1 has only one of series and x"),
         ({"arms": {"narrow": {"x": 1}}}, "only one of series and x"),
         ({"opts": ["SEED"]}, "'SEED' has no partner"),
         ({"opts": ["SEED", 1]}, "opts set SEED, which the plan sets itself"),
@@ -190,6 +192,23 @@ def test_what_is_wrong_with_a_plan_is_told_before_anything_runs(plan, tmp_path, 
     with pytest.raises(CTMaskNetError, match=message):
         run_plan(plan(**changes), tmp_path / "results", tmp_path / "work", call=None)
     assert not (tmp_path / "results").exists()
+
+
+def test_what_is_no_plan_is_one_line(tmp_path):
+    path = tmp_path / "heads.yaml"
+    for content, message in (("- 1", "not a plan of experiments"), ("a: [", "no plan can be read")):
+        path.write_text(content)
+        with pytest.raises(CTMaskNetError, match=rf"heads\.yaml: {message}"):
+            read_plan(path)
+    with pytest.raises(CTMaskNetError, match=r"none\.yaml: no plan can be read"):
+        read_plan(tmp_path / "none.yaml")
+
+
+def test_the_plans_of_the_project_are_plans(repository):
+    for path in (repository / "configs" / "experiments").glob("*.yaml"):
+        plan = read_plan(path)
+        for run in plan.runs[: len(plan.arms)]:
+            read_cfg(repository / run.arm.config_file, opts_of(plan, run))
 
 
 def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
