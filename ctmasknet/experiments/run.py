@@ -71,6 +71,7 @@ def run_plan(
     work: str | os.PathLike,
     *,
     tell_only: bool = False,
+    tables_only: bool = False,
     evidence: str | os.PathLike | None = None,
     call: Call = call_tool,
 ) -> dict[str, dict[str, Any]]:
@@ -84,6 +85,7 @@ def run_plan(
             ``tables.md`` and ``plot.png``.
         work: folder of what the runs leave, which goes when their result is written.
         tell_only: run nothing, write nothing.
+        tables_only: run nothing, write tables and plot of the files that are there.
         evidence: Markdown file with marks of the plan's name, for the tables too.
         call: runs a tool.
 
@@ -92,7 +94,7 @@ def run_plan(
 
     Raises:
         CTMaskNetError: no such plan, a configuration that is refused, a result file of another
-            plan, or a tool that ended with an error; names its log.
+            plan, ``evidence`` without marks, or a tool that ended with an error; names its log.
     """
     plan = read_plan(plan_file)
     for fold in plan.folds:
@@ -105,6 +107,10 @@ def run_plan(
     if tell_only:
         return done
     check_writable(folder, folder=True)
+    said = write_plan_tables(plan, done, folder, evidence)
+    if tables_only:
+        print(said)
+        return done
     check_writable(work, folder=True)
     with folder_of_one(work, "a plan of experiments", elsewhere="name another by `work`"):
         for fold in dict.fromkeys(run.fold for run in left):
@@ -150,7 +156,7 @@ def _left(runs: int, seconds: Sequence[float]) -> str:
         return "none left"
     if not seconds:
         return f"{runs} left, how long is told after the first"
-    each = statistics.fmean(seconds)
+    each = statistics.median(seconds)  # the first may have cached rows for all
     return f"{runs} left, {runs * each / 60:.0f} min at {each:.0f} s each"
 
 

@@ -101,16 +101,20 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
         *("SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.1", "MODEL.IMAGE_HEAD.FC_DIM", "8")
     ]
     assert not [left for left in (tmp_path / "work").rglob("*") if left.is_file()]
+    assert re.search(r"8 of 8 runs, .* median \d+ s each", capsys.readouterr().out)
     # Nothing is left to do; the tables are the same
     text = (places[0] / "heads" / "tables.md").read_text()
     (places[0] / "heads" / "tables.md").unlink()
-    run_plan(path, *places, call=None)
+    run_plan(path, *places, tables_only=True, call=None)
     assert (places[0] / "heads" / "tables.md").read_text() == text
     assert (places[0] / "heads" / "plot.png").stat().st_size > 5000
 
 
 def test_tables_and_paired_differences(plan, tmp_path):
     path, evidence = plan(), tmp_path / "evidence.md"
+    evidence.write_text("no marks\n")
+    with pytest.raises(CTMaskNetError, match="has no lines <!-- heads: begin -->"):
+        run_plan(path, tmp_path / "results", tmp_path / "work", call=None, evidence=evidence)
     evidence.write_text("<!-- heads: begin -->\n<!-- heads: end -->\n")
     run_plan(path, tmp_path / "results", tmp_path / "work", call=Tools(), evidence=evidence)
     text = evidence.read_text()
