@@ -169,12 +169,14 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
     environment = {"DETECTRON2_DATASETS": run.fold.datasets}
     given = opts_of(plan, run)
     train = ["tools/train_net.py", "--config-file", run.arm.config_file]
-    # Shared folders of cached rows are left alone by both
-    own = ["OUTPUT_DIR", str(output), "SEED", str(run.seed), *given]
+    own = ["OUTPUT_DIR", str(output), "SEED", str(run.seed)]
+    # What a training starts from is not what is evaluated
+    pairs = zip(given[::2], given[1::2], strict=True)
+    trained = [word for pair in pairs if pair[0] != "MODEL.WEIGHTS" for word in pair]
     evaluated = ["DATASETS.TEST", f"({plan.evaluated_on!r},)"]
     commands = {
-        "training": [*train, "--overwrite", *own],
-        "evaluation": [*train, "--eval-only", *own, *evaluated],
+        "training": [*train, "--overwrite", *own, *given],
+        "evaluation": [*train, "--eval-only", *own, *trained, *evaluated],
     }
     seconds = {}
     for kind, words in commands.items():

@@ -28,7 +28,7 @@ PLAN = {
     "opts": ["SOLVER.MAX_ITER", 5],
     "against": "narrow",
     "folds": {
-        "a": {"datasets": "sets"},
+        "a": {"datasets": "sets", "opts": ["MODEL.WEIGHTS", "seg.pth"]},
         "b": {"datasets": "sets", "opts": ["SOLVER.BASE_LR", 0.1]},
     },
     "arms": {"narrow": {"opts": ["MODEL.IMAGE_HEAD.FC_DIM", 8]}, "wide": {"title": "wide head"}},
@@ -93,6 +93,9 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
     tools.end_at, before = None, len(tools.calls)
     done = run_plan(path, *places, call=tools)
     assert len(done) == 8 and len(tools.calls) - before == 2 * 6
+    # What a training starts from is not evaluated
+    of_a = [words for words, _ in tools.calls if "heads/a/" in words[words.index("OUTPUT_DIR") + 1]]
+    assert all(("seg.pth" in words) == ("--eval-only" not in words) for words in of_a)
     words, environment = tools.calls[before]
     assert environment == {"DETECTRON2_DATASETS": "sets"}
     assert words[words.index("SEED") + 1] == "1" and "--overwrite" in words
