@@ -26,8 +26,16 @@ def main(argv=None):
     add("--work", default="output/experiments", help="folder of what runs leave meanwhile")
     add("--evidence", metavar="FILE", help="write the tables between a Markdown file's marks too")
     add("--tell", action="store_true", help="say what the plan will take, run nothing")
+    add("--tables", action="store_true", help="run nothing; tables of the files that are there")
     args = parser.parse_args(argv)
-    run_plan(args.plan, args.results, args.work, tell_only=args.tell, evidence=args.evidence)
+    run_plan(
+        args.plan,
+        args.results,
+        args.work,
+        tell_only=args.tell,
+        tables_only=args.tables,
+        evidence=args.evidence,
+    )
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def read_plan(path: str | os.PathLike) -> Plan:
         reason = " ".join(str(error).split())
         raise CTMaskNetError(f"{path}: no plan can be read ({reason})") from None
     remedy = "write it as those of configs/experiments/"
-    content = checked(path, content, _FORM, "a plan of experiments", remedy)
+    content = checked(path, _named(content), _FORM, "a plan of experiments", remedy)
     _check(path, content)
     return Plan(
         file=os.fspath(path),
@@ -198,6 +198,13 @@ def read_plan(path: str | os.PathLike) -> Plan:
         folds=tuple(_fold(name, item) for name, item in content["folds"].items()),
         arms=tuple(_arm(name, item, content) for name, item in content["arms"].items()),
     )
+
+
+def _named(value: Any) -> Any:
+    """Names as texts, which YAML may take for numbers."""
+    if not isinstance(value, dict):
+        return value
+    return {str(name): _named(item) for name, item in value.items()}
 
 
 def _fold(name: str, item: Mapping[str, Any]) -> Fold:
@@ -217,11 +224,11 @@ def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     """Refuse what the form does not tell."""
     fields = ("folds", "arms")
     for kind, names in [("plan", [Path(path).stem]), *((k, list(content[k])) for k in fields)]:
-        odd = next((name for name in names if not _NAME.fullmatch(str(name))), None)
-        if odd is not None:
-            raise CTMaskNetError(
-                f"{path}: {kind} {odd!r} names files: use letters, digits, _, + and - alone"
-            )
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise CTMaskNetError(
+                    f"{path}: {kind} {name!r} names files: use letters, digits, _, + and - alone"
+                )
         if not names:
             raise CTMaskNetError(f"{path}: {kind} is empty; name one at least")
     if not content["seeds"] or len(set(content["seeds"])) < len(content["seeds"]):

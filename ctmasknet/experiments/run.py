@@ -70,6 +70,7 @@ def run_plan(
     work: str | os.PathLike,
     *,
     tell_only: bool = False,
+    tables_only: bool = False,
     evidence: str | os.PathLike | None = None,
     call: Call = call_tool,
 ) -> dict[str, dict[str, Any]]:
@@ -83,6 +84,7 @@ def run_plan(
             ``tables.md`` and ``plot.png``.
         work: folder of what the runs leave, which goes when their result is written.
         tell_only: run nothing, write nothing.
+        tables_only: run nothing, write tables and plot of the files that are there.
         evidence: Markdown file with marks of the plan's name, for the tables too.
         call: runs a tool.
 
@@ -91,7 +93,7 @@ def run_plan(
 
     Raises:
         CTMaskNetError: no such plan, a configuration that is refused, a result file of another
-            plan, or a tool that ended with an error; names its log.
+            plan, ``evidence`` without marks, or a tool that ended with an error; names its log.
     """
     plan = read_plan(plan_file)
     for fold in plan.folds:
@@ -104,6 +106,10 @@ def run_plan(
     if tell_only:
         return done
     check_writable(folder, folder=True)
+    said = write_plan_tables(plan, done, folder, evidence)
+    if tables_only:
+        print(said)
+        return done
     check_writable(work, folder=True)
     with folder_of_one(work, "a plan of experiments", elsewhere="name another by `work`"):
         for fold in dict.fromkeys(run.fold for run in left):
@@ -149,7 +155,7 @@ def _left(runs: int, seconds: Sequence[float]) -> str:
         return "none left"
     if not seconds:
         return f"{runs} left, how long is told after the first"
-    each = statistics.fmean(seconds)
+    each = statistics.median(seconds)  # the first may have cached rows for all
     return f"{runs} left, {runs * each / 60:.0f} min at {each:.0f} s each"
 
 
@@ -162,12 +168,14 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
     environment = {"DETECTRON2_DATASETS": run.fold.datasets}
     given = opts_of(plan, run)
     train = ["tools/train_net.py", "--config-file", run.arm.config_file]
-    # Shared folders of cached rows are left alone by both
-    own = ["OUTPUT_DIR", str(output), "SEED", str(run.seed), *given]
+    own = ["OUTPUT_DIR", str(output), "SEED", str(run.seed)]
+    # What a training starts from is not what is evaluated
+    pairs = zip(given[::2], given[1::2], strict=True)
+    trained = [word for pair in pairs if pair[0] != "MODEL.WEIGHTS" for word in pair]
     evaluated = ["DATASETS.TEST", f"({plan.evaluated_on!r},)"]
     commands = {
-        "training": [*train, "--overwrite", *own],
-        "evaluation": [*train, "--eval-only", *own, *evaluated],
+        "training": [*train, "--overwrite", *own, *given],
+        "evaluation": [*train, "--eval-only", *own, *trained, *evaluated],
     }
     seconds = {}
     for kind, words in commands.items():

@@ -74,7 +74,7 @@ def plan_tables(plan: Plan, results: _Results) -> str:
     counts = {fold.name: _counts(results, fold) for fold in folds}
     said = "; ".join(f"{name}: {text}" for name, text in counts.items())
     seconds = [sum(result["seconds"].values()) for result in results.values()]
-    took = f", {statistics.fmean(seconds):.0f} s each" if seconds else ""
+    took = f", median {statistics.median(seconds):.0f} s each" if seconds else ""
     return "\n\n".join(
         [
             "Accuracy in percent, mean of the seeds (lowest..highest):",

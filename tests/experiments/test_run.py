@@ -11,10 +11,11 @@ import pytest
 import yaml
 from scipy.special import expit
 
+from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.experiments.plan import read_plan
-from ctmasknet.experiments.results import difference, read_results
+from ctmasknet.experiments.results import difference, opts_of, read_results
 from ctmasknet.experiments.run import call_tool, run_plan
 from ctmasknet.experiments.tables import plan_tables
 
@@ -27,7 +28,7 @@ PLAN = {
     "opts": ["SOLVER.MAX_ITER", 5],
     "against": "narrow",
     "folds": {
-        "a": {"datasets": "sets"},
+        "a": {"datasets": "sets", "opts": ["MODEL.WEIGHTS", "seg.pth"]},
         "b": {"datasets": "sets", "opts": ["SOLVER.BASE_LR", 0.1]},
     },
     "arms": {"narrow": {"opts": ["MODEL.IMAGE_HEAD.FC_DIM", 8]}, "wide": {"title": "wide head"}},
@@ -92,6 +93,9 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
     tools.end_at, before = None, len(tools.calls)
     done = run_plan(path, *places, call=tools)
     assert len(done) == 8 and len(tools.calls) - before == 2 * 6
+    # What a training starts from is not evaluated
+    of_a = [words for words, _ in tools.calls if "heads/a/" in words[words.index("OUTPUT_DIR") + 1]]
+    assert all(("seg.pth" in words) == ("--eval-only" not in words) for words in of_a)
     words, environment = tools.calls[before]
     assert environment == {"DETECTRON2_DATASETS": "sets"}
     assert words[words.index("SEED") + 1] == "1" and "--overwrite" in words
@@ -100,16 +104,20 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
         *("SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.1", "MODEL.IMAGE_HEAD.FC_DIM", "8")
     ]
     assert not [left for left in (tmp_path / "work").rglob("*") if left.is_file()]
+    assert re.search(r"8 of 8 runs, .* median \d+ s each", capsys.readouterr().out)
     # Nothing is left to do; the tables are the same
     text = (places[0] / "heads" / "tables.md").read_text()
     (places[0] / "heads" / "tables.md").unlink()
-    run_plan(path, *places, call=None)
+    run_plan(path, *places, tables_only=True, call=None)
     assert (places[0] / "heads" / "tables.md").read_text() == text
     assert (places[0] / "heads" / "plot.png").stat().st_size > 5000
 
 
 def test_tables_and_paired_differences(plan, tmp_path):
     path, evidence = plan(), tmp_path / "evidence.md"
+    evidence.write_text("no marks\n")
+    with pytest.raises(CTMaskNetError, match="has no lines <!-- heads: begin -->"):
+        run_plan(path, tmp_path / "results", tmp_path / "work", call=None, evidence=evidence)
     evidence.write_text("<!-- heads: begin -->\n<!-- heads: end -->\n")
     run_plan(path, tmp_path / "results", tmp_path / "work", call=Tools(), evidence=evidence)
     text = evidence.read_text()
@@ -178,6 +186,7 @@ def test_a_tool_that_fails_names_its_log(plan, tmp_path):
         ({"seeds": []}, "seeds is "),
         ({"against": "other"}, "against is 'other'; name one of the arms narrow, wide"),
         ({"arms": {"a b": {}, "narrow": {}}}, "arms 'a b' names files"),
+        ({"arms": {1: {"x": 1}, "narrow": {}}}, "arm 1 has only one of series and x"),
         ({"arms": {"narrow": {"x": 1}}}, "only one of series and x"),
         ({"opts": ["SEED"]}, "'SEED' has no partner"),
         ({"opts": ["SEED", 1]}, "opts set SEED, which the plan sets itself"),
@@ -190,6 +199,23 @@ def test_what_is_wrong_with_a_plan_is_told_before_anything_runs(plan, tmp_path, 
     with pytest.raises(CTMaskNetError, match=message):
         run_plan(plan(**changes), tmp_path / "results", tmp_path / "work", call=None)
     assert not (tmp_path / "results").exists()
+
+
+def test_what_is_no_plan_is_one_line(tmp_path):
+    path = tmp_path / "heads.yaml"
+    for content, message in (("- 1", "not a plan of experiments"), ("a: [", "no plan can be read")):
+        path.write_text(content)
+        with pytest.raises(CTMaskNetError, match=rf"heads\.yaml: {message}"):
+            read_plan(path)
+    with pytest.raises(CTMaskNetError, match=r"none\.yaml: no plan can be read"):
+        read_plan(tmp_path / "none.yaml")
+
+
+def test_the_plans_of_the_project_are_plans(repository):
+    for path in (repository / "configs" / "experiments").glob("*.yaml"):
+        plan = read_plan(path)
+        for run in plan.runs[: len(plan.arms)]:
+            read_cfg(repository / run.arm.config_file, opts_of(plan, run))
 
 
 def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
