@@ -165,8 +165,9 @@ def _plot(plan: Plan, results: _Results) -> Figure:
         _draw_lines(plan, results, axes)
         axes.set_ylabel("accuracy, %")
         return figure
+    shown = [(n, f) for n, f in enumerate(plan.folds) if _counts(results, f) != _NOT_RUN]
     for row, arm in enumerate(plan.arms):
-        for number, fold in enumerate(plan.folds):
+        for number, fold in shown:
             found = [results.get(f"{fold.name}/{arm.name}/{seed}") for seed in plan.seeds]
             dots = [accuracy(one) for one in found if one]
             label = fold.name if row == 0 else None
@@ -179,7 +180,8 @@ def _plot(plan: Plan, results: _Results) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("accuracy, % (a dot a run, bars are means)")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    if shown:
+        axes.legend(fontsize=8)
     return figure
 
 
