@@ -325,9 +325,14 @@ def tabulated(config: Path) -> dict[str, Target]:
         f"seg/inference/{demo.LESION_TEST_SET}/results.json": {
             **{"bbox": {"AP50": 60.0, "AP": None}, "segm": {"AP50": 70.0}}
         },
-        f"cls/inference/{demo.SLICE_TEST_SET}/results.json": {"slices": slices},
-        f"control/inference/{demo.SLICE_TEST_SET}/results.json": {"slices": slices},
-        f"cls/inference/{demo.SLICE_TEST_SET}/slices_metrics.json": {"n": 3},
+        **{
+            f"{run}/inference/{demo.SLICE_TEST_SET}/{name}": content
+            for run in ("cls", "cls_s", "control")
+            for name, content in (
+                ("results.json", {"slices": slices}),
+                ("slices_metrics.json", {"n": 3}),
+            )
+        },
     }
 
     def run(made: Path, rng: random.Random) -> Path:
@@ -352,9 +357,10 @@ def tabulated(config: Path) -> dict[str, Target]:
             written(made / name, data)
         return made / hit
 
+    figures = {"n": 3, "accuracy": 0.5, "sensitivity": {"covid": 0.4}}
     summary = {
         **{"lesions": {"box_ap50": 60.0, "segm_ap50": 70.0}, "control": {"accuracy": 0.3}},
-        "slices": {"n": 3, "accuracy": 0.5, "sensitivity": {"covid": 0.4}},
+        **{"slices": figures, "slices_s": figures},
         **{"seconds": {"phantoms": 1.5}, "command": "make demo"},
         "hardware": {"cpu": "x", "cores": 2, "device": "cpu"},
     }

@@ -48,6 +48,8 @@ def arguments(output, **given):
 class Finding:
     """In a predictor's place: one lesion a slice, and a class."""
 
+    model = None
+
     def __init__(self, cfg=None, *, crop_box=None, found=None, lesions=True):
         self.crop_box, self.found = crop_box, found
 

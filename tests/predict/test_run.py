@@ -111,7 +111,8 @@ def test_room_that_may_not_suffice_is_told(
         command = words(classifier, [scans / "a_dicom"], tmp_path / "out", *flags)
         assert run_tool(repository, "tools/predict.py", *command) == 0
         told = capfd.readouterr()
-        lack = f"{tmp_path / 'out'}: overlays of all slices need about 2.4 MB, and the disk has 0.1"
+        lack = "overlays of all slices need about 2.4 MB, and the disk has 100.0 kB"
+        lack = f"{tmp_path / 'out'}: {lack}"
         assert (lack in told.err + told.out) == is_told
 
 

@@ -134,7 +134,11 @@ def test_command_on_lesion_sets(root, tmp_path, repository, capsys):
 def test_a_set_whose_slices_name_no_patient(slices, tmp_path):
     files = sorted(slices.glob("a_*.png"))
     DatasetCatalog.register(
-        "plain", lambda: [{"file_name": str(path), "label": n} for n, path in enumerate(files)]
+        "plain",
+        lambda: [
+            {"file_name": str(path), "image_id": path.name, "label": n}
+            for n, path in enumerate(files)
+        ],
     )
     MetadataCatalog.get("plain").set(image_classes=["normal", "covid"])
     card = data_card(["plain"])
