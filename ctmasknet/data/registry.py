@@ -198,8 +198,8 @@ def _join(name: str) -> None:
     names = names_of_parts(name)
     for part in names:
         _look_up(part)
-        if part in DatasetCatalog and not MetadataCatalog.get(part).as_dict().keys() - {"name"}:
-            DatasetCatalog.get(part)  # raises what it is that bars its use
+        if part in DatasetCatalog and not _states_classes(part):
+            DatasetCatalog.get(part)  # states them now, as Detectron2's do, or raises what bars it
     if not all(part in DatasetCatalog for part in names):
         return
     parts = [Part(part, MetadataCatalog.get(part).as_dict(), source_of(part)) for part in names]
@@ -211,6 +211,11 @@ def _join(name: str) -> None:
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
     _joined[name] = parts
+
+
+def _states_classes(name: str) -> bool:
+    metadata = MetadataCatalog.get(name)
+    return bool(metadata.get("thing_classes") or metadata.get("image_classes"))
 
 
 def _load_joined(name: str, parts: Sequence[Part]) -> list[dict[str, Any]]:
