@@ -21,7 +21,6 @@ from ctmasknet.data.registry import (
 from ctmasknet.engine.record import describe_dataset
 from ctmasknet.engine.trained_on import check_trained_on, training_record
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.evaluation.lesions.burden_files import measure_burden
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.files import read_json
 from tests.helpers.running import run_tool
@@ -184,8 +183,6 @@ def test_lesions_of_parts_have_ids_of_their_own(tmp_path):
     assert held("one+two", "image_id") == [(1,), (2,)]
     truth = lesion_truth("one+two")
     assert [image["patient"] for image in truth.imgs.values()] == ["one:1", "two:1"]
-    burden = measure_burden(tmp_path / "burden", dataset="one+two")
-    assert [one["patient"] for one in burden["patients"]] == ["one:1", "two:1"]
     assert [(a["image_id"], a["bbox"][0], a["category_id"]) for a in truth.anns.values()] == [
         (1, 0, 1),
         (2, 1, 2),
