@@ -61,8 +61,7 @@ def read_csv_rows(
         with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream)
             columns = [name.strip() for name in next(reader, [])]
-            _check_columns(path, columns, wanted, bool(names))
-            # Of a name that stands twice the last column counts
+            _check_columns(path, columns, wanted, list(called.values()), bool(names))
             places = {name: place for place, name in enumerate(columns)}
             taken = {name: places.get(column) for name, column in called.items()}
             rows = [
@@ -85,7 +84,11 @@ def read_csv_rows(
 
 
 def _check_columns(
-    path: str | os.PathLike, columns: Sequence[str], wanted: Sequence[str], are_named: bool
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    wanted: Sequence[str],
+    known: Sequence[str],
+    are_named: bool,
 ) -> None:
     if missing := [name for name in wanted if name not in columns]:
         hint = "" if are_named else "; or say with `columns` what they are called"
@@ -93,7 +96,7 @@ def _check_columns(
             f"{path}: needs the columns {','.join(wanted)} in its first line, and has no "
             f"{missing[0]}{hint}"
         )
-    if twice := [name for name in wanted if columns.count(name) > 1]:
+    if twice := [name for name in known if columns.count(name) > 1]:
         raise CTMaskNetError(f"{path}: has two columns {twice[0]}; rename one")
 
 
