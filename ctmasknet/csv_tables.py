@@ -39,7 +39,8 @@ def read_csv_rows(
         needed: columns that must be there.
         optional: columns that may be.
         what: what the file is, for errors.
-        names: column -> what the file calls it, of those that it calls otherwise.
+        names: column -> what the file calls it, of those that it calls otherwise; None where the
+            user cannot say so.
 
     Returns:
         (number of its line, column -> text without surrounding blanks) of each row; "" where a cell
@@ -49,6 +50,7 @@ def read_csv_rows(
         CTMaskNetError: the file is missing, is no CSV, lacks a column, or has a cell with a line
             break or another control character.
     """
+    hint = "; or say with `columns` what they are called" if names == {} else ""
     names = names or {}
     if unknown := sorted(set(names) - {*needed, *optional}):
         raise CTMaskNetError(
@@ -61,7 +63,7 @@ def read_csv_rows(
         with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream)
             columns = [name.strip() for name in next(reader, [])]
-            _check_columns(path, columns, wanted, list(called.values()), bool(names))
+            _check_columns(path, columns, wanted, list(called.values()), hint)
             places = {name: place for place, name in enumerate(columns)}
             taken = {name: places.get(column) for name, column in called.items()}
             rows = [
@@ -88,10 +90,9 @@ def _check_columns(
     columns: Sequence[str],
     wanted: Sequence[str],
     known: Sequence[str],
-    are_named: bool,
+    hint: str,
 ) -> None:
     if missing := [name for name in wanted if name not in columns]:
-        hint = "" if are_named else "; or say with `columns` what they are called"
         raise CTMaskNetError(
             f"{path}: needs the columns {','.join(wanted)} in its first line, and has no "
             f"{missing[0]}{hint}"
