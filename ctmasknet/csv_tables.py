@@ -39,7 +39,8 @@ def read_csv_rows(
         needed: columns that must be there.
         optional: columns that may be.
         what: what the file is, for errors.
-        names: column -> what the file calls it, of those that it calls otherwise.
+        names: column -> what the file calls it, of those that it calls otherwise; None where the
+            user cannot say so.
 
     Returns:
         (number of its line, column -> text without surrounding blanks) of each row; "" where a cell
@@ -49,6 +50,7 @@ def read_csv_rows(
         CTMaskNetError: the file is missing, is no CSV, lacks a column, or has a cell with a line
             break or another control character.
     """
+    hint = "; or say with `columns` what they are called" if names == {} else ""
     names = names or {}
     if unknown := sorted(set(names) - {*needed, *optional}):
         raise CTMaskNetError(
@@ -61,8 +63,7 @@ def read_csv_rows(
         with plain_file(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream)
             columns = [name.strip() for name in next(reader, [])]
-            _check_columns(path, columns, wanted, bool(names))
-            # Of a name that stands twice the last column counts
+            _check_columns(path, columns, wanted, list(called.values()), hint)
             places = {name: place for place, name in enumerate(columns)}
             taken = {name: places.get(column) for name, column in called.items()}
             rows = [
@@ -85,15 +86,18 @@ def read_csv_rows(
 
 
 def _check_columns(
-    path: str | os.PathLike, columns: Sequence[str], wanted: Sequence[str], are_named: bool
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    wanted: Sequence[str],
+    known: Sequence[str],
+    hint: str,
 ) -> None:
     if missing := [name for name in wanted if name not in columns]:
-        hint = "" if are_named else "; or say with `columns` what they are called"
         raise CTMaskNetError(
             f"{path}: needs the columns {','.join(wanted)} in its first line, and has no "
             f"{missing[0]}{hint}"
         )
-    if twice := [name for name in wanted if columns.count(name) > 1]:
+    if twice := [name for name in known if columns.count(name) > 1]:
         raise CTMaskNetError(f"{path}: has two columns {twice[0]}; rename one")
 
 

@@ -93,12 +93,17 @@ def parse_lesion_name(file_name: str) -> SliceName:
     match = _LESION_NAME.match(path.stem)
     if match:
         return SliceName(match["patient"], match["patient"], match["slice"])
-    if path.stem.isdigit() and path.parent.name:
-        return SliceName(path.parent.name, path.parent.name, path.stem)
+    if path.stem.isdigit() and (patient := _without_zip(path.parent.name)):
+        return SliceName(patient, patient, path.stem)
     raise CTMaskNetError(
         f"{file_name}: not a lesion slice name; expected PATIENT/SLICE.jpg or "
         "PATIENT_SLICE.jpg, such as 110_104.jpg"
     )
+
+
+def _without_zip(patient: str) -> str:
+    """A patient whose folder is a zip is called as one whose folder is unpacked."""
+    return patient[:-4] if patient.lower().endswith(".zip") else patient
 
 
 def parse_published_name(file_name: str) -> SliceName | None:
@@ -195,7 +200,7 @@ class PatientRule:
         if self.pattern is not None:
             match = re.search(self.pattern, file)
             found = match.groupdict() if match else {}
-            patient = found.get("patient")
+            patient = _without_zip(found.get("patient") or "")
             if not patient:
                 raise CTMaskNetError(
                     f"{file}: the patient pattern {self.pattern!r} finds no patient in this name"

@@ -52,6 +52,9 @@ def main(argv=None):
         "--rescale", metavar="SLOPE,INTERCEPT", help="to HU, of --scans; as for tools/predict.py"
     )
     parser.add_argument(
+        "--axes", metavar="ORDER", help="of .npy and .npz in --scans; as for tools/predict.py"
+    )
+    parser.add_argument(
         "--lung-window",
         metavar="CENTER,WIDTH",
         help="window in HU that --scans were made through, where they are pictures",

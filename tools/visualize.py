@@ -32,6 +32,11 @@ def parse(argv=None):
         help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
         "volumes not in HU; grey: their values are grey levels 0..255",
     )
+    parser.add_argument(
+        "--axes",
+        metavar="ORDER",
+        help="axes of .npy and .npz: zyx for slices, rows, columns; ct:zyx for the array ct",
+    )
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
     parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")

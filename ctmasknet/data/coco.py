@@ -13,6 +13,7 @@ import io
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -144,12 +145,13 @@ def _entry(item: Mapping[str, Any], number: int) -> str:
 
 def _by_id(entries, what: str, path, read, on_bad=None) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
+    count = Counter(_whole(item.get("id")) for item in entries)
     for number, item in enumerate(entries, 1):
         try:
             id_ = _whole(item.get("id"))
             if id_ is None:
                 raise _Fault("its id is no whole number")
-            if id_ in found:
+            if count[id_] > 1:
                 raise _Fault("another has this id too")
             found[id_] = {**item, **read(item), "id": id_}
         except (_Fault, CTMaskNetError) as fault:

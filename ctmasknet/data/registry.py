@@ -33,6 +33,8 @@ from ctmasknet.registration import IMPORT_VARIABLE, import_registrations
 logger = logging.getLogger(__name__)
 _LESION_SETS = "|".join([*MASK_TYPES, "lesions"])
 _LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
+#: What dataset dicts state of their slices and COCO's images do.
+_OF_SLICES = ("patient", "scan", "spacing_mm", "position_mm")
 #: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
 #: read.
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
@@ -198,8 +200,8 @@ def _join(name: str) -> None:
     names = names_of_parts(name)
     for part in names:
         _look_up(part)
-        if part in DatasetCatalog and not MetadataCatalog.get(part).as_dict().keys() - {"name"}:
-            DatasetCatalog.get(part)  # raises what it is that bars its use
+        if part in DatasetCatalog and not _states_classes(part):
+            DatasetCatalog.get(part)  # states them now, as Detectron2's do, or raises what bars it
     if not all(part in DatasetCatalog for part in names):
         return
     parts = [Part(part, MetadataCatalog.get(part).as_dict(), source_of(part)) for part in names]
@@ -211,6 +213,11 @@ def _join(name: str) -> None:
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
     _joined[name] = parts
+
+
+def _states_classes(name: str) -> bool:
+    metadata = MetadataCatalog.get(name)
+    return bool(metadata.get("thing_classes") or metadata.get("image_classes"))
 
 
 def _load_joined(name: str, parts: Sequence[Part]) -> list[dict[str, Any]]:
@@ -254,6 +261,10 @@ def lesion_truth(name: str) -> COCO:
             f"data set {name}: its annotations have no COCO form ({' '.join(str(error).split())}); "
             "correct the function that registers it"
         ) from error
+    stated = {entry.get("image_id"): entry for entry in DatasetCatalog.get(name)}
+    for image in document["images"]:  # Detectron2 leaves these out
+        entry = stated.get(image["id"], {})
+        image |= {key: entry[key] for key in _OF_SLICES if entry.get(key) is not None}
     return indexed(checked_coco(document, f"data set {name}"))
 
 

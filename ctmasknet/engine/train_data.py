@@ -189,6 +189,11 @@ def _of_some_patients(cfg: CfgNode, dicts: list[dict[str, Any]]) -> list[dict[st
     """The slices of ``DATASETS.TRAIN_PATIENTS`` patients of each class; more patients of one seed
     hold those of fewer."""
     of_class: dict[int, set[str]] = {}
+    if not all("patient" in entry for entry in dicts):
+        raise CTMaskNetError(
+            f"DATASETS.TRAIN_PATIENTS: {', '.join(cfg.DATASETS.TRAIN)} names no patients; set it "
+            "to 0 for all slices, or have the dataset dicts name their 'patient'"
+        )
     for entry in dicts:
         of_class.setdefault(entry["label"], set()).add(str(entry["patient"]))
     number, chosen = cfg.DATASETS.TRAIN_PATIENTS, set()

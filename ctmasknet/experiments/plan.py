@@ -37,6 +37,7 @@ import yaml
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.model_zoo import get_config_file
+from ctmasknet.registration import IMPORT_KEY, refuse_import
 from ctmasknet.schema import checked, form, listing, maybe, names_of, number, record, text
 from ctmasknet.schema import whole_from_0 as seed_form
 
@@ -250,6 +251,9 @@ def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
 def _check_opts(path: str | os.PathLike, opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise CTMaskNetError(f"{path}: opts are KEY and VALUE in turn; {opts[-1]!r} has no partner")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key == IMPORT_KEY:
+            refuse_import(value, os.fspath(path))
     own = [key for key in opts[::2] if key in ("OUTPUT_DIR", "SEED", "DATASETS.TEST")]
     if own:
         raise CTMaskNetError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Window, parse_rescale
@@ -42,9 +43,9 @@ class ShownSlices:
 
         Args:
             args: one of ``dataset`` (registered name) and ``input`` (files and folders of any
-                depth, whatever :func:`ctmasknet.ct.read.read_scans` reads); ``rescale`` (text, for
-                ``input`` alone); ``limit`` and ``seed``, see :func:`pick`; ``opts``, which may name
-                a module that registers the set.
+                depth, whatever :func:`ctmasknet.ct.read.read_scans` reads); ``rescale`` and
+                ``axes`` (text, for ``input`` alone); ``limit`` and ``seed``, see :func:`pick`;
+                ``opts``, which may name a module that registers the set.
 
         Raises:
             CTMaskNetError: none or both of ``dataset`` and ``input``, no such set, an input that
@@ -58,11 +59,14 @@ class ShownSlices:
             raise CTMaskNetError(
                 f"`rescale`: {args.dataset} holds 8-bit pictures, prepared already; leave it out"
             )
+        axes = parse_axes(args.axes) if args.axes is not None else None
+        if args.dataset and axes is not None:
+            raise CTMaskNetError(f"`axes`: {args.dataset} holds pictures; leave it out")
         if args.dataset:
             import_registrations(args.opts)
             entries = dataset_dicts(args.dataset)
         else:
-            scans = read_scans(args.input, rescale=rescale)
+            scans = read_scans(args.input, rescale=rescale, axes=axes)
             sources = {one.name: one for scan in scans for one in scan.slices}
             entries = [
                 {"file_name": name, "patient": one.patient, "scan": one.scan}

@@ -114,6 +114,9 @@ def test_a_training_on_some_patients_of_each_class(cfg, monkeypatch):
     assert patients(3) != more
     with pytest.raises(CTMaskNetError, match=r"TRAIN_PATIENTS is 6, but .* 5 patients of class 0"):
         patients(6)
+    dicts[4].pop("patient")
+    with pytest.raises(CTMaskNetError, match=r"TRAIN_PATIENTS: .* names no patients; set it to 0"):
+        patients(2)
 
 
 def test_unknown_sampler(cfg):

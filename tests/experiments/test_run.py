@@ -190,6 +190,7 @@ def test_a_tool_that_fails_names_its_log(plan, tmp_path):
         ({"arms": {"narrow": {"x": 1}}}, "only one of series and x"),
         ({"opts": ["SEED"]}, "'SEED' has no partner"),
         ({"opts": ["SEED", 1]}, "opts set SEED, which the plan sets itself"),
+        ({"opts": ["DATASETS.IMPORT", "x.py"]}, r"DATASETS\.IMPORT is 'x\.py', which runs code"),
         ({"opts": ["SOLVER.NONE", 1]}, r"SOLVER\.NONE"),
         ({"folds": {}}, "folds is empty"),
         ({"title": 5}, "title is 5, where a text"),

@@ -189,7 +189,7 @@ def test_a_dicom_series_and_a_volume_give_the_same(
 
 def arguments(output, **given):
     values = {"config_file": "", "opts": [], "weights": None, "dataset": None, "input": None}
-    values["rescale"] = None
+    values |= {"rescale": None, "axes": None}
     values |= {"output": str(output)}
     values |= {"limit": None, "seed": None, "method": "occlusion", "hidden": "zero"}
     values |= {"target": None, "boxes": 10, "pictures": True}

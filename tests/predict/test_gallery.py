@@ -12,6 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from ctmasknet.ct.scan import Window
 from ctmasknet.data.registry import unregister
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.predict import gallery
@@ -33,7 +34,7 @@ def slices(tmp_path):
 
 def arguments(output, **given):
     values = {"config_file": "", "opts": [], "weights": None, "dataset": None, "input": None}
-    values |= {"rescale": None, "augmented": False}
+    values |= {"rescale": None, "axes": None, "augmented": False}
     values |= {"output": str(output)}
     values |= {
         "limit": None,
@@ -169,6 +170,7 @@ def test_pictures_that_do_not_fit_are_told_before_the_first(slices, tmp_path, mo
         ({"dataset": "x", "input": ["y"]}, "either `dataset` NAME or `input`"),
         ({"input": ["."], "ground_truth_only": True}, "files have no ground truth"),
         ({"dataset": "absent_both_val"}, "absent_both_val"),
+        ({"dataset": "x", "axes": "zyx"}, "`axes`: x holds pictures; leave it out"),
         ({"input": ["."], "score_threshold": 75.0}, "`score_threshold`: 75.0 is no score"),
     ],
 )
@@ -176,6 +178,15 @@ def test_contradicting_arguments_are_one_clear_error(tmp_path, given, message):
     with pytest.raises(CTMaskNetError, match=message):
         draw_from_command_line(arguments(tmp_path / "out", **given))
     assert not (tmp_path / "out").exists()
+
+
+def test_arrays_lie_as_stated(tmp_path):
+    hu = np.random.default_rng(0).integers(-1000, 400, (3, 20, 24))
+    np.save(tmp_path / "a.npy", hu.T)
+    given = arguments(tmp_path / "out", input=[str(tmp_path)], axes="xyz")
+    shown = ShownSlices.from_arguments(given)
+    drawn = [shown.pixels(entry, Window()) for entry in shown.entries]
+    np.testing.assert_array_equal(drawn, Window().to_uint8(hu))
 
 
 @pytest.fixture

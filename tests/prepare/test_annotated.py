@@ -140,6 +140,18 @@ def test_bad_pictures_and_annotations_are_left_out_and_named(repository, raw, ca
     assert all(len(d["annotations"]) == 1 for d in dicts)
 
 
+def test_images_of_one_id_are_all_left_out(repository, raw):
+    """Nothing tells whose the annotations of that id are."""
+    root = raw(lambda document: document["images"][3].update(id=14))
+    assert prepare(repository, root, "--bad", "skip", "--max-bad-share", "0.7") in (0, None)
+    (found,) = json.loads((root / "root/mine/bad_slices.json").read_text())["sets"].values()
+    named = {one["file"].rpartition("/")[2] for one in found["files"]}
+    assert {"?d=all%2Fp1%2Fs1_0.png", "s1_1.png"} <= named
+    register_prepared(root / "root")
+    dicts = [d for s in ("train", "val") for d in DatasetCatalog.get(f"mine_lesions_{s}")]
+    assert not [d for d in dicts if "/s1_" in d["file_name"]] and len(dicts) == 8
+
+
 def test_a_folder_given_relatively(repository, raw, monkeypatch):
     monkeypatch.chdir(raw())
     words = ["--coco", "coco.json", "--images", "pictures", "--output-root", "root"]

@@ -433,6 +433,9 @@ def test_columns_splits_and_classes_as_the_user_has_them(tmp_path, prepare, slic
     }.items():
         assert prepare(*words, columns) == 2
         assert said in capfd.readouterr().err
+    write_list(listed, "path,class,patient,patient", "0.png,a,1,2")
+    assert prepare(*words[:-1]) == 2
+    assert "has two columns patient; rename one" in capfd.readouterr().err
     assert prepare("--source", tmp_path, "--columns", "path=a") == 2
     assert "--columns: names the columns of a --volume-list" in capfd.readouterr().err
 

@@ -91,8 +91,10 @@ def measure_burden(
         raise CTMaskNetError("`predictions` belong to a data set: give it as `dataset`")
     if scans and label_masks:
         raise CTMaskNetError("`label_masks` tell the lung already: leave them or `scans` out")
-    if not scans and (rescale, lung_window, lungs) != (None, None, "threshold"):
-        raise CTMaskNetError("`lungs`, `rescale` and `lung_window` have no effect without `scans`")
+    if not scans and (rescale, axes, lung_window, lungs) != (None, None, None, "threshold"):
+        raise CTMaskNetError(
+            "`lungs`, `rescale`, `axes` and `lung_window` have no effect without `scans`"
+        )
     if not 0 <= score_threshold <= 1:
         raise CTMaskNetError(f"`score_threshold`: {score_threshold:g} is not within 0..1")
     path, source = lesions, str(lesions)

@@ -177,7 +177,7 @@ def read_pairing(
     rows: dict[str, tuple[dict[str, str], str]] = {}
     columns = dict(zip(classes, classes, strict=True)) or {"": "mask"}
     for number, row in read_csv_rows(
-        text, ("image", *columns.values()), what="table of pairs", names=names
+        text, ("image", *columns.values()), what="table of pairs", names=names or {}
     ):
         where = f"{text}:{number}"
         image = _plain(row["image"])

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -176,16 +177,32 @@ def test_lesions_of_parts_have_ids_of_their_own(tmp_path):
     for number, name in enumerate(("one", "two")):
         lesion = {"bbox": [number, 0, 4, 5], "bbox_mode": BoxMode.XYWH_ABS, "category_id": number}
         entry = {"image_id": 7, "height": 20, "width": 30, "annotations": [lesion]}
-        entry["file_name"] = str(tmp_path / f"{name}.png")
+        entry |= {"file_name": str(tmp_path / f"{name}.png"), "patient": "1"}
         DatasetCatalog.register(name, lambda entry=entry: [entry])
         MetadataCatalog.get(name).set(thing_classes=["x", "y"])
     assert held("one+two", "image_id") == [(1,), (2,)]
     truth = lesion_truth("one+two")
+    assert [image["patient"] for image in truth.imgs.values()] == ["one:1", "two:1"]
     assert [(a["image_id"], a["bbox"][0], a["category_id"]) for a in truth.anns.values()] == [
         (1, 0, 1),
         (2, 1, 2),
     ]
     assert MetadataCatalog.get("one+two").thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+
+
+def test_sets_that_state_their_classes_when_they_are_loaded(tmp_path):
+    """As ``register_coco_instances`` does."""
+    document = {
+        "images": [{"id": 3, "file_name": "0.png", "height": 20, "width": 30}],
+        "categories": [{"id": 5, "name": "x"}],
+        "annotations": [{"id": 1, "image_id": 3, "category_id": 5, "bbox": [1, 2, 4, 5]}],
+    }
+    document["annotations"][0] |= {"area": 20, "iscrowd": 0}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+        register_coco_instances(name, {}, tmp_path / f"{name}.json", str(tmp_path / name))
+    assert held("one+two", "image_id") == [(1,), (2,)]
+    assert [a["category_id"] for a in lesion_truth("one+two").anns.values()] == [1, 1]
 
 
 def test_joined_sets_are_trained_on_and_evaluated_by_source(write_set, repository, tmp_path):

@@ -470,3 +470,5 @@ def test_doubted_lungs_are_told_and_other_scans_refused(scan_and_lesions, tmp_pa
         measure_burden(tmp_path / "out", lesions=lesions, scans=[other])
     with pytest.raises(CTMaskNetError, match="have no effect without `scans`"):
         measure_burden(tmp_path / "out", lesions=lesions, lungs="network")
+    with pytest.raises(CTMaskNetError, match=r"`axes` .* have no effect without `scans`"):
+        measure_burden(tmp_path / "out", lesions=lesions, axes="zyx")

@@ -70,7 +70,7 @@ def test_patients_of_sets_with_other_names(prepare, tmp_path):
         ("stem,patient\na,x\na,y\n", "groups.csv:3: a is listed twice"),
         ("stem,patient\n", "groups.csv: lists no slice"),
         ("stem,patient\na\n", "groups.csv:2: needs both"),
-        ("name,patient\na,x\n", "columns stem,patient"),
+        ("name,patient\na,x\n", "columns stem,patient in its first line, and has no stem\n"),
     ],
 )
 def test_bad_groups(prepare, tmp_path, capsys, text, message):

@@ -101,6 +101,20 @@ def test_image_and_mask_in_one_zip_a_study(prepare, tmp_path, temporary):
     assert len(found) == 4
 
 
+def test_the_zip_of_a_patient_is_called_as_its_folder(prepare, tmp_path, temporary):
+    """Else patients would not be the same in a set of folders."""
+    for patient in (110, 111):
+        home = [tmp_path / "s" / kind / f"{patient}" for kind in ("image", "mask")]
+        write_slice(*home, "104", lesion_mask(1), ".png")
+        list(map(zipped, home))
+    assert prepare("--source", tmp_path / "s", "--split", "val:1") == 0
+    rule = "--patient-pattern", "^(?P<patient>[^/]+)/"
+    assert prepare("--source", tmp_path / "s", "--split", "val:1", *rule, "--name", "other") == 0
+    for name in ("cncb_lesions", "other"):
+        text = (tmp_path / "root" / name / "annotations" / "both_val.json").read_text()
+        assert [one["patient"] for one in json.loads(text)["images"]] == ["110", "111"], name
+
+
 def test_errors_name_what_the_user_has(prepare, tmp_path, temporary, capfd, caplog):
     images, masks = tmp_path / "s" / "image", tmp_path / "s" / "mask"
     for patient in ("P1", "P2"):
