@@ -27,9 +27,10 @@ from typing import IO
 
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_json
+from ctmasknet.files import lock_folder, read_json, remove_unlocked
 
 _LOGGER = logging.getLogger(__name__)
+_PREFIX = "ctmasknet-serve-"
 #: What a stored file may end with; all others are stored without an ending, as DICOM often is.
 ENDINGS = (
     *(".nii.gz", ".nii", ".mha", ".nrrd", ".zip", ".dcm"),
@@ -101,7 +102,8 @@ class Job:
 
 
 class Jobs:
-    """All jobs of a server; a context that removes them in the end.
+    """All jobs of a server; a context that removes them in the end, and in the beginning what killed
+    servers left.
 
     Args:
         commands: (folder of the files, folder for the results) -> command lines, run in turn.
@@ -119,7 +121,9 @@ class Jobs:
         self._ending = threading.Event()
 
     def __enter__(self) -> Jobs:
-        self._root = Path(tempfile.mkdtemp(prefix="ctmasknet-serve-"))
+        remove_unlocked(tempfile.gettempdir(), f"{_PREFIX}*")
+        self._root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._held = lock_folder(self._root)
         self._threads = [
             threading.Thread(target=target, daemon=True) for target in (self._work, self._reap)
         ]
@@ -135,6 +139,7 @@ class Jobs:
         for thread in self._threads:
             thread.join(timeout=2 * _GRACE_SECONDS)
         shutil.rmtree(self._root, ignore_errors=True)
+        self._held.close()
 
     def new(self) -> str:
         """Begin a job; returns the word that it is known by, which cannot be guessed.
@@ -149,7 +154,7 @@ class Jobs:
             if free < 2 * self.limits.upload_bytes:
                 raise Refused(f"only {free / 1e9:.1f} GB are free in {self._root.parent}", 507)
             token = secrets.token_urlsafe(16)
-            job = Job(self._root / f"{secrets.token_hex(8)}")
+            job = Job(self._root / "jobs" / secrets.token_hex(8))
             job.given.mkdir(parents=True)
             self._jobs[token] = job
             return token
@@ -196,6 +201,8 @@ class Jobs:
             place.mkdir(exist_ok=True)
             with path.open("xb") as stored:
                 while chunk := stream.read(_CHUNK_BYTES):
+                    if job.removed:
+                        raise Refused("the job was removed; drop the files again", 404)
                     job.size += len(chunk)
                     if job.size > self.limits.upload_bytes:
                         most = self.limits.upload_bytes / 1e9
@@ -208,6 +215,9 @@ class Jobs:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        finally:
+            if job.removed:
+                shutil.rmtree(job.folder, ignore_errors=True)
 
     def start(self, token: str) -> None:
         """Queue the prediction of a job's files.
@@ -240,9 +250,8 @@ class Jobs:
         if job.state == DONE:
             found["results"] = [path.name for path in results_of(job)]
             found["pages"] = [path.stem for path in pages_of(job)]
-        found["files"] = [f"{number:06d}: {job.names[number]}" for number in sorted(job.names)][
-            :1000
-        ]
+        numbers = sorted(job.names)[:_MOST_NAMES]
+        found["files"] = [f"{number:06d}: {job.names[number]}" for number in numbers]
         return found
 
     def remove(self, token: str) -> None:
@@ -284,6 +293,9 @@ class Jobs:
                     env=environment,
                     start_new_session=True,
                 )
+            if job.removed:
+                _end(job.process)
+                return "removed"
             try:
                 code = job.process.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:

@@ -1,6 +1,8 @@
 """The drop page: whom it answers, what it stores, and what becomes of jobs."""
 
 import io
+import os
+import subprocess
 import sys
 import time
 
@@ -9,7 +11,7 @@ import pytest
 pytest.importorskip("flask", reason="flask is not installed (the extra serve)")
 
 from ctmasknet.serve.app import create_app
-from ctmasknet.serve.jobs import Jobs, Limits
+from ctmasknet.serve.jobs import Jobs, Limits, Refused
 
 PORT = 8750
 OWN = {"X-CTMaskNet": "drop"}
@@ -206,3 +208,55 @@ def test_a_run_that_takes_too_long_is_ended():
         while jobs.told(token)["state"] != "failed" and time.monotonic() < until:
             time.sleep(0.05)
         assert jobs.told(token)["message"] == "not done within 0.01 minutes, and ended"
+
+
+def test_what_a_killed_server_left_goes_and_a_living_ones_stays(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "ctmasknet-serve-dead" / "job").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    alive = (
+        "from ctmasknet.serve.jobs import Jobs\nwith Jobs(lambda *_: []): input(print(flush=True))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", alive],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as other:
+        other.stdout.readline()
+        (its,) = tmp_path.glob("ctmasknet-serve-*")
+        with Jobs(lambda *_: []):
+            assert its.is_dir() and len(list(tmp_path.iterdir())) == 3
+        other.communicate(b"\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_job_that_is_removed_while_it_is_sent_or_begins_leaves_nothing(jobs, monkeypatch):
+    token = jobs.new()
+    folder = jobs.get(token).folder
+
+    class Stream(io.BytesIO):
+        def read(self, _):
+            jobs.remove(token)
+            folder.joinpath("late").mkdir(parents=True, exist_ok=True)
+            return b"1"
+
+    with pytest.raises(Refused, match="was removed"):
+        jobs.add(token, 0, "a", Stream())
+    assert not folder.exists()
+
+    token, started = jobs.new(), []
+    jobs.add(token, 0, "a", io.BytesIO(b"sleep"))
+    popen = subprocess.Popen
+
+    def removed_meanwhile(*args, **options):
+        jobs.remove(token)
+        started.append(popen(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr("subprocess.Popen", removed_meanwhile)
+    jobs.start(token)
+    until = time.monotonic() + 15
+    while not (started and started[0].poll() is not None) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert started[0].returncode
