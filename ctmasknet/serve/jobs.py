@@ -7,7 +7,6 @@ of its own, which are ended when their time is up.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -102,8 +101,8 @@ class Job:
 
 
 class Jobs:
-    """All jobs of a server; a context that removes them in the end, and in the beginning what killed
-    servers left.
+    """All jobs of a server; a context that removes them in the end, and what killed servers left in
+    the beginning.
 
     Args:
         commands: (folder of the files, folder for the results) -> command lines, run in turn.
@@ -270,8 +269,9 @@ class Jobs:
                 continue
             job.state = RUNNING
             try:
-                job.message = self._run(job)
-                job.state = FAILED if job.message else DONE
+                fault = self._run(job)
+                job.message = fault or _left_out(job)
+                job.state = FAILED if fault else DONE
             except Exception as error:
                 _LOGGER.exception("A job failed")
                 job.message, job.state = f"the server failed ({type(error).__name__})", FAILED
@@ -345,18 +345,32 @@ def _zip(job: Job) -> None:
 
 
 def _reason(job: Job) -> str:
-    """The first file that could not be read, or else the last line that a run said; in the names
-    that the files were given."""
+    """The last line that a run said, or the files that could not be read where they are its reason;
+    in the names that the files were given."""
     lines = [line for line in _tail(job.log).splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else "it ended without a word"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    if BAD_SLICES in reason:
+        reason = _left_out(job) or reason
+    return _in_own_names(job, reason)
+
+
+def _left_out(job: Job) -> str:
+    """The first slice or file that could not be read and how many more; "" where there is none."""
+    try:
         bad = read_json(job.output / BAD_SLICES)["sets"]["inputs"]["files"]
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        reason = f"{bad[0]['reason']}{more}"
-    for number, name in job.names.items():
-        pattern = rf"{re.escape(os.fspath(job.given))}/\d+/{number:06d}[.\w]*"
-        reason = re.sub(pattern, lambda _, name=name: name, reason)
-    return reason.replace(os.fspath(job.given), "the files").replace(os.fspath(job.folder), "")
+        return _in_own_names(job, f"{bad[0]['reason']}{more}")
+    except (OSError, ValueError, LookupError, TypeError, CTMaskNetError):
+        return ""
+
+
+def _in_own_names(job: Job, words: str) -> str:
+    """What is said of stored files, of the names that they were given."""
+    given = re.escape(os.fspath(job.given))
+    words = re.sub(
+        rf"{given}/\d+/(\d{{6,}})[.\w]*", lambda m: job.names.get(int(m[1]), "the file"), words
+    )
+    return words.replace(os.fspath(job.given), "the files").replace(os.fspath(job.folder), "")
 
 
 def _tail(path: Path) -> str:
@@ -376,7 +390,6 @@ def _end(process: subprocess.Popen | None) -> None:
         try:
             os.killpg(process.pid, number)
             process.wait(seconds)
-            return
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

@@ -17,7 +17,7 @@ PORT = 8750
 OWN = {"X-CTMaskNet": "drop"}
 #: Lists the files it was given, as a prediction would name their slices.
 _PREDICT = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 given, output = map(Path, sys.argv[1:])
 files = sorted(path for path in given.rglob("*") if path.is_file())
@@ -30,6 +30,12 @@ if any(path.read_bytes() == b"broken" for path in files):
 (output / "viewer" / "000001_a.html").write_text("slices")
 (output / "masks").mkdir()
 (output / "masks" / "a.nii.gz").write_bytes(b"mask")
+left_out = [path for path in files if path.read_bytes() == b"bad"]
+if left_out:
+    bad = [{"file": str(path), "reason": f"{path}: cut off"} for path in left_out]
+    (output / "bad_slices.json").write_text(json.dumps({"sets": {"inputs": {"files": bad}}}))
+if any(path.read_bytes() == b"late" for path in files):
+    sys.exit("error: no room on the disk")
 (output / "predictions.csv").write_text("\\n".join(str(p.relative_to(given)) for p in files))
 """
 
@@ -173,6 +179,14 @@ def test_a_failed_run_says_why_in_the_names_that_were_dropped(client):
     assert client.until(job, "failed")["message"] == "my scan.nii: no CT; drop another"
 
 
+def test_what_was_left_out_is_said_and_is_no_other_faults_reason(client):
+    bad = [("a.nii", b"bad"), ("b.nii", b"bad")]
+    told = client.until(client.drop([("c.nii", b"1"), *bad]), "done")
+    assert told["message"] == "a.nii: cut off (and 1 more)"
+    told = client.until(client.drop([("c.nii", b"late"), *bad]), "failed")
+    assert told["message"] == "no room on the disk"
+
+
 def test_two_users_wait_for_each_other_and_a_removed_job_ends(client, jobs):
     slow = client.drop([("a", b"sleep")])
     other = client.drop([("b", b"1")])
@@ -215,7 +229,7 @@ def test_what_a_killed_server_left_goes_and_a_living_ones_stays(monkeypatch, tmp
     (tmp_path / "ctmasknet-serve-dead" / "job").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     alive = (
-        "from ctmasknet.serve.jobs import Jobs\nwith Jobs(lambda *_: []): input(print(flush=True))"
+        "from ctmasknet.serve.jobs import Jobs\nwith Jobs(lambda *_: []): print(flush=1), input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", alive],
