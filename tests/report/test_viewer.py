@@ -217,6 +217,7 @@ def test_only_what_lies_below_the_given_folders_is_read(prediction, tmp_path):
             "height is -1",
         ),
         (lambda lines: [lines[0].replace("pneumonia", "other"), *lines[1:]], "unlike classes"),
+        (lambda lines: [lines[0].replace("#0000", "#0001"), *lines[1:]], "have one name"),
     ],
 )
 def test_a_broken_listing_is_one_line(prediction, tmp_path, change, match):
