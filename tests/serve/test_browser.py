@@ -68,6 +68,8 @@ def test_a_scan_is_dropped_seen_and_removed(browser, server, tmp_path):
 
     Wait(browser, 120).until(lambda one: state(one).startswith(("Done", "Not done")))
     assert state(browser) == "Done."
+    browser.refresh()
+    Wait(browser, 20).until(lambda one: state(one) == "Done.")
     results = [one.text for one in browser.find_elements("css selector", "#results a")]
     assert results == [
         *("report.html", "predictions.jsonl", "lesions.json", "masks.zip", "everything.zip")

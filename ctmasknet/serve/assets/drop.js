@@ -3,6 +3,8 @@
   const by = (id) => document.getElementById(id);
   const OWN = { "X-CTMaskNet": "drop" };
   const ASK_MS = 1000;
+  // Where this tab keeps the word of its job, so that it is there again when the page is
+  const KEPT = "job";
   let job = "";
 
   async function ask(path, options = {}) {
@@ -60,6 +62,7 @@
       }
       if (job !== mine) return;
       await ask(`/jobs/${mine}/start`, { method: "POST" });
+      sessionStorage.setItem(KEPT, mine);
       await follow(mine);
     } catch (error) {
       // Of files that others have replaced nothing is said
@@ -130,6 +133,7 @@
   by("remove").addEventListener("click", async () => {
     const mine = job;
     job = "";
+    sessionStorage.removeItem(KEPT);
     by("found").hidden = true;
     by("viewer").removeAttribute("src");
     try {
@@ -139,4 +143,12 @@
       say(`Not removed: ${error.message}`, null);
     }
   });
+  job = sessionStorage.getItem(KEPT) || "";
+  if (job) {
+    follow(job).catch(() => {
+      // Its time was up, or the server is another one
+      sessionStorage.removeItem(KEPT);
+      say("The last scan is not kept any more; drop it again.", null);
+    });
+  }
 })();
