@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.errors import CTMaskNetError, starting_processes
 from ctmasknet.files import lock_folder, read_json, remove_unlocked
 
 _LOGGER = logging.getLogger(__name__)
@@ -282,15 +282,16 @@ class Jobs:
     def _run(self, job: Job) -> str:
         """Run the commands; "" or what went wrong."""
         until = time.monotonic() + 60 * self.limits.run_minutes
-        environment = {**os.environ, "CTMASKNET_LOG_SECONDS": "1", "TMPDIR": os.fspath(job.folder)}
+        own = {"CTMASKNET_LOG_SECONDS": "1", "TMPDIR": os.fspath(job.folder)}
         for command in self._commands(job.given, job.output):
-            with job.log.open("ab") as log:
+            # A run ends with the server, even a killed one
+            with job.log.open("ab") as log, starting_processes():
                 job.process = subprocess.Popen(
                     list(command),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env={**os.environ, **own},
                     start_new_session=True,
                 )
             if job.removed:

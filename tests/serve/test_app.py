@@ -2,9 +2,11 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -243,6 +245,39 @@ def test_what_a_killed_server_left_goes_and_a_living_ones_stays(monkeypatch, tmp
             assert its.is_dir() and len(list(tmp_path.iterdir())) == 3
         other.communicate(b"\n")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_run_ends_with_a_killed_server(tmp_path):
+    run = "import ctmasknet, os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    server = f"""
+import io, sys, time
+from ctmasknet.serve.jobs import Jobs
+with Jobs(lambda *_: [[sys.executable, "-c", {run!r}]]) as jobs:
+    token = jobs.new()
+    jobs.add(token, 0, "a", io.BytesIO(b"1"))
+    jobs.start(token)
+    time.sleep(60)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", server], env=environment) as process:
+        until = time.monotonic() + 20
+        logs = []
+        while not (logs and logs[0].read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+            logs = list(tmp_path.glob("*/jobs/*/log.txt"))
+        process.kill()
+    number = int(logs[0].read_text())
+    try:
+        while time.monotonic() < until:
+            # Gone, or not yet fetched by who has it now
+            stat = Path(f"/proc/{number}/stat").read_text()
+            if stat.rpartition(")")[2].split()[0] == "Z":
+                return
+            time.sleep(0.05)
+    except FileNotFoundError:
+        return
+    os.kill(number, signal.SIGKILL)
+    pytest.fail("the run goes on")
 
 
 def test_a_job_that_is_removed_while_it_is_sent_or_begins_leaves_nothing(jobs, monkeypatch):
