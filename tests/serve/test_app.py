@@ -226,28 +226,9 @@ def test_a_run_that_takes_too_long_is_ended():
         assert jobs.told(token)["message"] == "not done within 0.01 minutes, and ended"
 
 
-def test_what_a_killed_server_left_goes_and_a_living_ones_stays(monkeypatch, tmp_path):
+def test_a_killed_server_takes_its_run_along_and_the_next_one_its_files(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "ctmasknet-serve-dead" / "job").mkdir(parents=True)
     (tmp_path / "other").mkdir()
-    alive = (
-        "from ctmasknet.serve.jobs import Jobs\nwith Jobs(lambda *_: []): print(flush=1), input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", alive],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as other:
-        other.stdout.readline()
-        (its,) = tmp_path.glob("ctmasknet-serve-*")
-        with Jobs(lambda *_: []):
-            assert its.is_dir() and len(list(tmp_path.iterdir())) == 3
-        other.communicate(b"\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
-
-
-def test_a_run_ends_with_a_killed_server(tmp_path):
     run = "import ctmasknet, os, time; print(os.getpid(), flush=True); time.sleep(60)"
     server = f"""
 import io, sys, time
@@ -260,13 +241,19 @@ with Jobs(lambda *_: [[sys.executable, "-c", {run!r}]]) as jobs:
 """
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", server], env=environment) as process:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 45
         logs = []
         while not (logs and logs[0].read_text()) and time.monotonic() < until:
             time.sleep(0.05)
             logs = list(tmp_path.glob("*/jobs/*/log.txt"))
+        number = int(logs[0].read_text())
+        # What a living server has stays
+        with Jobs(lambda *_: []):
+            assert logs[0].is_file()
         process.kill()
-    number = int(logs[0].read_text())
+    with Jobs(lambda *_: []):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
     try:
         while time.monotonic() < until:
             # Gone, or not yet fetched by who has it now
