@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+import logging
 import os
 import re
 import warnings
@@ -33,6 +34,7 @@ from ctmasknet.report.viewer.prediction import ViewedPrediction, ViewedScan, rea
 from ctmasknet.report.viewer.slices import SliceFinder
 from ctmasknet.schema import checked
 
+_LOGGER = logging.getLogger(__name__)
 SR_FOLDER = "sr"
 _OWN = "99CTMASKNET"
 #: (value, scheme, meaning)
@@ -60,6 +62,9 @@ def write_structured_reports(
     images: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
 ) -> list[Path]:
     """Write ``FOLDER/sr``: a measurement report of each DICOM series of a prediction.
+
+    Reports of another prediction that were there go; a series that none can be made of is warned
+    of.
 
     Args:
         folder: of a finished ``tools/predict.py`` with ``burden``.
@@ -104,6 +109,11 @@ def write_structured_reports(
     if not written:
         reason = faults[0] if faults else "it has no DICOM series"
         raise CTMaskNetError(f"{folder}: no structured report can be made: {reason}")
+    if faults:
+        _LOGGER.warning("%s: %d series have no report: %s", output, len(faults), "; ".join(faults))
+    with writing(output):
+        for old in set(output.glob("[0-9]*_*.dcm")) - set(written):
+            old.unlink()
     return written
 
 

@@ -7,7 +7,6 @@ of its own, which are ended when their time is up.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -26,10 +25,11 @@ from pathlib import Path
 from typing import IO
 
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
-from ctmasknet.errors import CTMaskNetError
-from ctmasknet.files import read_json
+from ctmasknet.errors import CTMaskNetError, starting_processes
+from ctmasknet.files import lock_folder, read_json, remove_unlocked
 
 _LOGGER = logging.getLogger(__name__)
+_PREFIX = "ctmasknet-serve-"
 #: What a stored file may end with; all others are stored without an ending, as DICOM often is.
 ENDINGS = (
     *(".nii.gz", ".nii", ".mha", ".nrrd", ".zip", ".dcm"),
@@ -101,7 +101,8 @@ class Job:
 
 
 class Jobs:
-    """All jobs of a server; a context that removes them in the end.
+    """All jobs of a server; a context that removes them in the end, and what killed servers left in
+    the beginning.
 
     Args:
         commands: (folder of the files, folder for the results) -> command lines, run in turn.
@@ -119,7 +120,9 @@ class Jobs:
         self._ending = threading.Event()
 
     def __enter__(self) -> Jobs:
-        self._root = Path(tempfile.mkdtemp(prefix="ctmasknet-serve-"))
+        remove_unlocked(tempfile.gettempdir(), f"{_PREFIX}*")
+        self._root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._held = lock_folder(self._root)
         self._threads = [
             threading.Thread(target=target, daemon=True) for target in (self._work, self._reap)
         ]
@@ -135,6 +138,7 @@ class Jobs:
         for thread in self._threads:
             thread.join(timeout=2 * _GRACE_SECONDS)
         shutil.rmtree(self._root, ignore_errors=True)
+        self._held.close()
 
     def new(self) -> str:
         """Begin a job; returns the word that it is known by, which cannot be guessed.
@@ -149,7 +153,7 @@ class Jobs:
             if free < 2 * self.limits.upload_bytes:
                 raise Refused(f"only {free / 1e9:.1f} GB are free in {self._root.parent}", 507)
             token = secrets.token_urlsafe(16)
-            job = Job(self._root / f"{secrets.token_hex(8)}")
+            job = Job(self._root / "jobs" / secrets.token_hex(8))
             job.given.mkdir(parents=True)
             self._jobs[token] = job
             return token
@@ -196,6 +200,8 @@ class Jobs:
             place.mkdir(exist_ok=True)
             with path.open("xb") as stored:
                 while chunk := stream.read(_CHUNK_BYTES):
+                    if job.removed:
+                        raise Refused("the job was removed; drop the files again", 404)
                     job.size += len(chunk)
                     if job.size > self.limits.upload_bytes:
                         most = self.limits.upload_bytes / 1e9
@@ -208,6 +214,9 @@ class Jobs:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        finally:
+            if job.removed:
+                shutil.rmtree(job.folder, ignore_errors=True)
 
     def start(self, token: str) -> None:
         """Queue the prediction of a job's files.
@@ -240,9 +249,8 @@ class Jobs:
         if job.state == DONE:
             found["results"] = [path.name for path in results_of(job)]
             found["pages"] = [path.stem for path in pages_of(job)]
-        found["files"] = [f"{number:06d}: {job.names[number]}" for number in sorted(job.names)][
-            :1000
-        ]
+        numbers = sorted(job.names)[:_MOST_NAMES]
+        found["files"] = [f"{number:06d}: {job.names[number]}" for number in numbers]
         return found
 
     def remove(self, token: str) -> None:
@@ -261,8 +269,9 @@ class Jobs:
                 continue
             job.state = RUNNING
             try:
-                job.message = self._run(job)
-                job.state = FAILED if job.message else DONE
+                fault = self._run(job)
+                job.message = fault or _left_out(job)
+                job.state = FAILED if fault else DONE
             except Exception as error:
                 _LOGGER.exception("A job failed")
                 job.message, job.state = f"the server failed ({type(error).__name__})", FAILED
@@ -273,17 +282,21 @@ class Jobs:
     def _run(self, job: Job) -> str:
         """Run the commands; "" or what went wrong."""
         until = time.monotonic() + 60 * self.limits.run_minutes
-        environment = {**os.environ, "CTMASKNET_LOG_SECONDS": "1", "TMPDIR": os.fspath(job.folder)}
+        own = {"CTMASKNET_LOG_SECONDS": "1", "TMPDIR": os.fspath(job.folder)}
         for command in self._commands(job.given, job.output):
-            with job.log.open("ab") as log:
+            # A run ends with the server, even a killed one
+            with job.log.open("ab") as log, starting_processes():
                 job.process = subprocess.Popen(
                     list(command),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env={**os.environ, **own},
                     start_new_session=True,
                 )
+            if job.removed:
+                _end(job.process)
+                return "removed"
             try:
                 code = job.process.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -333,18 +346,32 @@ def _zip(job: Job) -> None:
 
 
 def _reason(job: Job) -> str:
-    """The first file that could not be read, or else the last line that a run said; in the names
-    that the files were given."""
+    """The last line that a run said, or the files that could not be read where they are its reason;
+    in the names that the files were given."""
     lines = [line for line in _tail(job.log).splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else "it ended without a word"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    if BAD_SLICES in reason:
+        reason = _left_out(job) or reason
+    return _in_own_names(job, reason)
+
+
+def _left_out(job: Job) -> str:
+    """The first slice or file that could not be read and how many more; "" where there is none."""
+    try:
         bad = read_json(job.output / BAD_SLICES)["sets"]["inputs"]["files"]
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        reason = f"{bad[0]['reason']}{more}"
-    for number, name in job.names.items():
-        pattern = rf"{re.escape(os.fspath(job.given))}/\d+/{number:06d}[.\w]*"
-        reason = re.sub(pattern, lambda _, name=name: name, reason)
-    return reason.replace(os.fspath(job.given), "the files").replace(os.fspath(job.folder), "")
+        return _in_own_names(job, f"{bad[0]['reason']}{more}")
+    except (OSError, ValueError, LookupError, TypeError, CTMaskNetError):
+        return ""
+
+
+def _in_own_names(job: Job, words: str) -> str:
+    """What is said of stored files, of the names that they were given."""
+    given = re.escape(os.fspath(job.given))
+    words = re.sub(
+        rf"{given}/\d+/(\d{{6,}})[.\w]*", lambda m: job.names.get(int(m[1]), "the file"), words
+    )
+    return words.replace(os.fspath(job.given), "the files").replace(os.fspath(job.folder), "")
 
 
 def _tail(path: Path) -> str:
@@ -364,7 +391,6 @@ def _end(process: subprocess.Popen | None) -> None:
         try:
             os.killpg(process.pid, number)
             process.wait(seconds)
-            return
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

@@ -108,6 +108,21 @@ def test_the_same_prediction_gives_the_same_report(prediction):
     assert path.read_bytes() == first
 
 
+def test_a_series_without_a_report_is_told_and_an_old_report_goes(prediction, caplog):
+    lost = (prediction / "predictions.jsonl").read_text().replace(".dcm", "_lost.dcm")
+    with (prediction / "predictions.jsonl").open("a") as stream:
+        stream.write(lost.replace("1.2.3", "4.5.6"))
+    (prediction / "sr").mkdir()
+    (prediction / "sr" / "000007_old.dcm").touch()
+    burden = json.loads((prediction / "burden" / "burden.json").read_text())
+    burden["scans"] *= 2
+    burden["scans"][1] = {**burden["scans"][1], "scan": "4.5.6"}
+    (prediction / "burden" / "burden.json").write_text(json.dumps(burden))
+    (path,) = write_structured_reports(prediction, images=prediction.parent)
+    assert list((prediction / "sr").iterdir()) == [path]
+    assert "1 series have no report" in caplog.text and "_lost.dcm: not found" in caplog.text
+
+
 def test_what_no_report_can_be_made_of_is_one_line(prediction):
     with pytest.raises(CTMaskNetError, match=r"000.dcm: not found; name the folder .*`images`"):
         write_structured_reports(prediction)

@@ -153,6 +153,37 @@ def test_a_slice_has_levels_of_hu_outlines_with_holes_and_boxes(pages):
     assert slice_["boxes"] == [["ggo", 0.9, 20, 8, 32, 20]]
 
 
+def changed(prediction, folder, **texts):
+    """The prediction in another folder, of one scan, with texts replaced in its files."""
+    for name in ("predictions.jsonl", "lesions.json", "run.json"):
+        text = (prediction / name).read_text()
+        if name == "predictions.jsonl":
+            text = "".join(line for line in text.splitlines(True) if '"scan": "c"' in line)
+        for old, new in texts.get(name.partition(".")[0], ()):
+            assert old in text
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
+    return blocks(write_viewers(folder, images=prediction / "ct")[0])
+
+
+def test_thresholds_part_lesions_as_the_run_did(prediction, tmp_path):
+    run = [('"score_threshold": 0.5', '"score_threshold": 0.03')]
+    scores = [('"score": 0.6', '"score": 0.03004')]
+    facts = changed(prediction, tmp_path, run=run, lesions=scores)["data"]["scans"][0]["slices"][5]
+    assert [one[1] for one in facts["lesions"]] == [0.9, 0.03004, 0.04]
+    page = next((tmp_path / "viewer").glob("0*")).read_text()
+    assert 'id="threshold" min="0.03"' in page and "Feet to head." in page
+
+
+def test_another_file_of_the_name_is_not_shown_and_pictures_have_an_order_alone(
+    prediction, tmp_path
+):
+    listing = [('"height": 40', '"height": 41'), ('"kind": "nifti"', '"kind": "image"')]
+    found = changed(prediction, tmp_path, predictions=listing)["slice-0-5"]
+    assert "picture" not in found and "40 x 60 px and not the 41 x 60" in found["fault"]
+    assert "In the order of the files." in next((tmp_path / "viewer").glob("0*")).read_text()
+
+
 def test_levels_are_fine_where_lung_and_soft_tissue_lie():
     hu = np.arange(-1024.0, 301.0)
     back = np.interp(levels_of_hu(hu[None])[0], LEVEL_KNOTS, HU_KNOTS)
@@ -186,6 +217,7 @@ def test_only_what_lies_below_the_given_folders_is_read(prediction, tmp_path):
             "height is -1",
         ),
         (lambda lines: [lines[0].replace("pneumonia", "other"), *lines[1:]], "unlike classes"),
+        (lambda lines: [lines[0].replace("#0000", "#0001"), *lines[1:]], "have one name"),
     ],
 )
 def test_a_broken_listing_is_one_line(prediction, tmp_path, change, match):
@@ -289,6 +321,19 @@ def test_windows_lesions_and_thresholds(viewer):
     assert viewer.execute_script("return document.querySelector('.ranked text').textContent") == "1"
 
 
+def test_marks_wait_for_the_picture_of_their_slice(viewer):
+    set_value(viewer, "slice", "5")
+    wait_for(viewer, "0-4")
+    script = """const by = (id) => document.getElementById(id);
+        const change = (id, kind) => by(id).dispatchEvent(new Event(kind));
+        by('slice').value = 6;
+        change('slice', 'input'); change('bare', 'change');
+        return document.querySelectorAll('#marks [data-lesion]').length;"""
+    assert viewer.execute_script(script) == 0
+    wait_for(viewer, "0-5")
+    assert lesions_drawn(viewer) == ["path", "path"] and not viewer.get_log("browser")
+
+
 def test_scans_enlarging_and_a_phone(viewer):
     from selenium.webdriver.common.keys import Keys
 
@@ -300,6 +345,9 @@ def test_scans_enlarging_and_a_phone(viewer):
         "return document.getElementById('picture').getBoundingClientRect().height - innerHeight"
     )
     assert abs(viewer.execute_script(height)) < 1
+    script = """const {color, backgroundColor} = getComputedStyle(document.getElementById('next'));
+        return [color, backgroundColor, document.getElementById('panel').inert];"""
+    assert viewer.execute_script(script) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)", True]
     viewer.find_element("id", "stage").send_keys(Keys.ESCAPE)
     assert viewer.execute_script("return document.body.className") == ""
     viewer.set_window_size(500, 900)

@@ -1,21 +1,25 @@
 """The drop page: whom it answers, what it stores, and what becomes of jobs."""
 
 import io
+import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flask", reason="flask is not installed (the extra serve)")
 
 from ctmasknet.serve.app import create_app
-from ctmasknet.serve.jobs import Jobs, Limits
+from ctmasknet.serve.jobs import Jobs, Limits, Refused
 
 PORT = 8750
 OWN = {"X-CTMaskNet": "drop"}
 #: Lists the files it was given, as a prediction would name their slices.
 _PREDICT = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 given, output = map(Path, sys.argv[1:])
 files = sorted(path for path in given.rglob("*") if path.is_file())
@@ -28,6 +32,12 @@ if any(path.read_bytes() == b"broken" for path in files):
 (output / "viewer" / "000001_a.html").write_text("slices")
 (output / "masks").mkdir()
 (output / "masks" / "a.nii.gz").write_bytes(b"mask")
+left_out = [path for path in files if path.read_bytes() == b"bad"]
+if left_out:
+    bad = [{"file": str(path), "reason": f"{path}: cut off"} for path in left_out]
+    (output / "bad_slices.json").write_text(json.dumps({"sets": {"inputs": {"files": bad}}}))
+if any(path.read_bytes() == b"late" for path in files):
+    sys.exit("error: no room on the disk")
 (output / "predictions.csv").write_text("\\n".join(str(p.relative_to(given)) for p in files))
 """
 
@@ -171,6 +181,14 @@ def test_a_failed_run_says_why_in_the_names_that_were_dropped(client):
     assert client.until(job, "failed")["message"] == "my scan.nii: no CT; drop another"
 
 
+def test_what_was_left_out_is_said_and_is_no_other_faults_reason(client):
+    bad = [("a.nii", b"bad"), ("b.nii", b"bad")]
+    told = client.until(client.drop([("c.nii", b"1"), *bad]), "done")
+    assert told["message"] == "a.nii: cut off (and 1 more)"
+    told = client.until(client.drop([("c.nii", b"late"), *bad]), "failed")
+    assert told["message"] == "no room on the disk"
+
+
 def test_two_users_wait_for_each_other_and_a_removed_job_ends(client, jobs):
     slow = client.drop([("a", b"sleep")])
     other = client.drop([("b", b"1")])
@@ -206,3 +224,75 @@ def test_a_run_that_takes_too_long_is_ended():
         while jobs.told(token)["state"] != "failed" and time.monotonic() < until:
             time.sleep(0.05)
         assert jobs.told(token)["message"] == "not done within 0.01 minutes, and ended"
+
+
+def test_a_killed_server_takes_its_run_along_and_the_next_one_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    run = "import ctmasknet, os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    server = f"""
+import io, sys, time
+from ctmasknet.serve.jobs import Jobs
+with Jobs(lambda *_: [[sys.executable, "-c", {run!r}]]) as jobs:
+    token = jobs.new()
+    jobs.add(token, 0, "a", io.BytesIO(b"1"))
+    jobs.start(token)
+    time.sleep(60)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", server], env=environment) as process:
+        until = time.monotonic() + 45
+        logs = []
+        while not (logs and logs[0].read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+            logs = list(tmp_path.glob("*/jobs/*/log.txt"))
+        number = int(logs[0].read_text())
+        # What a living server has stays
+        with Jobs(lambda *_: []):
+            assert logs[0].is_file()
+        process.kill()
+    with Jobs(lambda *_: []):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    try:
+        while time.monotonic() < until:
+            # Gone, or not yet fetched by who has it now
+            stat = Path(f"/proc/{number}/stat").read_text()
+            if stat.rpartition(")")[2].split()[0] == "Z":
+                return
+            time.sleep(0.05)
+    except FileNotFoundError:
+        return
+    os.kill(number, signal.SIGKILL)
+    pytest.fail("the run goes on")
+
+
+def test_a_job_that_is_removed_while_it_is_sent_or_begins_leaves_nothing(jobs, monkeypatch):
+    token = jobs.new()
+    folder = jobs.get(token).folder
+
+    class Stream(io.BytesIO):
+        def read(self, _):
+            jobs.remove(token)
+            folder.joinpath("late").mkdir(parents=True, exist_ok=True)
+            return b"1"
+
+    with pytest.raises(Refused, match="was removed"):
+        jobs.add(token, 0, "a", Stream())
+    assert not folder.exists()
+
+    token, started = jobs.new(), []
+    jobs.add(token, 0, "a", io.BytesIO(b"sleep"))
+    popen = subprocess.Popen
+
+    def removed_meanwhile(*args, **options):
+        jobs.remove(token)
+        started.append(popen(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr("subprocess.Popen", removed_meanwhile)
+    jobs.start(token)
+    until = time.monotonic() + 15
+    while not (started and started[0].poll() is not None) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert started[0].returncode

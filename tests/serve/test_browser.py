@@ -15,6 +15,18 @@ pytest.importorskip("flask", reason="flask is not installed (the extra serve)")
 pytest.importorskip("waitress", reason="waitress is not installed (the extra serve)")
 Wait = pytest.importorskip("selenium.webdriver.support.ui", reason="no selenium").WebDriverWait
 
+#: Answers in the server's place: slowly, the first job soonest.
+_SLOW_SERVER = """
+    window.asked = [];
+    let jobs = 0;
+    window.fetch = async (path, {method = 'GET'}) => {
+      window.asked.push(`${method} ${path}`);
+      const told = path === '/jobs' ? {job: String(++jobs)} : {state: 'failed', message: 'a trial'};
+      const first = path.startsWith('/jobs/1/');
+      if (method === 'PUT') await new Promise((wake) => setTimeout(wake, first ? 1000 : 2000));
+      return {ok: true, json: async () => told};
+    };"""
+
 
 @pytest.fixture
 def server(browser, repository, tmp_path):
@@ -56,6 +68,8 @@ def test_a_scan_is_dropped_seen_and_removed(browser, server, tmp_path):
 
     Wait(browser, 120).until(lambda one: state(one).startswith(("Done", "Not done")))
     assert state(browser) == "Done."
+    browser.refresh()
+    Wait(browser, 20).until(lambda one: state(one) == "Done.")
     results = [one.text for one in browser.find_elements("css selector", "#results a")]
     assert results == [
         *("report.html", "predictions.jsonl", "lesions.json", "masks.zip", "everything.zip")
@@ -68,4 +82,18 @@ def test_a_scan_is_dropped_seen_and_removed(browser, server, tmp_path):
     assert not browser.get_log("browser")
     browser.find_element("id", "remove").click()
     Wait(browser, 20).until(lambda one: state(one) == "Removed.")
-    assert not [path for path in kept.rglob("*") if path.is_file()]
+    assert not [path for path in kept.rglob("*") if path.is_file() and path.name != ".lock"]
+
+    # Files that replace others while those are sent are a job of their own
+    browser.execute_script(_SLOW_SERVER)
+    for _ in range(2):
+        browser.find_element("id", "files").send_keys(str(files[0]))
+    Wait(browser, 20).until(lambda one: state(one) == "Not done: a trial")
+    asked = browser.execute_script("return window.asked")
+    assert [one for one in asked if "DELETE" not in one] == [
+        *("POST /jobs", "PUT /jobs/1/files/0", "POST /jobs", "PUT /jobs/2/files/0"),
+        *("POST /jobs/2/start", "GET /jobs/2"),
+    ]
+    browser.execute_script("document.getElementById('drop').dataset.bytes = 10")
+    browser.find_element("id", "files").send_keys(str(files[0]))
+    Wait(browser, 20).until(lambda one: "more than is taken" in state(one))

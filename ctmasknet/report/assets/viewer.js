@@ -9,15 +9,15 @@
   // Pictures that are decoded, the last used ones last
   const pictures = new Map();
   let drawn = null;
+  // As the run had it, which the slider's steps may miss
+  let least = data.threshold;
 
   const scan = () => data.scans[shown.scan];
   const slice = () => scan().slices[shown.slice];
-  const threshold = () => (by("threshold") ? Number(by("threshold").value) : data.threshold);
   const classesShown = () =>
     new Set([...document.querySelectorAll(".lesion-class")].filter((box) => box.checked).map((box) => Number(box.value)));
   const visible = (lesions) => {
     const classes = classesShown();
-    const least = threshold();
     return lesions.map((lesion, index) => [lesion, index]).filter(([lesion]) => classes.has(lesion[0]) && lesion[1] > least);
   };
 
@@ -41,12 +41,15 @@
     if (!found) {
       const content = block(scanIndex, sliceIndex);
       if (!content) return null;
-      found = { content, image: null, ready: Promise.resolve() };
+      found = { key, content, image: null, ready: Promise.resolve() };
       if (content.picture) {
         found.image = new Image();
         found.image.src = `data:image/jpeg;base64,${content.picture}`;
         content.picture = "";
-        found.ready = found.image.decode();
+        found.ready = found.image.decode().catch(() => {
+          found.image = null;
+          content.fault = "The picture of this slice is damaged.";
+        });
       }
     }
     pictures.delete(key);
@@ -235,12 +238,7 @@
       setTimeout(() => still() && show(), 50);
       return;
     }
-    try {
-      await found.ready;
-    } catch {
-      found.image = null;
-      found.content.fault = "The picture of this slice is damaged.";
-    }
+    await found.ready;
     if (!still()) return;
     drawn = found;
     drawPicture();
@@ -248,6 +246,9 @@
     by("stage").dataset.shown = asked;
     for (const near of [shown.slice + 1, shown.slice - 1]) if (near >= 0 && near < scan().slices.length) picture(shown.scan, near);
   }
+
+  // Marks and grey levels anew, once the picture is that of the slice
+  const redraw = () => drawn && drawn.key === `${shown.scan}-${shown.slice}` && (drawPicture(), drawMarks());
 
   function go(index) {
     const next = Math.min(Math.max(index, 0), scan().slices.length - 1);
@@ -259,7 +260,7 @@
   const again = () => {
     tell();
     drawStrip();
-    if (drawn) drawMarks();
+    redraw();
   };
 
   const STEPS = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10, Home: -Infinity, End: Infinity };
@@ -310,6 +311,8 @@
     document.body.classList.toggle("large", on);
     by("enlarge").setAttribute("aria-pressed", on);
     by("enlarge").textContent = on ? "Back" : "Enlarge";
+    // What lies behind is not reached
+    for (const one of document.querySelectorAll("header, footer, #panel, .skip")) one.inert = on;
     by("stage").focus();
   }
 
@@ -317,13 +320,14 @@
   by("previous").addEventListener("click", () => go(shown.slice - 1));
   by("next").addEventListener("click", () => go(shown.slice + 1));
   by("enlarge").addEventListener("click", () => enlarge(!document.body.classList.contains("large")));
-  by("window").addEventListener("change", () => drawn && drawPicture());
+  by("window").addEventListener("change", redraw);
   for (const box of document.querySelectorAll(".lesion-class")) box.addEventListener("change", again);
-  for (const id of ["ranked", "moved", "bare"]) if (by(id)) by(id).addEventListener("change", () => drawn && drawMarks());
-  for (const radio of document.querySelectorAll("input[name=way]")) radio.addEventListener("change", () => drawn && drawMarks());
+  for (const id of ["ranked", "moved", "bare"]) if (by(id)) by(id).addEventListener("change", redraw);
+  for (const radio of document.querySelectorAll("input[name=way]")) radio.addEventListener("change", redraw);
   if (by("threshold")) {
     by("threshold").addEventListener("input", () => {
-      by("threshold-value").textContent = threshold().toFixed(2);
+      least = Number(by("threshold").value);
+      by("threshold-value").textContent = least.toFixed(2);
       again();
     });
   }

@@ -187,7 +187,7 @@ def _texts(
         one["file"]: [
             lesion_data(lesion)
             for lesion in prediction.lesions.get(one["file"], ())
-            if lesion.get("score", 1.0) >= MIN_SCORE
+            if lesion.get("score", 1.0) >= _least_score(prediction)
         ]
         for scan in page.scans
         for one in scan.slices
@@ -228,9 +228,20 @@ def _slice_value(
         pixels = pixels_of(source)
     except CTMaskNetError as error:
         return value | {"fault": str(error)}
+    shape, stated = pixels.grey.shape[:2], (line["height"], line["width"])
+    if shape != stated:
+        told = [f"{height} x {width}" for height, width in (shape, stated)]
+        return value | {
+            "fault": f"The file that is found has {told[0]} px and not the {told[1]} of the "
+            "prediction: it is another one."
+        }
     if evidence is not None:
         value["moved"] = evidence(line, source)
     return value | {"hu": pixels.is_hu, "picture": coding.data(pixels.grey)}
+
+
+def _least_score(prediction: ViewedPrediction) -> float:
+    return min(MIN_SCORE, prediction.score_threshold)
 
 
 def _coding(page: _Page, sources: Mapping[str, CTSlice]) -> Coding:
@@ -304,9 +315,10 @@ def _page_text(
         lesion_classes=list(zip(classes, data["colors"], strict=True)),
         with_evidence=evidence is not None,
         threshold=prediction.score_threshold,
-        min_score=MIN_SCORE,
+        min_score=_least_score(prediction),
         window=window,
         scans=[scan.about for scan in page.scans],
+        upright=all(scan.about["kind"] in _UPRIGHT for scan in page.scans),
         cautions=list(cautions),
         version=ctmasknet.__version__,
     )

@@ -129,6 +129,10 @@ def read_prediction(folder: str | os.PathLike) -> ViewedPrediction:
     classes = next((tuple(one["scores"]) for one in found["slice"] if one["scores"]), ())
     if any(tuple(one["scores"] or ()) != classes for one in found["slice"]):
         raise CTMaskNetError(f"{path}: its slices have scores of unlike classes; predict again")
+    files = [one["file"] for one in found["slice"]]
+    if len(set(files)) < len(files):
+        # Lesions are known by the name of their slice
+        raise CTMaskNetError(f"{path}: two of its slices have one name; predict again")
     lesion_classes, lesions = _read_lesions(folder / _LESIONS)
     _, entries = read_run(folder)
     return ViewedPrediction(

@@ -28,7 +28,7 @@ from ctmasknet.report.pictures import FRAME_NUMBER, lies_below
 
 #: HU and the level of each; straight lines between. Air to fat in steps of 7 HU, soft tissue of 5.
 HU_KNOTS, LEVEL_KNOTS = (-1024, -200, 300, 1500), (0, 112, 220, 255)
-#: Lesions that score less are not in a page.
+#: Lesions that score less are not in a page, unless the run's threshold is lower.
 MIN_SCORE = 0.05
 #: How far an outline may be from its mask, px.
 _OUTLINE_PX = 0.5
@@ -157,7 +157,8 @@ def lesion_data(lesion: Mapping[str, Any]) -> tuple[list[Any], list[list[int]]]:
     box = [round(value, 1) for value in (x, y, x + width, y + height)]
     facts = [
         lesion["class"],
-        round(float(lesion.get("score", 1.0)), 3),
+        # Rounded it might come to lie on the other side of a threshold
+        float(lesion.get("score", 1.0)),
         round(lesion["area"]),
         *box,
     ]

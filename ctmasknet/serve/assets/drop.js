@@ -3,6 +3,8 @@
   const by = (id) => document.getElementById(id);
   const OWN = { "X-CTMaskNet": "drop" };
   const ASK_MS = 1000;
+  // Where this tab keeps the word of its job, so that it is there again when the page is
+  const KEPT = "job";
   let job = "";
 
   async function ask(path, options = {}) {
@@ -37,25 +39,34 @@
   async function send(files) {
     if (!files.length) return;
     by("found").hidden = true;
+    const size = files.reduce((sum, [, file]) => sum + file.size, 0);
+    const { bytes, files: most } = by("drop").dataset;
+    if (size > bytes || files.length > most) {
+      say(`Not done: ${files.length} files of ${(size / 1e9).toPrecision(3)} GB are more than is taken; drop fewer.`, null);
+      return;
+    }
     // As people count: 2 before 10
     files.sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
+    let mine = job;
     try {
       if (job) await ask(`/jobs/${job}`, { method: "DELETE" });
       job = (await ask("/jobs", { method: "POST" })).job;
-      const mine = job;
-      const size = files.reduce((sum, [, file]) => sum + file.size, 0);
+      mine = job;
       let sent = 0;
       for (const [number, [path, file]] of files.entries()) {
         if (job !== mine) return;
         say(`sending ${number + 1} of ${files.length} files`, size ? sent / size : 0);
         const headers = { "X-Name": encodeURIComponent(path) };
-        await ask(`/jobs/${job}/files/${number}`, { method: "PUT", body: file, headers });
+        await ask(`/jobs/${mine}/files/${number}`, { method: "PUT", body: file, headers });
         sent += file.size;
       }
-      await ask(`/jobs/${job}/start`, { method: "POST" });
+      if (job !== mine) return;
+      await ask(`/jobs/${mine}/start`, { method: "POST" });
+      sessionStorage.setItem(KEPT, mine);
       await follow(mine);
     } catch (error) {
-      say(`Not done: ${error.message}`, null);
+      // Of files that others have replaced nothing is said
+      if (job === mine) say(`Not done: ${error.message}`, null);
     }
   }
 
@@ -83,7 +94,7 @@
   }
 
   function show(told) {
-    say("Done.", null);
+    say(told.message ? `Done. Left out: ${told.message}` : "Done.", null);
     for (const id of ["pages", "results", "names"]) by(id).replaceChildren();
     told.pages.forEach((name, number) => item(by("pages"), name, `/jobs/${job}/pages/${number}`));
     told.results.forEach((name, number) => item(by("results"), name, `/jobs/${job}/results/${number}`));
@@ -105,7 +116,12 @@
   drop.addEventListener("drop", async (event) => {
     const entries = [...event.dataTransfer.items].map((one) => one.webkitGetAsEntry()).filter(Boolean);
     const found = [];
-    for (const entry of entries) found.push(...(await below(entry)));
+    try {
+      for (const entry of entries) found.push(...(await below(entry)));
+    } catch (error) {
+      say(`Not done: ${error.message}`, null);
+      return;
+    }
     send(found);
   });
   for (const id of ["files", "folder"]) {
@@ -117,6 +133,7 @@
   by("remove").addEventListener("click", async () => {
     const mine = job;
     job = "";
+    sessionStorage.removeItem(KEPT);
     by("found").hidden = true;
     by("viewer").removeAttribute("src");
     try {
@@ -126,4 +143,12 @@
       say(`Not removed: ${error.message}`, null);
     }
   });
+  job = sessionStorage.getItem(KEPT) || "";
+  if (job) {
+    follow(job).catch(() => {
+      // Its time was up, or the server is another one
+      sessionStorage.removeItem(KEPT);
+      say("The last scan is not kept any more; drop it again.", null);
+    });
+  }
 })();
