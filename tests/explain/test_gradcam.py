@@ -73,7 +73,7 @@ def test_the_last_layer_with_places(name, layer):
 def test_channels_are_not_taken_for_places():
     last = Permute([0, 2, 3, 1])
     network = nn.Sequential(nn.Conv2d(3, 96, 1), last, nn.Flatten())
-    with pytest.raises(CTMaskNetError, match="^1, the last layer .* gives its channels last"):
+    with pytest.raises(CTMaskNetError, match=r"^1, the last layer .* gives its channels last"):
         last_spatial_layer(network, torch.zeros(1, 3, 6, 8))
     # Pooled to a square, of a slice that is none
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
