@@ -205,9 +205,9 @@ def write_tables() -> None:
         f"{counts['patients']['n_patients']} held-out phantom patients, {counts['slices']['n']} "
         f"slices, a third of each class; {100 * settings['confidence']:g} % intervals over "
         f"patients. GMAC and seconds: of a slice of {settings['costs']['side_px']} px, one thread "
-        f"of {settings['costs']['cpu']}, which did other work too. `detector` is that of `make demo`, "
-        f"`s` the paper's head on it ({head}, MODEL.TRAINABLE {learns}); the others start from "
-        "random weights, `efficientnet_lite0` from ImageNet's."
+        f"of {settings['costs']['cpu']}, which did other work too. `detector` is that of `make "
+        f"demo`, `s` the paper's head on it ({head}, MODEL.TRAINABLE {learns}); the others start "
+        "from random weights, `efficientnet_lite0` from ImageNet's."
     )
     rows = []
     for path in sorted(RESULTS.glob("*/inference/*/results.json")):
