@@ -199,12 +199,15 @@ def write_tables() -> None:
     accuracies = [f"accuracy of {level}, %" for level in ("slices", "patients")]
     lines = [_table(rows, ["system", "trained", *COST_COLUMNS, *accuracies])]
     counts, settings = found["levels"], found["settings"]
+    config = yaml.safe_load((RESULTS / "s" / "config.yaml").read_text(encoding="utf-8"))
+    head, learns = config["MODEL"]["IMAGE_HEAD"]["NAME"], config["MODEL"]["TRAINABLE"]
     lines.append(
         f"{counts['patients']['n_patients']} held-out phantom patients, {counts['slices']['n']} "
         f"slices, a third of each class; {100 * settings['confidence']:g} % intervals over "
         f"patients. GMAC and seconds: of a slice of {settings['costs']['side_px']} px, one thread "
-        f"of {settings['costs']['cpu']}, which did other work too. `s` and `detector` are those of "
-        "`make demo`; the others start from random weights, `efficientnet_lite0` from ImageNet's."
+        f"of {settings['costs']['cpu']}, which did other work too. `detector` is that of `make "
+        f"demo`, `s` the paper's head on it ({head}, MODEL.TRAINABLE {learns}); the others start "
+        "from random weights, `efficientnet_lite0` from ImageNet's."
     )
     rows = []
     for path in sorted(RESULTS.glob("*/inference/*/results.json")):
@@ -254,11 +257,11 @@ def main(argv=None):
     output, demo = args.output.resolve(), args.demo.resolve()
     if unknown := set(args.names) - set(known):
         raise CTMaskNetError(f"{unknown.pop()}: no such system; choose of {', '.join(known)}")
-    if not (demo / "cls" / "model_best.pth").is_file():
+    if not (demo / "cls_s" / "model_best.pth").is_file():
         _run(["tools/demo.py", "--output", str(demo)], demo)
     for name in [] if args.no_training else args.names or known:
         train_and_evaluate(name, output, demo)
-    runs = {"s": demo / "cls", "detector": demo / "seg"}
+    runs = {"s": demo / "cls_s", "detector": demo / "seg"}
     there = (name for name in known if list((output / name).glob("inference/*_test/results.json")))
     runs |= {name: output / name for name in there}
     for name, folder in runs.items():

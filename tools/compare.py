@@ -16,7 +16,7 @@ import sys
 
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.comparison import comparison_text
-from ctmasknet.evaluation.pooling import SCORE_POOLINGS, TOP_K
+from ctmasknet.evaluation.pooling import RULES, SCORE_POOLINGS, TOP_K
 from ctmasknet.report.comparison import write_comparison
 
 
@@ -38,7 +38,8 @@ def main(argv=None):
         dest="measure",
         help="leave out what models cost, which runs each of them on a few slices",
     )
-    parser.add_argument("--pooling", choices=SCORE_POOLINGS, default="mean", help="default: mean")
+    poolings = (*SCORE_POOLINGS, *RULES)
+    parser.add_argument("--pooling", choices=poolings, default="mean", help="default: mean")
     parser.add_argument("--top-k", type=int, default=TOP_K, help=f"slices, default: {TOP_K}")
     parser.add_argument("--normal-class", help="default: the class called normal, if any")
     parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")

@@ -305,10 +305,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 f"in it, such as {(partial or missing)[0]}; "
                 f"{_fitting(names, differing)}{self._or_transfer()}"
             )
-        # Areas of lesions are those of masks
-        areas = isinstance(self.model, LesionMapClassifier)
-        learns = _CLASSIFIER_LEARNS[: 1 if areas else None]
-        needed = [name for name in missing if not name.startswith(learns)]
+        needed = [name for name in missing if not name.startswith(self._learned())]
         if needed and hasattr(self.model, "image_head"):
             raise CTMaskNetError(
                 f"{self._path}: holds no detector ({len(needed)} of its weights are missing, such "
@@ -317,6 +314,13 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             )
         self._compare(differing)
         return incompatible
+
+    def _learned(self) -> tuple[str, ...]:
+        """Beginnings of weights that a classifier may start without."""
+        # Areas of lesions are those of masks, and image heads may read what masks are made of
+        layout = getattr(self.model, "layout", None)
+        masks = isinstance(self.model, LesionMapClassifier) or (layout and "masks" in layout.reads)
+        return _CLASSIFIER_LEARNS[: 1 if masks else None]
 
     def _or_transfer(self) -> str:
         if self.complete or self._resumes:
@@ -351,7 +355,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
                 f"{self._path}: none of the model's {len(own)} weights is in it with its shape, so "
                 "there is nothing to start from; use weights of this kind of model"
             )
-        detector = [name for name in anew if not name.startswith(_CLASSIFIER_LEARNS)]
+        detector = [name for name in anew if not name.startswith(self._learned())]
         if detector and hasattr(self.model, "image_head"):
             raise CTMaskNetError(
                 f"{self._path}: {len(detector)} weights of the detector do not fit, such as "

@@ -190,7 +190,8 @@ def _new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         ``kind`` ("training" or "evaluation"), ``status``, ``start``, ``config_file``, ``overrides``
         (list), ``command``, ``seed`` (-1: drawn anew each time), ``weights``, ``max_iter``,
         ``images_per_batch``, ``datasets`` ({"train", "val"}, of a model of two branches "lesions"
-        too, or {"test"}: lists of :func:`describe_dataset`), ``hardware``, ``versions``,
+        too, or {"test"}: lists of :func:`describe_dataset`), ``train_patients`` (of each class,
+        where ``DATASETS.TRAIN_PATIENTS`` draws some), ``hardware``, ``versions``,
         ``git_commit`` (None outside of a clone), ``config`` (all keys).
     """
     training = not args.eval_only
@@ -198,6 +199,7 @@ def _new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     splits |= {"lesions": cfg.DATASETS.LESIONS} if cfg.DATASETS.LESIONS else {}
     splits = splits if training else {"test": cfg.DATASETS.TEST}
     skip_bad = cfg.DATALOADER.BAD_SLICES == "skip"
+    drawn = cfg.DATASETS.TRAIN_PATIENTS
     return {
         "kind": "training" if training else "evaluation",
         "status": "running",
@@ -213,6 +215,7 @@ def _new_entry(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
             split: [describe_dataset(name, skip_bad) for name in names]
             for split, names in splits.items()
         },
+        **({"train_patients": drawn} if training and drawn else {}),
         **environment(cfg, getattr(args, "num_gpus", 1)),
     }
 

@@ -45,6 +45,7 @@ _FORM = record(
         "seconds": record({"training": number, "evaluation": number}),
         "n": count_form,
         "files_sha256": text,
+        "class_names": listing(text),
         "patients": names_of(_classes),
     }
 )

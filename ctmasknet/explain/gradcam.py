@@ -71,9 +71,11 @@ def last_spatial_layer(network: nn.Module, image: Tensor) -> tuple[str, nn.Modul
     """The last module that gives a map (B, channels, h, w) of more than one place.
 
     Raises:
-        CTMaskNetError: there is none, or only inside modules that are used more than once.
+        CTMaskNetError: there is none, or only inside modules that are used more than once; its
+            channels come last.
     """
     done: list[tuple[str, nn.Module]] = []
+    sides: dict[nn.Module, tuple[int, int]] = {}
     calls: dict[nn.Module, int] = {}
 
     def note(name: str) -> Callable:
@@ -81,6 +83,7 @@ def last_spatial_layer(network: nn.Module, image: Tensor) -> tuple[str, nn.Modul
             calls[module] = calls.get(module, 0) + 1
             if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
                 done.append((name, module))
+                sides[module] = output.shape[2:]
 
         return hook
 
@@ -98,7 +101,15 @@ def last_spatial_layer(network: nn.Module, image: Tensor) -> tuple[str, nn.Modul
             f"{type(network).__name__} has no layer with places, which Grad-CAM is of; explain "
             "another network"
         )
-    return once[-1]
+    name, module = once[-1]
+    (height, width), (of_height, of_width) = sides[module], image.shape[2:]
+    # A map is about as wide as the image, channels are not
+    if not 0.25 < (height * of_width) / (width * of_height) < 4:
+        raise CTMaskNetError(
+            f"{name}, the last layer of {type(network).__name__} with places, gives its channels "
+            "last, which Grad-CAM takes for places; explain another network (of Swin torchvision's)"
+        )
+    return name, module
 
 
 def map_record(found: SliceMaps, class_names: Sequence[str], digits: int) -> dict[str, Any]:
@@ -184,6 +195,6 @@ def _captum() -> Callable:
         from captum.attr import LayerGradCam
     except ImportError as error:
         raise CTMaskNetError(
-            "Grad-CAM needs captum; install it with `pip install 'ctmasknet[attribution]'`"
+            "Grad-CAM needs captum; install it with `pip install captum`"
         ) from error
     return LayerGradCam

@@ -210,7 +210,10 @@ def slice_labels(batched_inputs: Sequence[dict[str, Any]], num_classes: int) -> 
 
 
 def _drop_masks_without_weights(model: CTMaskNet, incompatible) -> None:
-    """Published classifiers come without a mask head; a random one must not draw masks."""
+    """Published classifiers come without a mask head; a random one must not draw masks. One that
+    the image head reads stays missing."""
+    if model.layout is not None and "masks" in model.layout.reads:
+        return
     prefix = "roi_heads.mask_head."
     missing = [name for name in incompatible.missing_keys if name.startswith(prefix)]
     if missing and len(missing) == sum(name.startswith(prefix) for name in model.state_dict()):

@@ -35,6 +35,7 @@ _SETS = listing(
 _COMMON = {"status": text, "config_file": text, "command": text, "weights": text}
 _HARDWARE = record({"cpu": text, "cores": whole_from_0, "gpu": maybe(text), "num_gpus": _whole})
 _OPTIONAL = {"seconds": number, "weights_run": maybe(text), "run": maybe(text)}
+_OPTIONAL |= {"train_patients": whole_from_0}
 
 
 def _entry(kind: str, *splits: str) -> Any:

@@ -101,6 +101,8 @@ class Run:
         if self.training is None:
             return "not recorded"
         sets = ", ".join(_short(item) for item in self.training["datasets"]["train"])
+        if drawn := self.training.get("train_patients"):
+            sets += f", {drawn} patients of each class"
         seed = self.training["seed"]
         done = self.training.get("iterations")
         iterations = f"{done:,} iterations" if done else "iterations not recorded"

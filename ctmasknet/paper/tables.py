@@ -133,13 +133,16 @@ def _data_sizes(runs: Sequence[Run], name: str) -> list[list[str]]:
         if run.structure.task == "segmentation":
             rows.append([*learned, "-", "-"])
             continue
+        drawn = run.training.get("train_patients")
+        if drawn:
+            learned[0] = f"of {learned[0]}, {drawn} patients of each class"
         train = sum(item["images"] for item in sets["train"])
         evaluated = [item for item in run.measured if item.evaluation]
         if not evaluated:
             rows.append([*learned, NOT_RUN, NOT_RUN])
         for item in evaluated:
             tests = [d for d in item.evaluation["datasets"]["test"] if d["name"] == item.dataset]
-            ratio = f"{sum(d['images'] for d in tests) / train:.3g}"
+            ratio = "-" if drawn else f"{sum(d['images'] for d in tests) / train:.3g}"
             rows.append([*learned, _slices(tests), ratio])
     return rows
 

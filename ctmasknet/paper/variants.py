@@ -33,8 +33,8 @@ _MASK_HEAD = "roi_heads.mask_head."
 class Structure:
     """What two configs have to share for one to be a run of the other.
 
-    ``num_boxes`` (N), ``image_fc_dim`` (width of S) and ``trainable`` are None for a detector and
-    for a compared system, which ``network`` names.
+    ``num_boxes`` (N), ``image_fc_dim`` (width of S), ``trainable`` and ``image_head`` (its name and
+    what it reads) are None for a detector and for a compared system, which ``network`` names.
     """
 
     task: str
@@ -46,6 +46,9 @@ class Structure:
     num_boxes: int | None
     image_fc_dim: int | None
     trainable: str | None
+    image_head: tuple[str, ...] | None
+    #: timm's name of another backbone than a ResNet.
+    timm: str = ""
     network: str = ""
 
     @property
@@ -80,8 +83,19 @@ def structure_of(cfg: Mapping[str, Any]) -> Structure:
         num_boxes=model["RANKED_BOXES"]["NUM"] if classifier else None,
         image_fc_dim=model["IMAGE_HEAD"]["FC_DIM"] if classifier else None,
         trainable=model["TRAINABLE"] if classifier else None,
+        image_head=_image_head(model["IMAGE_HEAD"]) if classifier else None,
+        timm=model["TIMM"]["NAME"] if _is_timm(model) else "",
         network=_network(model),
     )
+
+
+def _is_timm(model: Mapping[str, Any]) -> bool:
+    return model["BACKBONE"]["NAME"] == "build_timm_fpn_backbone"
+
+
+def _image_head(head: Mapping[str, Any]) -> tuple[str, ...]:
+    # Configurations from before heads read more than rows do not say what theirs read
+    return head["NAME"], *head.get("READS", ())
 
 
 #: Meta-architecture of a compared system -> the keys that name its network.
@@ -89,7 +103,10 @@ _NETWORKS = {
     "SliceClassifier": ("SLICE_NETWORK.NAME", "SLICE_NETWORK.NUM_OUTPUTS"),
     "ScanClassifier": ("SLICE_NETWORK.NAME",),
     "SemanticLesionNet": ("SEMANTIC.NAME", "SEMANTIC.ENCODER"),
-    "TwoBranchNet": ("IMAGE_HEAD.NAME",),
+    "TwoBranchNet": ("IMAGE_HEAD.NAME", "IMAGE_HEAD.AFFINITIES"),
+    "PatchNet": ("PATCHES.PLACE", "RANKED_BOXES.NUM"),
+    "DetectedLesionClassifier": ("LESION_HEAD.NAME",),
+    "SemanticLesionClassifier": ("LESION_HEAD.NAME", "SEMANTIC.NAME", "SEMANTIC.ENCODER"),
 }
 
 
@@ -200,7 +217,8 @@ def model_rows(found: list[Variant]) -> list[dict[str, Any]]:
         structure = variant.structure
         classifier = structure.task == "classification"
         theirs = (None, None)
-        if variant.heading in (PUBLISHED_SEG, PUBLISHED_CLS):
+        published = not structure.timm and structure.image_head in (None, ("RankedBoxImageHead",))
+        if published and variant.heading in (PUBLISHED_SEG, PUBLISHED_CLS):
             # Their classifiers have no mask head, ours keep it for overlays
             theirs = authors_counts(structure, with_masks=not classifier)
         rows.append(
@@ -208,7 +226,7 @@ def model_rows(found: list[Variant]) -> list[dict[str, Any]]:
                 "heading": variant.heading,
                 "config": variant.config,
                 "task": structure.task,
-                "backbone": f"ResNet-{structure.depth}",
+                "backbone": structure.timm or f"ResNet-{structure.depth}",
                 "truncation": structure.truncation,
                 "mask_type": structure.mask_type,
                 "num_boxes": structure.num_boxes,

@@ -166,6 +166,11 @@ class TestStartingFromADetector:
         content["model"] = {n: v for n, v in weights.items() if not n.startswith(masks)}
         torch.save(content, detector)
         load(tiny_cfg, detector, complete=False, model=tiny_model)
+        # But not with a head that reads what masks are made of
+        tiny_cfg.merge_from_list(["MODEL.IMAGE_HEAD.NAME", "SetAttentionImageHead"])
+        tiny_cfg.merge_from_list(["MODEL.IMAGE_HEAD.READS", ["masks"]])
+        with pytest.raises(CTMaskNetError, match=r"such as roi_heads\.mask_head"):
+            load(tiny_cfg, detector, complete=False)
 
     def test_other_input_than_the_detectors_is_told(self, tiny_cfg, detector, caplog):
         load(tiny_cfg, detector, complete=False)

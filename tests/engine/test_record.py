@@ -62,6 +62,10 @@ def test_a_training_is_recorded_when_it_begins_and_when_it_ends(cfg):
     assert done["hardware"]["device"] == "cpu" and done["hardware"]["gpu"] is None
     assert done["hardware"]["cores"] >= 1 and done["hardware"]["cpu"]
     assert {"torch", "detectron2", "ctmasknet"} < done["versions"].keys()
+    assert "train_patients" not in done
+    cfg.DATASETS.TRAIN_PATIENTS = 2
+    with recorded(cfg, arguments()):
+        assert entries(cfg)[-1]["train_patients"] == 2
 
 
 def test_a_stopped_training_says_how_far_it_came(cfg, tmp_path):

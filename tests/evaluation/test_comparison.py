@@ -108,6 +108,7 @@ def test_the_tool_writes_a_table_a_picture_and_a_section(files, tmp_path, capsys
     names = [f"{name}={path}" for name, path in files.items()]
     tool = "tools/compare.py"
     options = ("--output", output, "--resamples", 100, "--against", "good")
+    options = (*options, "--pooling", "over_18_slices")
     assert run_tool(repository, tool, *names, *options) in (0, None)
     printed = capsys.readouterr().out
     assert "good - noisy" in printed and "noisy - same" not in printed

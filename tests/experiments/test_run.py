@@ -151,6 +151,10 @@ def test_a_file_of_another_plan_is_not_taken(plan, tmp_path):
     with pytest.raises(CTMaskNetError, match=r"1\.json: was made with another opts than"):
         run_plan(plan(opts=["SOLVER.MAX_ITER", 6]), *places, call=None)
     damaged = places[0] / "heads" / "a" / "wide" / "1.json"
+    content = json.loads(damaged.read_text())
+    damaged.write_text(json.dumps({**content, "class_names": None}))
+    with pytest.raises(CTMaskNetError, match=r"1\.json: .*class_names"):
+        run_plan(plan(seeds=[1]), *places, call=None)
     damaged.write_text('{"format": "ctmasknet experiment 1"}')
     with pytest.raises(CTMaskNetError, match=r"1\.json: not the file of a run \(config_file is mi"):
         run_plan(plan(), *places, call=None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.ops import Permute
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
@@ -67,6 +68,16 @@ def test_the_last_layer_with_places(name, layer):
     assert found == layer and module is network.get_submodule(layer)
     with pytest.raises(CTMaskNetError, match="has no layer with places"):
         last_spatial_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2))
+
+
+def test_channels_are_not_taken_for_places():
+    last = Permute([0, 2, 3, 1])
+    network = nn.Sequential(nn.Conv2d(3, 96, 1), last, nn.Flatten())
+    with pytest.raises(CTMaskNetError, match=r"^1, the last layer .* gives its channels last"):
+        last_spatial_layer(network, torch.zeros(1, 3, 6, 8))
+    # Pooled to a square, of a slice that is none
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    assert last_spatial_layer(pooled, torch.zeros(1, 3, 6, 8))[0] == "0"
 
 
 def test_where_the_middle_lies():

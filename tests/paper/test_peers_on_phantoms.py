@@ -35,3 +35,19 @@ def test_what_differs_from_published_settings_is_known_to_their_configurations(n
     words = overrides.format(output="output", demo="demo").split()
     cfg = read_cfg(peers_on_phantoms.ROOT / "configs" / f"{config}.yaml", words)
     assert 0 < cfg.SOLVER.MAX_ITER <= 300 and not cfg.SOLVER.MAX_EPOCHS
+
+
+def test_s_is_the_demos_s(tmp_path, monkeypatch):
+    found = {}
+
+    def note(name, folder, *_):
+        found[name] = folder
+
+    monkeypatch.setattr(peers_on_phantoms, "collect", note)
+    monkeypatch.setattr(peers_on_phantoms, "compare", lambda runs: None)
+    monkeypatch.setattr(peers_on_phantoms, "write_tables", lambda: None)
+    (tmp_path / "cls_s").mkdir()
+    (tmp_path / "cls_s" / "model_best.pth").touch()
+    peers_on_phantoms.main(["--no-training", "--demo", str(tmp_path), "--output", str(tmp_path)])
+    cfg = read_cfg(peers_on_phantoms.ROOT / "configs" / "demo" / f"{found['s'].name}.yaml", [])
+    assert cfg.MODEL.IMAGE_HEAD.NAME == "RankedBoxImageHead"

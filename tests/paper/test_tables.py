@@ -67,6 +67,19 @@ def test_figures_land_in_the_row_of_their_mode(known, make_run, slices_figures, 
     assert (row["test"], row["ratio test/train"]) == ("20 (phantoms)", "0.5")
 
 
+def test_a_training_on_some_patients_says_so(known, make_run, slices_figures, entry):
+    config = "configs/cls_heads_bn.yaml"
+    record = [entry("training", config, train_patients=2), entry("evaluation", config)]
+    given = {"record": record, "overrides": ["OUTPUT_DIR", "output/cls"]}
+    folder = make_run("some", "cls_heads_bn", slices_figures, **given)
+    tables = tables_of(known, folder)
+    (row,) = ours(tables["table2"], "COVID-CT-Mask-Net (heads+BN)")
+    assert "(40 slices, phantoms), 2 patients of each class; 300" in row["trained on"]
+    (row,) = ours(tables["table1"], "COVID-CT-Mask-Net (heads+BN)")
+    assert row["training"] == "of 40 (phantoms), 2 patients of each class"
+    assert row["ratio test/train"] == "-"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

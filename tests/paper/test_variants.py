@@ -52,6 +52,31 @@ def test_a_structure_tells_modes_and_masks_apart(known):
     assert structure_of(cfg) == full.structure
 
 
+def test_other_backbones_and_heads_are_not_the_authors(known):
+    rows = model_rows(pick(known, "seg_lite0", "cls_attention"))
+    assert [row["authors_parameters"] for row in rows] == [None, None]
+    assert [row["backbone"] for row in rows] == ["tf_efficientnet_lite0", "ResNet-50"]
+    (cls,) = pick(known, "cls")
+    for key, value in (
+        ("MODEL.IMAGE_HEAD.NAME", "StandardizedRankedBoxImageHead"),
+        ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
+    ):
+        cfg = cls.cfg.clone()
+        cfg.merge_from_list([key, value])
+        assert structure_of(cfg) != cls.structure
+
+
+def test_compared_systems_are_told_apart_by_their_structure(known_peers):
+    """But for COVID-CT's network, whose two configurations differ in the slices' px."""
+    structures = {item.name: item.structure for item in known_peers}
+    del structures["peers/covid_ct_self_trans"]
+    assert len(set(structures.values())) == len(structures)
+    (patches,) = pick(known_peers, "peers/xu_resnet18")
+    cfg = patches.cfg.clone()
+    cfg.merge_from_list(["MODEL.PATCHES.PLACE", False])
+    assert structure_of(cfg) != patches.structure
+
+
 def test_a_folder_without_configs_is_one_clear_error(tmp_path):
     with pytest.raises(CTMaskNetError, match="no config here"):
         variants(tmp_path)

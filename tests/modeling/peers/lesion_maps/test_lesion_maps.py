@@ -124,6 +124,8 @@ def test_a_training_starts_from_a_lesion_model(tmp_path):
     torch.save({"model": state}, tmp_path / "no_masks.pth")
     with pytest.raises(CTMaskNetError, match=r"such as roi_heads\.mask_head"):
         CTMaskNetCheckpointer(rcnn, spec={}).load(str(tmp_path / "no_masks.pth"))
+    with pytest.raises(CTMaskNetError, match=r"do not fit, such as roi_heads\.mask_head"):
+        CTMaskNetCheckpointer(rcnn, spec={}, transfer=True).load(str(tmp_path / "no_masks.pth"))
 
 
 @pytest.mark.parametrize(
