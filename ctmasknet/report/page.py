@@ -136,7 +136,9 @@ def _render(
         for name, level in (source.evaluation["levels"] if source.evaluation else {}).items()
         if level is not None
     }
-    first_level = "patients" if "patients" in thresholds["levels"] else "slices"
+    first_level = "slices"
+    if "patients" in thresholds["levels"] and (not levels or "patients" in levels):
+        first_level = "patients"
     normal = normal_index(source.class_names)
     values = {
         "title": f"Slice classifier: {source.dataset or source.folder.resolve().name}",

@@ -212,3 +212,11 @@ def test_scores_that_no_temperature_fits_are_said_to_be_uncalibrated(
         assert f"Scores of {level} are not calibrated: no temperature is a fair fit" in page.text
     assert page.text.count(" Not calibrated: no temperature is") == 3
     assert "With the temperature" not in page.text
+
+
+def test_an_evaluation_without_patients_is_shown_by_slices(run_folder, tmp_path, parsed):
+    report = json.loads((run_folder / "report" / "report.json").read_text())
+    report["levels"]["patients"] = None
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    page = write_report(run_folder, tmp_path / "page.html", evaluation=tmp_path, gallery=0)
+    assert "Accuracy, slices" in parsed(page.read_text()).text
