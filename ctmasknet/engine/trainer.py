@@ -183,6 +183,7 @@ class Trainer(DefaultTrainer):
         if not use_cache(cfg, [entry for dicts in sets.values() for entry in dicts]):
             return
         self._rows = {}
+        bad.totals[TRAINING] = len(sets[TRAINING])  # all of them are read
         for name, dicts in sets.items():
             self._rows |= cached_rows(cfg, self.checkpointer.model, dicts, name, bad)
         seed = self._trainer.data_loader.dataset.seed
