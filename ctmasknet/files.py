@@ -402,8 +402,10 @@ def replace_between_marks(path: str | os.PathLike, name: str, text: str) -> None
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
     if old.find(begin) < 0 or old.find(end) < old.find(begin):
         raise CTMaskNetError(f"{path}: has no lines {begin} and {end}; put them where it goes")
+    # Text out of JSON need not be Unicode; what is none becomes a question mark
+    text = text.strip().encode("utf-8", "replace").decode("utf-8")
     with atomic_write(path) as stream:
-        stream.write(f"{old[: old.index(begin)]}{begin}\n{text.strip()}\n{old[old.index(end) :]}")
+        stream.write(f"{old[: old.index(begin)]}{begin}\n{text}\n{old[old.index(end) :]}")
 
 
 def plain(value: Any) -> Any:

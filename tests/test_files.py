@@ -34,6 +34,7 @@ from ctmasknet.files import (
     writing,
 )
 from ctmasknet.paper.runs import find_runs
+from ctmasknet.paper.table import write_text
 from ctmasknet.prepare.class_lists import rows_of_class_lists
 from ctmasknet.prepare.metadata import PatientMetadata
 from ctmasknet.prepare.pairs.stated import read_pairing
@@ -268,6 +269,14 @@ def test_little_room_is_told_in_units_that_tell(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=800))
     with pytest.raises(CTMaskNetError, match=r"need about 1\.5 kB, and the disk has 800 bytes"):
         check_room(tmp_path, 1500, "rows", "take fewer")
+
+
+def test_text_that_is_no_unicode_is_written_with_question_marks(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- demo: begin -->\n<!-- demo: end -->\n")
+    replace_between_marks(page, "demo", "cpu \ud800")
+    write_text(tmp_path / "t.md", "cpu \ud800")
+    assert "cpu ?\n" in page.read_text() and (tmp_path / "t.md").read_text() == "cpu ?"
 
 
 def read_marks(path):

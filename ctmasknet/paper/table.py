@@ -62,7 +62,8 @@ def document(title: str, made_by: str, parts: Sequence[str]) -> str:
 def write_text(path: str | Path, text: str) -> None:
     """Write a page or table, whole or not at all."""
     with writing(path), atomic_write(path) as stream:
-        stream.write(text)
+        # Text out of JSON need not be Unicode; what is none becomes a question mark
+        stream.write(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def name_of(run: Run) -> str:
