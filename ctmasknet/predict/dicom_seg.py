@@ -18,7 +18,7 @@ import datetime
 import importlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pydicom
@@ -37,7 +37,7 @@ LESION_CODES = {
     "lesion": ("52988006", "SCT", "Lesion"),
 }
 _CATEGORY = ("49755003", "SCT", "Morphologically Abnormal Structure")
-_LUNG = ("39607008", "SCT", "Lung")
+LUNG_CODE = ("39607008", "SCT", "Lung")
 #: What an image has to state, if only as empty; some anonymisers drop it.
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
@@ -142,7 +142,7 @@ def dicom_seg_bytes(
             segmented_property_type=coded(*LESION_CODES.get(name, LESION_CODES["lesion"])),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            anatomic_regions=[coded(*_LUNG)],
+            anatomic_regions=[coded(*LUNG_CODE)],
         )
         for number, name in enumerate(lesion_classes, start=1)
     ]
@@ -231,22 +231,35 @@ def _source_images(scan: CTScan, step_mm: float | None) -> list[pydicom.Dataset]
     """Headers of the files that hold the slices, each file once, in the order of the slices.
 
     Where a slice's thickness is left open, it is taken to reach to the next slice."""
-    images = []
-    for file in dict.fromkeys(one.source.file for one in scan.slices):
-        with decoding(file):
-            check_items(file)
-            # As when the slices were read: without a preamble too
-            image = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-            for keyword in _MAY_BE_EMPTY:
-                if keyword not in image:
-                    setattr(image, keyword, "")
+    images = series_headers(one.source.file for one in scan.slices)
+    for image in images:
+        with decoding(image.filename):
             if "NumberOfFrames" not in image and not float(image.get("SliceThickness") or 0) > 0:
                 image.SliceThickness = format(step_mm, ".6g") if step_mm else None
             if "SpacingBetweenSlices" in image:
                 del image.SpacingBetweenSlices
-            _drop_unknown_characters(image)
-        images.append(image)
     return images
+
+
+def series_headers(files: Iterable[str]) -> list[pydicom.Dataset]:
+    """Headers of a series' files, each file once, as highdicom takes them: what an image has to
+    state is there, if only as empty.
+
+    Raises:
+        CTMaskNetError: a damaged file.
+    """
+    headers = []
+    for file in dict.fromkeys(files):
+        with decoding(file):
+            check_items(file)
+            # As when the slices were read: without a preamble too
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            for keyword in _MAY_BE_EMPTY:
+                if keyword not in header:
+                    setattr(header, keyword, "")
+            _drop_unknown_characters(header)
+        headers.append(header)
+    return headers
 
 
 def _drop_unknown_characters(image: pydicom.Dataset) -> None:

@@ -24,11 +24,11 @@ import pydicom
 from pydicom.uid import generate_uid
 
 import ctmasknet
-from ctmasknet.ct.scan import CTSlice, decoding
+from ctmasknet.ct.scan import CTSlice
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY
 from ctmasknet.files import atomic_write, check_writable, read_json, writing
-from ctmasknet.predict.dicom_seg import LESION_CODES, require_highdicom
+from ctmasknet.predict.dicom_seg import LESION_CODES, LUNG_CODE, require_highdicom, series_headers
 from ctmasknet.report.forms import burden_form
 from ctmasknet.report.viewer.prediction import ViewedPrediction, ViewedScan, read_prediction
 from ctmasknet.report.viewer.slices import SliceFinder
@@ -39,21 +39,13 @@ SR_FOLDER = "sr"
 _OWN = "99CTMASKNET"
 #: (value, scheme, meaning)
 _CT_CHEST = ("169069000", "SCT", "CT of chest")
-_LUNG = ("39607008", "SCT", "Lung")
 _VOLUME = ("118565006", "SCT", "Volume")
 _SHARE = ("LESION_SHARE", _OWN, "Share of the lung taken up by the lesion")
 _SLICES = ("LESION_SLICES", _OWN, "Slices with the lesion")
 _COMMENT = ("121106", "DCM", "Comment")
-_AI_FAMILY = ("123110", "DCM", "Artificial Intelligence")
-_FINDING = ("52988006", "SCT", "Lesion")
 _CLASS_SCORE = ("CLASS_SCORE", _OWN, "Score of the class, 0 to 1")
 _ML, _PERCENT, _ONE = (("mL", "UCUM", "mL"), ("%", "UCUM", "%"), ("1", "UCUM", "no units"))
 _RESEARCH = "Found by a research model; not verified, not for diagnosis."
-#: What an image has to state, if only as empty; some anonymisers drop it.
-_MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
-    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-)
 
 
 def write_structured_reports(
@@ -161,7 +153,7 @@ def _report(
             ),
             finding_type=coded(*finding),
             algorithm_id=algorithm,
-            finding_sites=[sr.FindingSite(anatomic_location=coded(*_LUNG))],
+            finding_sites=[sr.FindingSite(anatomic_location=coded(*LUNG_CODE))],
             measurements=measurements,
         )
 
@@ -178,7 +170,7 @@ def _report(
             found.append(measurement(_SLICES, with_lesion[kind], _ONE))
         if found:
             label = "any lesion" if kind == ANY else kind
-            groups.append(group(label, LESION_CODES.get(kind, _FINDING), found))
+            groups.append(group(label, LESION_CODES.get(kind, LESION_CODES["lesion"]), found))
     for kind, score in (scan.about["scores"] or {}).items():
         code = re.sub(r"[^A-Za-z0-9]+", "_", kind).upper()[:16]
         found = [measurement(_CLASS_SCORE, score, _ONE)]
@@ -253,17 +245,13 @@ def _evidence(scan: ViewedScan, sources: Mapping[str, CTSlice]) -> list[pydicom.
         raise CTMaskNetError(
             f"{lost[0]}: not found; name the folder below which the series lie as `images`"
         )
-    headers = []
-    for file in dict.fromkeys(sources[line["file"]].source.file for line in scan.slices):
-        with decoding(file):
-            header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in header:
-                setattr(header, keyword, "")
+    headers = series_headers(sources[line["file"]].source.file for line in scan.slices)
+    for header in headers:
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
             if not str(header.get(keyword) or "").strip():
-                raise CTMaskNetError(f"{file}: states no {keyword}, which a report refers to")
-        headers.append(header)
+                raise CTMaskNetError(
+                    f"{header.filename}: states no {keyword}, which a report refers to"
+                )
     return headers
 
 
