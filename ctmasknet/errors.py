@@ -341,12 +341,13 @@ def _how(number: int) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(_ARGUMENT.sub(_option, message), file=sys.stderr, flush=True)
+    print(as_options(message), file=sys.stderr, flush=True)
     return code
 
 
-def _option(argument: re.Match) -> str:
-    return f"--{argument[1].replace('_', '-')}"
+def as_options(text: str) -> str:
+    """A text whose arguments in backquotes are the options of a command line."""
+    return _ARGUMENT.sub(lambda argument: f"--{argument[1].replace('_', '-')}", text)
 
 
 def _defect(error: Exception) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ctmasknet.ct.scan import Window
-from ctmasknet.data.bad_slices import BAD_SLICE_MODES, REPORT
+from ctmasknet.overrides import ToolParser
 
 
-def add_patients(parser: argparse.ArgumentParser, own_names: str) -> None:
+def add_patients(parser: ToolParser, own_names: str) -> None:
     """Whose a file is. ``own_names``: the set whose names are known without any of these."""
     add = parser.add_argument
     add(
@@ -35,7 +33,7 @@ def add_patients(parser: argparse.ArgumentParser, own_names: str) -> None:
     )
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
+def add_reading(parser: ToolParser) -> None:
     """How CT files are read."""
     add = parser.add_argument
     add(
@@ -44,17 +42,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         help="HU window of DICOM and NIfTI volumes; default: "
         f"{Window.center_hu:g},{Window.width_hu:g}",
     )
-    add(
-        "--rescale",
-        metavar="SLOPE,INTERCEPT",
-        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
-        "volumes not in HU; grey: their values are grey levels 0..255",
-    )
-    add(
-        "--axes",
-        metavar="ORDER",
-        help="axes of .npy and .npz: zyx for slices, rows, columns; ct:zyx for the array ct",
-    )
+    parser.add("rescale")
+    parser.add("axes")
     add(
         "--all-series",
         action="store_true",
@@ -64,28 +53,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--every", type=int, default=1, metavar="K", help="take every K-th slice of a volume")
 
 
-def add_run(parser: argparse.ArgumentParser, workers: int) -> None:
-    """Where the set goes, and what becomes of bad files. ``workers``: as many as are usual."""
-    add = parser.add_argument
-    add(
-        "--bad",
-        choices=BAD_SLICE_MODES,
-        default="error",
-        help=f"what to do with a slice or volume that cannot be read: end with an error, or leave "
-        f"it out and list it in {REPORT} beside the set; default: %(default)s",
-    )
-    add(
-        "--max-bad-share",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="with --bad skip: nothing is prepared, and the exit code is 2, if more than this "
-        "share of the files was bad; default: %(default)s",
-    )
-    add(
+def add_run(parser: ToolParser) -> None:
+    """Where the set goes, and what becomes of bad files."""
+    for name in ("bad", "max_bad_share"):
+        parser.add(name)
+    parser.add_argument(
         "--output-root",
         metavar="DIR",
         help="root of the prepared data sets; default: $DETECTRON2_DATASETS, else ./datasets",
     )
-    add("--seed", type=int, default=0, help="of everything drawn at random; default: %(default)s")
-    add("--workers", type=int, default=workers, help="processes; default: %(default)s")
+    parser.add("seed")
+    parser.add("workers")

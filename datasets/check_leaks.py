@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from ctmasknet.data.duplicates import (
@@ -14,10 +13,11 @@ from ctmasknet.data.duplicates import (
 from ctmasknet.data.patients import overlap_lines, overlaps
 from ctmasknet.errors import command_line
 from ctmasknet.files import check_writable
+from ctmasknet.overrides import ToolParser
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__)
+def parser() -> ToolParser:
+    p = ToolParser(description=__doc__)
     p.add_argument("names", nargs="+", metavar="NAME", help="registered sets")
     p.add_argument(
         "--within",
@@ -36,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="patients that may be one, spelled otherwise, count as shared",
     )
-    p.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
-    p.add_argument("--output", metavar="FILE", help="write all pairs of slices to this CSV file")
+    p.add("workers")
+    p.add("output", metavar="FILE", help="write all pairs of slices to this CSV file")
     return p
 
 

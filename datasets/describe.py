@@ -7,7 +7,6 @@ their metadata.csv counted side by side (see README.md).
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,18 +14,17 @@ from ctmasknet.data.duplicates import DEFAULT_DISTANCE
 from ctmasknet.draw.card import draw_card
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.files import atomic_write, check_writable, write_json
+from ctmasknet.overrides import ToolParser
 from ctmasknet.prepare.arguments import parse_assignments
 from ctmasknet.prepare.card import card_text, data_card
 from ctmasknet.prepare.list_table import count_lists, list_table_text
 from ctmasknet.prepare.lists import find_standard_lists
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> ToolParser:
+    p = ToolParser(description=__doc__)
     p.add_argument("names", nargs="*", metavar="NAME", help="registered sets, such as all splits")
-    p.add_argument("--output", type=Path, metavar="DIR", help="folder of the card")
+    p.add("output", type=Path, help="folder of the card")
     p.add_argument(
         "--list",
         action="append",
@@ -46,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
         default=DEFAULT_DISTANCE,
         help="as for check_leaks.py (default: %(default)s)",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the sample slices (default: 0)")
-    p.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
+    p.add("seed", help="of the sample slices (default: %(default)s)")
+    p.add("workers")
     return p
 
 

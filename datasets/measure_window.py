@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from ctmasknet.ct.window_estimate import measure_pictures
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import ToolParser
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
-    p.add_argument(
-        "--limit", type=int, default=200, help="pictures looked at (default: %(default)s)"
-    )
+def parser() -> ToolParser:
+    p = ToolParser(description=__doc__)
+    p.add("input", required=True)
+    p.add("limit", default=200, help="pictures looked at, at most (default: %(default)s)")
     return p
 
 

@@ -15,7 +15,6 @@ mine_lesions_train and mine_lesions_val.
 from __future__ import annotations
 
 import argparse
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import SPLITS, parse_shares, split_named
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
+from ctmasknet.overrides import ToolParser
 from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
@@ -52,10 +52,8 @@ _OF_COCO = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> ToolParser:
+    p = ToolParser(description=__doc__)
     p.add_argument(
         "--source", type=Path, help="folder with image/ and mask/ (or images/ and masks/)"
     )
@@ -179,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
         help="share of a volume's slices without a lesion that is kept, evenly spread; "
         "default: %(default)s",
     )
-    _OPTIONS["add_run"](p, workers=min(4, os.cpu_count() or 1))
+    _OPTIONS["add_run"](p)
     return p
 
 

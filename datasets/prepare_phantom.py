@@ -8,6 +8,7 @@ import sys
 from tabulate import tabulate
 
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import ToolParser
 from ctmasknet.phantom.write import (
     check_phantom_lesions,
     write_phantom_lesions,
@@ -16,11 +17,9 @@ from ctmasknet.phantom.write import (
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--output", required=True, help="folder that gets the two trees")
-    parser.add_argument("--seed", type=int, default=1, help="another seed gives other patients")
+    parser = ToolParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add("output", required=True, help="folder that gets the two trees")
+    parser.add("seed", help="another seed gives other patients")
     parser.add_argument("--side", type=int, default=256, help="height and width of a slice, px")
     parser.add_argument("--lesion-patients", type=int, default=40, help="COVID patients with masks")
     parser.add_argument("--lesion-slices", type=int, default=8, help="slices of each of them")
@@ -28,7 +27,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val-patients", type=int, default=12, help="a class")
     parser.add_argument("--test-patients", type=int, default=24, help="a class")
     parser.add_argument("--slices", type=int, default=6, help="slices of each patient of the lists")
-    parser.add_argument("--workers", type=int, default=None, help="processes (all cores)")
+    parser.add("workers")
     parser.add_argument("--with-masks", action="store_true", help="keep masks of the listed slices")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser.parse_args(argv)

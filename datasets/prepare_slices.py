@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ from ctmasknet.ct.scan import parse_rescale, parse_window
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import ToolParser
 from ctmasknet.prepare.arguments import (
     bad_slices_from,
     parse_assignments,
@@ -28,8 +27,8 @@ from ctmasknet.prepare.slices import prepare_slices, slice_table
 _OPTIONS = runpy.run_path(str(Path(__file__).with_name("_options.py")))
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__)
+def parser() -> ToolParser:
+    p = ToolParser(description=__doc__)
     p.add_argument("--images", metavar="DIR", help="folder of the images")
     p.add_argument(
         "--list",
@@ -129,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         "only headers are read",
     )
     p.add_argument("--name", default="covidx_ct", help="name of the set (default: covidx_ct)")
-    _OPTIONS["add_run"](p, workers=os.cpu_count() or 1)
+    _OPTIONS["add_run"](p)
     return p
 
 

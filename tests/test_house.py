@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A room imports rooms of an earlier row; rooms of one row do not import each other.
 ROWS = (
     {"errors"},
+    {"console"},
     {"classes", "files", "overrides", "schema", "workers"},
     {"csv_tables"},
     {"names", "registration"},

@@ -4,7 +4,6 @@ python tools/benchmark.py heads-bn --output docs/results/benchmarks/heads_bn.jso
 python tools/benchmark.py table docs/speed.md docs/results/benchmarks/*.json
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,19 +11,18 @@ from ctmasknet.benchmarks.catalogue import BENCHMARKS
 from ctmasknet.benchmarks.table import text_of, write_speed_tables
 from ctmasknet.errors import command_line
 from ctmasknet.files import check_writable, write_json
+from ctmasknet.overrides import ToolParser
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__)
     names = parser.add_subparsers(dest="name", required=True)
     for name, benchmark in BENCHMARKS.items():
         own = names.add_parser(name, help=benchmark.help)
-        own.add_argument("--output", help="JSON file for the figures")
+        own.add("output", metavar="FILE", help="JSON file for the figures")
         own.add_argument("--repeats", type=int, default=5, help="times each is measured (5)")
-        own.add_argument("--seed", type=int, default=0)
+        own.add("seed")
         benchmark.add_options(own)
     table = names.add_parser("table", help="write the tables of such files into a page")
     table.add_argument("page", help="Markdown file with the marks `benchmarks`")

@@ -11,23 +11,22 @@ every difference with its paired interval, McNemar's and DeLong's p; writes comp
 comparison.png.
 """
 
-import argparse
 import sys
 
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.comparison import comparison_text
 from ctmasknet.evaluation.pooling import RULES, SCORE_POOLINGS, TOP_K
+from ctmasknet.overrides import ToolParser
 from ctmasknet.report.comparison import write_comparison
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("systems", nargs="+", metavar="[NAME=]FILE_OR_FOLDER")
-    parser.add_argument("--output", required=True, help="folder of comparison.json and .png")
-    parser.add_argument("--dataset", help="which set of runs that evaluated several")
+    parser = ToolParser(description=__doc__)
+    text = "predictions.csv of a system, or its OUTPUT_DIR"
+    parser.add_argument("systems", nargs="+", metavar="[NAME=]FILE_OR_FOLDER", help=text)
+    parser.add("output", required=True, help="folder of comparison.json and .png")
+    parser.add("dataset", help="which set of runs that evaluated several")
     parser.add_argument("--against", help="show the differences from this system alone")
     parser.add_argument(
         "--common", action="store_true", help="compare on the slices that all systems have"
@@ -41,9 +40,8 @@ def main(argv=None):
     poolings = (*SCORE_POOLINGS, *RULES)
     parser.add_argument("--pooling", choices=poolings, default="mean", help="default: mean")
     parser.add_argument("--top-k", type=int, default=TOP_K, help=f"slices, default: {TOP_K}")
-    parser.add_argument("--normal-class", help="default: the class called normal, if any")
-    parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")
-    parser.add_argument("--seed", type=int, default=0)
+    for name in ("normal_class", "resamples", "seed"):
+        parser.add(name)
     args = parser.parse_args(argv)
     comparison = write_comparison(
         args.systems,

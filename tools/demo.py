@@ -1,18 +1,21 @@
 """The whole way on phantoms: the other tools in order, then two tables (see README.md)."""
 
-import argparse
 import sys
 
 from ctmasknet.demo import run_demo, write_readme_table
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import ToolParser
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="output/demo", help="folder for everything made")
-    parser.add_argument("--phantom-seed", type=int, default=1, help="seed of the phantom patients")
-    parser.add_argument("--seed", type=int, default=1, help="seed of split and training")
+    parser = ToolParser(description=__doc__)
+    text = "folder for everything made (default: %(default)s)"
+    parser.add("output", default="output/demo", help=text)
+    # Those of the table in README.md
+    text = "of the phantom patients (default: %(default)s)"
+    parser.add_argument("--phantom-seed", type=int, default=1, metavar="N", help=text)
+    parser.add("seed", default=1, help="of split and training (default: %(default)s)")
     parser.add_argument(
         "--readme",
         nargs="+",

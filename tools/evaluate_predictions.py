@@ -9,7 +9,6 @@ Writes report.json, and from validation calibration.json (temperature, threshold
 in the classifier's checkpoint as well.
 """
 
-import argparse
 import sys
 
 from ctmasknet.engine.checkpoint import store_calibration, stored_calibration
@@ -18,25 +17,23 @@ from ctmasknet.evaluation.pooling import TOP_K
 from ctmasknet.evaluation.report import evaluate_predictions, report_text
 from ctmasknet.evaluation.validation_fit import POOLINGS, PoolingChoice
 from ctmasknet.files import check_writable
+from ctmasknet.overrides import ToolParser
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--predictions", required=True, help="predictions.csv of the test set")
     parser.add_argument("--validation", help="predictions.csv of the validation set")
-    parser.add_argument("--output", required=True, help="folder for report.json")
+    parser.add("output", required=True, help="folder for report.json")
     parser.add_argument("--checkpoint", help="of the classifier: keep the calibration in it")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="default: mean")
     parser.add_argument("--top-k", type=int, default=TOP_K, help=f"slices, default: {TOP_K}")
-    parser.add_argument("--normal-class", help="default: the class called normal, if any")
     parser.add_argument(
         "--sensitivity", type=float, default=0.95, help="of the operating points, default: 0.95"
     )
-    parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")
-    parser.add_argument("--seed", type=int, default=0)
+    for name in ("normal_class", "resamples", "seed"):
+        parser.add(name)
     parser.add_argument(
         "--by",
         metavar="COLUMN[,COLUMN]",

@@ -8,20 +8,18 @@ others are trained and evaluated by tools/train_net.py, and leave a file each. E
 a plot of all files. --tell only says how many runs are left and how long they take.
 """
 
-import argparse
 import sys
 
 from ctmasknet.errors import command_line
 from ctmasknet.experiments.run import run_plan
+from ctmasknet.overrides import ToolParser
 
 
 @command_line(go_on="the same command goes on; finished runs have their files")
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__)
     add = parser.add_argument
-    add("plan", metavar="PLAN.yaml")
+    add("plan", metavar="PLAN.yaml", help="such as configs/experiments/heads.yaml")
     add("--results", default="docs/results/experiments", help="folder of result files")
     add("--work", default="output/experiments", help="folder of what runs leave meanwhile")
     add("--evidence", metavar="FILE", help="write the tables between a Markdown file's marks too")

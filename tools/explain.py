@@ -14,7 +14,6 @@ configuration's OUTPUT_DIR. With --num-gpus, or under torchrun, processes share 
 slices.
 """
 
-import argparse
 import sys
 
 from ctmasknet.engine.processes import launch
@@ -27,27 +26,12 @@ from ctmasknet.overrides import OverrideParser
 
 
 def parse(argv=None):
-    parser = OverrideParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", help="the model file, which also states its configuration")
-    parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
-    parser.add_argument("--dataset", help="name of a prepared data set")
-    parser.add_argument("--input", nargs="+", help="files and folders")
-    parser.add_argument(
-        "--rescale",
-        metavar="SLOPE,INTERCEPT",
-        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
-        "volumes not in HU; grey: their values are grey levels 0..255",
-    )
-    parser.add_argument(
-        "--axes",
-        metavar="ORDER",
-        help="axes of .npy and .npz: zyx for slices, rows, columns; ct:zyx for the array ct",
-    )
-    parser.add_argument("--output", required=True, help=f"folder for {ATTRIBUTIONS} and pictures")
-    parser.add_argument("--limit", type=int, help="at most so many slices (default: all)")
-    parser.add_argument("--seed", type=int, help="choose them at random (default: evenly spread)")
+    parser = OverrideParser(description=__doc__)
+    for name in ("weights", "config_file", "dataset", "input", "rescale", "axes"):
+        parser.add(name)
+    parser.add("output", required=True, help=f"folder for {ATTRIBUTIONS} and pictures")
+    parser.add("limit")
+    parser.add("seed", default=None, help="choose them at random (default: evenly spread)")
     parser.add_argument(
         "--method",
         choices=(*METHODS, GRADCAM),
@@ -63,15 +47,10 @@ def parse(argv=None):
     parser.add_argument(
         "--boxes", type=int, default=MOST_BOXES, help=f"drawn at most ({MOST_BOXES})"
     )
-    parser.add_argument("--no-pictures", dest="pictures", action="store_false")
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, help="processes of this machine, on a CPU too"
-    )
-    parser.add_argument(
-        "--num-machines", type=int, default=1, help="they have to share the output folder"
-    )
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
+    text = "write the weights alone"
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help=text)
+    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+        parser.add(name)
     return parser.parse_args(argv)
 
 

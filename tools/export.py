@@ -6,7 +6,6 @@
 Weights are --weights, or the best checkpoint of the configuration's OUTPUT_DIR.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from ctmasknet.overrides import OverrideParser
 
 @command_line
 def main(argv=None):
-    parser = OverrideParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", help="the model file, which also states its configuration")
-    parser.add_argument("--config-file", default="", help="configs/cls.yaml, ...")
-    parser.add_argument("--output", required=True, help="file to write, .pt2 or .onnx")
+    parser = OverrideParser(description=__doc__)
+    parser.add("weights")
+    parser.add("config_file")
+    parser.add("output", required=True, metavar="FILE", help="file to write, .pt2 or .onnx")
     parser.add_argument("--height", type=int, default=512, help="of every slice, px (512)")
     parser.add_argument("--width", type=int, default=512, help="of every slice, px (512)")
     args = parser.parse_args(argv)

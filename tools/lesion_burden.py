@@ -10,37 +10,37 @@
     # lesions in COCO's form, from tools/predict.py or elsewhere
     python tools/lesion_burden.py --lesions output/predicted/lesions.json --output output/burden
     # the same as a share of the lungs, looked for in the scans that were predicted
-    python tools/lesion_burden.py --lesions output/predicted/lesions.json --scans /data/scans \
+    python tools/lesion_burden.py --lesions output/predicted/lesions.json --input /data/scans \
         --output output/burden
 
 Writes burden.csv and burden.json. Without lungs the share is of the whole slice and called so.
 """
 
-import argparse
 import sys
 
 from ctmasknet.ct.lungs.masks import LUNG_WAYS
 from ctmasknet.errors import command_line
 from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
+from ctmasknet.overrides import ToolParser
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", help="name of a prepared lesion set")
+    parser = ToolParser(description=__doc__)
+    parser.add("dataset", help="name of a prepared lesion set")
     parser.add_argument("--lesions", help="COCO json, instead of a data set")
     parser.add_argument("--predictions", help="coco_instances_results.json for the data set")
     parser.add_argument("--label-masks", help="folder of masks that tell the lung")
     parser.add_argument(
         "--labels", help="meaning of the mask values (default: as the set was prepared)"
     )
+    parser.add("score_threshold")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.75, help="predictions must score more (0.75)"
-    )
-    parser.add_argument(
-        "--scans", nargs="+", help="look for lungs in these files and folders, those predicted"
+        *("--input", "--scans"),
+        dest="scans",
+        nargs="+",
+        metavar="PATH",
+        help="look for lungs in these files and folders, those predicted",
     )
     parser.add_argument(
         "--lungs",
@@ -48,18 +48,14 @@ def main(argv=None):
         default=LUNG_WAYS[0],
         help="how: a rule on HU, or the U-Net of the package lungmask",
     )
-    parser.add_argument(
-        "--rescale", metavar="SLOPE,INTERCEPT", help="to HU, of --scans; as for tools/predict.py"
-    )
-    parser.add_argument(
-        "--axes", metavar="ORDER", help="of .npy and .npz in --scans; as for tools/predict.py"
-    )
+    parser.add("rescale")
+    parser.add("axes")
     parser.add_argument(
         "--lung-window",
         metavar="CENTER,WIDTH",
-        help="window in HU that --scans were made through, where they are pictures",
+        help="window in HU that --input was made through, where it is pictures",
     )
-    parser.add_argument("--output", required=True, help="folder for burden.csv and burden.json")
+    parser.add("output", required=True, help="folder for burden.csv and burden.json")
     args = parser.parse_args(argv)
     print(burden_text(measure_burden(**vars(args))))
     print(f"burden.csv and burden.json in {args.output}")

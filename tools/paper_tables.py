@@ -8,20 +8,18 @@
 A cell without a result file says "not run".
 """
 
-import argparse
 import shlex
 import sys
 
 from ctmasknet.errors import command_line
+from ctmasknet.overrides import ToolParser
 from ctmasknet.paper.tables import write_tables
 from ctmasknet.paper.zoo import write_model_table, write_zoo
 
 
 @command_line
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__)
     parser.add_argument(
         "--results",
         nargs="+",
@@ -29,7 +27,7 @@ def main(argv=None):
         default=[],
         help="OUTPUT_DIR folders of tools/train_net.py, or folders that hold such",
     )
-    parser.add_argument("--output", help="folder for tables.md, .json and .csv")
+    parser.add("output", help="folder for tables.md, .json and .csv")
     parser.add_argument("--zoo", metavar="FILE", help="write the model zoo")
     parser.add_argument(
         "--models", nargs="*", metavar="FILE", help="list every config with its model's size"

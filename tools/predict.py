@@ -12,7 +12,6 @@ or the best checkpoint of the configuration's OUTPUT_DIR. A killed run goes on
 with --resume. With --num-gpus, or under torchrun, processes share the scans.
 """
 
-import argparse
 import os
 import sys
 
@@ -29,24 +28,13 @@ from ctmasknet.report.viewer import write_viewers
 
 
 def parse(argv=None):
-    parser = OverrideParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OverrideParser(description=__doc__)
     add = parser.add_argument
-    add("--weights", help="the model file, which also states its configuration")
-    add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
-    add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
-    add(
-        "--rescale",
-        metavar="SLOPE,INTERCEPT",
-        help="slope and intercept to HU of pictures of more than 8 bits, DICOM without rescale and "
-        "volumes not in HU; grey: their values are grey levels 0..255",
-    )
-    add(
-        "--axes",
-        metavar="ORDER",
-        help="axes of .npy and .npz: zyx for slices, rows, columns; ct:zyx for the array ct",
-    )
+    parser.add("weights")
+    parser.add("config_file")
+    parser.add("input", required=True)
+    parser.add("rescale")
+    parser.add("axes")
     add("--lesions", action="store_true", help="a classifier's lesions too (lesions.json)")
     add(
         "--lesion-weights",
@@ -78,29 +66,17 @@ def parse(argv=None):
         action="store_true",
         help="with --burden: DICOM measurement reports of DICOM series, in OUTPUT/sr",
     )
-    add(
-        "--score-threshold",
-        type=float,
-        default=0.75,
-        help="lesions in masks, overlays and counts must score more (0.75)",
-    )
+    parser.add("score_threshold")
     add("--pooling", choices=POOLINGS, help="of a classifier; default: the checkpoint's, else mean")
     add("--top-k", type=int, help="slices of top_k_mean; default: the checkpoint's, else 5")
     add("--batch-size", type=int, help="slices a batch; default: TEST.IMS_PER_BATCH")
-    add("--bad", choices=("error", "skip"), default="error", help="slices that cannot be read")
-    add(
-        "--max-bad-share",
-        type=float,
-        default=0.05,
-        help="with --bad skip: more than this share, 0..1, is an error in the end (0.05)",
-    )
-    add("--output", required=True, help="folder for everything written")
+    for name in ("bad", "max_bad_share"):
+        parser.add(name)
+    parser.add("output", required=True)
     add("--resume", action="store_true", help="continue a killed run; repeats nothing")
     add("--overwrite", action="store_true", help="replace an earlier prediction in the folder")
-    add("--num-gpus", type=int, default=1, help="processes of this machine, on a CPU too")
-    add("--num-machines", type=int, default=1, help="they have to share the output folder")
-    add("--machine-rank", type=int, default=0, help="of this machine, from 0")
-    add("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
+    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+        parser.add(name)
     args = parser.parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     return args

@@ -13,7 +13,6 @@ tools/lesion_burden.py where it lies in FOLDER/burden or is named by --burden.
 also writes FOLDER/viewer: a page a patient with all slices, lesions and scores, and a list.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -26,21 +25,24 @@ from ctmasknet.report.viewer import write_viewers
 
 @command_line
 def main(argv=None):
-    parser = OverrideParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OverrideParser(description=__doc__)
     parser.add_argument(
         "folder", help="OUTPUT_DIR of a classifier, or a folder of tools/predict.py"
     )
-    parser.add_argument("--output", help="the HTML file, default: FOLDER/report.html")
-    parser.add_argument("--dataset", help="which of several evaluated sets, default: the last")
+    parser.add("output", metavar="FILE", help="the HTML file, default: FOLDER/report.html")
+    parser.add("dataset", help="which of several evaluated sets, default: the last")
     parser.add_argument("--evaluation", help="folder of report.json, default: FOLDER/report")
     parser.add_argument("--burden", help="folder of burden.json, default: FOLDER/burden")
     parser.add_argument(
         "--burden-truth", help="the same of ground truth, default: FOLDER/burden_truth"
     )
     parser.add_argument("--comparison", help="folder of tools/compare.py, to be shown too")
-    parser.add_argument("--images", help="folder below which the slices lie")
+    parser.add_argument(
+        *("--input", "--images"),
+        dest="images",
+        metavar="PATH",
+        help="folder below which the slices lie, such as the input of the prediction",
+    )
     parser.add_argument(
         "--sr",
         action="store_true",
@@ -53,8 +55,8 @@ def main(argv=None):
         "--pictures", nargs="+", default=[], metavar="DIR", help="folders of pictures made before"
     )
     parser.add_argument("--gallery", type=int, default=24, help="slices shown, default: 24")
-    parser.add_argument("--weights", help="file of the model that draws lesions")
-    parser.add_argument("--config-file", default="", help="of the model that draws lesions")
+    parser.add("weights", help="file of the model that draws lesions")
+    parser.add("config_file", help="of the model that draws lesions")
     args = parser.parse_args(argv)
     options = vars(args)
     folder, output, viewer, sr = (

@@ -9,7 +9,6 @@ masks, CSV, JSON and the report. Needs flask and waitress (the extra serve). Eve
 is removed when asked for, some time after its last use, and when the server ends.
 """
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -18,16 +17,15 @@ from pathlib import Path
 from ctmasknet.config import finds_lesions
 from ctmasknet.engine.setup import inference_cfg
 from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.overrides import OverrideParser
 
 _HERE = Path(__file__).resolve().parent
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OverrideParser(description=__doc__)
     add = parser.add_argument
-    add("--weights", required=True, help="the model file, which also states its configuration")
+    parser.add("weights", required=True)
     add("--lesion-weights", default="", metavar="FILE", help="lesions are those of this detector")
     add("--port", type=int, default=8750, help="of this machine (8750)")
     add("--max-gb", type=float, default=2.0, help="of a job's files (2)")
@@ -49,6 +47,7 @@ def _commands(args, lesions):
             predict += ["--lesion-weights", args.lesion_weights]
         if lesions:
             predict += ["--lesions", "--masks", *kinds]
+        predict += args.opts
         report = [sys.executable, _HERE / "report.py", output, "--images", given]
         return [[os.fspath(word) for word in words] for words in (predict, report)]
 
@@ -67,7 +66,7 @@ def main(argv=None):
         raise CTMaskNetError(
             f"{error.name} is not installed; pip install flask waitress, or the extra serve"
         ) from None
-    cfg, _ = inference_cfg("", [], args.weights)
+    cfg, _ = inference_cfg("", args.opts, args.weights)
     if args.lesion_weights:
         inference_cfg("", [], args.lesion_weights)
     for name in ("max_gb", "max_files", "max_minutes", "keep_minutes"):

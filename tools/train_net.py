@@ -8,7 +8,6 @@
 Evaluation takes the best checkpoint of OUTPUT_DIR, or MODEL.WEIGHTS.
 """
 
-import argparse
 import sys
 
 from ctmasknet.engine.processes import launch
@@ -18,11 +17,9 @@ from ctmasknet.overrides import OverrideParser
 
 
 def parse(argv=None):
-    parser = OverrideParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OverrideParser(description=__doc__)
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="configs/seg.yaml, configs/cls.yaml, ...")
+    parser.add("config_file")
     add("--eval-only", action="store_true", help="evaluate on DATASETS.TEST, train nothing")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add(
@@ -30,10 +27,8 @@ def parse(argv=None):
         action="store_true",
         help="remove what an earlier training left in OUTPUT_DIR, and begin anew",
     )
-    add("--num-gpus", type=int, default=1, help="processes of this machine, on a CPU too")
-    add("--num-machines", type=int, default=1, help="they have to share OUTPUT_DIR")
-    add("--machine-rank", type=int, default=0, help="of this machine, from 0")
-    add("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine")
+    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+        parser.add(name)
     args = parser.parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     return args

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 
@@ -27,7 +28,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     slice.
 
     Args:
-        args: ``config_file`` and ``opts`` of a detector (see
+        args: ``config_file``, ``opts`` and ``weights`` of a detector (see
             :func:`ctmasknet.engine.setup.inference_cfg`), ``dataset`` (registered name), ``output``
             (PNG; the numbers stand beside it as JSON), ``image_id``, ``index`` (lists of ids, of
             indices in the data set; None) and ``seed`` (None), see :func:`choose`; ``nms`` (two IoU
@@ -47,14 +48,13 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
         values = getattr(args, name) if name == "nms" else [getattr(args, name)]
         if not all(0 <= value <= 1 for value in values):
             raise CTMaskNetError(f"`{name}`: {values} is not within 0..1")
-    if is_classifier(read_cfg(args.config_file, args.opts)):
-        raise CTMaskNetError(
-            f"{args.config_file}: is a classifier; Figure 2 shows a detector, such as "
-            "configs/seg.yaml"
-        )
+    if args.config_file:
+        _check_detector(read_cfg(args.config_file, args.opts), args.config_file)
     entries = choose(args.dataset, args.image_id, args.index, args.seed)
     test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
-    cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
+    opts = [*args.opts, *test_set]
+    cfg, _ = inference_cfg(args.config_file, opts, args.weights, test_sets=True)
+    _check_detector(cfg, args.weights)
     # The model as it was trained, not its inference copy: both panels are the reference's
     predictor = CTPredictor(cfg, model=load_model(cfg))
     rows, told = [], []
@@ -83,6 +83,13 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     }
     write_picture(output, contact_sheet(rows, columns=1), numbers)
     return numbers
+
+
+def _check_detector(cfg: CfgNode, where: str) -> None:
+    if is_classifier(cfg):
+        raise CTMaskNetError(
+            f"{where}: is a classifier; Figure 2 shows a detector, such as configs/seg.yaml"
+        )
 
 
 def choose(

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ctmasknet.console.verbosity import VERBOSITY_VARIABLE
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.errors import CTMaskNetError, starting_processes
 from ctmasknet.files import lock_folder, read_json, remove_unlocked
@@ -283,6 +284,7 @@ class Jobs:
         """Run the commands; "" or what went wrong."""
         until = time.monotonic() + 60 * self.limits.run_minutes
         own = {"CTMASKNET_LOG_SECONDS": "1", "TMPDIR": os.fspath(job.folder)}
+        own[VERBOSITY_VARIABLE] = "usual"  # the page shows how far it is
         for command in self._commands(job.given, job.output):
             # A run ends with the server, even a killed one
             with job.log.open("ab") as log, starting_processes():

@@ -70,7 +70,7 @@ def arguments(lesion_set, tmp_path, repository):
     def make(**given):
         values = {"config_file": config, "dataset": lesion_set, "opts": [*OVERRIDES, *weights]}
         values |= {"output": str(tmp_path / "fig2.png"), "image_id": None, "index": None}
-        values |= {"seed": None, "nms": [0.25, 0.75]}
+        values |= {"seed": None, "weights": None, "nms": [0.25, 0.75]}
         values |= {"score_threshold": 0.75, "mask_threshold": 0.5}
         return argparse.Namespace(**(values | given))
 

@@ -16,6 +16,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from termcolor import colored
 
+from ctmasknet.console.verbosity import verbosity
 from ctmasknet.files import atomic_write
 
 CONFIG = "config.yaml"
@@ -55,7 +56,8 @@ def start_logs(folder: str | os.PathLike | None = None) -> None:
     Detectron2 says too. Replaces what an earlier call set up.
 
     The terminal of the main process shows the beginning of long messages, with colours if it is
-    one; the file has all of them, without.
+    one; the file has all of them, without. Quiet, the terminal shows warnings and errors alone;
+    verbose, messages of libraries too, all of them whole.
     """
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -69,7 +71,7 @@ def start_logs(folder: str | os.PathLike | None = None) -> None:
         for handler in [one for one in logger.handlers if isinstance(one, _Terminal | _LogFile)]:
             logger.removeHandler(handler)
             handler.close()
-        if folder is None and name != "ctmasknet":
+        if folder is None and name != "ctmasknet" and verbosity() != "verbose":
             continue
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
@@ -81,8 +83,8 @@ class _Terminal(logging.StreamHandler):
     """Standard output, whatever that is when something is said."""
 
     def __init__(self, has_file: bool):
-        super().__init__()
-        self._has_file = has_file
+        super().__init__(logging.WARNING if verbosity() == "quiet" else logging.NOTSET)
+        self._shortens = has_file and verbosity() != "verbose"
         self.setFormatter(logging.Formatter(_FORMAT, _TIME))
 
     @property
@@ -100,7 +102,7 @@ class _Terminal(logging.StreamHandler):
         elif record.levelno >= logging.WARNING:
             text = colored(text, "red", force_color=True)
         lines = text.splitlines()
-        if self._has_file and len(lines) > _MOST_LINES:
+        if self._shortens and len(lines) > _MOST_LINES:
             return f"{lines[0]} ({len(lines) - 1} lines, in log.txt)"
         return text
 
