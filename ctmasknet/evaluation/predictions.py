@@ -18,7 +18,7 @@ from ctmasknet.files import atomic_write, plain_file
 
 _ROW_FIELDS = ("file", "patient", "scan", "label", "pred")
 #: A last column that prediction writes where a study holds several reconstructions.
-_COUNTS = "counts"
+COUNTS = "counts"
 # A score and the sigmoid of its logit, both rounded to four decimals, differ by less.
 _TOLERANCE = 1e-4
 
@@ -63,7 +63,7 @@ def write_predictions_csv(
         columns: list[str] = []
         if isinstance(rows, Sequence):  # a prediction, which streams its rows, knows no metadata
             columns = list(dict.fromkeys(name for row in rows for name in row.metadata))
-        writer.writerow([*_header(class_names), *[_COUNTS] * with_counts, *map(safe_cell, columns)])
+        writer.writerow([*_header(class_names), *[COUNTS] * with_counts, *map(safe_cell, columns)])
         for row in rows:
             label = "" if row.label is None else class_names[row.label]
             values = [format(float(value), ".9g") for value in (*row.logits, *row.scores)]
@@ -99,7 +99,7 @@ def read_predictions_csv(path: str | os.PathLike) -> tuple[list[SlicePrediction]
     header = lines[0] if lines else []
     names = [field.removeprefix("logit_") for field in header if field.startswith("logit_")]
     width = len(_header(names))
-    with_counts = header[width : width + 1] == [_COUNTS]
+    with_counts = header[width : width + 1] == [COUNTS]
     columns = [text_of_cell(name) for name in header[width + with_counts :]]
     unfit = "" in columns or len(set(header)) < len(header)
     if not names or header[:width] != _header(names) or unfit:
@@ -150,7 +150,7 @@ def _parse(
         known = map(text_of_cell, values[width + with_counts :])
         counts = values[width] if with_counts else "1"
         if counts not in ("0", "1"):
-            raise ValueError(f"{_COUNTS} is {counts!r}, not 0 or 1")
+            raise ValueError(f"{COUNTS} is {counts!r}, not 0 or 1")
         values = values[:width]
         numbers = tuple(float(value) for value in values)
         row = SlicePrediction(

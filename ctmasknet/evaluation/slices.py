@@ -24,6 +24,7 @@ from ctmasknet.evaluation.metrics import (
     confusion_matrix,
     confusion_table,
 )
+from ctmasknet.evaluation.pooled_files import write_pooled_csv
 from ctmasknet.evaluation.pooling import POOLED_LEVELS, ScorePooling, pool_slices
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.evaluation.report import interval_text
@@ -35,7 +36,8 @@ _POOLING = "mean"
 
 
 class ImageClassificationEvaluator(DatasetEvaluator):
-    """Confusion matrix, paper section 4 metrics and ``predictions.csv`` of a data set of slices.
+    """Confusion matrix, paper section 4 metrics and ``predictions.csv``, ``scans.csv`` and
+    ``patients.csv`` of a data set of slices.
 
     Results on the main process (``{}`` on others), in percent but for the loss::
 
@@ -61,7 +63,7 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             dataset_name: a registered data set; gives the class names and the order of the rows.
             class_names: C names in the order of the logits; default: the data set's
                 ``image_classes``, and without a data set those of the paper.
-            output_dir: folder for ``predictions.csv`` and ``slices_metrics.json``; None for none.
+            output_dir: folder for the CSV files and ``slices_metrics.json``; None for none.
             distributed: gather from all processes; False evaluates this process alone.
         """
         metadata = MetadataCatalog.get(dataset_name) if dataset_name else None
@@ -166,6 +168,9 @@ class ImageClassificationEvaluator(DatasetEvaluator):
             self._logger.info("%s", subgroup_text(subgroups, shown, interval_text))
         if self._output_dir is not None:
             write_predictions_csv(self._output_dir / "predictions.csv", rows, self._class_names)
+            for level in POOLED_LEVELS:
+                units = pool_slices(rows, level, ScorePooling(_POOLING))
+                write_pooled_csv(self._output_dir, level, units, self._class_names, _POOLING)
             write_json(
                 self._output_dir / "slices_metrics.json",
                 {

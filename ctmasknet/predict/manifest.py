@@ -36,8 +36,8 @@ MANIFEST = "prediction.json"
 _FORMAT = "ctmasknet prediction 1"
 #: Everything a prediction writes beside its manifest, and what is made of that.
 WRITTEN = (
-    *("predictions.csv", "predictions.jsonl", "lesions.json", "bad_slices.json", "run.json"),
-    *("masks", "overlays", "burden", "sr", "viewer"),
+    *("predictions.csv", "scans.csv", "patients.csv", "predictions.jsonl", "lesions.json"),
+    *("bad_slices.json", "run.json", "masks", "overlays", "burden", "sr", "viewer"),
 )
 #: A run's states. One that was killed while it removed what an earlier run left has to go on with
 #: that, or it would take the earlier run's results for its own. One that failed before anything was

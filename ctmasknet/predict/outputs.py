@@ -1,7 +1,7 @@
 """From finished shards to the files a prediction leaves: ``predictions.jsonl``,
-``predictions.csv``, and ``lesions.json`` in COCO's format, which ``COCO(file)`` of pycocotools
-reads. One slice is in memory at a time; logits of all slices are held for the patients, 4 bytes a
-slice and class.
+``predictions.csv``, ``scans.csv``, ``patients.csv``, and ``lesions.json`` in COCO's format, which
+``COCO(file)`` of pycocotools reads. One slice is in memory at a time; logits of all slices are held
+for the patients, 4 bytes a slice and class.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from ctmasknet.ct.appearance import GreyLevels
 from ctmasknet.ct.dicom.reconstruction import SeriesFacts, choose_reconstructions
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.pooled_files import write_pooled_csv
+from ctmasknet.evaluation.pooling import PooledPrediction
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
 from ctmasknet.files import atomic_write, plain, writing
 from ctmasknet.predict.manifest import REMEDY
@@ -191,13 +193,16 @@ class Outputs:
         series = [one.get("series") for unit in self._found() for one in unit["scans"]]
         self._choices = choose_reconstructions(map(SeriesFacts.from_json, series))
         with writing(self._output, REMEDY):
-            summary = self._write_jsonl(self._output / "predictions.jsonl")
+            pooled: dict[str, list[dict[str, Any]]] = {"scans": [], "patients": []}
+            summary = self._write_jsonl(self._output / "predictions.jsonl", pooled)
             if self._image_classes:
                 path = self._output / "predictions.csv"
                 with_counts = not all(counts for counts, _ in self._choices)
                 write_predictions_csv(
                     path, self._rows(), self._image_classes, with_counts=with_counts
                 )
+                for level, found in pooled.items():
+                    self._write_pooled(level, found, with_counts)
             if self._lesions:
                 path = self._output / "lesions.json"
                 _write_coco(path, self._slice_lines, self._lesion_classes, self._cautions)
@@ -206,14 +211,36 @@ class Outputs:
         bad.totals["inputs"] = summary.slices + summary.skipped
         return summary
 
-    def _write_jsonl(self, path: Path) -> Summary:
+    def _write_pooled(self, level: str, found: list[dict[str, Any]], with_counts: bool) -> None:
+        """Write the table of scans or patients; those without a slice have no class."""
+        named = [one for one in found if "pred" in one]
+        items = [
+            PooledPrediction(
+                patient=one["patient"],
+                scan=one.get("scan", ""),
+                label=None,
+                mixed=False,
+                pred=self._image_classes.index(one["pred"]),
+                scores=tuple(one["scores"].values()),
+                slices=one["slices"],
+            )
+            for one in named
+        ]
+        counts = None
+        if with_counts and level == "scans":
+            counts = [one.get("counts", True) for one in named]
+        label = self._pooler.label
+        write_pooled_csv(self._output, level, items, self._image_classes, label, counts)
+
+    def _write_jsonl(self, path: Path, pooled: dict[str, list[dict[str, Any]]]) -> Summary:
+        """Write it; ``pooled`` is given its scans and patients."""
         pooling = self._pooler.label if self._pooler else ""
         summary = Summary(pooling=pooling, cautions=self._cautions)
         levels = ("slices", "scans", "patients") if self._pooler else ()
         counts = {level: Counter() for level in levels}
         patients: dict[str, _Group] = {}
         with_lesion: Counter = Counter()
-        scans = []
+        scans = pooled["scans"]
         with atomic_write(path) as stream:
 
             def write(value: dict[str, Any]) -> None:
@@ -277,7 +304,9 @@ class Outputs:
                     names, about = {"patient": patient}, {"scans": group.scans}
                     if group.not_counted:
                         about["scans_not_counted"] = group.not_counted
-                    write(self._pooled("patient", names, group, about, counts.get("patients")))
+                    found = self._pooled("patient", names, group, about, counts.get("patients"))
+                    pooled["patients"].append(found)
+                    write(found)
         summary.scans = len(scans)
         summary.patients = sum(bool(patient) for patient in patients)
         for unit in self._found():

@@ -324,7 +324,8 @@ class Jobs:
 def results_of(job: Job) -> list[Path]:
     """Files of a finished job that can be fetched, in a fixed order."""
     names = (
-        *("report.html", "predictions.csv", "predictions.jsonl", "lesions.json"),
+        *("report.html", "patients.csv", "scans.csv", "predictions.csv", "predictions.jsonl"),
+        "lesions.json",
         *("masks.zip", "everything.zip"),
     )
     return [path for name in names if (path := job.output / name).is_file()]

@@ -91,6 +91,19 @@ def test_predictions_csv(answers):
     assert names == CLASSES and len(rows) == 18
 
 
+@pytest.mark.parametrize("level", ["scan", "patient"])
+def test_tables_of_scans_and_patients(answers, level):
+    output, _ = answers
+    told = objects(output, level)
+    table = pandas.read_csv(output / f"{level}s.csv", dtype=str).fillna("")
+    assert len(table) == len(told) > 1
+    for line, expected in zip(table.to_dict("records"), told, strict=True):
+        names = {key: line[key] for key in ("patient", "scan", "pred", "pooling") if key in line}
+        assert names == {key: expected[key] for key in names} and line["label"] == ""
+        assert int(line["n_slices"]) == expected["slices"]
+        assert {n: float(line[f"score_{n}"]) for n in CLASSES} == expected["scores"]
+
+
 def test_predictions_jsonl(answers):
     output, found = answers
     for value, one in zip(objects(output, "slice"), slices(found), strict=True):
@@ -330,6 +343,8 @@ def test_one_reconstruction_of_a_study_counts_for_the_patient(classifier, tmp_pa
     (pooled,) = pool_slices(rows, "patients", ScorePooling("mean"))
     assert pooled.scores == pytest.approx([patient["scores"][name] for name in names])
     assert len(pool_slices(rows, "scans", ScorePooling("mean"))) == 2
+    table = pandas.read_csv(tmp_path / "out" / "scans.csv")
+    assert list(table.counts) == [0, 1] and list(table.n_slices) == [3, 3]
 
 
 def test_a_slice_that_cannot_be_decoded_is_empty_in_the_label_volume(
