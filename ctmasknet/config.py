@@ -200,6 +200,12 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # A px is lesion from this probability on, 0..1.
     cfg.MODEL.SEMANTIC.THRESHOLD = 0.5
 
+    # Batch normalisation of JCS's encoders, of its classifier (MODEL.SLICE_NETWORK.NAME
+    # jcs_classifier) too: FrozenBN, as published, for a start from pretrained weights | BN, which
+    # learns, for one from random weights.
+    cfg.MODEL.JCS = CfgNode()
+    cfg.MODEL.JCS.NORM = "FrozenBN"
+
     # --- classes by the lesions of such a network, or of a detector (MODEL.META_ARCHITECTURE
     # SemanticLesionClassifier, DetectedLesionClassifier) ---
     cfg.MODEL.LESION_HEAD = CfgNode()
@@ -294,6 +300,15 @@ def is_classifier(cfg: CfgNode) -> bool:
 def reads_lesions(cfg: CfgNode) -> bool:
     """Whether ``cfg`` describes a classifier by areas and places, or maps, of lesions."""
     return cfg.MODEL.META_ARCHITECTURE in ("DetectedLesionClassifier", "SemanticLesionClassifier")
+
+
+def has_jcs(cfg: CfgNode) -> bool:
+    """Whether a network of JCS is in the model."""
+    of_slices = cfg.MODEL.SLICE_NETWORK.NAME == "jcs_classifier"
+    return (of_slices and cfg.MODEL.META_ARCHITECTURE == "SliceClassifier") or (
+        cfg.MODEL.SEMANTIC.NAME.startswith("jcs")
+        and cfg.MODEL.META_ARCHITECTURE.startswith("SemanticLesion")
+    )
 
 
 def finds_lesions(cfg: CfgNode) -> bool:

@@ -16,11 +16,19 @@ from detectron2.modeling import (
 )
 
 from ctmasknet.bounds import check_together, check_value
-from ctmasknet.config import add_ctmasknet_config, is_classifier, leaves, names_scans, reads_lesions
+from ctmasknet.config import (
+    add_ctmasknet_config,
+    has_jcs,
+    is_classifier,
+    leaves,
+    names_scans,
+    reads_lesions,
+)
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
 from ctmasknet.modeling.image_heads.registry import check_reads
 from ctmasknet.modeling.masks import WAYS
+from ctmasknet.modeling.peers.jcs import JCS_NORMS
 from ctmasknet.modeling.peers.lesion_maps.heads import SCAN_HEAD, SLICE_HEADS
 from ctmasknet.modeling.peers.semantic_lesions import SEMANTIC_NETWORKS
 from ctmasknet.modeling.ranked_boxes import RowLayout
@@ -143,6 +151,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.JCS.NORM": tuple(JCS_NORMS),
     "MODEL.LESION_HEAD.NAME": (*SLICE_HEADS, SCAN_HEAD),
     "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
     "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
@@ -280,6 +289,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("MODEL.SEMANTIC.ENCODER",),
         lambda cfg: cfg.MODEL.SEMANTIC.NAME.startswith(("infnet", "jcs")),
         "this network has its own (MODEL.SEMANTIC.NAME)",
+    ),
+    (
+        ("MODEL.JCS.",),
+        lambda cfg: not has_jcs(cfg),
+        "there is no network of JCS (MODEL.SEMANTIC.NAME, MODEL.SLICE_NETWORK.NAME)",
     ),
     (
         ("MODEL.LESION_HEAD.",),

@@ -42,15 +42,49 @@ _COMMON = """
     SOLVER.CHECKPOINT_PERIOD 100000 SOLVER.LR_SCHEDULER_NAME WarmupCosineLR
 """
 _SLICES = _COMMON + "SOLVER.BEST_METRIC slices/loss TEST.IMS_PER_BATCH 16 "
+_SCANS = _COMMON + "SOLVER.BEST_METRIC slices/loss "
 _LESIONS = _COMMON + "SOLVER.AMP.ENABLED True SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TEST 128 "
 _WHOLE = "MODEL.SLICE_NETWORK.CROP 0 MODEL.SLICE_NETWORK.SIZE "
+_HALF = "SOLVER.AMP.ENABLED True "
+#: What makes a configuration's detector that of the demo, whose weights it starts from.
+_DETECTOR = (
+    "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.RESNETS.OUT_FEATURES ['res3'] "
+    "MODEL.FPN.IN_FEATURES ['res3'] MODEL.FPN.OUT_CHANNELS 64 MODEL.ANCHOR_GENERATOR.ROUND False "
+    "MODEL.ANCHOR_GENERATOR.SIZES [[8,16,32,64]] "
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS [[0.5,1.0,2.0]] MODEL.RPN.IN_FEATURES ['p3'] "
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN 1000 MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
+    "MODEL.RPN.PRE_NMS_TOPK_TEST 500 MODEL.RPN.POST_NMS_TOPK_TEST 128 "
+    "MODEL.ROI_HEADS.IN_FEATURES ['p3'] MODEL.ROI_HEADS.IOU_THRESHOLDS [0.5] "
+    "MODEL.ROI_HEADS.IOU_LABELS [0,1] MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64 "
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION 0.5 MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 "
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 1 MODEL.ROI_MASK_HEAD.NUM_CONV 1 "
+    "MODEL.ROI_MASK_HEAD.CONV_DIM 64 MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 1 "
+    "INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 512 MODEL.WEIGHTS {demo}/seg/model_best.pth "
+)
+_TWO_BRANCH = (
+    f"{_SLICES} {_DETECTOR} SOLVER.IMS_PER_BATCH 4 DATASETS.LESIONS ('cncb_lesions_merge_train',) "
+)
+_UNET = "MODEL.SEMANTIC.ENCODER resnet18 INPUT.MIN_SIZE_TEST 96 "
+# From random weights its normalisation has to learn too
+_JCS = "MODEL.JCS.NORM BN INPUT.MIN_SIZE_TEST 96 "
+_ON_UNET = _UNET + "MODEL.WEIGHTS {output}/unet/model_best.pth "
 
 
 def _steps(number: int, rate: float) -> str:
     return f"SOLVER.MAX_ITER {number} TEST.EVAL_PERIOD {number} SOLVER.BASE_LR {rate} "
 
 
-#: System -> configuration, what differs from it.
+_MERGED = (
+    "DATASETS.TRAIN ('cncb_lesions_merge_train',) DATASETS.VAL ('cncb_lesions_merge_val',) "
+    "DATASETS.TEST ('cncb_lesions_merge_test',)"
+)
+#: System -> configuration, what differs from it. Those that start from another come behind it.
+LESION_NETWORKS = {
+    "unet": ("peers/unet", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
+    "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
+    "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(70, 0.001)} {_MERGED}"),
+    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(40, 0.001)} {_MERGED}"),
+}
 CLASSIFIERS = {
     "resnet18": (
         "peers/resnet18",
@@ -63,49 +97,49 @@ CLASSIFIERS = {
     ),
     "covidnet_ct_lookalike": (
         "peers/covidnet_ct_lookalike",
-        f"{_SLICES} MODEL.SLICE_NETWORK.SIZE 192 {_steps(300, 0.02)}",
+        f"{_SLICES} MODEL.SLICE_NETWORK.SIZE 128 {_steps(300, 0.02)}",
     ),
     "covnet": (
         "peers/covnet",
-        f"{_COMMON} MODEL.SLICE_NETWORK.SIZE 128 "
-        f"SOLVER.IMS_PER_BATCH 4 SOLVER.WEIGHT_DECAY 0.0001 SOLVER.AMP.ENABLED True "
-        f"{_steps(80, 0.0003)}",
+        f"{_SCANS} {_HALF} {_WHOLE} 80 SOLVER.IMS_PER_BATCH 8 SOLVER.WEIGHT_DECAY 0.0001 "
+        f"{_steps(100, 0.0005)}",
     ),
     "covid_ct_densenet169": (
         "peers/covid_ct_densenet169",
-        f"{_SLICES} {_WHOLE} 96 SOLVER.AMP.ENABLED True {_steps(150, 0.0005)}",
+        f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(150, 0.0005)}",
     ),
-    "ssm": (
-        "peers/ssm",
-        f"{_COMMON} INPUT.MIN_SIZE_TEST 128 SOLVER.IMS_PER_BATCH 4 MODEL.FPN.OUT_CHANNELS 64 "
-        "MODEL.ANCHOR_GENERATOR.SIZES [[4,8,16,32]] MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
-        "MODEL.RPN.POST_NMS_TOPK_TEST 128 MODEL.RANKED_BOXES.NUM 32 "
-        f"SOLVER.BEST_METRIC slices/loss {_steps(150, 0.0005)}",
+    "jcs_classifier": (
+        "peers/jcs_classifier",
+        f"{_SLICES} {_HALF} {_WHOLE} 96 MODEL.JCS.NORM BN {_steps(120, 0.0005)}",
     ),
-    "cls_attention": (
-        "demo/cls",
-        "DATALOADER.NUM_WORKERS 0 MODEL.WEIGHTS {demo}/seg/model_best.pth "
-        "MODEL.IMAGE_HEAD.NAME SetAttentionImageHead MODEL.IMAGE_HEAD.FC_DIM 32 "
-        "MODEL.IMAGE_HEAD.READS ('boxes','features') SOLVER.OPTIMIZER ADAMW "
-        "SOLVER.MAX_ITER 200 TEST.EVAL_PERIOD 200",
+    "xu_resnet18": (
+        "peers/xu_resnet18",
+        f"{_SLICES} {_DETECTOR} SOLVER.IMS_PER_BATCH 8 MODEL.PATCHES.SIZE 40 {_steps(120, 0.001)}",
     ),
-}
-_MERGED = "DATASETS.TEST ('cncb_lesions_merge_test',)"
-LESION_NETWORKS = {
-    "unet": (
-        "peers/unet",
-        f"{_LESIONS} INPUT.MIN_SIZE_TEST 96 MODEL.SEMANTIC.ENCODER resnet18 {_steps(240, 0.002)} "
-        f"DATASETS.TRAIN ('cncb_lesions_merge_train',) DATASETS.VAL ('cncb_lesions_merge_val',) "
-        f"{_MERGED}",
+    "ark20_r50": (
+        "peers/ark20_r50",
+        f"{_SLICES} {_DETECTOR} SOLVER.IMS_PER_BATCH 16 {_steps(60, 0.05)}",
     ),
-    "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
-    "jcs": ("peers/jcs", f"{_LESIONS} {_steps(60, 0.0005)} {_MERGED}"),
+    "unet_logistic": ("peers/unet_logistic", f"{_SLICES} {_ON_UNET} {_steps(100, 0.05)}"),
+    "unet_mlp": ("peers/unet_mlp", f"{_SLICES} {_ON_UNET} {_steps(100, 0.01)}"),
+    "zhang": (
+        "peers/zhang",
+        f"{_SCANS} {_ON_UNET} MODEL.SEMANTIC.NAME unet MODEL.LESION_HEAD.DEPTH 8 "
+        f"MODEL.LESION_HEAD.SIZE 48 SOLVER.IMS_PER_BATCH 8 {_steps(80, 0.001)}",
+    ),
+    "ssm": ("peers/ssm", f"{_TWO_BRANCH} MODEL.RANKED_BOXES.NUM 32 {_steps(150, 0.0005)}"),
+    "affinity": ("peers/affinity", f"{_TWO_BRANCH} {_steps(100, 0.0005)}"),
+    "lstm": (
+        "peers/lstm",
+        f"{_TWO_BRANCH} MODEL.RESNETS.NUM_GROUPS 1 MODEL.RESNETS.WIDTH_PER_GROUP 64 "
+        f"MODEL.RANKED_BOXES.NUM 8 {_steps(100, 0.0005)}",
+    ),
 }
 
 
 def train_and_evaluate(name: str, output: Path, demo: Path) -> None:
     """Both with ``tools/train_net.py``, as a user would."""
-    config, overrides = (CLASSIFIERS | LESION_NETWORKS)[name]
+    config, overrides = (LESION_NETWORKS | CLASSIFIERS)[name]
     words = overrides.format(output=output, demo=demo).split()
     if "TRANSFER True" in overrides:
         _write_imagenet_start(output / "efficientnet_lite0.pth")

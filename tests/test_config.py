@@ -58,7 +58,7 @@ READ_IN = {
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",
-    "ctmasknet.modeling.peers.slice_classifier": """MODEL.SLICE_NETWORK.NAME
+    "ctmasknet.modeling.peers.slice_classifier": """MODEL.JCS.NORM MODEL.SLICE_NETWORK.NAME
         MODEL.SLICE_NETWORK.NUM_OUTPUTS""",
     "ctmasknet.modeling.peers.semantic_lesions": """MODEL.SEMANTIC.ENCODER MODEL.SEMANTIC.NAME
         MODEL.SEMANTIC.THRESHOLD""",

@@ -52,8 +52,9 @@ _OF_CLASSES = {
     "lesion_classes": ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
     "image_classes": ("image_head.logits.",),
 }
-#: Parts that a classifier's training may begin without.
-_CLASSIFIER_LEARNS = ("image_head.", "roi_heads.mask_head.")
+#: Parts that a classifier's training may begin without; the branch of a model of two is copied from
+#: the detector's in its first step.
+_CLASSIFIER_LEARNS = ("image_head.", "roi_heads.ranked.", "roi_heads.mask_head.")
 
 
 def local_file(path: str) -> str:
@@ -320,7 +321,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         # Areas of lesions are those of masks, and image heads may read what masks are made of
         layout = getattr(self.model, "layout", None)
         masks = isinstance(self.model, LesionMapClassifier) or (layout and "masks" in layout.reads)
-        return _CLASSIFIER_LEARNS[: 1 if masks else None]
+        return _CLASSIFIER_LEARNS[: 2 if masks else None]
 
     def _or_transfer(self) -> str:
         if self.complete or self._resumes:
@@ -401,6 +402,7 @@ _PARTS = (
     "backbone.bottom_up.",
     "backbone.",
     "proposal_generator.",
+    "roi_heads.ranked.",
     "roi_heads.mask_head.",
     "roi_heads.",
     "image_head.",

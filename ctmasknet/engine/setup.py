@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
-from ctmasknet.config import finds_body, is_classifier, names_scans
+from ctmasknet.config import finds_body, has_jcs, is_classifier, names_scans
 from ctmasknet.config_file import from_file, one_line, override, read_cfg
 from ctmasknet.data.patients import check_held_out
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
@@ -110,6 +110,7 @@ def training_cfg(
     check_validation(cfg)
     if not goes_on:
         _require_weights(cfg.MODEL.WEIGHTS, config_file, training=True)
+    warn_of_start(cfg)
     cfg.freeze()
     return cfg
 
@@ -429,6 +430,15 @@ def _check_windows(cfg: CfgNode, names: tuple[str, ...]) -> None:
                 f"`window`={our_center:g},{our_width:g}, or set INPUT.WINDOW_CENTER_HU {center} "
                 f"INPUT.WINDOW_WIDTH_HU {width}"
             )
+
+
+def warn_of_start(cfg: CfgNode) -> None:
+    """Tell of a training that begins where it can hardly learn."""
+    if has_jcs(cfg) and cfg.MODEL.JCS.NORM == "FrozenBN" and not cfg.MODEL.WEIGHTS:
+        _LOGGER.warning(
+            "MODEL.JCS.NORM is FrozenBN, which learns next to nothing from random weights "
+            "(MODEL.WEIGHTS is empty); set it to BN, or start from pretrained weights"
+        )
 
 
 def _require_weights(weights: str, config_file: str | os.PathLike, training: bool) -> None:

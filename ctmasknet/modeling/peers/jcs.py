@@ -1,8 +1,9 @@
 """JCS (Wu et al. 2020): lesion maps by VGG-16 with grouped pyramid dilation, alone or joint with
 Res2Net-101, and a slice classifier on Res2Net-101.
 
-Batch normalisation of the encoders is frozen and has no eps. Tensor names are those of the authors'
-files. C below is a level's channels.
+Batch normalisation of the encoders is frozen and has no eps, as published, which needs a start from
+ImageNet's weights; from random ones signals fade or grow from layer to layer, so it can learn too
+(``BN``). Tensor names are those of the authors' files either way. C below is a level's channels.
 """
 
 from __future__ import annotations
@@ -24,6 +25,18 @@ _LEVELS = (64, 128, 256, 512, 512, 512)
 
 def _frozen_norm(channels: int, **_) -> nn.Module:
     return FrozenBatchNorm2d(channels, eps=0.0)
+
+
+#: ``MODEL.JCS.NORM`` -> what makes the normalisation of an encoder's channels.
+JCS_NORMS = {"FrozenBN": _frozen_norm, "BN": nn.BatchNorm2d}
+
+
+def _res2net(name: str, norm: str, num_classes: int) -> nn.Module:
+    # Blocks whose last weights are frozen at zero would add nothing to their shortcuts
+    last = norm != "FrozenBN"
+    return timm_model(
+        name, norm_layer=JCS_NORMS[norm], num_classes=num_classes, zero_init_last=last
+    )
 
 
 class _Conv(nn.Module):
@@ -75,12 +88,12 @@ class GroupedPyramidDilation(nn.Module):
 class _VGG16(nn.Module):
     """Five levels; the last two have one stride, 8 px."""
 
-    def __init__(self):
+    def __init__(self, norm: str):
         super().__init__()
         inputs = 3
         for level, (outputs, convs) in enumerate(_VGG_CHANNELS, start=1):
             for number in range(1, convs + 1):
-                setattr(self, f"conv{level}_{number}", _Conv(inputs, outputs, 3, _frozen_norm))
+                setattr(self, f"conv{level}_{number}", _Conv(inputs, outputs, 3, JCS_NORMS[norm]))
                 inputs = outputs
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -155,16 +168,17 @@ class _Fusion(nn.Module):
 class JCSSegmentation(nn.Module):
     """Lesion maps of slices at five levels."""
 
-    def __init__(self, joint: str | None = None):
+    def __init__(self, joint: str | None = None, norm: str = "FrozenBN"):
         """
         Args:
             joint: timm's name of the second encoder (``res2net101d``); None for VGG-16 alone.
+            norm: of :data:`JCS_NORMS`, of both encoders.
         """
         super().__init__()
-        self.vgg16 = _VGG16()
+        self.vgg16 = _VGG16(norm)
         self.res2net = self.fuse = None
         if joint:
-            self.res2net = timm_model(joint, norm_layer=_frozen_norm, num_classes=0)
+            self.res2net = _res2net(joint, norm, num_classes=0)
             self.fuse = _Fusion()
         self.gpd = GroupedPyramidDilation(512, (1, 3, 6, 9))
         self.gpd1 = GroupedPyramidDilation(512, (1, 2, 3, 4))
@@ -202,10 +216,12 @@ def res2net_levels(net: nn.Module, images: Tensor) -> list[Tensor]:
     return found
 
 
-def jcs_classifier(name: str = "res2net101d", num_classes: int = 2) -> nn.Module:
+def jcs_classifier(
+    name: str = "res2net101d", num_classes: int = 2, norm: str = "FrozenBN"
+) -> nn.Module:
     """(B, 3, H, W) as for :class:`JCSSegmentation` -> (B, num_classes) logits; the last layer has
-    no bias."""
-    net = timm_model(name, norm_layer=_frozen_norm, num_classes=num_classes)
+    no bias. ``norm`` is of :data:`JCS_NORMS`."""
+    net = _res2net(name, norm, num_classes)
     net.fc = nn.Linear(net.num_features, num_classes, bias=False)
     return net
 

@@ -76,7 +76,7 @@ class SemanticLesionNet(nn.Module):
             )
         return {
             "name": name,
-            "network": _network(name, cfg.MODEL.SEMANTIC.ENCODER, classes),
+            "network": _network(name, cfg.MODEL.SEMANTIC.ENCODER, classes, cfg.MODEL.JCS.NORM),
             "num_classes": classes,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -153,11 +153,11 @@ class SemanticLesionNet(nn.Module):
         return {"instances": instances, "lesion_maps": maps}
 
 
-def _network(name: str, encoder: str, classes: int) -> nn.Module:
+def _network(name: str, encoder: str, classes: int, jcs_norm: str) -> nn.Module:
     if name == "infnet":
         return InfNet()
     if name.startswith("jcs"):
-        return JCSSegmentation("res2net101d" if name == "jcs_joint" else None)
+        return JCSSegmentation("res2net101d" if name == "jcs_joint" else None, jcs_norm)
     try:
         smp = importlib.import_module("segmentation_models_pytorch")
     except ImportError:

@@ -52,7 +52,7 @@ class SliceClassifier(nn.Module):
                 "(MODEL.IMAGE_HEAD.CLASSES); set it to 0, or to their number or more"
             )
         return {
-            "network": _network(cfg.MODEL.SLICE_NETWORK.NAME, outputs),
+            "network": _network(cfg.MODEL.SLICE_NETWORK.NAME, outputs, cfg.MODEL.JCS.NORM),
             "num_classes": classes,
             "pixels": SlicePixels.from_config(cfg),
         }
@@ -99,9 +99,9 @@ class SliceClassifier(nn.Module):
         )
 
 
-def _network(name: str, outputs: int) -> nn.Module:
+def _network(name: str, outputs: int, jcs_norm: str) -> nn.Module:
     if name == JCS_CLASSIFIER_NAME:
-        return jcs_classifier(num_classes=outputs)
+        return jcs_classifier(num_classes=outputs, norm=jcs_norm)
     return image_network(name, outputs)
 
 

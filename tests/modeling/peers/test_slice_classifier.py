@@ -8,8 +8,10 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ctmasknet.config_file import read_cfg
+from ctmasknet.engine.setup import warn_of_start
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.modeling.peers.backbones import image_network
+from ctmasknet.modeling.peers.jcs import jcs_classifier
 from ctmasknet.modeling.peers.slice_classifier import SliceClassifier, log_odds
 from ctmasknet.modeling.peers.slice_pixels import SlicePixels
 
@@ -116,3 +118,22 @@ def test_slices_that_differ_in_size_are_no_batch(model):
     wide = _item(0, 0, 0) | {"image": torch.zeros(3, 4, 8, dtype=torch.uint8)}
     with pytest.raises(CTMaskNetError, match=r"differ in size; set MODEL\.SLICE_NETWORK\.CROP"):
         model.eval()([_item(0, 0, 0), wide])
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_blocks_of_jcs_can_learn(norm):
+    network = jcs_classifier("res2net50d", 3, norm).train()
+    last = network.layer1[0].bn3
+    assert isinstance(last, nn.BatchNorm2d if norm == "BN" else FrozenBatchNorm2d)
+    # A weight that is frozen at zero would keep a block from adding to its shortcut
+    assert norm == "BN" or last.weight.eq(1).all()
+
+
+def test_a_start_of_jcs_that_cannot_learn_is_told(repository, caplog):
+    config = repository / "configs/peers/jcs_classifier.yaml"
+    for norm, told in (("FrozenBN", True), ("BN", False)):
+        caplog.clear()
+        warn_of_start(read_cfg(config, ["MODEL.JCS.NORM", norm]))
+        assert ("MODEL.JCS.NORM is FrozenBN, which learns next to" in caplog.text) == told
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.JCS\.NORM is 'BN', which has no effect"):
+        read_cfg(repository / "configs/peers/resnet18.yaml", ["MODEL.JCS.NORM", "BN"])

@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from ctmasknet.engine.setup import training_cfg
+from ctmasknet.engine.setup import built_model, training_cfg
 from ctmasknet.engine.solver import AlternatingTrainer
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.errors import CTMaskNetError
@@ -15,7 +15,7 @@ from ctmasknet.key_checks import idle_keys
 from ctmasknet.weights.reader import read_checkpoint
 from tests.test_train_net import TINY
 
-SSM = "configs/peers/ssm.yaml"
+SSM, AFFINITY = "configs/peers/ssm.yaml", "configs/peers/affinity.yaml"
 SHORT = [
     *("SOLVER.MAX_EPOCHS", 0, "SOLVER.CHECKPOINT_EPOCHS", 0, "TEST.EVAL_EPOCHS", 0),
     *("SOLVER.BASE_LR", 0.001, "INPUT.RANDOM_FLIP", "horizontal"),
@@ -28,9 +28,9 @@ def cfg_of(repository, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
     monkeypatch.chdir(repository)
 
-    def call(*overrides):
+    def call(*overrides, config=SSM):
         out = () if "OUTPUT_DIR" in overrides else ("OUTPUT_DIR", tmp_path / "run")
-        return training_cfg(SSM, [*map(str, (*TINY, *SHORT, *out, *overrides))])
+        return training_cfg(config, [*map(str, (*TINY, *SHORT, *out, *overrides))])
 
     return call
 
@@ -111,20 +111,38 @@ def test_the_branch_is_copied_where_lesion_losses_fall(previous, copied, monkeyp
     assert math.isinf(AlternatingTrainer(model, [], optimizer, lesion_loader).to_beat)
 
 
-def test_a_resumed_training_ends_as_the_unbroken_one(cfg_of, tmp_path):
+def test_a_training_may_start_from_a_detector(cfg_of, tmp_path):
+    weights = built_model(cfg_of()).state_dict()
+    own = ("image_head.", "roi_heads.ranked.")
+    weights = {name: value for name, value in weights.items() if not name.startswith(own)}
+    path = tmp_path / "detector.pth"
+    torch.save({"model": weights}, path)
+    trainer = Trainer(cfg_of("MODEL.WEIGHTS", path))
+    trainer.resume_or_load(resume=False)
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    torch.save({"model": {n: w for n, w in weights.items() if "box_head" not in n}}, path)
+    with pytest.raises(CTMaskNetError, match=r"not in it, such as roi_heads\.box_head\.fc1"):
+        trainer.resume_or_load(resume=False)
+
+
+@pytest.mark.parametrize(("config", "half"), [(SSM, 2), (AFFINITY, 1)])
+def test_a_resumed_training_ends_as_the_unbroken_one(cfg_of, tmp_path, config, half):
+    few = ("MODEL.RANKED_BOXES.NUM", 2, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 32)
+    few += ("MODEL.IMAGE_HEAD.SIEVE_STAGES", 1)
+
     def train(folder, iterations, resume=False):
         seed_all_rng(iterations if resume else 7)
-        trainer = Trainer(
-            cfg_of("OUTPUT_DIR", tmp_path / folder, "SOLVER.MAX_ITER", iterations, *OFTEN)
-        )
+        out = ("OUTPUT_DIR", tmp_path / folder, "SOLVER.MAX_ITER", iterations)
+        trainer = Trainer(cfg_of(*out, *OFTEN, *few, config=config))
         trainer.resume_or_load(resume=resume)
         begun = trainer.model.roi_heads.ranked.box_head.fc1.weight.clone()
         trainer.train()
         return begun
 
-    begun = train("whole", 4)
-    train("parts", 2)
-    train("parts", 4, resume=True)
+    begun = train("whole", 2 * half)
+    train("parts", half)
+    train("parts", 2 * half, resume=True)
     whole, parts = (read_checkpoint(tmp_path / f / "model_final.pth") for f in ("whole", "parts"))
     for name, value in whole["model"].items():
         assert torch.equal(value, parts["model"][name]), name
