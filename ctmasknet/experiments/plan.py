@@ -18,8 +18,14 @@ A YAML file of ``configs/experiments/``::
       wide: {opts: [MODEL.IMAGE_HEAD.FC_DIM, 256]}
 
 A fold is data and what is trained on it before (a detector): ``prepare`` are tools that make it, in
-order, each left out where what it ``makes`` is there. A run is an arm on a fold with a seed. Arms
-that name a ``series`` and their ``x`` become lines of the plot.
+order, each left out where what it ``makes`` is there; ``$NAME`` in a command is of the environment.
+A fold with an ``evaluated_on`` of its own goes before the plan's. A run is an arm on a fold with a
+seed. Arms that name a ``series`` and their ``x`` become lines of the plot.
+
+With ``task: lesions`` arms are detectors or other networks that find lesions. All folds together
+are then one set, each slice found by the model that was not trained on it, and ``normals`` names a
+set without lesions on which false positives are counted. Where ``DATASETS.VAL`` is empty, the last
+weights are evaluated, else the best.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +45,13 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.registration import IMPORT_KEY, refuse_import
-from ctmasknet.schema import checked, form, listing, maybe, names_of, number, record, text
+from ctmasknet.schema import checked, form, listing, maybe, names_of, number, one_of, record, text
 from ctmasknet.schema import whole_from_0 as seed_form
 
 #: Names of plans, folds and arms, of which files are named.
 _NAME = re.compile(r"[A-Za-z0-9][\w+-]*")
+#: What arms do: name slices, or find lesions.
+TASKS = ("slices", "lesions")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,21 @@ class Step:
     words: tuple[str, ...]
     makes: Path
 
+    def command(self) -> list[str]:
+        """The words, with what the environment says.
+
+        Raises:
+            CTMaskNetError: it does not say something.
+        """
+        try:
+            return [string.Template(word).substitute(os.environ) for word in self.words]
+        except (KeyError, ValueError) as error:
+            name = error.args[0] if isinstance(error, KeyError) else "a name"
+            raise CTMaskNetError(
+                f"{shlex.join(self.words)}: the environment has no {name}, which makes {self.makes}"
+                f"; export {name}=..."
+            ) from None
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -67,12 +91,14 @@ class Fold:
         datasets: folder of its prepared sets (``DETECTRON2_DATASETS``).
         opts: ``KEY VALUE`` pairs of its runs.
         prepare: what makes it.
+        evaluated_on: the set that its runs are evaluated on.
     """
 
     name: str
     datasets: str
     opts: tuple[str, ...]
     prepare: tuple[Step, ...]
+    evaluated_on: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +140,8 @@ class Plan:
     file: str
     name: str
     title: str
-    evaluated_on: str
+    task: str
+    normals: str | None
     opts: tuple[str, ...]
     seeds: tuple[int, ...]
     against: str
@@ -143,8 +170,10 @@ def _words(value: Any) -> tuple[str, ...]:
 _FORM = record(
     {
         "title": text,
+        "task": maybe(one_of(*TASKS)),
         "config_file": text,
         "evaluated_on": text,
+        "normals": maybe(text),
         "seeds": listing(seed_form),
         "opts": maybe(_words),
         "against": text,
@@ -153,6 +182,7 @@ _FORM = record(
             record(
                 {
                     "datasets": text,
+                    "evaluated_on": maybe(text),
                     "opts": maybe(_words),
                     "prepare": maybe(listing(record({"command": text, "makes": text}))),
                 }
@@ -191,12 +221,13 @@ def read_plan(path: str | os.PathLike) -> Plan:
         file=os.fspath(path),
         name=Path(path).stem,
         title=" ".join(content["title"].split()),
-        evaluated_on=content["evaluated_on"],
+        task=content["task"] or TASKS[0],
+        normals=content["normals"],
         opts=content["opts"] or (),
         seeds=tuple(content["seeds"]),
         against=content["against"],
         x_label=content["x_label"] or "x",
-        folds=tuple(_fold(name, item) for name, item in content["folds"].items()),
+        folds=tuple(_fold(name, item, content) for name, item in content["folds"].items()),
         arms=tuple(_arm(name, item, content) for name, item in content["arms"].items()),
     )
 
@@ -208,11 +239,12 @@ def _named(value: Any) -> Any:
     return {str(name): _named(item) for name, item in value.items()}
 
 
-def _fold(name: str, item: Mapping[str, Any]) -> Fold:
+def _fold(name: str, item: Mapping[str, Any], plan: Mapping[str, Any]) -> Fold:
     steps = [
         Step(tuple(shlex.split(s["command"])), Path(s["makes"])) for s in item["prepare"] or ()
     ]
-    return Fold(name, item["datasets"], item["opts"] or (), tuple(steps))
+    evaluated_on = item["evaluated_on"] or plan["evaluated_on"]
+    return Fold(name, item["datasets"], item["opts"] or (), tuple(steps), evaluated_on)
 
 
 def _arm(name: str, item: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
@@ -239,6 +271,8 @@ def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
             f"{path}: against is {content['against']!r}; name one of the arms "
             f"{', '.join(content['arms'])}"
         )
+    if content["normals"] and content["task"] != "lesions":
+        raise CTMaskNetError(f"{path}: normals goes with task: lesions; leave it out")
     every = [content, *content["folds"].values(), *content["arms"].values()]
     for opts in (item["opts"] or () for item in every):
         _check_opts(path, opts)

@@ -1,8 +1,9 @@
 """The file of a run, and what the files of a plan say together.
 
-A file holds the command lines, seconds and hardware of the run, what its evaluation said, and for
-each patient the classes of his slices and the predicted ones, so that two arms are compared slice
-by slice. Shapes: P patients, B resamples.
+A file holds the command lines, seconds and hardware of the run, what its evaluation said, and of
+each slice, by patient, what figures are made of, so that two arms are compared slice by slice: the
+class and the predicted one (with two classes the score of the last, too), or the lesions
+(:mod:`ctmasknet.experiments.lesions`). Shapes: P patients, B resamples.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import numpy as np
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import Interval, bootstrap_intervals
 from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.experiments.lesions import LESION_FORM
 from ctmasknet.experiments.plan import ArmRun, Fold, Plan
 from ctmasknet.files import read_json
-from ctmasknet.schema import checked, form, listing, names_of, number, one_of, record, text
+from ctmasknet.schema import checked, form, listing, maybe, names_of, number, one_of, record, text
 from ctmasknet.schema import whole_from_1 as count_form
 
-RESULT_FORMAT = "ctmasknet experiment 1"
+#: By task.
+RESULT_FORMATS = {"slices": "ctmasknet experiment 1", "lesions": "ctmasknet lesion experiment 1"}
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -36,19 +39,26 @@ def _classes(value: Any) -> tuple[str, str]:
     return true, predicted
 
 
-_FORM = record(
-    {
-        "format": one_of(RESULT_FORMAT),
-        "config_file": text,
-        "opts": listing(text),
-        "evaluated_on": text,
-        "seconds": record({"training": number, "evaluation": number}),
-        "n": count_form,
-        "files_sha256": text,
+_RUN = {
+    "config_file": text,
+    "opts": listing(text),
+    "evaluated_on": text,
+    "seconds": record({"training": number, "evaluation": number}),
+    "n": count_form,
+    "files_sha256": text,
+}
+_OF_TASK = {
+    "slices": {
         "class_names": listing(text),
         "patients": names_of(_classes),
-    }
-)
+        "scores": maybe(names_of(listing(number))),
+    },
+    "lesions": {**LESION_FORM, "normals_on": maybe(text)},
+}
+_FORMS = {
+    task: record({"format": one_of(RESULT_FORMATS[task]), **_RUN, **own})
+    for task, own in _OF_TASK.items()
+}
 
 
 def result_path(folder: Path, run: ArmRun) -> Path:
@@ -62,7 +72,8 @@ def opts_of(plan: Plan, run: ArmRun) -> list[str]:
 
 
 def of_predictions(rows: Iterable[SlicePrediction], source: str | Path) -> dict[str, Any]:
-    """``n``, ``files_sha256`` and ``patients`` of the labelled slices of an evaluation.
+    """``n``, ``files_sha256``, ``patients`` and, with two classes, ``scores`` (of the last, in the
+    order of a patient's slices) of the labelled slices of an evaluation.
 
     Raises:
         CTMaskNetError: no slice has a label, or there are more classes than digits.
@@ -74,16 +85,25 @@ def of_predictions(rows: Iterable[SlicePrediction], source: str | Path) -> dict[
             "a set"
         )
     patients: dict[str, list[str]] = {}
+    scores: dict[str, list[float]] = {}
     for row in rows:
-        true_and_predicted = patients.setdefault(row.patient or row.file, ["", ""])
+        patient = row.patient or row.file
+        true_and_predicted = patients.setdefault(patient, ["", ""])
         true_and_predicted[0] += _DIGITS[row.label]
         true_and_predicted[1] += _DIGITS[row.pred]
-    names = json.dumps([Path(row.file).name for row in rows])
+        # Of two logits the difference ranks slices, and neither alone
+        scores.setdefault(patient, []).append(round(row.logits[-1] - row.logits[0], 5))
     return {
-        "n": len(rows),
-        "files_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        **of_files([Path(row.file).name for row in rows]),
         "patients": patients,
+        "scores": scores if len(rows[0].logits) == 2 else None,
     }
+
+
+def of_files(names: Sequence[str]) -> dict[str, Any]:
+    """``n`` and ``files_sha256`` of the slices of an evaluation, in order."""
+    listed = json.dumps(list(names))
+    return {"n": len(names), "files_sha256": hashlib.sha256(listed.encode()).hexdigest()}
 
 
 def read_results(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
@@ -102,16 +122,17 @@ def read_results(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
             content = read_json(path)
         except (OSError, ValueError) as error:
             raise CTMaskNetError(f"{path}: cannot be read ({error}); {remedy}") from None
-        content = checked(path, content, _FORM, "the file of a run", remedy)
+        content = checked(path, content, _FORMS[plan.task], "the file of a run", remedy)
         for key, own in (
             ("config_file", run.arm.config_file),
             ("opts", opts_of(plan, run)),
-            ("evaluated_on", plan.evaluated_on),
+            ("evaluated_on", run.fold.evaluated_on),
+            ("normals_on", plan.normals),
         ):
-            if content[key] != own:
+            if (stated := content.get(key)) != own:
                 raise CTMaskNetError(
-                    f"{path}: was made with another {key} than the plan states now ({content[key]} "
-                    f"and {own}); {remedy}"
+                    f"{path}: was made with another {key} than the plan states now ({stated} and "
+                    f"{own}); {remedy}"
                 )
         found[run.name] = content
     return found

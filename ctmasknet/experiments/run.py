@@ -15,13 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+
+from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.record import git_commit, hardware
 from ctmasknet.errors import CTMaskNetError, end_with_parent
 from ctmasknet.evaluation.predictions import read_predictions_csv
+from ctmasknet.experiments.lesions import false_positives, of_evaluation
 from ctmasknet.experiments.plan import ArmRun, Plan, read_plan
 from ctmasknet.experiments.results import (
-    RESULT_FORMAT,
+    RESULT_FORMATS,
+    of_files,
     of_predictions,
     opts_of,
     read_results,
@@ -33,6 +38,8 @@ from ctmasknet.files import check_writable, folder_of_one, read_json, write_json
 _ROOT = Path(__file__).resolve().parents[2]
 #: What tools import, once for all of them.
 _IMPORTED = ("ctmasknet.engine.runs.command",)
+#: Figures of a run that are told when it is done.
+_TOLD = ("accuracy", "bbox/AP50", "segm/AP50")
 #: Command line, environment, file for what it prints -> exit code.
 Call = Callable[[Sequence[str], Mapping[str, str], Path], int]
 
@@ -98,7 +105,7 @@ def run_plan(
     plan = read_plan(plan_file)
     for fold in plan.folds:
         for arm in plan.arms:
-            read_cfg(arm.config_file, opts_of(plan, ArmRun(fold, arm, plan.seeds[0])))
+            _cfg_of(plan, ArmRun(fold, arm, plan.seeds[0]))
     folder, work = Path(results) / plan.name, Path(work) / plan.name
     done = read_results(plan, folder)
     left = [run for run in plan.runs if run.name not in done]
@@ -111,13 +118,18 @@ def run_plan(
         print(said)
         return done
     check_writable(work, folder=True)
+    folds = list(dict.fromkeys(run.fold for run in left))
+    for fold in folds:
+        for step in fold.prepare:
+            if not step.makes.exists():
+                step.command()  # refused before the first of them takes its time
     with folder_of_one(work, "a plan of experiments", elsewhere="name another by `work`"):
-        for fold in dict.fromkeys(run.fold for run in left):
+        for fold in folds:
             for step in fold.prepare:
                 if not step.makes.exists():
-                    name = f"prepare {fold.name}"
                     environment = {"DETECTRON2_DATASETS": fold.datasets}
-                    _checked_call(call, name, step.words, environment, work / f"{fold.name}.log")
+                    called = f"prepare {fold.name}", step.command(), environment
+                    _checked_call(call, *called, work / f"{fold.name}.log")
         for number, run in enumerate(left, start=1):
             path = result_path(folder, run)
             found = _measured(plan, run, work, call)
@@ -126,8 +138,8 @@ def run_plan(
             done[run.name] = found
             seconds = sum(found["seconds"].values())
             print(
-                f"{number} of {len(left)}: {run.name}, accuracy {found['metrics']['accuracy']:.1f} "
-                f"% in {seconds:.0f} s; {_left(len(left) - number, _seconds(done))}",
+                f"{number} of {len(left)}: {run.name}, {_said(found['metrics'])} in {seconds:.0f} "
+                f"s; {_left(len(left) - number, _seconds(done))}",
                 flush=True,
             )
     print(write_plan_tables(plan, read_results(plan, folder), folder, evidence))
@@ -159,6 +171,23 @@ def _left(runs: int, seconds: Sequence[float]) -> str:
     return f"{runs} left, {runs * each / 60:.0f} min at {each:.0f} s each"
 
 
+def _cfg_of(plan: Plan, run: ArmRun) -> CfgNode:
+    cfg = read_cfg(run.arm.config_file, opts_of(plan, run))
+    if is_classifier(cfg) != (plan.task == "slices"):
+        does = "names slices" if is_classifier(cfg) else "finds lesions"
+        raise CTMaskNetError(
+            f"{plan.file}: {run.arm.config_file} of arm {run.arm.name} {does}, but the plan is of "
+            f"{plan.task}; say task: {'slices' if is_classifier(cfg) else 'lesions'}, or take "
+            "another"
+        )
+    return cfg
+
+
+def _said(metrics: Mapping[str, float | None]) -> str:
+    told = ((name, metrics.get(name)) for name in _TOLD)
+    return ", ".join(f"{name} {value:.1f} %" for name, value in told if value is not None)
+
+
 def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]:
     """Train and evaluate."""
     output = work / run.fold.name / run.arm.name / str(run.seed)
@@ -166,13 +195,16 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
     log = output.parent / f"{run.seed}.log"
     log.unlink(missing_ok=True)
     environment = {"DETECTRON2_DATASETS": run.fold.datasets}
-    given = opts_of(plan, run)
+    given, cfg = opts_of(plan, run), _cfg_of(plan, run)
     train = ["tools/train_net.py", "--config-file", run.arm.config_file]
     own = ["OUTPUT_DIR", str(output), "SEED", str(run.seed)]
     # What a training starts from is not what is evaluated
     pairs = zip(given[::2], given[1::2], strict=True)
     trained = [word for pair in pairs if pair[0] != "MODEL.WEIGHTS" for word in pair]
-    evaluated = ["DATASETS.TEST", f"({plan.evaluated_on!r},)"]
+    if not cfg.DATASETS.VAL:  # which would choose the best
+        trained += ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    sets = [run.fold.evaluated_on, *([plan.normals] if plan.normals else [])]
+    evaluated = ["DATASETS.TEST", f"({', '.join(map(repr, sets))},)"]
     commands = {
         "training": [*train, "--overwrite", *own, *given],
         "evaluation": [*train, "--eval-only", *own, *trained, *evaluated],
@@ -182,36 +214,58 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
         start = time.perf_counter()
         _checked_call(call, f"{run.name} ({kind})", words, environment, log)
         seconds[kind] = round(time.perf_counter() - start, 1)
-    inference = output / "inference" / plan.evaluated_on
-    predictions = inference / "predictions.csv"
-    if not predictions.is_file():
-        raise CTMaskNetError(
-            f"{run.name}: its evaluation left no {predictions}; plans are of classifiers"
-        )
-    rows, class_names = read_predictions_csv(predictions)
     result = {
-        "format": RESULT_FORMAT,
+        "format": RESULT_FORMATS[plan.task],
         "plan": plan.name,
         "fold": run.fold.name,
         "arm": run.arm.name,
         "seed": run.seed,
         "config_file": run.arm.config_file,
         "opts": given,
-        "evaluated_on": plan.evaluated_on,
+        "evaluated_on": run.fold.evaluated_on,
         "commands": [
             f"DETECTRON2_DATASETS={shlex.quote(run.fold.datasets)} python {shlex.join(words)}"
             for words in commands.values()
         ],
         "seconds": seconds,
-        "hardware": hardware(read_cfg(run.arm.config_file, given).MODEL.DEVICE),
+        "hardware": hardware(cfg.MODEL.DEVICE),
         "git_commit": git_commit(),
-        "class_names": class_names,
-        "metrics": read_json(inference / "results.json")["slices"],
-        **of_predictions(rows, predictions),
+        **_OF_TASK[plan.task](plan, run, output / "inference"),
     }
     shutil.rmtree(output)
     log.unlink(missing_ok=True)
     return result
+
+
+def _of_slices(plan: Plan, run: ArmRun, inference: Path) -> dict[str, Any]:
+    predictions = inference / run.fold.evaluated_on / "predictions.csv"
+    if not predictions.is_file():
+        raise CTMaskNetError(f"{run.name}: its evaluation left no {predictions}")
+    rows, class_names = read_predictions_csv(predictions)
+    return {
+        "class_names": class_names,
+        "metrics": read_json(predictions.with_name("results.json"))["slices"],
+        **of_predictions(rows, predictions),
+    }
+
+
+def _of_lesions(plan: Plan, run: ArmRun, inference: Path) -> dict[str, Any]:
+    root, name = run.fold.datasets, run.fold.evaluated_on
+    files, found = of_evaluation(name, root, inference / name)
+    results = read_json(inference / name / "results.json")
+    normals = plan.normals and false_positives(plan.normals, root, inference / plan.normals)
+    return {
+        "metrics": {
+            f"{kind}/{key}": value for kind, of in results.items() for key, value in of.items()
+        },
+        **of_files(files),
+        **found,
+        "normals_on": plan.normals,
+        "normals": normals,
+    }
+
+
+_OF_TASK = {"slices": _of_slices, "lesions": _of_lesions}
 
 
 def _checked_call(

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from ctmasknet.experiments.lesion_tables import lesion_plot, lesion_tables
 from ctmasknet.experiments.plan import Arm, Fold, Plan
 from ctmasknet.experiments.results import accuracy, difference, seeds_of, sensitivities
 from ctmasknet.files import atomic_write, replace_between_marks
@@ -36,11 +37,14 @@ def write_plan_tables(
     Raises:
         CTMaskNetError: ``evidence`` has no such marks.
     """
-    tables = plan_tables(plan, results)
+    of_lesions = plan.task == "lesions"
+    tables = lesion_tables(plan, results) if of_lesions else plan_tables(plan, results)
     with atomic_write(folder / "tables.md") as stream:
         stream.write(f"# {plan.title}\n\n{tables}\n")
     with atomic_write(folder / "plot.png", mode="wb") as stream:
-        FigureCanvasAgg(_plot(plan, results)).print_png(stream)
+        FigureCanvasAgg(
+            lesion_plot(plan, results) if of_lesions else _plot(plan, results)
+        ).print_png(stream)
     if evidence is not None:
         replace_between_marks(evidence, plan.name, tables)
     return tables
