@@ -22,9 +22,9 @@ from ctmasknet.key_checks import CHOICES, check_keys
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.registration import import_registrations, refuse_import
 
-#: Characters of a configuration, and values in it when what is repeated is written out; how deep
-#: brackets lie in each other.
-_MAX_YAML, _DEEPEST_YAML = 2**16, 100
+#: Characters of a configuration with its bases, and values in it when what is repeated is written
+#: out; how deep brackets lie in each other; files, a base counted each time that it is named.
+_MAX_YAML, _DEEPEST_YAML, _MAX_FILES = 2**16, 100, 32
 
 
 def read_cfg(config_file: str | os.PathLike, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -119,6 +119,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (AttributeError, KeyError, TypeError) as error:  # of a value that is not of its tag
+        raise ValueError(f"a value unlike its tag ({one_line(error)})") from None
 
 
 def check_yaml(text: str) -> None:
@@ -152,11 +154,24 @@ def check_yaml(text: str) -> None:
         raise ValueError("nested too deeply") from None
 
 
-class _OfPlainFiles(CfgNode):
+class _Loading(CfgNode):
+    """Opens a configuration and its bases, within bounds; ``left`` of a class of its own each time:
+    files, characters."""
+
+    left: list[int]
+
     @classmethod
     def _open_cfg(cls, filename: str):
+        cls.left[0] -= 1
+        if cls.left[0] < 0:
+            raise CTMaskNetError(
+                f"its _BASE_ leads back to itself, or to more than {_MAX_FILES} files; correct it"
+            )
         text = plain_file(PathManager.get_local_path(filename)).read_text(encoding="utf-8")
         check_yaml(text)
+        cls.left[1] -= len(text)
+        if cls.left[1] < 0:
+            raise ValueError(f"with its _BASE_ larger than {_MAX_YAML >> 10} KiB")
         return io.StringIO(text)
 
 
@@ -166,12 +181,11 @@ def _loaded(config_file: str) -> dict[str, Any]:
         raise CTMaskNetError(
             "a Python (LazyConfig) file; give a YAML file such as configs/cls.yaml"
         )
+    reader = type("_OneLoading", (_Loading,), {"left": [_MAX_FILES, _MAX_YAML]})
     try:
-        loaded = _OfPlainFiles.load_yaml_with_base(config_file, allow_unsafe=False)
+        loaded = reader.load_yaml_with_base(config_file, allow_unsafe=False)
     except RecursionError:
-        raise CTMaskNetError(
-            "its _BASE_ leads back to itself, or it is nested too deep; correct the file"
-        ) from None
+        raise CTMaskNetError("it is nested too deep; correct the file") from None
     except (AttributeError, TypeError) as error:
         # Detectron2 takes for granted that file, sections and base are what they should be.
         raise CTMaskNetError(

@@ -30,6 +30,7 @@ weights are evaluated, else the best.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -41,6 +42,7 @@ from typing import Any
 
 import yaml
 
+from ctmasknet.config_file import parse_yaml
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.model_zoo import get_config_file
@@ -50,6 +52,7 @@ from ctmasknet.schema import whole_from_0 as seed_form
 
 #: Names of plans, folds and arms, of which files are named.
 _NAME = re.compile(r"[A-Za-z0-9][\w+-]*")
+_MAX_RUNS = 10_000
 #: What arms do: name slices, or find lesions.
 TASKS = ("slices", "lesions")
 
@@ -210,12 +213,12 @@ def read_plan(path: str | os.PathLike) -> Plan:
         CTMaskNetError: there is no such file, or it is no plan; names what is wrong.
     """
     try:
-        content = yaml.safe_load(plain_file(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = _named(parse_yaml(plain_file(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CTMaskNetError(f"{path}: no plan can be read ({reason})") from None
     remedy = "write it as those of configs/experiments/"
-    content = checked(path, _named(content), _FORM, "a plan of experiments", remedy)
+    content = checked(path, content, _FORM, "a plan of experiments", remedy)
     _check(path, content)
     return Plan(
         file=os.fspath(path),
@@ -227,7 +230,7 @@ def read_plan(path: str | os.PathLike) -> Plan:
         seeds=tuple(content["seeds"]),
         against=content["against"],
         x_label=content["x_label"] or "x",
-        folds=tuple(_fold(name, item, content) for name, item in content["folds"].items()),
+        folds=tuple(_fold(path, name, item, content) for name, item in content["folds"].items()),
         arms=tuple(_arm(name, item, content) for name, item in content["arms"].items()),
     )
 
@@ -239,10 +242,19 @@ def _named(value: Any) -> Any:
     return {str(name): _named(item) for name, item in value.items()}
 
 
-def _fold(name: str, item: Mapping[str, Any], plan: Mapping[str, Any]) -> Fold:
-    steps = [
-        Step(tuple(shlex.split(s["command"])), Path(s["makes"])) for s in item["prepare"] or ()
-    ]
+def _fold(
+    path: str | os.PathLike, name: str, item: Mapping[str, Any], plan: Mapping[str, Any]
+) -> Fold:
+    steps = []
+    for step in item["prepare"] or ():
+        try:
+            words = tuple(shlex.split(step["command"]))
+        except ValueError as error:
+            raise CTMaskNetError(
+                f"{path}: fold {name} has the command {step['command'][:80]!a} ({error}); write it "
+                "as on a command line"
+            ) from None
+        steps.append(Step(words, Path(step["makes"])))
     evaluated_on = item["evaluated_on"] or plan["evaluated_on"]
     return Fold(name, item["datasets"], item["opts"] or (), tuple(steps), evaluated_on)
 
@@ -266,6 +278,9 @@ def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
             raise CTMaskNetError(f"{path}: {kind} is empty; name one at least")
     if not content["seeds"] or len(set(content["seeds"])) < len(content["seeds"]):
         raise CTMaskNetError(f"{path}: seeds is {content['seeds']}; name some, each once")
+    runs = math.prod(len(content[kind]) for kind in ("folds", "arms", "seeds"))
+    if runs > _MAX_RUNS:
+        raise CTMaskNetError(f"{path}: asks for {runs} runs; plans have at most {_MAX_RUNS}")
     if content["against"] not in content["arms"]:
         raise CTMaskNetError(
             f"{path}: against is {content['against']!r}; name one of the arms "

@@ -31,9 +31,15 @@ RESULT_FORMATS = {"slices": "ctmasknet experiment 1", "lesions": "ctmasknet lesi
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
 @form("two texts of one length, true and predicted classes")
 def _classes(value: Any) -> tuple[str, str]:
-    true, predicted = value
+    true, predicted = (_text(one) for one in value)
     if len(true) != len(predicted) or not set(true + predicted) <= set(_DIGITS):
         raise ValueError
     return true, predicted
@@ -110,7 +116,8 @@ def read_results(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
     """The files of a plan's runs that are there, by the runs' names.
 
     Raises:
-        CTMaskNetError: one is no such file, or was made by another plan than this.
+        CTMaskNetError: one is no such file, contradicts itself, or was made by another plan than
+            this.
     """
     found = {}
     for run in plan.runs:
@@ -123,6 +130,8 @@ def read_results(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError) as error:
             raise CTMaskNetError(f"{path}: cannot be read ({error}); {remedy}") from None
         content = checked(path, content, _FORMS[plan.task], "the file of a run", remedy)
+        if plan.task == "slices":
+            _check_classes(path, content, remedy)
         for key, own in (
             ("config_file", run.arm.config_file),
             ("opts", opts_of(plan, run)),
@@ -136,6 +145,22 @@ def read_results(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
                 )
         found[run.name] = content
     return found
+
+
+def _check_classes(path: Path, content: Mapping[str, Any], remedy: str) -> None:
+    """Refuse classes without a name, and another number of slices than is stated."""
+    named = _DIGITS[: len(content["class_names"]) or len(_DIGITS)]
+    for true, predicted in content["patients"].values():
+        if unknown := sorted(set(true + predicted) - set(named)):
+            raise CTMaskNetError(
+                f"{path}: has slices of class {unknown[0]}, and names {len(named)} classes; "
+                f"{remedy}"
+            )
+    counted = sum(len(true) for true, _ in content["patients"].values())
+    if counted != content["n"]:
+        raise CTMaskNetError(
+            f"{path}: n is {content['n']}, and its patients have {counted} slices; {remedy}"
+        )
 
 
 def accuracy(result: Mapping[str, Any]) -> float:
@@ -180,7 +205,7 @@ def difference(
         names = [f"{fold.name}/{one}/{seed}" for seed in seeds for one in (arm, plan.against)]
         first = results[names[0]]
         for name in names:
-            if results[name]["files_sha256"] != first["files_sha256"]:
+            if _slices(results[name]) != _slices(first):
                 raise CTMaskNetError(
                     f"{name}: was evaluated on other slices than {names[0]}; remove the older file"
                 )
@@ -195,6 +220,12 @@ def difference(
         return {"points": 100 * (weights @ ahead) / (weights @ slices)}
 
     return bootstrap_intervals(points, len(ahead), n_boot=2000)["points"]
+
+
+def _slices(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Which they are, and what they show."""
+    patients = result["patients"].items()
+    return result["files_sha256"], {name: true for name, (true, _) in patients}
 
 
 def _right(true: str, predicted: str) -> np.ndarray:

@@ -182,6 +182,7 @@ def test_two_classes_are_exported_and_drawn_without_their_data_set(
         ),
         ("A: [" + "a, " * 30_000 + "]\n", "larger than any configuration"),
         ("_BASE_: x.yaml\n", "leads back to itself"),
+        ("_BASE_: [x.yaml, x.yaml]\n", "leads back to itself"),
         ("_BASE_: missing.yaml\n", "missing.yaml"),
         ("_BASE_: .\n", "x.yaml"),
     ],
@@ -192,6 +193,20 @@ def test_configuration_files_of_odd_form_are_one_line(tmp_path, text, words):
     with pytest.raises(CTMaskNetError, match=words) as told:
         read_cfg(path)
     assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_bases_that_fan_out_are_one_line(tmp_path):
+    """11 files of 130 bytes that name 10**10 bases; and 20 bases that are large together."""
+    for level in range(10):
+        bases = ", ".join([f"{level + 1}.yaml"] * 10)
+        (tmp_path / f"{level}.yaml").write_text(f"_BASE_: [{bases}]\n")
+    (tmp_path / "10.yaml").write_text("{}\n")
+    with pytest.raises(CTMaskNetError, match="or to more than 32 files"):
+        read_cfg(tmp_path / "0.yaml")
+    (tmp_path / "large.yaml").write_text("MODEL: {}\n" + "# a long remark\n" * 300)
+    (tmp_path / "all.yaml").write_text(f"_BASE_: [{', '.join(['large.yaml'] * 20)}]\n")
+    with pytest.raises(CTMaskNetError, match="with its _BASE_ larger than 64 KiB"):
+        read_cfg(tmp_path / "all.yaml")
 
 
 def test_a_python_configuration_is_named(tmp_path):

@@ -160,6 +160,23 @@ def test_a_file_of_another_plan_is_not_taken(plan, tmp_path):
         run_plan(plan(), *places, call=None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 41}, r"narrow/1\.json: n is 41, and its patients have 40 slices; remove it"),
+        ({"patients": {"0": ["0" * 40, "2" * 40]}}, r"narrow/1\.json: has slices of class 2, and"),
+        ({"patients": {"x": ["0" * 40, "0" * 40]}}, "was evaluated on other slices than"),
+        ({"patients": {"x": [["0"] * 40, ["0"] * 40]}}, "patients.x is a list of 2, where two tex"),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused(plan, tmp_path, changes, message):
+    run_plan(plan(), tmp_path / "results", tmp_path / "work", call=Tools())
+    path = tmp_path / "results" / "heads" / "a" / "narrow" / "1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CTMaskNetError, match=message):
+        run_plan(plan(), tmp_path / "results", tmp_path / "work", tables_only=True)
+
+
 def test_what_a_fold_needs_is_made_once(plan, tmp_path):
     made = tmp_path / "made"
     step = {"command": "datasets/prepare.py --output 'a b'", "makes": str(made)}
@@ -188,6 +205,7 @@ def test_a_tool_that_fails_names_its_log(plan, tmp_path):
     ("changes", "message"),
     [
         ({"seeds": []}, "seeds is "),
+        ({"seeds": list(range(5000))}, "asks for 20000 runs; plans have at most 10000"),
         ({"against": "other"}, "against is 'other'; name one of the arms narrow, wide"),
         ({"arms": {"a b": {}, "narrow": {}}}, "arms 'a b' names files"),
         ({"arms": {1: {"x": 1}, "narrow": {}}}, "arm 1 has only one of series and x"),
@@ -198,6 +216,10 @@ def test_a_tool_that_fails_names_its_log(plan, tmp_path):
         ({"opts": ["SOLVER.NONE", 1]}, r"SOLVER\.NONE"),
         ({"folds": {}}, "folds is empty"),
         ({"title": 5}, "title is 5, where a text"),
+        (
+            {"folds": {"a": {"datasets": "x", "prepare": [{"command": "x 'y", "makes": "z"}]}}},
+            'fold a has the command "x \'y" \\(No closing quotation',
+        ),
     ],
 )
 def test_what_is_wrong_with_a_plan_is_told_before_anything_runs(plan, tmp_path, changes, message):
@@ -208,7 +230,14 @@ def test_what_is_wrong_with_a_plan_is_told_before_anything_runs(plan, tmp_path, 
 
 def test_what_is_no_plan_is_one_line(tmp_path):
     path = tmp_path / "heads.yaml"
-    for content, message in (("- 1", "not a plan of experiments"), ("a: [", "no plan can be read")):
+    for content, message in (
+        ("- 1", "not a plan of experiments"),
+        ("a: [", "no plan can be read"),
+        ("title: 2020-99-99", "no plan can be read"),
+        ("title: !!timestamp x", "no plan can be read"),
+        ("a: " + "[" * 3000, "no plan can be read .*nested too deeply"),
+        ("title: &a [*a]", "no plan can be read .*repeated values"),
+    ):
         path.write_text(content)
         with pytest.raises(CTMaskNetError, match=rf"heads\.yaml: {message}"):
             read_plan(path)

@@ -38,7 +38,7 @@ from ctmasknet.prepare.classified import read_volume_list
 from ctmasknet.prepare.lists import read_slice_list
 from ctmasknet.report.page import write_report
 from ctmasknet.weights.imported import import_file
-from tests.fuzz import mutations, run_files, set_files
+from tests.fuzz import asked_files, mutations, run_files, set_files
 from tests.fuzz.target import Target, bytes_or, csv_bytes, json_bytes, written
 from tests.helpers.checkpoint_files import Call
 from tests.helpers.ct_samples import damage_seeds
@@ -85,6 +85,10 @@ def all_targets(folder: Path, marker: Path) -> dict[str, Target]:
         **set_files.archives(folder / "archives", marker),
         **set_files.volumes(folder / "volumes"),
         **set_files.tensorflow(),
+        **asked_files.plans(folder / "plans"),
+        **asked_files.bases(),
+        **asked_files.arrays(),
+        **asked_files.uploads(),
     }
 
 
