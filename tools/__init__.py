@@ -16,7 +16,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 #: What has to run in a clone, whose files it reads.
-_IN_A_CLONE = ("demo", "benchmark", "experiments")
+_IN_A_CLONE = ("demo", "benchmark", "experiments", "gpu_check")
 
 
 def _datasets() -> Path:

@@ -132,13 +132,18 @@ def comparison(
         "peak_memory_mb": dict(peak_memory_mb or {}),
         "notes": list(notes),
         **more,
-        "circumstances": {
-            "hardware": hardware(device),
-            "threads": torch.get_num_threads(),
-            "load_1_min": os.getloadavg()[0],
-            "torch": str(torch.__version__),
-            "git_commit": git_commit(),
-        },
+        "circumstances": circumstances(device),
+    }
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """What a figure depends on: hardware, threads, load now, versions, commit."""
+    return {
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        "load_1_min": os.getloadavg()[0],
+        "torch": str(torch.__version__),
+        "git_commit": git_commit(),
     }
 
 

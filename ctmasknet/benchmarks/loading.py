@@ -101,7 +101,8 @@ def phantom_dicts(slices: int, side: int, seed: int) -> Iterator[list[dict[str, 
         for number, one in enumerate(phantom_patient("covid", seed, side, slices)):
             path = Path(folder) / f"{number}.png"
             Image.fromarray(one.image).save(path)
-            found = mask_instances(one.mask, classes)
+            # What a slice of the usual side would keep
+            found = mask_instances(one.mask, classes, int(MIN_AREA_PX * (side / _SIDE) ** 2))
             for instance in found:
                 instance["bbox_mode"] = BoxMode.XYWH_ABS
                 instance["category_id"] -= 1

@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,18 @@ def _step_of(way: str, *point: Any) -> Callable[[], None]:
 
 
 def step_trainer(
-    kind: str, batch: int, side: int, seed: int, *, stock: bool = False
+    kind: str,
+    batch: int,
+    side: int,
+    seed: int,
+    *,
+    stock: bool = False,
+    overrides: Sequence[str] = (),
 ) -> SimpleTrainer:
     """What takes a step of ours: model, optimiser and precision as :class:`Trainer` has them; or
     one of stock Detectron2."""
-    cfg = kind_cfg(kind)
-    batches = itertools.repeat(_inputs(cfg, batch, side, seed))
+    cfg = kind_cfg(kind, *overrides)
+    batches = itertools.repeat(phantom_inputs(cfg, batch, side, seed))
     torch.manual_seed(seed)
     if not stock:
         model = build_model(cfg)
@@ -119,12 +125,13 @@ def _plain_adam(cfg: CfgNode, model: nn.Module) -> torch.optim.Adam:
 
 
 def kind_cfg(kind: str, *overrides: str) -> CfgNode:
-    """The configuration of a kind, with random weights that stay as they are."""
-    words = ["MODEL.WEIGHTS", "", "SOLVER.BASE_LR", "0.0"]
+    """The configuration of a kind, with random weights that stay as they are: what such a rate adds
+    is lost in float32's rounding."""
+    words = ["MODEL.WEIGHTS", "", "SOLVER.BASE_LR", "1e-30"]
     return read_cfg(KINDS[kind], [*words, *overrides])
 
 
-def _inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, Any]]:
+def phantom_inputs(cfg: CfgNode, batch: int, side: int, seed: int) -> list[dict[str, Any]]:
     """Slices of a phantom patient, all with lesions, mapped as for training."""
     cfg = cfg.clone()
     cfg.defrost()
