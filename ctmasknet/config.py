@@ -168,6 +168,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     cfg.MODEL.SLICE_NETWORK.CROP = 224
     # Resize to SIZE x SIZE whatever the slice's shape.
     cfg.MODEL.SLICE_NETWORK.SQUASH = False
+    # In evaluation, the mean of the probabilities of ten cuts of CROP px: corners, middle, and
+    # their mirror images.
+    cfg.MODEL.SLICE_NETWORK.TEN_CROPS = False
 
     # The graph of MODEL.META_ARCHITECTURE COVIDNetCT as a list of operations; the checkpoint that
     # tools/import_weights.py makes of COVIDNet-CT's files states it.
@@ -212,8 +215,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # On the areas and places of a slice's lesions: area_rule (the larger, the later the class) |
     # logistic | mlp; on a scan's lesion maps: volume.
     cfg.MODEL.LESION_HEAD.NAME = "logistic"
-    # Of the first three: a px counts as lesion from this probability on (a semantic network's), or
-    # in a lesion of this score or more (a detector's), 0..1.
+    # Of the first three, a detector's lesions count from this score on, 0..1; a semantic network's
+    # are those of MODEL.SEMANTIC.THRESHOLD.
     cfg.MODEL.LESION_HEAD.THRESHOLD = 0.5
     # Width of the hidden layer of mlp.
     cfg.MODEL.LESION_HEAD.FC_DIM = 32

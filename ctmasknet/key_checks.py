@@ -316,6 +316,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         f"{SCAN_HEAD} reads the maps as they are (MODEL.LESION_HEAD.NAME)",
     ),
     (
+        ("MODEL.LESION_HEAD.THRESHOLD",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE == "SemanticLesionClassifier",
+        "px of a semantic network are lesion by MODEL.SEMANTIC.THRESHOLD",
+    ),
+    (
         ("MODEL.SCAN_NETWORK.",),
         lambda cfg: cfg.MODEL.META_ARCHITECTURE != "ScanClassifier",
         "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
@@ -324,6 +329,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         ("DATALOADER.SLICES_PER_SCAN",),
         lambda cfg: not names_scans(cfg),
         "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
+    ),
+    (
+        ("MODEL.SLICE_NETWORK.TEN_CROPS",),
+        lambda cfg: not cfg.MODEL.SLICE_NETWORK.CROP or names_scans(cfg),
+        "it is of slices that are cut (MODEL.SLICE_NETWORK.CROP, MODEL.META_ARCHITECTURE)",
     ),
     (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
     (("TEST.IMS_PER_BATCH",), names_scans, "a batch is a scan (MODEL.META_ARCHITECTURE)"),

@@ -63,7 +63,7 @@ READ_IN = {
     "ctmasknet.modeling.peers.semantic_lesions": """MODEL.SEMANTIC.ENCODER MODEL.SEMANTIC.NAME
         MODEL.SEMANTIC.THRESHOLD""",
     "ctmasknet.modeling.peers.slice_pixels": """MODEL.SLICE_NETWORK.CROP MODEL.SLICE_NETWORK.SIZE
-        MODEL.SLICE_NETWORK.SQUASH""",
+        MODEL.SLICE_NETWORK.SQUASH MODEL.SLICE_NETWORK.TEN_CROPS""",
     "ctmasknet.modeling.peers.lesion_maps.classifiers": """MODEL.LESION_HEAD.DEPTH
         MODEL.LESION_HEAD.FC_DIM MODEL.LESION_HEAD.NAME MODEL.LESION_HEAD.SIZE
         MODEL.LESION_HEAD.THRESHOLD""",

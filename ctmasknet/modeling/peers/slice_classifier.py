@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,12 +71,15 @@ class SliceClassifier(nn.Module):
         Returns:
             In training ``{"loss_image": scalar}``, the cross-entropy over all outputs. In
             evaluation B dicts: ``scores`` (C,), softmax over all outputs; ``logits`` (C,), the
-            log-odds of the scores; ``pred_class`` int.
+            log-odds of the scores; ``pred_class`` int. With ``pixels.ten_crops`` the scores are
+            the mean of those of ten crops.
 
         Raises:
             CTMaskNetError: in training, an input has no label or one outside 0..C-1; slices that
                 are unlike in size after ``pixels``.
         """
+        if self.pixels.ten_crops and not self.training:
+            return [self._voted(item) for item in batched_inputs]
         outputs = self.network(self.network_input(batched_inputs)).float()
         if self.training:
             labels = torch.tensor(slice_labels(batched_inputs, self.num_classes))
@@ -84,19 +88,26 @@ class SliceClassifier(nn.Module):
 
     def network_input(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
         """(B, 3, h, w) that the network is given for inputs of :meth:`forward`."""
-        images = []
-        for item in batched_inputs:
-            values = item["image"].cpu().numpy()
-            images.append(self.pixels(np.rint(values).astype(np.uint8).transpose(1, 2, 0)))
+        images = [self.pixels(_picture(item)) for item in batched_inputs]
         if len({image.shape for image in images}) > 1:
             raise CTMaskNetError(self._unlike_sizes(batched_inputs))
         return torch.stack(images).to(self.device)
+
+    def _voted(self, item: dict[str, Any]) -> dict[str, Any]:
+        outputs = self.network(self.pixels.crops(_picture(item)).to(self.device)).float().detach()
+        mean = outputs.log_softmax(1).logsumexp(0, keepdim=True) - math.log(len(outputs))
+        return named(log_odds(mean)[0, : self.num_classes])
 
     def _unlike_sizes(self, batched_inputs: Sequence[dict[str, Any]]) -> str:
         return (
             "slices of a batch differ in size; set MODEL.SLICE_NETWORK.CROP, or "
             "MODEL.SLICE_NETWORK.SQUASH True, or SOLVER.IMS_PER_BATCH and TEST.IMS_PER_BATCH to 1"
         )
+
+
+def _picture(item: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) uint8 of an input."""
+    return np.rint(item["image"].cpu().numpy()).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _network(name: str, outputs: int, jcs_norm: str) -> nn.Module:

@@ -25,6 +25,7 @@ class SlicePixels:
         crop: side of the centre cut, px; 0 for none.
         squash: resize to ``size`` x ``size`` whatever the shape.
         mean, std: of RGB in 0..1; one number stands for all three.
+        ten_crops: in evaluation, ten cuts answer for a slice, see :meth:`crops`.
     """
 
     size: int = 224
@@ -32,6 +33,7 @@ class SlicePixels:
     squash: bool = False
     mean: tuple[float, ...] = IMAGENET_PIXELS[0]
     std: tuple[float, ...] = IMAGENET_PIXELS[1]
+    ten_crops: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SlicePixels:
@@ -52,16 +54,32 @@ class SlicePixels:
             squash=cfg.MODEL.SLICE_NETWORK.SQUASH,
             mean=tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN),
             std=tuple(value / 255 for value in cfg.MODEL.PIXEL_STD),
+            ten_crops=cfg.MODEL.SLICE_NETWORK.TEN_CROPS,
         )
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """(H, W) or (H, W, 3) uint8 -> (3, h, w) float32."""
-        picture = Image.fromarray(np.asarray(image, np.uint8)).convert("RGB")
-        if self.size:
-            size = [self.size, self.size] if self.squash else self.size
-            picture = tvf.resize(picture, size)
+        picture = self._resized(image)
         if self.crop:
             picture = tvf.center_crop(picture, [self.crop, self.crop])
+        return self._normalised(picture)
+
+    def crops(self, image: np.ndarray) -> Tensor:
+        """(H, W) or (H, W, 3) uint8 -> (10, 3, crop, crop) float32: the corners, the middle, and
+        their mirror images; a slice smaller than ``crop`` is padded with black first."""
+        picture = self._resized(image)
+        short = [max(self.crop - side, 0) for side in picture.size]
+        sides = [part // 2 for part in short]
+        picture = tvf.pad(picture, [*sides, short[0] - sides[0], short[1] - sides[1]])
+        return torch.stack([self._normalised(one) for one in tvf.ten_crop(picture, self.crop)])
+
+    def _resized(self, image: np.ndarray) -> Image.Image:
+        picture = Image.fromarray(np.asarray(image, np.uint8)).convert("RGB")
+        if not self.size:
+            return picture
+        return tvf.resize(picture, [self.size, self.size] if self.squash else self.size)
+
+    def _normalised(self, picture: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).float() / 255
         mean, std = (
             torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std)

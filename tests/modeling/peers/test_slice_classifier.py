@@ -71,6 +71,21 @@ def test_pixels_squash_or_cut():
     assert cut.shape == (3, 10, 10) and cut.mean() == pytest.approx(0.5, abs=0.01)
 
 
+def test_ten_crops_vote(model):
+    """Of a slice of 4 x 6 px that is red in its first two columns, 4 x 4 px cuts at the left are
+    half red, those at the right not at all, that of the middle a quarter; so are their mirrors."""
+    image = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    image[0, :, :2] = 255
+    item = {"file_name": "a.png", "image": image}
+    model.pixels = SlicePixels(size=0, crop=4, mean=(0.0,), std=(1.0,), ten_crops=True)
+    (found,) = model.eval()([item])
+    scores = [torch.tensor([red, 0, 0, 0.0]).softmax(0)[:3] for red in (0.5, 0.0, 0.25)]
+    expected = 0.4 * scores[0] + 0.4 * scores[1] + 0.2 * scores[2]
+    torch.testing.assert_close(found["scores"], expected)
+    assert model.pixels.crops(np.zeros((2, 3), np.uint8)).shape == (10, 3, 4, 4)
+    assert model.train()([{**item, "label": 0}])["loss_image"].isfinite()
+
+
 def test_a_model_is_built_from_its_configuration(repository):
     overrides = ["MODEL.DEVICE", "cpu", "MODEL.SLICE_NETWORK.NAME", "resnet18"]
     cfg = read_cfg(repository / "configs/peers/covid_ct_densenet169.yaml", overrides)
@@ -129,11 +144,15 @@ def test_blocks_of_jcs_can_learn(norm):
     assert norm == "BN" or last.weight.eq(1).all()
 
 
-def test_a_start_of_jcs_that_cannot_learn_is_told(repository, caplog):
+def test_what_has_no_effect_is_told(repository, caplog):
     config = repository / "configs/peers/jcs_classifier.yaml"
     for norm, told in (("FrozenBN", True), ("BN", False)):
         caplog.clear()
         warn_of_start(read_cfg(config, ["MODEL.JCS.NORM", norm]))
         assert ("MODEL.JCS.NORM is FrozenBN, which learns next to" in caplog.text) == told
+    resnet18 = repository / "configs/peers/resnet18.yaml"
     with pytest.raises(CTMaskNetError, match=r"MODEL\.JCS\.NORM is 'BN', which has no effect"):
-        read_cfg(repository / "configs/peers/resnet18.yaml", ["MODEL.JCS.NORM", "BN"])
+        read_cfg(resnet18, ["MODEL.JCS.NORM", "BN"])
+    whole = ["MODEL.SLICE_NETWORK.CROP", "0", "MODEL.SLICE_NETWORK.TEN_CROPS", "True"]
+    with pytest.raises(CTMaskNetError, match="no effect: it is of slices that are cut"):
+        read_cfg(resnet18, whole)

@@ -28,8 +28,9 @@ from ctmasknet.modeling.peers.slice_classifier import log_odds, named
 _AT_ONCE = 8
 
 
-def lesion_head_of(cfg) -> dict[str, Any]:
-    """What a configuration says of a :class:`LesionMapClassifier`.
+def lesion_head_of(cfg, threshold: float) -> dict[str, Any]:
+    """What a configuration says of a :class:`LesionMapClassifier` whose lesions count from
+    ``threshold`` on.
 
     Raises:
         CTMaskNetError: the lesion model is to be trained too, or gives no masks.
@@ -54,7 +55,7 @@ def lesion_head_of(cfg) -> dict[str, Any]:
         depth=cfg.MODEL.LESION_HEAD.DEPTH,
         size=cfg.MODEL.LESION_HEAD.SIZE,
     )
-    return {"image_head": head, "lesion_threshold": cfg.MODEL.LESION_HEAD.THRESHOLD}
+    return {"image_head": head, "lesion_threshold": threshold}
 
 
 class LesionMapClassifier(nn.Module):
@@ -69,8 +70,8 @@ class LesionMapClassifier(nn.Module):
         """
         Args:
             image_head: of :func:`~ctmasknet.modeling.peers.lesion_maps.heads.lesion_head`.
-            lesion_threshold: px count as lesion from this probability on, those of a detector's
-                lesion from this score on; a head on scans sees them all.
+            lesion_threshold: px of a map count as lesion from this value on, a semantic network's
+                probability or a detector's score; a head on scans sees them all.
         """
         self.requires_grad_(False)
         self.image_head, self.lesion_threshold = image_head, lesion_threshold
@@ -173,7 +174,7 @@ class DetectedLesionClassifier(LesionMapClassifier, GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        return {**super().from_config(cfg), **lesion_head_of(cfg)}
+        return {**super().from_config(cfg), **lesion_head_of(cfg, cfg.MODEL.LESION_HEAD.THRESHOLD)}
 
 
 @META_ARCH_REGISTRY.register()
@@ -188,4 +189,5 @@ class SemanticLesionClassifier(LesionMapClassifier, SemanticLesionNet):
 
     @classmethod
     def from_config(cls, cfg):
-        return {**super().from_config(cfg), **lesion_head_of(cfg)}
+        # Its lesions are connected parts of these px, so that areas and counts are of one cut
+        return {**super().from_config(cfg), **lesion_head_of(cfg, cfg.MODEL.SEMANTIC.THRESHOLD)}

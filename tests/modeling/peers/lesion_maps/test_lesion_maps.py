@@ -56,18 +56,22 @@ def test_the_larger_the_area_the_later_the_class():
 
 
 @pytest.mark.parametrize(
-    ("config", "small"),
-    [("ark20_r50", SMALL_RCNN), ("unet_logistic", SMALL_UNET), ("unet_mlp", SMALL_UNET)],
+    ("config", "key", "small"),
+    [
+        ("ark20_r50", "LESION_HEAD", SMALL_RCNN),
+        ("unet_logistic", "SEMANTIC", SMALL_UNET),
+        ("unet_mlp", "SEMANTIC", SMALL_UNET),
+    ],
 )
-def test_the_head_alone_learns_from_lesions(config, small):
+def test_the_head_alone_learns_from_lesions(config, key, small):
     torch.manual_seed(0)
-    model = build(f"configs/peers/{config}.yaml", *small, "MODEL.LESION_HEAD.THRESHOLD", 0.02)
+    model = build(f"configs/peers/{config}.yaml", *small, f"MODEL.{key}.THRESHOLD", 0.02)
+    assert model.lesion_threshold == 0.02
     model.return_instances = True
     items = [_item(seed, height=32, width=48) for seed in (1, 2)]
     found = model(items)
     assert all(one["instances"].image_size == (32, 48) for one in found)
-    maps = [model._maps({**one, "lesion_maps": None} if "lesion_maps" in one else one)
-            for one in found if config == "ark20_r50"]  # fmt: skip
+    maps = [model._maps(one) for one in found if config == "ark20_r50"]
     for one, map_ in zip(found, maps, strict=False):
         counted = one["instances"].pred_classes.bincount(minlength=2)
         logs = model.image_head(lesion_features(map_ >= 0.02, counted)[None])
@@ -136,6 +140,7 @@ def test_a_training_starts_from_a_lesion_model(tmp_path):
         ("ark20_r50", ["MODEL.IMAGE_HEAD.CLASSES", "['ill']"], "nothing to tell from"),
         ("ark20_r50", ["MODEL.LESION_HEAD.SIZE", "32"], "it is of volume"),
         ("zhang", ["MODEL.LESION_HEAD.THRESHOLD", "0.7"], "volume reads the maps as they are"),
+        ("unet_mlp", ["MODEL.LESION_HEAD.THRESHOLD", "0.7"], "lesion by MODEL.SEMANTIC.THRESH"),
         ("unet", ["MODEL.LESION_HEAD.NAME", "mlp"], "no head reads lesions"),
     ],
 )
