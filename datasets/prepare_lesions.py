@@ -24,7 +24,7 @@ from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import Window, parse_rescale, parse_window
 from ctmasknet.data.label_masks import Orientation, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
-from ctmasknet.data.splits import SPLITS, parse_shares, split_named
+from ctmasknet.data.splits import SPLITS, parse_shares, read_folds, split_named
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.overrides import ToolParser
@@ -33,6 +33,7 @@ from ctmasknet.prepare.arguments import (
     bad_slices_from,
     mask_options,
     parse_assignments,
+    parse_columns,
     parse_segments,
     parse_split_files,
     show_warnings,
@@ -119,7 +120,8 @@ def parser() -> ToolParser:
     p.add_argument(
         "--columns",
         metavar="OURS=THEIRS",
-        help="with a CSV of --pairs: what it calls its columns, such as image=scan,mask=label map",
+        help="with a CSV of --pairs or --folds: what it calls its columns, such as image=scan,"
+        "mask=label map or stem=id,fold=side",
     )
     p.add_argument(
         "--unlabelled",
@@ -160,6 +162,16 @@ def parser() -> ToolParser:
     p.add_argument(
         "--list", action="append", default=[], metavar="SPLIT=FILE", help="list file of a split"
     )
+    p.add_argument(
+        "--folds",
+        metavar="CSV",
+        help="CSV file stem,fold instead of lists, for one fold of a cross-validation: --test-fold "
+        "is the test split, --val-fold for validation, the others for training",
+    )
+    p.add_argument("--test-fold", metavar="FOLD", help="with --folds: the fold to test on")
+    p.add_argument(
+        "--val-fold", metavar="FOLD", help="with --folds: the fold to validate on; default: none"
+    )
     _OPTIONS["add_reading"](p)
     p.add_argument(
         "--segment",
@@ -186,8 +198,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     show_warnings()
     lists = parse_assignments(args.list, "list")
-    if lists and args.split:
-        raise CTMaskNetError("`split` and `list`: give one of the two")
+    given = [name for name in ("split", "list", "folds") if getattr(args, name)]
+    if len(given) > 1:
+        raise CTMaskNetError(f"`{given[0]}` and `{given[1]}`: give one of the two")
+    columns = parse_columns(args.columns)
+    if args.folds:
+        if args.test_fold is None:
+            raise CTMaskNetError("`folds`: needs the one to test on, `test_fold`")
+        of_folds = {name: columns.pop(name) for name in ("stem", "fold") if name in columns}
+        lists = read_folds(args.folds, args.test_fold, args.val_fold, of_folds)
+    elif args.test_fold is not None or args.val_fold is not None:
+        raise CTMaskNetError("`test_fold` and `val_fold`: go with `folds`; leave them out")
     root = datasets_root(args.output_root)
     output = set_folder(root, args.name)
     rule = PatientRule(
@@ -201,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("classes", "crowds"):
         if getattr(args, name) != parser().get_default(name):
             raise CTMaskNetError(f"`{name}`: goes with `coco`; leave it out")
-    labels, pairing, masks_hold = mask_options(args)
+    labels, pairing, masks_hold = mask_options(args, columns)
     images, masks = source_folders(args.source, args.images, args.masks)
     summaries = prepare_lesions(
         images,

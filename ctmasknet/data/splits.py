@@ -12,10 +12,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ctmasknet.csv_tables import read_csv_rows
+from ctmasknet.ct.find import natural_key
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import has_control_character, plain_file
 
@@ -232,6 +235,69 @@ def read_list(path: str | os.PathLike) -> list[tuple[int, str]]:
     if not entries:
         raise CTMaskNetError(f"{path}: the list is empty; it needs one file name a line")
     return entries
+
+
+@dataclass(frozen=True)
+class FoldList:
+    """The lines of a table of folds that are one split, where a list file could stand."""
+
+    path: str
+    folds: tuple[str, ...]
+    lines: tuple[tuple[int, str], ...]
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return f"{self.path} ({', '.join(self.folds)})"
+
+
+def read_folds(
+    path: str | os.PathLike,
+    test: str,
+    val: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> dict[str, FoldList]:
+    """Read a CSV file with the columns ``stem,fold`` for one of its folds.
+
+    Args:
+        path: of the file.
+        test: the fold that is the test split.
+        val: the one that is for validation; default: none is. The others are for training.
+        names: column -> what the file calls it.
+
+    Returns:
+        what stands for the list file of each split.
+
+    Raises:
+        CTMaskNetError: the file is missing or lacks a column or a cell, there is no such fold, or
+            none is left for training.
+    """
+    of_fold: dict[str, list[tuple[int, str]]] = {}
+    for number, row in read_csv_rows(path, ("stem", "fold"), what="folds file", names=names or {}):
+        if not row["stem"] or not row["fold"]:
+            raise CTMaskNetError(f"{path}:{number}: needs both a stem and a fold")
+        of_fold.setdefault(row["fold"], []).append((number, row["stem"]))
+    if test == val:
+        raise CTMaskNetError(f"`val_fold` {val}: is the test fold; name another")
+    folds = {"train": [fold for fold in of_fold if fold not in (test, val)]}
+    for split, fold in (("val", val), ("test", test)):
+        if fold is None:
+            continue
+        if fold not in of_fold:
+            raise CTMaskNetError(
+                f"`{split}_fold` {fold}: {path} has no such fold, but "
+                f"{', '.join(sorted(of_fold, key=natural_key))}"
+            )
+        folds[split] = [fold]
+    if not folds["train"]:
+        raise CTMaskNetError(f"{path}: has no further fold to train on; add one")
+    return {
+        split: FoldList(
+            *(os.fspath(path), tuple(own)), tuple(line for fold in own for line in of_fold[fold])
+        )
+        for split, own in folds.items()
+    }
 
 
 def parse_shares(text: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctmasknet.classes import MASK_LABELS
@@ -116,9 +116,12 @@ def parse_grey_window(text: str) -> tuple[int, int]:
     return low, high
 
 
-def mask_options(args: argparse.Namespace) -> tuple[dict[int, str], Pairing, dict[str, Any]]:
+def mask_options(
+    args: argparse.Namespace, columns: Mapping[str, str]
+) -> tuple[dict[int, str], Pairing, dict[str, Any]]:
     """What the arguments say of masks: the labels, the pairing, and the further fields of a
-    :class:`~ctmasknet.prepare.masks_to_coco.Conversion`.
+    :class:`~ctmasknet.prepare.masks_to_coco.Conversion`. ``columns``: of a table of pairs, those
+    that it calls otherwise.
 
     Raises:
         CTMaskNetError: two arguments that say what masks hold, or one that cannot be read.
@@ -130,7 +133,7 @@ def mask_options(args: argparse.Namespace) -> tuple[dict[int, str], Pairing, dic
             f"`{given[0]}` and `{given[1]}`: both say what masks hold; give one of them"
         )
     words = parse_mask_classes(args.mask_classes)
-    pairing = read_pairing(args.pairs, args.unlabelled, words, parse_columns(args.columns))
+    pairing = read_pairing(args.pairs, args.unlabelled, words, columns)
     if args.colors is not None:
         colors = read_colors(args.colors)
         return label_values(colors.values()), pairing, {"colors": colors}

@@ -94,8 +94,9 @@ def prepare_lesions(
         how: the conversion; its ``copies`` and ``skip_bad`` are set here.
         shares: shares of a seeded split that keeps patients whole and the lesions present in like
             proportion.
-        lists: list file of each split, naming pictures or volumes; exactly one of ``shares`` and
-            ``lists`` is given.
+        lists: list file of each split, naming pictures or volumes, or what
+            :func:`ctmasknet.data.splits.read_folds` gives; exactly one of ``shares`` and ``lists``
+            is given.
         seed: of the split by shares.
         patient_ids: name of the numbering of the patients; see
             :func:`ctmasknet.data.patients.numbering_of` for what is taken otherwise.
@@ -197,7 +198,9 @@ def prepare_lesions(
             "image_root": new.image_root,
             "patient_ids": patient_ids,
             "seed": seed if shares else None,
-            "split": dict(shares) if shares else {name: Path(p).name for name, p in lists.items()},
+            "split": dict(shares)
+            if shares
+            else {name: os.path.basename(str(p)) for name, p in lists.items()},
             "orientation": asdict(how.orientation),
             **_masks_by(how, pairing),
             "window_hu": [how.window.center_hu, how.window.width_hu] if windowed else None,

@@ -4,6 +4,7 @@ import csv
 import errno
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -364,9 +365,38 @@ def test_bad_input_keeps_the_earlier_result(source, prepare, tmp_path):
     assert {file: (home / file).read_bytes() for file in tree(home)} == before
 
 
+def test_a_table_of_folds_is_a_split_for_each(source, prepare, tmp_path, capsys):
+    table = tmp_path / "folds.csv"
+    rows = [f"{p}_{s}.jpg,{p},side {p % 3}\n" for p in range(9) for s in range(3)]
+    table.write_text("slice,patient,half\n" + "".join(rows))
+    given = ("--source", source, "--folds", table, "--columns", "stem=slice,fold=half")
+    assert prepare(*given, "--test-fold", "side 2", "--val-fold", "side 0") == 0
+    for split, remainder in (("train", 1), ("val", 0), ("test", 2)):
+        patients = {int(i["patient"]) for i in read(tmp_path, f"both_{split}.json")["images"]}
+        assert patients == {p for p in range(9) if p % 3 == remainder}
+    info = read(tmp_path, "both_test.json")["info"]
+    assert info["split"]["test"] == "folds.csv (side 2)" and info["seed"] is None
+    assert "3 images are on no list" in capsys.readouterr().out
+    # Without a validation fold there is no such split
+    assert prepare(*given, "--test-fold", "side 2") == 0
+    assert not [file for file in tree(tmp_path / "root") if "val" in file]
+    assert len(read(tmp_path, "both_train.json")["images"]) == 18
+    table.write_text("slice,patient,half\n" + "".join(rows).replace("3_1.jpg,3,side 0", "3_1,3,x"))
+    for more, message in (
+        (("--test-fold", "side 2", "--val-fold", "x"), "patient 3 is in two splits"),
+        (("--test-fold", "4"), "test.fold. 4: .*no such fold, but side 0, side 1, side 2, x"),
+        (("--test-fold", "x", "--val-fold", "x"), "is the test fold"),
+        ((), "needs the one to test on"),
+        (("--test-fold", "x", "--split", "train:1"), "give one of the two"),
+    ):
+        assert prepare(*given, *more) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--test-fold", "1"], "go with"),
         (["--split", "train:0.8"], "sum to 0.8"),
         (["--list", "train"], "expected NAME=VALUE"),
         (["--list", "dev=x.txt"], "'dev'"),

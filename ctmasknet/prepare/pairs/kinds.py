@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.scan import decoding
-from ctmasknet.data.splits import check_disjoint, check_split_name, read_list
+from ctmasknet.data.splits import FoldList, check_disjoint, check_split_name, read_list
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.prepare.masks.planes import ClassMasks
 from ctmasknet.prepare.pairs.zips import zip_of
@@ -107,7 +107,7 @@ def split_by_lists(
 
     Args:
         pairs: of the data set.
-        lists: split -> list file.
+        lists: split -> list file, or what a table of folds has in its place.
         key: of the slice or volume that a line names, such as :meth:`PatientRule.key`.
         left_out: keys that lists may name too, which are of no pair.
 
@@ -123,8 +123,9 @@ def split_by_lists(
     for split, path in lists.items():
         check_split_name(split)
         result[split] = []
-        for number, line in read_list(path):
-            where = f"{path}:{number}"
+        lines = path.lines if isinstance(path, FoldList) else read_list(path)
+        for number, line in lines:
+            where = f"{os.fspath(path)}:{number}"
             try:
                 name = key(line)
             except CTMaskNetError as error:
