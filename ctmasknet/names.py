@@ -42,6 +42,32 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 _KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 
 
+def readable_stem(*parts: str, longest: int = 48) -> str:
+    """What a file is called that is of these: letters, digits, ``.`` and ``-`` of each part, others
+    as ``_``; of a longer part its beginning and end. Safe as a part of a path; the caller sees to
+    it that no two files have one name.
+
+    Args:
+        parts: such as patient and scan; empty ones are left out.
+        longest: of each part, bytes.
+    """
+    found = []
+    for part in parts:
+        text = re.sub(r"[^\w.-]+", "_", part).strip("._-")
+        kept = len(text)
+        while len((short := _shortened(text, kept)).encode()) > longest:
+            kept -= 1
+        found += [short] if short else []
+    return "_".join(found)
+
+
+def _shortened(text: str, kept: int) -> str:
+    """So many characters of a text, half of them from its end."""
+    if kept >= len(text):
+        return text
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+
+
 @dataclass(frozen=True)
 class SliceName:
     """What is known of a slice by its file's name. ``label`` indexes

@@ -166,6 +166,7 @@ def draw_lesions(
     mask_threshold: float = 0.5,
     labels: bool = True,
     scale: int | None = None,
+    dotted_to: float = 0.0,
 ) -> np.ndarray:
     """Draw mask, contour, box and a label such as ``ggo 0.93`` of each lesion.
 
@@ -180,6 +181,7 @@ def draw_lesions(
         mask_threshold: probability a mask pixel has to exceed (paper Figure 2: 0.5).
         labels: write class and score.
         scale: enlargement, a whole number; default :func:`legible_scale`.
+        dotted_to: lesions that do not score more are dotted, and not filled.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB.
@@ -189,7 +191,7 @@ def draw_lesions(
         thresholds = {"score_threshold": score_threshold, "mask_threshold": mask_threshold}
         found = lesions_of(found, height, width, **thresholds)
     canvas = _LesionCanvas(image_rgb, scale or legible_scale(height, width))
-    canvas.draw(found, class_names, colors or lesion_colors(class_names), labels)
+    canvas.draw(found, class_names, colors or lesion_colors(class_names), labels, dotted_to)
     return canvas.picture()
 
 
@@ -251,8 +253,12 @@ class _LesionCanvas(SliceCanvas):
         class_names: Sequence[str],
         colors: Sequence[tuple[int, int, int]],
         labels: bool,
+        dotted_to: float,
     ) -> None:
         scale = self.enlargement
+
+        def is_dotted(lesion: Lesion) -> bool:
+            return lesion.score is not None and lesion.score <= dotted_to
 
         def color_of(index: int) -> tuple[float, ...]:
             known = colors[index] if index < len(colors) else _NAMELESS
@@ -264,8 +270,9 @@ class _LesionCanvas(SliceCanvas):
             if lesion.mask is not None
         }
         # One layer a class: overlapping predictions must not add up to an opaque patch
-        for index in sorted({one.class_index for one in lesions if one.mask is not None}):
-            its = [one for one in lesions if one.class_index == index and one.mask is not None]
+        filled = [one for one in lesions if one.mask is not None and not is_dotted(one)]
+        for index in sorted({one.class_index for one in filled}):
+            its = [one for one in filled if one.class_index == index]
             union = np.maximum.reduce([masks[id(one)] for one in its]).astype(np.float32)
             self.draw_soft_mask(union, color_of(index), alpha=0.3)
         for lesion in lesions:
@@ -275,10 +282,12 @@ class _LesionCanvas(SliceCanvas):
                 for segment in outline.polygons:
                     # A closed line: a polygon of so many points takes matplotlib far longer
                     x, y = np.append(segment, segment[:2]).reshape(-1, 2).T
-                    self.draw_line(x, y, color, linewidth=1)
+                    how = (0, (1, 2)) if is_dotted(lesion) else "-"
+                    self.draw_line(x, y, color, linestyle=how, linewidth=1)
             if lesion.box is not None:
                 box = [side * scale for side in lesion.box]
-                self.draw_box(box, alpha=0.9, edge_color=color, line_style=(0, (4, 2)))
+                how = (0, (1, 3)) if is_dotted(lesion) else (0, (4, 2))
+                self.draw_box(box, alpha=0.9, edge_color=color, line_style=how)
         if labels:
             for lesion in sorted(lesions, key=lambda item: -(item.score or 0)):
                 if lesion.box is not None:

@@ -224,7 +224,7 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
         lines.append(f"{level}{pooled}: {found}")
     if summary.slices_with:
         found = ", ".join(f"{name} {count}" for name, count in summary.slices_with.items())
-        lines.append(f"slices with: {found}; {summary.lesions} lesions of any score")
+        lines.append(f"slices with: {found}; {summary.lesions} candidates of any score")
     if summary.skipped:
         share = f"{100 * summary.bad_share:.2f} %"
         lines.append(f"{summary.skipped} slices or files ({share}) could not be read, see {REPORT}")

@@ -296,6 +296,7 @@ class Outputs:
                     about |= {"counts": counts_for_patient, "reconstruction": why}
                     summary.reconstructions += [f"{scan['scan']}: {why}"] * counts_for_patient
                 names = {key: scan[key] for key in ("patient", "scan", "kind")}
+                names |= {"series": scan["series_name"]} if scan["series_name"] else {}
                 scans.append(self._pooled("scan", names, group, about, counts.get("scans")))
             for value in scans:
                 write(value)

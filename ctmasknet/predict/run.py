@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 import ctmasknet
 from ctmasknet.ct.arrays import parse_axes
+from ctmasknet.ct.dicom.reconstruction import series_name
 from ctmasknet.ct.scan import CTScan, CTSlice, as_rescale
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices
 from ctmasknet.draw.canvas import as_rgb
@@ -31,6 +31,7 @@ from ctmasknet.draw.pages import png_bytes
 from ctmasknet.engine.record import now, write_record
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, writing
+from ctmasknet.names import readable_stem
 from ctmasknet.predict.dicom_seg import dicom_seg_bytes
 from ctmasknet.predict.inputs import UNIT_FILES, Unit, read_ahead
 from ctmasknet.predict.manifest import (
@@ -285,7 +286,8 @@ class OpenShard:
             self._labels.append(label_slice(lesions, shape, values, threshold))
         record = {"file": found.file, "bad": found.reason} if is_bad else slice_record(found)
         if self._options["overlays"] and any(one.score > threshold for one in lesions):
-            record["overlay"] = f"overlays/{self._stem}/{index + 1:04d}.png"
+            name = f"{self._own_name}_slice-{index + 1:04d}.png"
+            record["overlay"] = f"overlays/{self._stem}/{name}"
             self._run.write_file(record["overlay"], png_bytes(self._overlay(found, pixels)))
         self._records.append(record)
 
@@ -342,9 +344,13 @@ class OpenShard:
     @property
     def _stem(self) -> str:
         """Unique and readable: numbers of unit and scan, then the scan's own name."""
-        shard, scan = self.shard, self.scan
-        own = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(filter(None, (scan.patient, scan.scan))))
-        return f"{shard.unit + 1:06d}-{shard.scan + 1:03d}_{own[-80:].strip('._')}"
+        shard = self.shard
+        return f"{shard.unit + 1:06d}-{shard.scan + 1:03d}_{self._own_name}"
+
+    @property
+    def _own_name(self) -> str:
+        """Patient and series as people call them."""
+        return readable_stem(self.scan.patient, series_name(self.scan) or self.scan.scan)
 
 
 class _Progress:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ctmasknet.ct.dicom.reconstruction import series_facts
+from ctmasknet.ct.dicom.reconstruction import series_facts, series_name
 from ctmasknet.ct.scan import CTScan
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, parse_json, plain_file, remove_unfinished
@@ -55,7 +55,7 @@ _UNIT = record(
             record(
                 {
                     **{"patient": text, "scan": text, "kind": text, "slices": whole_from_0},
-                    **{"problems": listing(text), "series": maybe(_SERIES)},
+                    **{"problems": listing(text), "series": maybe(_SERIES), "series_name": text},
                 }
             )
         ),
@@ -155,6 +155,7 @@ class Shards:
         described = [
             {key: getattr(scan, key) for key in ("patient", "scan", "kind")}
             | {"slices": len(scan.slices), "problems": list(scan.problems)}
+            | {"series_name": series_name(scan)}
             | {"series": facts and {**asdict(facts), "study": list(facts.study)}}
             for scan, facts in zip(read.scans, map(series_facts, read.scans), strict=True)
         ]

@@ -93,8 +93,7 @@ def write_structured_reports(
         except CTMaskNetError as error:
             faults.append(str(error))
             continue
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{scan.about['patient']}_{scan.about['scan']}")
-        file = output / f"{number:06d}_{name[-80:].strip('._')}.dcm"
+        file = output / f"{number:06d}_{scan.own_name}.dcm"
         with writing(output), atomic_write(file, "wb") as stream:
             stream.write(report)
         written.append(file)

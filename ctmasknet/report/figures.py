@@ -28,7 +28,7 @@ _FIRST_CLASS = 0x10
 _COLORS = 8
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _MARKERS = ("o", "s", "^", "D")
-_SIDE_INCHES = 3.4
+_SIDE_INCHES, _LEGEND_LINE_INCHES = 3.4, 0.19
 
 
 def roc_figure(level: Mapping[str, Any], class_names: Sequence[str], key: str) -> str:
@@ -168,8 +168,12 @@ def _label(name: str) -> str:
 
 def _to_svg(figure: Figure, axes: Any, key: str) -> str:
     """An ``<svg>`` element that scales, without style sheet, outside names or needless digits."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=_INK, handlelength=2.6)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        # Above the axes, where it hides no curve
+        figure.set_size_inches(_SIDE_INCHES, _SIDE_INCHES + _LEGEND_LINE_INCHES * len(handles))
+        how = {"fontsize": 8, "frameon": False, "labelcolor": _INK, "handlelength": 2.6}
+        figure.legend(handles, labels, loc="outside upper left", **how)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

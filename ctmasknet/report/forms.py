@@ -235,7 +235,20 @@ LESIONS_OF_SCAN = record(
     }
 )
 LESIONS_OF_SLICE = record(
-    {"file": text, "boxes": listing(record({"score": _SHARE})), "lesions": whole_from_0}
+    {
+        **{"file": text, "boxes": listing(record({"score": _SHARE})), "lesions": whole_from_0},
+        **{"patient": maybe(text), "scan": maybe(text)},
+    }
+)
+
+
+#: Of a scan whose study holds several.
+SERIES_OF_STUDY = record(
+    {
+        **{"patient": maybe(text), "scan": maybe(text), "series": maybe(text)},
+        **{"slices": whole_from_0, "pred": maybe(text), "reconstruction": text},
+        "counts": one_of(False, True),
+    }
 )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.report.forms import LESIONS_OF_SCAN, LESIONS_OF_SLICE
+from ctmasknet.report.neighbours import read_seen, slice_heading
 from ctmasknet.report.pictures import (
     SliceFiles,
     SlicePictures,
@@ -21,7 +24,8 @@ from ctmasknet.report.pictures import (
 )
 from ctmasknet.report.sections import rendered
 from ctmasknet.report.source import json_lines, read_run, read_told
-from ctmasknet.report.tables import MAX_ROWS
+from ctmasknet.report.tables import MAX_ROWS, PER_PATIENT, few_of_each
+from ctmasknet.report.viewer.prediction import recorded_threshold
 from ctmasknet.schema import UnlikeForm
 
 _LISTING = "predictions.jsonl"
@@ -66,8 +70,9 @@ def lesion_page(
                 scans.append((*names, scan["slices"], scan["slices_with"]))
             elif item.get("level") == "slice":
                 one = LESIONS_OF_SLICE(item, "slice")
-                best = max((box["score"] for box in one["boxes"]), default=0.0)
-                slices.append((best, one["file"], one["lesions"]))
+                scores = [box["score"] for box in one["boxes"]]
+                names = {key: one[key] or "" for key in ("file", "patient", "scan")}
+                slices.append(_Slice(**names, scores=scores, candidates=one["lesions"]))
     except UnlikeForm as error:
         raise CTMaskNetError(
             f"{listing}: no prediction of a lesion detector ({error}); predict again"
@@ -76,18 +81,30 @@ def lesion_page(
     _, entries = read_run(Path(folder))
     seen = recorded_window(entries), folder, recorded_rescale(entries)
     files = SliceFiles(None, images, *seen, recorded_axes(entries))
-    found = SlicePictures(
-        [name for _, name, _ in slices], files, folders=pictures, more=Path(folder)
-    )
+    found = SlicePictures([one.file for one in slices], files, folders=pictures, more=Path(folder))
+    places = read_seen(listing) if gallery > 0 else {}
+    best_first = sorted(slices, key=lambda one: -one.best)
+    threshold = recorded_threshold(entries)
     shown = [
-        {"file": name, "best": best, "lesions": count, "pictures": found.of(_named(name))}
-        for best, name, count in sorted(slices, key=lambda one: -one[0])[: max(0, gallery)]
+        {
+            "heading": slice_heading(one.file, one.patient, one.scan, places.get(one.file)),
+            "best": one.best,
+            "above": one.above(threshold),
+            "candidates": one.candidates,
+            "pictures": found.of(one),
+        }
+        for one in few_of_each(best_first, max(0, gallery), places)
     ]
-    style = resources.files("ctmasknet.report") / "assets" / "report.css"
+    assets = resources.files("ctmasknet.report") / "assets"
+    style, script = (
+        (assets / name).read_text(encoding="utf-8").strip() for name in ("report.css", "zoom.js")
+    )
     page = rendered(
         "lesions.html.j2",
         title=f"Lesions: {Path(folder).resolve().name}",
-        style=style.read_text(encoding="utf-8").strip(),
+        style=style,
+        script=script,
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=ctmasknet.__version__,
         cautions=cautions,
         problems=problems[:MAX_ROWS],
@@ -96,12 +113,31 @@ def lesion_page(
         scans=scans[:MAX_ROWS],
         more_scans=max(0, len(scans) - MAX_ROWS),
         slices=len(slices),
-        lesions=sum(count for *_, count in slices),
+        lesions=sum(one.candidates for one in slices),
+        threshold=threshold,
+        per_patient=PER_PATIENT,
         shown=shown,
         commands=[str(entry["command"]) for entry in entries if "command" in entry],
     )
     return page, files
 
 
-def _named(file: str) -> Any:
-    return SimpleNamespace(file=file)
+@dataclass(frozen=True)
+class _Slice:
+    """A slice: scores of its best boxes, and its lesions of any score."""
+
+    file: str
+    patient: str
+    scan: str
+    scores: list[float]
+    candidates: int
+
+    @property
+    def best(self) -> float:
+        return max(self.scores, default=0.0)
+
+    def above(self, threshold: float) -> str:
+        """How many score above it; the listing knows the best alone."""
+        count = sum(score > threshold for score in self.scores)
+        more = count == len(self.scores) < self.candidates
+        return f"{count} or more" if more else str(count)

@@ -18,6 +18,7 @@ from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.report.burden_section import burden_section
 from ctmasknet.report.comparison import comparison_section, read_comparison
 from ctmasknet.report.lesion_page import is_of_a_detector, lesion_page
+from ctmasknet.report.neighbours import read_seen, slice_heading
 from ctmasknet.report.pictures import (
     SliceFiles,
     SlicePictures,
@@ -37,6 +38,7 @@ from ctmasknet.report.tables import (
     threshold_data,
     units_table,
 )
+from ctmasknet.report.viewer.prediction import recorded_threshold
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -99,7 +101,8 @@ def write_report(
     files = SliceFiles(source.dataset, images, *seen, recorded_axes(source.entries))
     painter = None
     if config_file or weights or "MODEL.WEIGHTS" in opts:
-        painter = evidence_painter(config_file, opts, source.folder, source.class_names, weights)
+        names, threshold = source.class_names, recorded_threshold(source.entries)
+        painter = evidence_painter(config_file, opts, source.folder, names, weights, threshold)
     overlays = source.listing.parent if painter is None and source.listing is not None else None
     found = SlicePictures(
         [row.file for row in source.rows], files, folders=pictures, more=overlays, painter=painter
@@ -125,9 +128,9 @@ def _render(
 ) -> str:
     """The page as text, with at most ``gallery`` slices."""
     assets = resources.files("ctmasknet.report") / "assets"
-    script, style = (
-        (assets / f"report.{kind}").read_text(encoding="utf-8").strip() for kind in ("js", "css")
-    )
+    names = ("report.css", "report.js", "zoom.js")
+    style, *scripts = ((assets / name).read_text(encoding="utf-8").strip() for name in names)
+    script = "\n".join(scripts)
     shown = _gallery(source, pictures, gallery)
     thresholds = threshold_data(source.rows, source.pooled, source.class_names, source.evaluation)
     table = units_table(source)
@@ -163,6 +166,8 @@ def _render(
         "table": table,
         "burden": burden_section(source),
         "subgroups": subgroup_section(source),
+        "series": source.series[:MAX_ROWS],
+        "more_series": max(0, len(source.series) - MAX_ROWS),
         "problems": source.problems[:MAX_ROWS],
         "more_problems": max(0, len(source.problems) - MAX_ROWS),
         "predictions_name": source.predictions.name,
@@ -179,10 +184,12 @@ def _render(
 def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:
     groups = []
     number = 0
-    for chosen in choose_slices(source, count):
+    seen = read_seen(source.listing) if count > 0 else {}
+    for chosen in choose_slices(source, count, seen):
         if source.evaluation and len(chosen.rows) < min(count, chosen.found):
             _LOGGER.warning(
-                "The gallery shows %d of the %d slices asked for: of a patient not more than %d",
+                "The gallery shows %d of the %d slices asked for: of a patient, or a scan that "
+                "names none, not more than %d, and of neighbours with one lesion the first",
                 *(len(chosen.rows), count, PER_PATIENT),
             )
         items = []
@@ -194,6 +201,7 @@ def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[
                 {
                     "anchor": f"slice-{number}",
                     "row": row,
+                    "heading": slice_heading(row.file, row.patient, row.scan, seen.get(row.file)),
                     "truth": truth,
                     "pred": pred,
                     "verdict": "" if truth is None else "right" if truth == pred else "wrong",
@@ -239,6 +247,8 @@ def _anchors(
         found.append(("subgroups", "By subgroup"))
     found.append(("threshold", "Move the threshold"))
     found.append(("patients", table.kind.capitalize()))
+    if source.series:
+        found.append(("series", "Several series of a study"))
     if source.burden:
         found.append(("burden", "Lesion burden"))
     if compared:

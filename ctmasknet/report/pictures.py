@@ -28,7 +28,6 @@ from ctmasknet.ct.find import natural_key
 from ctmasknet.ct.pictures import read_rgb
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import CTSlice, Rescale, Window, as_rescale
-from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.lesions import draw_lesions, lesions_of
 from ctmasknet.engine.setup import BEST_CHECKPOINT, inference_cfg
@@ -41,7 +40,7 @@ from ctmasknet.names import IMAGE_SUFFIXES
 from ctmasknet.predict.gallery import CONTACT_SHEET
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.shown import read_entry
-from ctmasknet.report.source import json_lines, run_folders
+from ctmasknet.report.source import dataset_entries, json_lines, run_folders
 
 #: Number of a slice inside its file, as :class:`CTSlice` names it.
 FRAME_NUMBER = re.compile(r"#\d{4,}$")
@@ -85,7 +84,7 @@ class SliceFiles:
         axes: Axes | None = None,
     ):
         self.elsewhere: set[str] = set()
-        self._entries = _entries_of(dataset)
+        self._entries = dataset_entries(dataset)
         if images is not None and not Path(images).is_dir():
             raise CTMaskNetError(f"{images}: no such folder; correct `images`")
         self._folders = [Path(one) for one in (images, folder) if one is not None]
@@ -166,23 +165,9 @@ def _slices_of(rescale: Rescale | None, axes: Axes | None, path: str) -> tuple[C
     return tuple(one for scan in scans for one in scan.slices)
 
 
-def _entries_of(dataset: str | None) -> dict[str, Mapping[str, Any]]:
-    """Dataset dicts by the name that predictions have for them; none where it is not prepared."""
-    if dataset is None:
-        return {}
-    try:
-        entries = dataset_dicts(dataset)
-    except CTMaskNetError:
-        return {}
-    found: dict[str, Mapping[str, Any]] = {}
-    for entry in entries:
-        name = entry.get("image_id")
-        found[name if isinstance(name, str) else entry["file_name"]] = entry
-    return found
-
-
-#: Longer side (px) of a slice, and of a picture from a folder, which may hold panels and text.
-SLICE_PX, PAGE_PX = 384, 900
+#: Longer side (px) of a slice at most, and of a picture from a folder, which may hold panels and
+#: text.
+SLICE_PX, PAGE_PX = 768, 900
 _QUALITY = 72
 #: Keys of a line that name a picture, and its caption.
 _PICTURE_KEYS = {
@@ -248,9 +233,12 @@ class SlicePictures:
             self._made.append(index_pictures(more))
         self._painter = painter
 
-    def of(self, row: SlicePrediction) -> list[Picture]:
+    def of(self, row: Any) -> list[Picture]:
         """The slice as it is, the evidence in it, and pictures from folders; none where no file is
         found.
+
+        Args:
+            row: tells its ``file``; a :class:`SlicePrediction` where a painter is at work.
 
         Raises:
             CTMaskNetError: a file that is there but cannot be read.
@@ -349,6 +337,7 @@ def evidence_painter(
     run: str | os.PathLike,
     class_names: Sequence[str],
     weights: str | None = None,
+    score_threshold: float = 0.75,
 ) -> Painter:
     """Load the model and return what draws a slice's lesions and, for a classifier, the weights of
     its boxes for the called class (exact occlusion, see :mod:`ctmasknet.explain`).
@@ -360,6 +349,7 @@ def evidence_painter(
             ``opts`` name weights or OUTPUT_DIR.
         class_names: of the predictions; a classifier has to have the same.
         weights: the file; default as ``opts`` and ``run`` say.
+        score_threshold: lesions that do not score more are dotted.
 
     Raises:
         CTMaskNetError: see :func:`inference_cfg` and :class:`CTPredictor`; other classes. The
@@ -372,7 +362,9 @@ def evidence_painter(
         item = predictor.mapped(slice_.entry, slice_.pixels)
         (found,) = predictor.predict([item])
         pixels = as_rgb(slice_.pixels, item.get("crop_box"))
-        drawn = [_lesions(pixels, found, predictor.lesion_classes)] if predictor.lesions else []
+        drawn = []
+        if predictor.lesions:
+            drawn.append(_lesions(pixels, found, predictor.lesion_classes, score_threshold))
         if classifies:
             _check_same_scores(cfg, row.file, found, row.scores)
         if reads_rows(cfg):
@@ -466,15 +458,23 @@ def boxes_that_moved(
 
 
 def _lesions(
-    pixels: np.ndarray, found: Mapping[str, Any], lesion_classes: Sequence[str]
+    pixels: np.ndarray,
+    found: Mapping[str, Any],
+    lesion_classes: Sequence[str],
+    threshold: float = 0.75,
 ) -> tuple[np.ndarray, str]:
     lesions = lesions_of(found["instances"], *pixels.shape[:2])
     best = sorted(lesions, key=lambda lesion: -lesion.score)[:_MOST]
     caption = "no lesion found"
     if best:
-        caption = f"{len(best)} best of {len(lesions)} lesions, highest score {best[0].score:.2f}"
+        above = sum(lesion.score > threshold for lesion in lesions)
+        caption = (
+            f"{len(best)} best of {len(lesions)} candidates, {above} above {threshold:g} "
+            f"(others dotted), highest score {best[0].score:.2f}"
+        )
     # On a picture of this size labels would hide what they name
-    return draw_lesions(pixels, best, lesion_classes, labels=False), caption
+    how = {"labels": False, "dotted_to": threshold}
+    return draw_lesions(pixels, best, lesion_classes, **how), caption
 
 
 def _boxes_and_weights(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
+from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
@@ -30,6 +31,7 @@ from ctmasknet.files import parse_json, plain_file, read_json
 from ctmasknet.report.forms import (
     BAD_SLICES_FORM,
     EVALUATION_HEAD,
+    SERIES_OF_STUDY,
     burden_form,
     evaluation_form,
     pooled_form,
@@ -42,6 +44,19 @@ _EVALUATION, _EVALUATION_TOOL = "report.json", "tools/evaluate_predictions.py"
 _BURDEN, _BURDEN_TOOL = "burden.json", "tools/lesion_burden.py"
 _LEARNED = "pooling.json"
 _REMEDY = "make it anew or remove it"
+
+
+@dataclass(frozen=True)
+class StudySeries:
+    """A series of a study that holds several, in a prediction: ``scan`` is what people call it,
+    ``pred`` its class ("" without), ``counts`` whether it counts for its patient, and ``why``."""
+
+    patient: str
+    scan: str
+    slices: int
+    pred: str
+    counts: bool
+    why: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class ReportSource:
         problems: (scan or slice, what is wrong with it) of a prediction folder, scans first.
         cautions: what has to be said of a prediction's weights and lesions.
         bad_slices: (unreadable, all) slices or files, None where the run left none out.
+        series: of studies that hold several series, all of them.
     """
 
     folder: Path
@@ -85,6 +101,7 @@ class ReportSource:
     problems: list[tuple[str, str]]
     cautions: list[str]
     bad_slices: tuple[int, int] | None
+    series: Sequence[StudySeries] = ()
 
 
 def read_source(
@@ -178,6 +195,7 @@ def read_source(
         problems=problems,
         cautions=cautions,
         bad_slices=_read_bad_slices(path, name),
+        series=() if listing is None else read_series(listing),
     )
 
 
@@ -353,7 +371,8 @@ def read_told(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     for item in json_lines(path):
         try:
             cautions |= dict.fromkeys(map(str, item.get("cautions") or ()))
-            names = [item["file"]] if "file" in item else [item.get("patient"), item.get("scan")]
+            called = item.get("series") or item.get("scan")
+            names = [item["file"]] if "file" in item else [item.get("patient"), called]
             name = " / ".join(str(part) for part in names if part)
             problems = [(name, str(problem)) for problem in item.get("problems") or ()]
         except TypeError as error:
@@ -362,6 +381,23 @@ def read_told(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
             ) from error
         of_level.setdefault(str(item.get("level")), []).extend(problems)
     return of_level["scan"] + of_level["slice"], list(cautions)
+
+
+def read_series(path: Path) -> list[StudySeries]:
+    """The series of a ``predictions.jsonl`` among which one was chosen for the patient.
+
+    Raises:
+        CTMaskNetError: the file cannot be read, or tells of them in another form.
+    """
+    found = []
+    for item in json_lines(path):
+        if item.get("level") != "scan" or not item.get("reconstruction"):
+            continue
+        told = checked(path, item, SERIES_OF_STUDY, "a prediction", "predict again")
+        name = told["series"] or told["scan"] or ""
+        facts = (told["patient"] or "", name, told["slices"], told["pred"] or "", told["counts"])
+        found.append(StudySeries(*facts, told["reconstruction"]))
+    return found
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -402,3 +438,18 @@ def described_sets(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]
 def dataset_names(entry: Mapping[str, Any], split: str) -> list[str]:
     """Names of the data sets of one split (``train``, ``val``, ``test``) of a run."""
     return [str(item.get("name")) for item in described_sets(entry).get(split, ())]
+
+
+def dataset_entries(dataset: str | None) -> dict[str, Mapping[str, Any]]:
+    """Dataset dicts by the name that predictions have for them; none where it is not prepared."""
+    if dataset is None:
+        return {}
+    try:
+        entries = dataset_dicts(dataset)
+    except CTMaskNetError:
+        return {}
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        name = entry.get("image_id")
+        found[name if isinstance(name, str) else entry["file_name"]] = entry
+    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from ctmasknet.evaluation.pooling import (
     slice_units,
 )
 from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.report.neighbours import SeenSlice, are_named_as_neighbours
 from ctmasknet.report.source import ReportSource
 
 #: More rows make a page that no mail takes and no browser sorts at once.
 MAX_ROWS = 2000
-#: So many slices of one patient at most, so that one bad scan does not fill the page.
+#: So many slices of one patient, or of a scan that names none, at most, so that one bad scan does
+#: not fill the page.
 PER_PATIENT = 2
 # Steps of the slider over 0..1.
 _STEPS = 1000
@@ -78,6 +80,8 @@ def units_table(source: ReportSource, max_rows: int = MAX_ROWS) -> UnitsTable:
     lone = [item for item in source.pooled["scans"] if not item.patient]
     nameless = sum(not row.patient for row in source.rows) - sum(item.slices for item in lone)
     scans = Counter(item.patient for item in source.pooled["scans"])
+    # Other reconstructions of a scan that counts
+    scans.subtract(one.patient for one in source.series if not one.counts)
     patients = source.pooled["patients"]
     rows = [_row(names, item.patient, scans[item.patient], item.slices, item) for item in patients]
     rows += [_row(names, item.scan, 1, item.slices, item) for item in lone]
@@ -140,60 +144,125 @@ class ChosenSlices(NamedTuple):
     found: int
 
 
-def choose_slices(source: ReportSource, count: int) -> list[ChosenSlices]:
-    """The slices to show, at most ``count``, under each heading :data:`PER_PATIENT` of a patient;
-    without labels more where there is room.
+def choose_slices(
+    source: ReportSource, count: int, seen: Mapping[str, SeenSlice] | None = None
+) -> list[ChosenSlices]:
+    """The slices to show, at most ``count``, under each heading :data:`PER_PATIENT` of a patient
+    (of a scan, where it names none); without labels more where there is room.
 
     With labels: errors, that with the largest margin (score of the called class less that of the
     true one) first. Without: half of them slices whose best two classes are closest, half those
-    with the highest score of each class but normal.
+    with the highest score of each class but normal. Scans that do not count for their patient are
+    left to the one that does. Of neighbours that show one lesion the first alone is chosen.
 
     Args:
         source: predictions.
         count: slices in all; 0 for none.
+        seen: what ``predictions.jsonl`` tells of slices, by name. Without it errors whose names
+            follow each other within a scan pass for neighbours.
     """
     if count < 1:
         return []
+    rows = [row for row in source.rows if row.counts]
     if source.evaluation is not None:
-        wrong = [row for row in source.rows if row.label not in (None, row.pred)]
+        wrong = [row for row in rows if row.label not in (None, row.pred)]
         wrong.sort(key=lambda row: -_margin(row.scores, row.pred, row.label))
         rule = (
             "Slices called wrong, the most confident error first (score of the called class less "
             "that of the true one)"
         )
-        return [_chosen("Worst errors", rule, wrong, count, more=False)]
-    closest = sorted(source.rows, key=lambda row: _margin(row.scores, row.pred, None))
+        return [_chosen("Worst errors", rule, wrong, count, seen, labelled=True)]
+    closest = sorted(rows, key=lambda row: _margin(row.scores, row.pred, None))
     half = -(-count // 2)
     rule = "Slices whose best two classes score closest"
-    groups = [_chosen("Most uncertain slices", rule, closest, half)]
+    groups = [_chosen("Most uncertain slices", rule, closest, half, seen)]
     normal = normal_index(source.class_names)
     diseases = [index for index in range(len(source.class_names)) if index != normal]
     rest = count - half
     for number, index in enumerate(diseases):
         share = rest // len(diseases) + (number < rest % len(diseases))
-        highest = sorted(source.rows, key=lambda row: -row.scores[index])
+        highest = sorted(rows, key=lambda row: -row.scores[index])
         name = source.class_names[index]
         rule = f"Slices with the highest score for {name}"
-        groups.append(_chosen(f"Highest score for {name}", rule, highest, share))
+        groups.append(_chosen(f"Highest score for {name}", rule, highest, share, seen))
     return [group for group in groups if group.rows]
 
 
 def _chosen(
-    heading: str, rule: str, rows: Sequence[SlicePrediction], count: int, *, more: bool = True
+    heading: str,
+    rule: str,
+    rows: Sequence[SlicePrediction],
+    count: int,
+    seen: Mapping[str, SeenSlice] | None,
+    *,
+    labelled: bool = False,
 ) -> ChosenSlices:
-    return ChosenSlices(heading, rule, _few_of_each(rows, count, more), len(rows))
+    chosen = few_of_each(rows, count, seen, more=not labelled, by_name=labelled and not seen)
+    return ChosenSlices(heading, rule, chosen, len(rows))
 
 
-def _few_of_each(rows: Iterable[SlicePrediction], count: int, more: bool) -> list[SlicePrediction]:
-    """The first ``count`` rows in their order without the third and later of a patient; with
-    ``more``, these too where the others leave room."""
-    seen: Counter[str] = Counter()
-    first, later = [], []
+class _Named(Protocol):
+    """What is chosen from: slices that tell their file, patient and scan, "" where unknown."""
+
+    file: str
+    patient: str
+    scan: str
+
+
+_Row = TypeVar("_Row", bound=_Named)
+
+
+def few_of_each(
+    rows: Iterable[_Row],
+    count: int,
+    seen: Mapping[str, SeenSlice] | None = None,
+    *,
+    more: bool = True,
+    by_name: bool = False,
+) -> list[_Row]:
+    """The first ``count`` rows in their order without the third and later of a patient, or of a
+    scan that names none; with ``more``, these too where the others leave room. Neighbours with the
+    lesion of a row that is chosen are not.
+
+    Args:
+        rows: slices, the one most worth a look first.
+        count: how many.
+        seen: what is known of slices, by file.
+        more: fill up with later ones of a patient.
+        by_name: slices of a scan whose file names follow each other pass for neighbours.
+    """
+    seen = seen or {}
+    chosen: list[tuple[int, _Row]] = []
+    of_scan: dict[tuple[str, str], list[_Row]] = {}
+    number: Counter[tuple[str, str]] = Counter()
+    later = []
+
+    def is_new(row: _Row) -> bool:
+        own = seen.get(row.file)
+        for other in of_scan.get((row.patient, row.scan), ()):
+            its = seen.get(other.file)
+            if own and its and own.shows_the_lesion_of(its):
+                return False
+            if by_name and row.scan and are_named_as_neighbours([row.file, other.file]):
+                return False
+        return True
+
+    def take(place: int, row: _Row) -> None:
+        if len(chosen) < count and is_new(row):
+            chosen.append((place, row))
+            of_scan.setdefault((row.patient, row.scan), []).append(row)
+            number[owner(row)] += 1
+
+    def owner(row: _Row) -> tuple[str, str]:
+        return (row.patient, "") if row.patient else ("", row.scan)
+
     for place, row in enumerate(rows):
-        seen[row.patient] += 1
-        of = later if row.patient and seen[row.patient] > PER_PATIENT else first
-        of.append((place, row))
-    chosen = [*first, *(later if more else ())][:count]
+        if any(owner(row)) and number[owner(row)] >= PER_PATIENT:
+            later.append((place, row))
+        else:
+            take(place, row)
+    for place, row in later if more else ():
+        take(place, row)
     return [row for _, row in sorted(chosen, key=lambda one: one[0])]
 
 

@@ -101,6 +101,35 @@ def test_hostile_names_are_text(page):
     assert page.find_elements("css selector", "img[src=x]") == []
 
 
+def test_a_picture_opens_at_full_size_and_closes(page):
+    buttons = page.find_elements("css selector", "button.zoom")
+    dialog = by_id(page, "zoom")
+    assert not dialog.is_displayed()
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", buttons[1])
+    buttons[1].click()
+    assert dialog.is_displayed()
+    (full,) = dialog.find_elements("tag name", "img")
+    small = buttons[1].find_element("tag name", "img")
+    assert full.get_attribute("src") == small.get_attribute("src")
+    # As large as the window lets it be, never less than its own px
+    assert full.size["width"] >= 256 and full.size["width"] > small.size["width"]
+    assert "(2 of 24)" in by_id(page, "zoom-caption").text
+    dialog.send_keys(Keys.ARROW_LEFT)
+    assert "(1 of 24)" in by_id(page, "zoom-caption").text
+    assert not by_id(page, "zoom-before").is_enabled()
+    page.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not dialog.is_displayed()
+    assert page.switch_to.active_element == buttons[0]
+
+
+def test_right_and_wrong_differ_by_more_than_colour(page):
+    marks = page.execute_script(
+        "return ['wrong', 'right'].map(name => getComputedStyle("
+        "document.querySelector(`#units-table .${name}`), '::before').content)"
+    )
+    assert "\u2717" in marks[0] and "\u2713" in marks[1]
+
+
 def test_pictures_appear(page):
     widths = page.execute_script("return [...document.images].map(i => i.naturalWidth)")
     assert widths == [256] * 24

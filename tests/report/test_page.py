@@ -220,3 +220,31 @@ def test_an_evaluation_without_patients_is_shown_by_slices(run_folder, tmp_path,
     (tmp_path / "report.json").write_text(json.dumps(report))
     page = write_report(run_folder, tmp_path / "page.html", evaluation=tmp_path, gallery=0)
     assert "Accuracy, slices" in parsed(page.read_text()).text
+
+
+def test_series_of_a_study_are_listed_and_one_counts(tmp_path, simulated_rows, parsed):
+    rows = [replace(row, label=None, patient="7") for row in simulated_rows(1, seed=4)]
+    rows = [replace(row, scan="1.2", counts=True) for row in rows]
+    rows += [replace(row, file=f"soft_{row.file}", scan="1.3", counts=False) for row in rows]
+    write_predictions_csv(tmp_path / "predictions.csv", rows, IMAGE_CLASSES, with_counts=True)
+    said = {"patient": "7", "slices": len(rows) // 2, "pooling": "mean", "pred": "covid"}
+    said["scores"] = {"normal": 0.5, "pneumonia": 0.25, "covid": 0.75}
+    scans = [
+        {"scan": "1.2", "series": "series 3, Lung", "counts": True, "reconstruction": "chosen"},
+        {"scan": "1.3", "counts": False, "reconstruction": "does not count"},
+    ]
+    lines = [{"level": "scan", **said, **one} for one in scans]
+    lines.append({"level": "patient", **said})
+    listing = tmp_path / "predictions.jsonl"
+    listing.write_text("\n".join(map(json.dumps, lines)))
+    page = parsed(write_report(tmp_path, tmp_path / "r.html", gallery=0).read_text())
+    count = str(len(rows) // 2)
+    assert page.tables["In the order of the inputs"][1:] == [
+        ["7", "series 3, Lung", count, "covid", "counted", "chosen"],
+        ["7", "1.3", count, "covid", "not counted", "does not count"],
+    ]
+    (patient,) = page.tables["Scores pooled by mean. A heading's button sorts."][1:]
+    assert patient[:3] == ["7", "1", count]
+    listing.write_text(listing.read_text().replace('"counts": true', '"counts": "yes"'))
+    with pytest.raises(CTMaskNetError, match="counts is 'yes'"):
+        write_report(tmp_path, tmp_path / "r.html", gallery=0)

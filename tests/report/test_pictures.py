@@ -16,10 +16,12 @@ from PIL import Image
 
 from ctmasknet.classes import IMAGE_CLASSES
 from ctmasknet.ct.read import read_scans
+from ctmasknet.draw.lesions import Lesion, draw_lesions
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.report import pictures as evidence
+from ctmasknet.report.neighbours import read_seen
 from ctmasknet.report.pictures import (
     SliceFiles,
     SlicePictures,
@@ -73,6 +75,43 @@ def test_without_labels_uncertain_and_high_scoring_slices_are_chosen(source):
     ]
 
 
+def test_a_scan_stands_for_the_patient_where_none_is_named(source):
+    rows = [replace(row(str(n), "", 1, 0, (0.9, n / 10, 0.0)), scan="v.nii.gz") for n in (0, 3, 6)]
+    rows += [replace(row(str(n), "", 1, 0, (0.9, n / 10, 0.0)), scan="w.nii.gz") for n in (1, 4)]
+    (chosen,) = choose_slices(replace(source, rows=rows, evaluation={}), 10)
+    assert [item.file for item in chosen.rows] == ["0", "1", "3", "4"]
+
+
+def test_neighbours_with_one_lesion_are_shown_once(source):
+    rows = [row(f"{n:03d}.dcm", "1", None, 0, (0.9 - n / 100, 0.1, 0.0)) for n in range(9)]
+    lines = []
+    for number, one in enumerate(rows):
+        # Slices of 5 mm; one lesion in 1 to 6, another one in 7 and 8
+        box = [10, 10, 30, 30] if number < 7 else [60, 60, 80, 80]
+        boxes = [{"box_px": [value + number for value in box]}] if number else []
+        where = {"patient": "1", "scan": "1", "position_mm": 5.0 * number}
+        lines.append({"level": "slice", "file": one.file, "boxes": boxes, **where})
+    listing = source.folder / "listing.jsonl"
+    listing.write_text("\n".join(map(json.dumps, lines)))
+    seen = read_seen(listing)
+    told = (seen["003.dcm"].number, seen["003.dcm"].of, seen["003.dcm"].position_mm)
+    assert told == (4, 9, 15.0)
+    uncertain, *_ = choose_slices(replace(source, rows=rows), 18, seen)
+    # 2 lies 20 mm from 6, and 1 more than that
+    assert [item.file for item in uncertain.rows] == ["008.dcm", "006.dcm", "001.dcm", "000.dcm"]
+    # Errors of an evaluation tell no boxes: names that follow each other are neighbours
+    rows = [row(f"1_1_{n:04d}.png", "1", 1, 0, (0.9, n / 100, 0.0)) for n in (7, 8, 10, 11)]
+    (chosen,) = choose_slices(replace(source, rows=rows, evaluation={}), 10)
+    assert [item.file for item in chosen.rows] == ["1_1_0007.png", "1_1_0010.png"]
+
+
+def test_a_series_that_does_not_count_is_left_out_of_the_gallery(source):
+    rows = [row("a", "1", None, 0, (0.5, 0.5, 0.0)), row("b", "1", None, 0, (0.9, 0.5, 0.0))]
+    rows[0] = replace(rows[0], counts=False)
+    groups = choose_slices(replace(source, rows=rows), 6)
+    assert {item.file for group in groups for item in group.rows} == {"b"}
+
+
 def decoded(picture) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2])))
 
@@ -80,7 +119,7 @@ def decoded(picture) -> Image.Image:
 def test_pictures_are_reduced_and_keep_their_shape():
     picture = encode(np.full((800, 400, 3), 90, dtype=np.uint8), "slice", "alt")
     assert picture.uri.startswith("data:image/webp;base64,")
-    assert decoded(picture).size == (picture.width, picture.height) == (192, 384)
+    assert decoded(picture).size == (picture.width, picture.height) == (384, 768)
     small = encode(np.full((64, 64, 3), 90, dtype=np.uint8), "slice", "alt")
     assert (small.width, small.height) == (64, 64)
 
@@ -172,7 +211,7 @@ def test_evidence_is_drawn_by_the_model_that_made_the_predictions(model_file, ti
     predicted = row("s.png", pred=2, scores=tuple(scores.tolist()))
     (lesions, found), (weights, moved) = paint(predicted, found_slice)
     assert lesions.shape == weights.shape and lesions.shape[0] >= 512
-    assert found == "no lesion found" or " lesions, highest score 0." in found
+    assert found == "no lesion found" or "(others dotted), highest score 0." in found
     assert moved.startswith("boxes that moved covid most")
     assert moved.endswith("input to the decision, not cause")
     # The boxes are on the picture, in the colours of their direction
@@ -212,7 +251,25 @@ def test_the_best_lesions_are_drawn_whatever_they_score(monkeypatch):
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     _, caption = evidence._lesions(pixels, {"instances": instances}, ["lesion"])
     assert [lesion.score for lesion in drawn] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
-    assert caption == "5 best of 8 lesions, highest score 0.40"
+    told = "5 best of 8 candidates, 0 above 0.75 (others dotted), highest score 0.40"
+    assert caption == told
+    _, caption = evidence._lesions(pixels, {"instances": instances}, ["lesion"], 0.32)
+    assert caption.startswith("5 best of 8 candidates, 2 above 0.32 ")
+
+
+def test_lesions_below_the_threshold_are_dotted_and_not_filled():
+    grey_slice = np.full((100, 100, 3), 90, dtype=np.uint8)
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[20:80, 20:80] = True
+    lesion = Lesion(0, (20.0, 20.0, 80.0, 80.0), mask, 0.5)
+    drawn = [
+        draw_lesions(grey_slice, [lesion], ["ggo"], labels=False, scale=2, dotted_to=threshold)
+        for threshold in (0.4, 0.5)
+    ]
+    inside = [picture[60:140, 60:140].astype(int) - 90 for picture in drawn]
+    assert np.abs(inside[0]).max() > 20 and np.abs(inside[1]).max() <= 2
+    marked = [(np.abs(picture.astype(int) - 90).max(2) > 20).sum() for picture in drawn]
+    assert 0 < marked[1] < marked[0] / 4
 
 
 def test_each_page_of_a_tiff_is_its_own_slice(tmp_path):

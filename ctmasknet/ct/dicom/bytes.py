@@ -50,7 +50,7 @@ _KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleIntercept", "RescaleSlope", "RescaleType"),
-    *("ConvolutionKernel", "SliceThickness", "SeriesDescription"),
+    *("ConvolutionKernel", "SliceThickness", "SeriesDescription", "SeriesNumber"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 #: Reads that a header may take whatever the file's size, and bytes that allow one more: far above

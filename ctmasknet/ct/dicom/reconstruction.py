@@ -47,12 +47,22 @@ class Reconstruction:
         thickness_mm: SliceThickness; None where none is stated.
         image_type: values of ImageType and FrameType.
         description: SeriesDescription.
+        number: SeriesNumber; "" where none is stated.
     """
 
     kernel: str = ""
     thickness_mm: float | None = None
     image_type: tuple[str, ...] = ()
     description: str = ""
+    number: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people call the series, such as ``series 3, Thorax 5.0 B70f``; "" where its header
+        names it by UIDs alone."""
+        words = f"series {self.number}" if self.number else "", self.description
+        text = ", ".join(word for word in words if word)
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:80]
 
     @property
     def kind(self) -> str:
@@ -101,6 +111,7 @@ def reconstruction_of(header: Dataset) -> Reconstruction:
         thickness_mm=thickness if 0 < thickness < 1e3 else None,
         image_type=(*stated("ImageType"), *stated("FrameType")),
         description=" ".join(stated("SeriesDescription")),
+        number=next(iter(stated("SeriesNumber")), ""),
     )
 
 
@@ -138,6 +149,12 @@ class SeriesFacts:
             return None
         values = {field.name: stated[field.name] for field in fields(cls)}
         return cls(**{**values, "study": tuple(stated["study"])})
+
+
+def series_name(scan: CTScan) -> str:
+    """See :attr:`Reconstruction.name`; "" of what is no DICOM series."""
+    about = getattr(scan.slices[0].source, "about", None) if scan.slices else None
+    return about.name if isinstance(about, Reconstruction) else ""
 
 
 def series_facts(scan: CTScan) -> SeriesFacts | None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ctmasknet.data.registry import lesion_colors
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, check_writable, remove_unfinished, writing
+from ctmasknet.names import readable_stem
 from ctmasknet.report.pictures import boxes_that_moved
 from ctmasknet.report.sections import rendered
 from ctmasknet.report.viewer.prediction import ViewedPrediction, ViewedScan, read_prediction
@@ -156,7 +156,7 @@ def _pages(prediction: ViewedPrediction) -> Iterator[_Page]:
             if its + len(scan.slices) > _MOST_SLICES:
                 groups.append([])
             groups[-1].append(scan)
-        stem = f"{number:06d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', title)[-60:].strip('._')}"
+        stem = f"{number:06d}_{readable_stem(title)}"
         for index, group in enumerate(groups, start=1):
             part = f"part {index} of {len(groups)}" if len(groups) > 1 else ""
             file = f"{stem}{f'_{index}' if part else ''}.html"

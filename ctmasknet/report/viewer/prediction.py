@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ctmasknet.ct.scan import Rescale, Window
 from ctmasknet.data.coco import checked_coco
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import read_json
+from ctmasknet.names import readable_stem
 from ctmasknet.report.pictures import recorded_axes, recorded_rescale, recorded_window
 from ctmasknet.report.source import json_lines, read_run
 from ctmasknet.schema import (
@@ -22,6 +23,7 @@ from ctmasknet.schema import (
     maybe,
     names_of,
     number,
+    one_of,
     record,
     text,
     whole_from_0,
@@ -59,6 +61,8 @@ _SCAN = record(
         "pred": maybe(text),
         "scores": maybe(names_of(_SHARE)),
         "pooling": maybe(text),
+        "series": maybe(text),
+        "counts": maybe(one_of(False, True)),
         "reconstruction": maybe(text),
         "cautions": maybe(listing(text)),
     }
@@ -72,6 +76,16 @@ class ViewedScan:
 
     about: Mapping[str, Any]
     slices: tuple[Mapping[str, Any], ...]
+
+    @property
+    def title(self) -> str:
+        """What people call it: a DICOM series by number and description, else the scan's name."""
+        return self.about["series"] or self.about["scan"]
+
+    @property
+    def own_name(self) -> str:
+        """Patient and title as a part of a file's name."""
+        return readable_stem(self.about["patient"], self.title)
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def read_prediction(folder: str | os.PathLike) -> ViewedPrediction:
         classes,
         lesion_classes,
         lesions,
-        _recorded_threshold(entries),
+        recorded_threshold(entries),
         recorded_window(entries),
         recorded_rescale(entries),
         recorded_axes(entries),
@@ -162,7 +176,8 @@ def _read_lesions(path: Path) -> tuple[tuple[str, ...], dict[str, list[Mapping[s
     return tuple(one["name"] for one in document["categories"]), found
 
 
-def _recorded_threshold(entries: list[dict[str, Any]]) -> float:
+def recorded_threshold(entries: Sequence[Mapping[str, Any]]) -> float:
+    """The score that lesions of the latest run in ``run.json`` have to exceed, 0..1."""
     settings = entries[-1].get("settings") if entries else None
     options = settings.get("options") if isinstance(settings, dict) else None
     value = options.get("score_threshold") if isinstance(options, dict) else None
