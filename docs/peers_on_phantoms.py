@@ -97,11 +97,12 @@ CLASSIFIERS = {
     ),
     "covidnet_ct_lookalike": (
         "peers/covidnet_ct_lookalike",
-        f"{_SLICES} MODEL.SLICE_NETWORK.SIZE 128 {_steps(300, 0.02)}",
+        f"{_SLICES} MODEL.SLICE_NETWORK.SIZE 96 {_steps(300, 0.01)}",
     ),
     "covnet": (
         "peers/covnet",
         f"{_SCANS} {_HALF} {_WHOLE} 80 SOLVER.IMS_PER_BATCH 8 SOLVER.WEIGHT_DECAY 0.0001 "
+        "MODEL.SCAN_NETWORK.BATCH_STATISTICS True "
         f"{_steps(100, 0.0005)}",
     ),
     "covid_ct_densenet169": (
@@ -110,7 +111,7 @@ CLASSIFIERS = {
     ),
     "jcs_classifier": (
         "peers/jcs_classifier",
-        f"{_SLICES} {_HALF} {_WHOLE} 96 MODEL.JCS.NORM BN {_steps(120, 0.0005)}",
+        f"{_SLICES} {_HALF} {_WHOLE} 80 MODEL.JCS.NORM BN {_steps(100, 0.0005)}",
     ),
     "xu_resnet18": (
         "peers/xu_resnet18",
@@ -127,12 +128,12 @@ CLASSIFIERS = {
         f"{_SCANS} {_ON_UNET} MODEL.SEMANTIC.NAME unet MODEL.LESION_HEAD.DEPTH 8 "
         f"MODEL.LESION_HEAD.SIZE 48 SOLVER.IMS_PER_BATCH 8 {_steps(80, 0.001)}",
     ),
-    "ssm": ("peers/ssm", f"{_TWO_BRANCH} MODEL.RANKED_BOXES.NUM 32 {_steps(150, 0.0005)}"),
-    "affinity": ("peers/affinity", f"{_TWO_BRANCH} {_steps(100, 0.0005)}"),
+    "ssm": ("peers/ssm", f"{_TWO_BRANCH} MODEL.RANKED_BOXES.NUM 32 {_steps(120, 0.0005)}"),
+    "affinity": ("peers/affinity", f"{_TWO_BRANCH} {_steps(70, 0.0005)}"),
     "lstm": (
         "peers/lstm",
         f"{_TWO_BRANCH} MODEL.RESNETS.NUM_GROUPS 1 MODEL.RESNETS.WIDTH_PER_GROUP 64 "
-        f"MODEL.RANKED_BOXES.NUM 8 {_steps(100, 0.0005)}",
+        f"MODEL.RANKED_BOXES.NUM 8 {_steps(70, 0.0005)}",
     ),
 }
 

@@ -58,3 +58,9 @@ class COVIDNetCTLookalike(nn.Sequential):
                 channels = width
         head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_outputs))
         super().__init__(*layers, *head)
+        # Five layers lie between two normalisations; torch's own start would leave them a variance
+        # so small that running statistics, which begin at 1, take hundreds of steps to get there
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)

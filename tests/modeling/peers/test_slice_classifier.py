@@ -156,3 +156,13 @@ def test_what_has_no_effect_is_told(repository, caplog):
     whole = ["MODEL.SLICE_NETWORK.CROP", "0", "MODEL.SLICE_NETWORK.TEN_CROPS", "True"]
     with pytest.raises(CTMaskNetError, match="no effect: it is of slices that are cut"):
         read_cfg(resnet18, whole)
+
+
+def test_the_look_alike_starts_near_what_running_statistics_start_from():
+    torch.manual_seed(0)
+    network = image_network("covidnet_ct_lookalike", 3).train()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    network(torch.rand(4, 3, 64, 64))
+    assert len(norms) == 16 and min(norm.running_var.mean() for norm in norms) > 0.1
