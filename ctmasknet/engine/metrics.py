@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cycler import cycler
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import EventWriter, get_event_storage
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,6 +32,11 @@ from ctmasknet.files import atomic_write, parse_json, plain_file
 _METRICS = "metrics.json"
 _TIMINGS = "timings.json"
 _PICTURE = "learning_curves.png"
+#: Of curves: the colours of Okabe and Ito that are seen on white, which colour-blind readers tell
+#: apart, and dashes and marks for who sees none.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1)), (0, (2, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 #: Evaluation figures shown, whichever the run has, all in percent.
 _SHOWN = ("bbox/AP50", "segm/AP50", "per_image/AP", "slices/accuracy")
 _SENSITIVITY = "slices/sensitivity-"
@@ -195,17 +201,20 @@ def draw_curves(
     figure = Figure(figsize=(9, 9), layout="constrained")
     FigureCanvasAgg(figure)
     losses, figures, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    losses.set_prop_cycle(cycler(color=_COLORS[1:]) + cycler(linestyle=_DASHES[1:]))
+    figures.set_prop_cycle(cycler(color=_COLORS) + cycler(linestyle=_DASHES, marker=_MARKERS))
     parts = [name for name in curves if name.startswith("loss_")]
     for name in parts if len(parts) > 1 else []:
-        losses.plot(*curves[name], linewidth=0.8, alpha=0.6, label=f"training {name}")
+        losses.plot(*curves[name], linewidth=1, label=f"training {name}")
     if "total_loss" in curves:
-        losses.plot(*curves["total_loss"], label="training, all", color="black")
+        losses.plot(*curves["total_loss"], label="training, all", color="black", linestyle="-")
     if (name := "validation/total_loss") in curves:
-        losses.plot(*curves[name], label="validation, all", color="crimson", marker="o")
+        how = {"color": "black", "linestyle": "--", "marker": "o"}
+        losses.plot(*curves[name], label="validation, all", **how)
     losses.set(ylabel="loss", ylim=(0, None))
     for name, curve in curves.items():
         if name in _SHOWN or name.startswith(_SENSITIVITY):
-            figures.plot(*curve, marker="o", label=name)
+            figures.plot(*curve, label=name)
     figures.set(ylabel="on the validation set (%)", ylim=(0, 100))
     if "lr" in curves:
         rate.plot(*curves["lr"], color="grey")
@@ -213,9 +222,10 @@ def draw_curves(
     for axes in (losses, figures, rate):
         axes.grid(alpha=0.3)
         if best_iteration is not None:
-            axes.axvline(best_iteration + 1, color="green", linestyle=":", label="best model")
+            axes.axvline(best_iteration + 1, color="black", linestyle=":", label="best model")
         if axes is not rate and axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            # Beside the curves, not on them
+            axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     with atomic_write(picture, "wb") as stream:
         figure.savefig(stream, format="png", dpi=100)
 

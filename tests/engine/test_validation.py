@@ -14,7 +14,7 @@ from PIL import Image
 from ctmasknet.config_file import read_cfg
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts, register_prepared
-from ctmasknet.engine import validation
+from ctmasknet.engine import metrics, validation
 from ctmasknet.engine.metrics import draw_curves, read_metrics
 from ctmasknet.engine.setup import training_cfg
 from ctmasknet.engine.trainer import Trainer
@@ -302,3 +302,24 @@ def test_curves_of_bad_files(tmp_path):
         with pytest.raises(CTMaskNetError, match=message):
             draw_curves(file, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_curves_are_told_apart_without_colour_and_by_colour_blind_readers(tmp_path, monkeypatch):
+    names = ["loss_cls", "loss_box_reg", "loss_mask", "total_loss", "validation/total_loss"]
+    names += ["slices/accuracy", *(f"slices/sensitivity-{c}" for c in ("normal", "covid"))]
+    lines = [{"iteration": n, **dict.fromkeys(names, 10.0 + n)} for n in range(3)]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    drawn = []
+    canvas = metrics.FigureCanvasAgg
+    monkeypatch.setattr(
+        metrics, "FigureCanvasAgg", lambda figure: drawn.append(figure) or canvas(figure)
+    )
+    draw_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    safe = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black"}
+    for axes, count in zip(drawn[0].axes[:2], (5, 3), strict=True):
+        lines = axes.get_lines()
+        assert len(lines) == count and {line.get_color() for line in lines} <= safe
+        looks = {(str(line._unscaled_dash_pattern), line.get_marker()) for line in lines}
+        assert len(looks) == count
+        legend = axes.get_legend().get_window_extent()
+        assert legend.x0 >= axes.get_window_extent().x1
