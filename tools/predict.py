@@ -33,7 +33,13 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--weights", help="the model file, which also states its configuration")
+    add(
+        "--weights",
+        nargs="+",
+        metavar="FILE",
+        help="the model file, which also states its configuration; of several classifiers the "
+        "scores (probabilities) are averaged, boxes and lesions are the first one's",
+    )
     add("--config-file", default="", help="configs/cls.yaml, configs/seg.yaml, ...")
     add("--input", nargs="+", required=True, metavar="PATH", help="files and folders")
     add(
