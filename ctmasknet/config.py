@@ -103,6 +103,13 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # COCO's figures by faster-coco-eval, which agree with pycocotools': auto (where it is
     # installed) | always | never.
     cfg.TEST.COCO_FAST = "auto"
+    # Detectron2's TEST.AUG: evaluation and prediction, not training's validation, look at a slice
+    # as it is and, with FLIP, mirrored (see ctmasknet.modeling.averaged). Of a detector, shorter
+    # sides that it is looked at in instead of its own, px; () for its own.
+    cfg.TEST.AUG.MIN_SIZES = ()
+    # Checkpoints of more classifiers of the same classes, whose scores evaluation and prediction
+    # average with those of MODEL.WEIGHTS; each is used as its file states it.
+    cfg.TEST.ENSEMBLE = ()
 
     # --- detector ---
     # Names of the detector's classes, in category order. The tools take them from the training set;

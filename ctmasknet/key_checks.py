@@ -110,6 +110,33 @@ def idle_keys(cfg: CfgNode) -> Iterator[str]:
                 break
 
 
+def check_averages(cfg: CfgNode, given: Sequence[str], averages: bool) -> None:
+    """Refuse more than one look (``TEST.AUG``, ``TEST.ENSEMBLE``) of a run that takes none.
+
+    Args:
+        cfg: of a model in use.
+        given: keys of the command line that the model's file states too.
+        averages: whether the run takes more looks.
+
+    Raises:
+        CTMaskNetError: it does not; or ``given`` would hold for one model of an ensemble alone.
+    """
+    for key, asked in (
+        ("TEST.AUG.ENABLED", cfg.TEST.AUG.ENABLED),
+        ("TEST.ENSEMBLE", cfg.TEST.ENSEMBLE),
+    ):
+        if asked and not averages:
+            raise CTMaskNetError(
+                f"{key} is {asked}, but only evaluation (tools/train_net.py) and tools/predict.py "
+                "look at a slice more than once; leave it out"
+            )
+    if cfg.TEST.ENSEMBLE and given:
+        raise CTMaskNetError(
+            f"{given[0]}: an ensemble's models are used as their files state it; leave it out, or "
+            "give one model"
+        )
+
+
 def _tuples(value: object) -> object:
     """A sequence as tuples all through, for a file that was dumped has lists in their place."""
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
@@ -205,7 +232,6 @@ _WITHOUT_EFFECT = {
     "MODEL.ROI_BOX_HEAD.FED_LOSS_": "data sets state no frequencies of classes",
     "INPUT.FORMAT": "models read RGB, the order of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD",
     "INPUT.MASK_FORMAT": "ground truth is read from label masks",
-    "TEST.AUG.": "a slice is tested once, as it is (INPUT.RANDOM_FLIP augments in training)",
     "TEST.PRECISE_BN.": "batch normalisation tests with the statistics of training",
     "TEST.EXPECTED_RESULTS": "results are not compared (they are in results.json)",
     "SOLVER.REFERENCE_WORLD_SIZE": (
@@ -213,6 +239,7 @@ _WITHOUT_EFFECT = {
     ),
     "GLOBAL.HACK": "nothing reads it",
 }
+_DETECTRON2_SIZES = tuple(get_cfg().TEST.AUG.MIN_SIZES)
 _AUGMENTATION = "INPUT.AUGMENTATION."
 #: What a preset decides; the first two alone change nothing.
 _RECIPE = (
@@ -221,6 +248,40 @@ _RECIPE = (
 )
 #: The same under a condition.
 _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
+    (
+        ("TEST.AUG.MIN_SIZES",),
+        # Configurations that were saved before have Detectron2's, which nobody chose
+        lambda cfg: (
+            tuple(cfg.TEST.AUG.MIN_SIZES) != _DETECTRON2_SIZES
+            and (is_classifier(cfg) or not cfg.TEST.AUG.ENABLED)
+        ),
+        "a detector alone looks at other sizes, with TEST.AUG.ENABLED",
+    ),
+    (
+        ("TEST.AUG.MAX_SIZE",),
+        lambda cfg: not (cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.MIN_SIZES) or is_classifier(cfg),
+        "no other size is looked at (TEST.AUG.MIN_SIZES)",
+    ),
+    (
+        ("TEST.AUG.FLIP",),
+        lambda cfg: not cfg.TEST.AUG.ENABLED,
+        "a slice is looked at once (TEST.AUG.ENABLED)",
+    ),
+    (
+        ("TEST.AUG.ENABLED",),
+        lambda cfg: not (cfg.TEST.AUG.FLIP or (cfg.TEST.AUG.MIN_SIZES and not is_classifier(cfg))),
+        "it would be looked at as it is alone (TEST.AUG.FLIP)",
+    ),
+    (
+        ("TEST.AUG.ENABLED",),
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE == "SemanticLesionNet",
+        "lesions of several looks are merged by their boxes, which such a network does not give",
+    ),
+    (
+        ("TEST.ENSEMBLE",),
+        lambda cfg: not is_classifier(cfg),
+        "classifiers' scores are averaged, but detectors' lesions are not",
+    ),
     (("VIS_PERIOD",), is_classifier, "only a detector's training draws pictures"),
     (
         ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",),
@@ -381,6 +442,12 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
 _WITH_DROPOUT = ("SetAttentionImageHead", "BoxLSTMImageHead", "BoxAffinityImageHead")
 #: The same for keys that configurations inherit, about which a training warns.
 _IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
+    (
+        ("TEST.AUG.ENABLED", "TEST.ENSEMBLE"),
+        lambda cfg: True,
+        "a training validates one model, which looks at a slice once; evaluation and prediction do "
+        "as it says",
+    ),
     (
         ("MODEL.IMAGE_HEAD.", "MODEL.RANKED_BOXES."),
         lambda cfg: not is_classifier(cfg),

@@ -38,7 +38,8 @@ READ_IN = {
         SOLVER.BIAS_LR_FACTOR SOLVER.DETECTOR_LR_FACTOR SOLVER.MOMENTUM SOLVER.NESTEROV
         SOLVER.OPTIMIZER SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_BIAS SOLVER.WEIGHT_DECAY_NORM
         MODEL.TWO_BRANCH.COPY_WHEN""",
-    "ctmasknet.engine.testing": "MODEL.MASK_ON TEST.COCO_FAST TEST.DETECTIONS_PER_IMAGE",
+    "ctmasknet.engine.testing": """MODEL.MASK_ON TEST.COCO_FAST TEST.DETECTIONS_PER_IMAGE
+        TEST.ENSEMBLE""",
     "ctmasknet.engine.train_data": """DATALOADER.ASPECT_RATIO_GROUPING
         DATALOADER.FILTER_EMPTY_ANNOTATIONS DATALOADER.NUM_WORKERS DATALOADER.REPEAT_SQRT
         DATALOADER.REPEAT_THRESHOLD DATALOADER.SAMPLER_TRAIN
@@ -46,6 +47,7 @@ READ_IN = {
     "ctmasknet.engine.trainer": """MODEL.TRANSFER SOLVER.BEST_METRIC
         SOLVER.EARLY_STOPPING_PATIENCE SOLVER.LOG_PERIOD SOLVER.MAX_ITER TEST.EVAL_PERIOD
         TEST.IMS_PER_BATCH TEST.VALIDATION_LOSS""",
+    "ctmasknet.modeling.averaged": "TEST.AUG.ENABLED TEST.AUG.FLIP TEST.AUG.MIN_SIZES",
     "ctmasknet.modeling.detector": """MODEL.ANCHOR_GENERATOR.ROUND MODEL.FPN.FUSE_TYPE
         MODEL.FPN.IN_FEATURES MODEL.FPN.NORM MODEL.FPN.OUT_CHANNELS""",
     "ctmasknet.modeling.fast.inference": """MODEL.INFERENCE.DTYPE MODEL.INFERENCE.FUSED
@@ -113,6 +115,7 @@ READ_IN = {
         MODEL.ROI_HEADS.NAME MODEL.ROI_HEADS.NUM_CLASSES MODEL.ROI_HEADS.POSITIVE_FRACTION
         MODEL.ROI_HEADS.PROPOSAL_APPEND_GT MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.POOLER_TYPE""",
+    "detectron2.modeling.test_time_augmentation": "TEST.AUG.MAX_SIZE",
     "detectron2.solver.build": """SOLVER.BASE_LR_END SOLVER.CLIP_GRADIENTS.CLIP_TYPE
         SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.ENABLED
         SOLVER.CLIP_GRADIENTS.NORM_TYPE SOLVER.GAMMA SOLVER.LR_SCHEDULER_NAME SOLVER.NUM_DECAYS
@@ -186,6 +189,10 @@ def test_an_enumeration_takes_its_words_alone(repository, tmp_path, key):
     [
         ("seg", ["VIS_PERIOD", 1], None),
         ("cls", ["VIS_PERIOD", 1], "only a detector's training"),
+        ("cls", ["TEST.AUG.MIN_SIZES", (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)], None),
+        ("seg", ["TEST.AUG.MIN_SIZES", (400, 500)], "a detector alone looks at other sizes, with"),
+        ("seg", ["TEST.AUG.MIN_SIZES", (0,), "TEST.AUG.ENABLED", "True"], "give 1 or more"),
+        ("seg", ["TEST.AUG.MAX_SIZE", 900, "TEST.AUG.ENABLED", "True"], "no other size is looked"),
         ("cls", ["INPUT.CROP_TO_BODY", "True"], None),
         ("seg", ["INPUT.CROP_TO_BODY", "True"], "it is a classifier's"),
         ("seg", ["SOLVER.DETECTOR_LR_FACTOR", 0.5], "it is a classifier's"),

@@ -30,7 +30,12 @@ from ctmasknet.report.viewer import write_viewers
 def parse(argv=None):
     parser = OverrideParser(description=__doc__)
     add = parser.add_argument
-    parser.add("weights")
+    parser.add(
+        "weights",
+        nargs="+",
+        help="the model file, which also states its configuration; of several classifiers the "
+        "scores (probabilities) are averaged, boxes and lesions are the first one's",
+    )
     parser.add("config_file")
     parser.add("input", required=True)
     parser.add("rescale")

@@ -42,12 +42,12 @@ from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.engine.validation import check_validation
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
-from ctmasknet.key_checks import check_keys
+from ctmasknet.key_checks import check_averages, check_keys
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint
-from ctmasknet.weights.spec import put_stated, stated
+from ctmasknet.weights.spec import FREE_KEYS, put_stated, stated
 from ctmasknet.weights.timm_files import LITE0
 
 BEST_CHECKPOINT = f"{BEST}.pth"
@@ -118,9 +118,10 @@ def training_cfg(
 def inference_cfg(
     config_file: str | os.PathLike = "",
     overrides: Sequence[Any] = (),
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     *,
     test_sets: bool = False,
+    averages: bool = False,
 ) -> tuple[CfgNode, dict[str, Any]]:
     """The frozen configuration of whatever uses a trained model, and its checkpoint's
     specification.
@@ -135,7 +136,10 @@ def inference_cfg(
         overrides: ``KEY VALUE`` pairs. One that differs from what the checkpoint states is refused
             by :func:`load_model`, see ``MODEL.UNLIKE_CHECKPOINT``.
         weights: the checkpoint; default ``MODEL.WEIGHTS`` where it is an override, else
-            ``model_best.pth`` of ``OUTPUT_DIR``.
+            ``model_best.pth`` of ``OUTPUT_DIR``. More than one are the first of an ensemble and
+            its others (``TEST.ENSEMBLE``).
+        averages: the run may look more than once at a slice (``TEST.AUG``, ``TEST.ENSEMBLE``),
+            which is refused otherwise.
         test_sets: the run reads ``DATASETS.TEST``, whose classes and window have to be the model's;
             a checkpoint that states no classes has those of the sets.
 
@@ -145,6 +149,8 @@ def inference_cfg(
             checkpoint that states its configuration.
     """
     given = dict(zip(map(str, overrides[::2]), overrides[1::2], strict=False))
+    one = weights is None or isinstance(weights, str | os.PathLike)
+    weights, *others = [weights] if one else weights
     if not (config_file or weights or {"MODEL.WEIGHTS", "OUTPUT_DIR"} & given.keys()):
         raise CTMaskNetError(
             "no configuration and no weights: add `config_file` configs/seg.yaml or "
@@ -186,6 +192,7 @@ def inference_cfg(
     cfg = from_file(config_file)
     put_stated(cfg, path, stated(spec), os.fspath(config_file), given)
     override(cfg, overrides)
+    cfg.TEST.ENSEMBLE = [*cfg.TEST.ENSEMBLE, *map(os.fspath, others)]
     if "MODEL.ROI_HEADS.NUM_CLASSES" not in given:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.MODEL.LESION_CLASSES)
     try:
@@ -194,6 +201,8 @@ def inference_cfg(
         raise CTMaskNetError(f"{path}: {error}") from None
     _check_device(cfg)
     cfg.MODEL.WEIGHTS = path
+    own = [key for key in given if key in stated(spec) and key not in FREE_KEYS]
+    check_averages(cfg, own, averages)
     if test_sets:
         attribute = _TASKS[is_classifier(cfg)][1]
         if not cfg.DATASETS.TEST:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,7 +18,10 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
-from ctmasknet.config import is_classifier
+from ctmasknet.config import finds_lesions, is_classifier, leaves, names_scans
+from ctmasknet.data.mapper import task_mapper
+from ctmasknet.engine.setup import inference_cfg
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import (
     DiceEvaluator,
     ImageClassificationEvaluator,
@@ -26,6 +29,7 @@ from ctmasknet.evaluation import (
     PerImageAPEvaluator,
 )
 from ctmasknet.files import write_json
+from ctmasknet.modeling.averaged import MEMBER_INPUTS
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import NamingSlices
 
@@ -33,6 +37,65 @@ from ctmasknet.modeling.finite import NamingSlices
 def inference_folder(cfg: CfgNode, dataset_name: str = "") -> str:
     """Where evaluation writes what it has to say about a data set (or about all of them)."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+
+
+def ensemble_members(cfg: CfgNode, *, test_sets: bool = False) -> list[CfgNode]:
+    """The configurations of ``TEST.ENSEMBLE``, each as its file states it; all run as the first.
+
+    Args:
+        cfg: of the first model.
+        test_sets: whether they are evaluated on ``DATASETS.TEST``.
+
+    Raises:
+        CTMaskNetError: see :func:`ctmasknet.engine.setup.inference_cfg`; a file that is given
+            twice, of a detector, of other classes, or of scans beside one of slices.
+    """
+    shared = ("MODEL.DEVICE", "MODEL.INFERENCE.", "DATASETS.TEST", "DATASETS.SHARED_PATIENTS")
+    overrides = [word for pair in leaves(cfg) if pair[0].startswith(shared) for word in pair]
+    found, paths = [], [cfg.MODEL.WEIGHTS]
+    for path in cfg.TEST.ENSEMBLE:
+        if any(os.path.abspath(path) == os.path.abspath(other) for other in paths):
+            raise CTMaskNetError(f"{path}: is in the ensemble twice; name each model once")
+        paths.append(path)
+        its, _ = inference_cfg("", overrides, path, test_sets=test_sets)
+        if not is_classifier(its):
+            raise CTMaskNetError(
+                f"{path}: is a lesion detector, whose lesions are not averaged; leave it out, or "
+                "give it as `lesion_weights`"
+            )
+        classes = [list(one.MODEL.IMAGE_HEAD.CLASSES) for one in (cfg, its)]
+        if classes[0] != classes[1]:
+            raise CTMaskNetError(
+                f"{path}: its classes are {classes[1]}, but those of {paths[0]} are {classes[0]}; "
+                "an ensemble's models have the same classes in the same order"
+            )
+        if names_scans(its) != names_scans(cfg):
+            raise CTMaskNetError(
+                f"{path}: one of it and {paths[0]} names whole scans, the other slices; name "
+                "models of one kind"
+            )
+        found.append(its)
+    return found
+
+
+def check_finds_lesions(cfg: CfgNode) -> None:
+    """Raise :class:`CTMaskNetError` where the model of ``cfg`` has no detector."""
+    if not finds_lesions(cfg):
+        raise CTMaskNetError(
+            f"{cfg.MODEL.WEIGHTS}: a {cfg.MODEL.META_ARCHITECTURE} finds no lesions; leave lesions "
+            "out, or name a lesion detector's weights as `lesion_weights`"
+        )
+
+
+class MembersMapper:
+    """Dataset dict -> the first model's input, with those of an ensemble's others in it."""
+
+    def __init__(self, cfgs: Sequence[CfgNode]):
+        self.mappers = [task_mapper(cfg, is_train=False) for cfg in cfgs]
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        first, *others = (mapper(dataset_dict) for mapper in self.mappers)
+        return {**first, MEMBER_INPUTS: others} if others else first
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -56,23 +119,25 @@ def evaluate(
     model: nn.Module,
     build_loader: Callable[[str], Iterable],
     evaluator_of: Callable[[str], DatasetEvaluator],
+    as_used: Callable[[CfgNode, nn.Module], nn.Module] = inference_model,
 ) -> OrderedDict[str, Any]:
     """Evaluate on every data set of ``DATASETS.TEST``; every process has to call this.
 
-    The model is used as ``MODEL.INFERENCE`` says. ``results.json`` beside each data set's
-    predictions holds the figures.
+    The model is used as ``MODEL.INFERENCE`` says, unless told otherwise. ``results.json`` beside
+    each data set's predictions holds the figures.
 
     Args:
         cfg: the configuration.
         model: not wrapped for several processes, which may have unequal shares here.
         build_loader: data set -> its loader.
         evaluator_of: data set -> its evaluator.
+        as_used: the configuration and the model -> what is called with a batch.
 
     Returns:
         on the main process what the evaluators say, by data set if there are several; on others
         nothing.
     """
-    model = inference_model(cfg, model)
+    model = as_used(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         found = inference_on_dataset(NamingSlices(model), build_loader(name), evaluator_of(name))

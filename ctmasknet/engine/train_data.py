@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ctmasknet.config import finds_body, is_classifier, names_scans
 from ctmasknet.ct.pictures import check_eight_bit, read_rgb
 from ctmasknet.data.bad_slices import REPORT, BadSlice, BadSlices, Guarded, Replacement
-from ctmasknet.data.mapper import LesionMapper, checked_box, task_mapper
+from ctmasknet.data.mapper import LesionMapper, checked_box
 from ctmasknet.data.training.balance import CLASS_BALANCED, LESION_BALANCED, balanced_factors
 from ctmasknet.data.training.scan_batches import ScanBatches, scans_of
 from ctmasknet.engine.validation import EarlyStop
@@ -354,7 +354,12 @@ def build_lesion_loader(cfg: CfgNode, seed: int, bad: BadSlices) -> DataLoader:
     )
 
 
-def scan_test_loader(cfg: CfgNode, dicts: Sequence[dict[str, Any]], name: str) -> DataLoader:
+def scan_test_loader(
+    cfg: CfgNode,
+    dicts: Sequence[dict[str, Any]],
+    name: str,
+    mapper: Callable[[dict[str, Any]], Any],
+) -> DataLoader:
     """The loader of an evaluation by scans: a batch is all slices of one scan, and processes share
     the scans.
 
@@ -363,7 +368,7 @@ def scan_test_loader(cfg: CfgNode, dicts: Sequence[dict[str, Any]], name: str) -
     """
     mine = scans_of(dicts, name)[comm.get_rank() :: comm.get_world_size()]
     return DataLoader(
-        MapDataset(DatasetFromList(list(dicts), copy=False), Guarded(task_mapper(cfg, False))),
+        MapDataset(DatasetFromList(list(dicts), copy=False), mapper),
         batch_sampler=mine,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

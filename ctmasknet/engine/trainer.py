@@ -7,7 +7,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +43,9 @@ from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
 from ctmasknet.engine.runs.identity import RUN, Identity
 from ctmasknet.engine.runs.state import resumed_state
-from ctmasknet.engine.setup import built_model
+from ctmasknet.engine.setup import built_model, load_model
 from ctmasknet.engine.solver import build_optimizer, build_schedule, build_step_trainer
-from ctmasknet.engine.testing import build_evaluator, evaluate, inference_folder
+from ctmasknet.engine.testing import MembersMapper, build_evaluator, evaluate, inference_folder
 from ctmasknet.engine.train_data import (
     TRAINING,
     GatherBadSlices,
@@ -62,6 +62,8 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation import ImageClassificationEvaluator
 from ctmasknet.files import remove_unfinished
 from ctmasknet.key_checks import idle_keys
+from ctmasknet.modeling.averaged import averaged
+from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import NotFiniteError, slices_named
 from ctmasknet.schema import UnlikeForm
 
@@ -363,25 +365,27 @@ class Trainer(DefaultTrainer):
         cls,
         cfg: CfgNode,
         dataset_name: str,
-        mapper: RowMapper | None = None,
+        mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         bad: BadSlices | None = None,
     ) -> ReadableBatches:
         """The loader of an evaluation.
 
         Args:
             cfg, dataset_name: of what is evaluated.
-            mapper: gives cached rows instead of images.
+            mapper: gives what the model is shown; default: the task's.
             bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES``
                 says.
         """
         dicts = dataset_dicts(dataset_name)
         bad = bad or BadSlices.from_cfg(cfg, {dataset_name: len(dicts)})
+        in_memory = isinstance(mapper, RowMapper)
+        mapper = Guarded(mapper or task_mapper(cfg, is_train=False))
         if names_scans(cfg):
-            return bad.readable(scan_test_loader(cfg, dicts, dataset_name), dataset_name)
+            return bad.readable(scan_test_loader(cfg, dicts, dataset_name, mapper), dataset_name)
         loader = build_detection_test_loader(
             dicts,
-            mapper=Guarded(mapper or task_mapper(cfg, is_train=False)),
-            num_workers=0 if mapper else cfg.DATALOADER.NUM_WORKERS,
+            mapper=mapper,
+            num_workers=0 if in_memory else cfg.DATALOADER.NUM_WORKERS,
             batch_size=cfg.TEST.IMS_PER_BATCH,
         )
         return bad.readable(loader, dataset_name)
@@ -391,19 +395,37 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`; by cached
-        rows where ``MODEL.RANKED_BOXES.CACHE_DIR`` names their folder.
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, members: Sequence[CfgNode] = ()
+    ) -> OrderedDict[str, Any]:
+        """Evaluate on ``DATASETS.TEST``, see :func:`ctmasknet.engine.testing.evaluate`, with the
+        looks of ``TEST.AUG``; by cached rows where ``MODEL.RANKED_BOXES.CACHE_DIR`` names their
+        folder.
+
+        Args:
+            cfg, model: of the first model.
+            members: configurations of an ensemble's others, whose weights are loaded here.
 
         Raises:
-            CTMaskNetError: a slice cannot be read; where such are skipped, too many of them (if
-                that is known of the decoded pictures alone, the results of the others are written).
+            CTMaskNetError: cached rows for an ensemble or flips; a slice cannot be read; where such
+                are skipped, too many of them (if that is known of the decoded pictures alone, the
+                results of the others are written).
         """
+        if cfg.MODEL.RANKED_BOXES.CACHE_DIR and (members or cfg.TEST.AUG.ENABLED):
+            raise CTMaskNetError(
+                "MODEL.RANKED_BOXES.CACHE_DIR: cached rows are one model's of slices as they are, "
+                "no ensemble's (TEST.ENSEMBLE) and not flipped (TEST.AUG.ENABLED); leave it out"
+            )
+        others = [inference_model(its, load_model(its, cfg.DATASETS.TEST)) for its in members]
+
+        def as_used(cfg: CfgNode, model: nn.Module) -> nn.Module:
+            return averaged(cfg, [inference_model(cfg, model), *others])
+
         sets = {name: dataset_dicts(name) for name in cfg.DATASETS.TEST}
         bad = BadSlices.from_cfg(cfg, {name: len(sets[name]) for name in sets})
         look_at_slices(cfg, sets, bad, inference_folder(cfg))
         with listed_bad_slices(bad, inference_folder(cfg)):
-            mapper = None
+            mapper = MembersMapper([cfg, *members])
             every = [entry for dicts in sets.values() for entry in dicts]
             if cfg.MODEL.RANKED_BOXES.CACHE_DIR and use_cache(cfg, every):
                 rows = [cached_rows(cfg, model, dicts, name, bad) for name, dicts in sets.items()]
@@ -413,6 +435,7 @@ class Trainer(DefaultTrainer):
                 model,
                 lambda name: cls.build_test_loader(cfg, name, mapper, bad),
                 lambda name: cls.build_evaluator(cfg, name),
+                as_used,
             )
 
     def build_hooks(self) -> list[HookBase | None]:

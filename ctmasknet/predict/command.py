@@ -20,14 +20,16 @@ from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.record import environment
 from ctmasknet.engine.runs.start import start_logs
 from ctmasknet.engine.setup import inference_cfg
+from ctmasknet.engine.testing import check_finds_lesions, ensemble_members
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
 from ctmasknet.files import check_writable, lack_of_room
+from ctmasknet.modeling.averaged import averaging_text
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import check_output_apart, settings_of
 from ctmasknet.predict.outputs import Summary
-from ctmasknet.predict.predictor import CTPredictor, check_finds_lesions
+from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.run import OpenShard, PredictionRun
 
 #: Of a slice of 512 x 512 px with lesions.
@@ -46,7 +48,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
 
     Args:
         args: ``config_file``, ``opts``, ``weights`` (see
-            :func:`ctmasknet.engine.setup.inference_cfg`), ``input`` (files and folders), ``output``
+            :func:`ctmasknet.engine.setup.inference_cfg`; several files are an ensemble, whose
+            boxes and lesions are the first's), ``input`` (files and folders), ``output``
             (folder), ``lesions``, ``masks`` (kinds of :data:`ctmasknet.predict.run.MASKS`),
             ``overlays``, ``burden`` (of :data:`ctmasknet.ct.lungs.masks.LUNG_WAYS`, or None),
             ``score_threshold`` (0..1), ``pooling``, ``top_k``, ``batch_size`` (None
@@ -64,7 +67,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             another run's; more bad slices than allowed, once everything is written.
     """
     start_logs()
-    cfg, spec = inference_cfg(args.config_file, args.opts, args.weights)
+    cfg, spec = inference_cfg(args.config_file, args.opts, args.weights, averages=True)
+    members = ensemble_members(cfg)
     bad = BadSlices(
         {}, mode=args.bad, max_share=args.max_bad_share, keys=("`bad`", "`max_bad_share`")
     )
@@ -111,6 +115,11 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     if lesion_cfg is not None:
         its = settings_of(lesion_cfg, "", {})
         options["lesion_weights"] = [its["weights"], its["configuration"]]
+    if looks := averaging_text(cfg):
+        options["averaged"] = looks
+    if members:
+        its = [settings_of(one, "", {}) for one in members]
+        options["ensemble"] = [[one["weights"], one["configuration"]] for one in its]
     place = {"rank": comm.get_rank(), "world": comm.get_world_size()}
     settings = settings_of(cfg, inputs_sha256, options)
     run = PredictionRun(args.output, settings, units, bad, **place)
@@ -157,6 +166,10 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             "inputs": [str(path) for path in args.input],
             "weights": cfg.MODEL.WEIGHTS,
         }
+        if members:
+            asked["weights"] = [cfg.MODEL.WEIGHTS, *cfg.TEST.ENSEMBLE]
+        if looks:
+            asked["averaged"] = looks
         if lesion_cfg is not None:
             asked["lesion_weights"] = lesion_cfg.MODEL.WEIGHTS
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
@@ -205,8 +218,11 @@ def _lesion_cfg(args: argparse.Namespace, cfg: CfgNode) -> CfgNode | None:
             "`lesion_weights` out, or give a classifier beside it"
         )
     overrides = ["MODEL.DEVICE", cfg.MODEL.DEVICE]
+    if cfg.TEST.AUG.ENABLED:  # of which a classifier has flips alone
+        overrides += ["TEST.AUG.ENABLED", True]
+    weights = args.lesion_weights
     try:
-        return inference_cfg(args.lesion_config_file, overrides, args.lesion_weights)[0]
+        return inference_cfg(args.lesion_config_file, overrides, weights, averages=True)[0]
     except CTMaskNetError as error:
         raise CTMaskNetError(f"`lesion_weights`: {error}") from error
 
@@ -218,6 +234,8 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
     lines = [
         f"{summary.slices} slices of {summary.scans} scans, {summary.patients} known patients{pace}"
     ]
+    if summary.averaged:
+        lines.append(f"averaged: {summary.averaged}")
     for level, counts in summary.classes.items():
         pooled = f" (pooling: {summary.pooling})" if level != "slices" else ""
         found = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ctmasknet.ct.appearance import Appearance
-from ctmasknet.ct.scan import CTSlice
+from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.averaged import MEMBER_INPUTS
 
 #: In a slice's input, that of the model that finds its lesions, where it is another one.
 LESION_INPUT = "lesion_input"
+#: A slice through a window.
+SeenThrough = Callable[[Window], np.ndarray]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -118,9 +121,17 @@ def load_groups(
         yield group, itertools.chain([first], itertools.islice(loaded, count - 1))
 
 
+def unseen(window: Window) -> np.ndarray:
+    """Refuse a picture, made through one window, for a model of an ensemble that has another."""
+    raise CTMaskNetError(
+        f"a model of the ensemble sees HU through the window {window.center_hu:g},"
+        f"{window.width_hu:g}, the first through another; give models of one, or files of HU"
+    )
+
+
 def _sides(one: Loaded) -> list[Any]:
-    """The size of a slice's input, and of that for its lesions where another model finds them."""
-    items = (one.item, one.item.get(LESION_INPUT))
+    """The size of a slice's input, and of other models': for its lesions, of an ensemble."""
+    items = (one.item, one.item.get(LESION_INPUT), *one.item.get(MEMBER_INPUTS, ()))
     return [item["image"].shape for item in items if item is not None]
 
 

@@ -76,9 +76,10 @@ def settings_of(cfg: CfgNode, inputs_sha256: str, options: Mapping[str, Any]) ->
     config = yaml.safe_load(cfg.dump())
     model = {key: value for key, value in config["MODEL"].items() if key not in _NOT_A_SETTING}
     limit = config["TEST"]["DETECTIONS_PER_IMAGE"]
-    text = json.dumps(
-        {"MODEL": model, "INPUT": config["INPUT"], "DETECTIONS_PER_IMAGE": limit}, sort_keys=True
-    )
+    known = {"MODEL": model, "INPUT": config["INPUT"], "DETECTIONS_PER_IMAGE": limit}
+    if cfg.TEST.AUG.ENABLED:
+        known["AUG"] = config["TEST"]["AUG"]
+    text = json.dumps(known, sort_keys=True)
     return {
         "inputs": inputs_sha256,
         "weights": file_sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS)),

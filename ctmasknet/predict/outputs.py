@@ -94,8 +94,10 @@ class Summary:
     """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion.
 
     ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
-    are no axial CT. ``cautions`` have to be told with the results. ``reconstructions`` are the
-    series that count for their patients where a study holds several, each with the reason.
+    are no axial CT. ``averaged`` says which models and looks are (see
+    :func:`ctmasknet.modeling.averaged.averaging_text`). ``cautions`` have to be told with the
+    results. ``reconstructions`` are the series that count for their patients where a study holds
+    several, each with the reason.
     """
 
     slices: int = 0
@@ -105,6 +107,7 @@ class Summary:
     left_out: int = 0
     lesions: int = 0
     pooling: str = ""
+    averaged: str = ""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     slices_with: dict[str, int] = field(default_factory=dict)
     problems: int = 0
@@ -132,7 +135,7 @@ _SUMMARY_FORMS = {
     **dict.fromkeys(
         ("slices", "scans", "patients", "skipped", "left_out", "lesions", "problems"), whole_from_0
     ),
-    **{"pooling": text, "classes": names_of(names_of(whole_from_0))},
+    **{"pooling": text, "averaged": text, "classes": names_of(names_of(whole_from_0))},
     **{"slices_with": names_of(whole_from_0)},
     **dict.fromkeys(("cautions", "reconstructions"), listing(text)),
 }
@@ -158,6 +161,7 @@ class Outputs:
         output: the folder.
         predictor: of the run.
         score_threshold: a slice has a lesion when one scores more.
+        averaged: which models and looks are, in words.
     """
 
     def __init__(
@@ -167,6 +171,7 @@ class Outputs:
         output: Path,
         predictor: CTPredictor,
         score_threshold: float,
+        averaged: str = "",
     ):
         self._shards, self._units, self._output = shards, units, output
         self._image_classes = list(predictor.image_classes)
@@ -175,7 +180,7 @@ class Outputs:
         self._cautions = list(predictor.all_cautions)
         self._expected_levels = predictor.expected_levels
         self._pooler, self._lesions = predictor.pooler, predictor.lesions
-        self._threshold = score_threshold
+        self._threshold, self._averaged = score_threshold, averaged
 
     def write(self, bad: BadSlices) -> Summary:
         """Write all files, each whole or not at all.
@@ -235,7 +240,7 @@ class Outputs:
     def _write_jsonl(self, path: Path, pooled: dict[str, list[dict[str, Any]]]) -> Summary:
         """Write it; ``pooled`` is given its scans and patients."""
         pooling = self._pooler.label if self._pooler else ""
-        summary = Summary(pooling=pooling, cautions=self._cautions)
+        summary = Summary(pooling=pooling, averaged=self._averaged, cautions=self._cautions)
         levels = ("slices", "scans", "patients") if self._pooler else ()
         counts = {level: Counter() for level in levels}
         patients: dict[str, _Group] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from scipy.special import expit, logit
 
 from ctmasknet.errors import CTMaskNetError
@@ -57,6 +58,21 @@ class Pooler:
         if level != "slices":
             log_odds = logit(np.clip(log_odds, SMALLEST_SCORE, 1 - SMALLEST_SCORE))
         return expit(log_odds / temperature)
+
+
+def calibration_in_use(
+    cfg: CfgNode, calibration: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """What a checkpoint's calibration is good for where ``cfg`` averages: nothing in an ensemble,
+    for it was fitted on one model's scores. A warning says so."""
+    if not calibration or not (cfg.TEST.ENSEMBLE or cfg.TEST.AUG.ENABLED):
+        return calibration
+    if cfg.TEST.ENSEMBLE:
+        text = "is of this model alone and not used: an ensemble's scores are not calibrated"
+    else:
+        text = "is used; it fits scores of flipped slices (TEST.AUG) only if it was fitted on such"
+    logging.getLogger(__name__).warning("%s: its calibration %s", cfg.MODEL.WEIGHTS, text)
+    return None if cfg.TEST.ENSEMBLE else calibration
 
 
 def build_pooler(

@@ -26,7 +26,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from torch import nn
 
-from ctmasknet.config import finds_lesions, is_classifier
+from ctmasknet.config import is_classifier
 from ctmasknet.ct.appearance import Appearance, appearance
 from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, Window, check_rescale
@@ -34,28 +34,29 @@ from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.setup import inference_cfg, load_model
+from ctmasknet.engine.testing import check_finds_lesions, ensemble_members
 from ctmasknet.engine.trained_on import Record, lesion_caution, levels_trained_on, phantom_caution
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.averaged import MEMBER_INPUTS, averaged
 from ctmasknet.modeling.fast.inference import inference_model
 from ctmasknet.modeling.finite import slices_named
 from ctmasknet.modeling.peers import SemanticLesionNet
 from ctmasknet.predict.inputs import Unit, list_units, read_ahead
-from ctmasknet.predict.loading import LESION_INPUT, Loaded, batches, load_groups, whole_scan
-from ctmasknet.predict.pooled import Pooler, build_pooler
+from ctmasknet.predict.loading import (
+    LESION_INPUT,
+    Loaded,
+    SeenThrough,
+    batches,
+    load_groups,
+    unseen,
+    whole_scan,
+)
+from ctmasknet.predict.pooled import Pooler, build_pooler, calibration_in_use
 from ctmasknet.predict.results import PredictedScan, PredictedSlice, ScanDoubts, found_boxes
 
 _LOGGER = logging.getLogger(__name__)
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
-
-
-def check_finds_lesions(cfg: CfgNode) -> None:
-    """Raise :class:`CTMaskNetError` where the model of ``cfg`` has no detector."""
-    if not finds_lesions(cfg):
-        raise CTMaskNetError(
-            f"{cfg.MODEL.WEIGHTS}: a {cfg.MODEL.META_ARCHITECTURE} finds no lesions; leave lesions "
-            "out, or name a lesion detector's weights as `lesion_weights`"
-        )
 
 
 class CTPredictor:
@@ -86,6 +87,8 @@ class CTPredictor:
         num_workers: int = 2,
         top_boxes: int = TOP_BOXES,
         trained_on: Record = (),
+        members: Sequence[CTPredictor] = (),
+        used: nn.Module | None = None,
     ):
         """
         Args:
@@ -106,6 +109,8 @@ class CTPredictor:
             num_workers: threads that read slices; 0 reads between batches.
             top_boxes: best boxes kept of a slice.
             trained_on: what the weights' file says of it.
+            members: an ensemble's others; boxes and lesions are this one's.
+            used: of :func:`ctmasknet.modeling.averaged.averaged`; default ``model``.
 
         What has to be told to whoever uses the results is in :attr:`cautions` and, of lesions,
         :attr:`lesion_cautions`; it is logged.
@@ -123,29 +128,25 @@ class CTPredictor:
                 "the weights of the one as `weights` and of the other as `lesion_weights`"
             )
         self.model = model.eval()
-        self.window = window
-        self.lesion_predictor = other
+        self.members = tuple(members)
+        self._used = self.model if used is None else used.eval()
+        self.window, self.lesion_predictor = window, other
         self.box_classes = tuple(lesion_classes)
         self.lesion_classes = self.box_classes if other is None else other.lesion_classes
-        self.image_classes = tuple(image_classes)
-        self.pooler = pooler
+        self.image_classes, self.pooler = tuple(image_classes), pooler
         self.lesions = lesions or other is not None or not self.image_classes
         record = list(trained_on)
         task = "classification" if self.image_classes else "segmentation"
         #: Of the pictures that the weights were trained on.
         self.expected_levels = levels_trained_on(record, task)
-        self.cautions = tuple(filter(None, [phantom_caution(record)]))
-        if other is not None:
-            self.lesion_cautions = other.cautions
-        else:
-            bent = lesion_caution(record) if self.image_classes else None
-            self.lesion_cautions = tuple(filter(None, [bent]))
+        told = [phantom_caution(record), *(one for its in members for one in its.cautions)]
+        self.cautions = tuple(dict.fromkeys(filter(None, told)))
+        bent = lesion_caution(record) if self.image_classes and other is None else None
+        self.lesion_cautions = tuple(filter(None, [bent])) if other is None else other.cautions
         for caution in self.all_cautions:
             _LOGGER.warning("Caution: %s", caution)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.top_boxes = top_boxes
-        self.crop_to_body = crop_to_body
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.top_boxes, self.crop_to_body = top_boxes, crop_to_body
         self._mapper = SliceMapper(
             *(False,),
             augmentations=list(augmentations),
@@ -197,6 +198,8 @@ class CTPredictor:
         """
         classes = tuple(cfg.MODEL.IMAGE_HEAD.CLASSES) if is_classifier(cfg) else ()
         pooler = None
+        members = [cls(its) for its in ensemble_members(cfg)]
+        calibration = calibration_in_use(cfg, calibration)
         if classes:
             pooler = build_pooler(
                 classes, calibration, name=pooling, top_k=top_k, source=cfg.MODEL.WEIGHTS
@@ -204,14 +207,17 @@ class CTPredictor:
         elif pooling is not None or top_k is not None:
             raise CTMaskNetError(
                 "`pooling`, `top_k`: a lesion detector names no class that could be pooled; leave "
-                "them out, or give a classifier's configuration and weights"
+                "them out, or give a classifier's weights"
             )
         if options.get("lesions") and options.get("lesion_predictor") is None:
             check_finds_lesions(cfg)
         mapper = SliceMapper.from_config(cfg, is_train=False)
         loaded = load_model(cfg) if model is None else model
+        own = inference_model(cfg, loaded) if model is None else model
         return {
-            "model": inference_model(cfg, loaded) if model is None else model,
+            "model": own,
+            "members": members,
+            "used": averaged(cfg, [own, *(its.model for its in members)]),
             "trained_on": getattr(loaded, "trained_on", ()),
             "augmentations": mapper["augmentations"],
             "crop_to_body": bool(classes) and mapper["crop_to_body"],
@@ -230,7 +236,7 @@ class CTPredictor:
     def from_config_file(
         cls,
         config_file: str | os.PathLike = "",
-        weights: str | None = None,
+        weights: str | Sequence[str] | None = None,
         overrides: Sequence[str] = (),
         **options,
     ) -> CTPredictor:
@@ -240,6 +246,7 @@ class CTPredictor:
             config_file: such as ``configs/cls.yaml`` or ``configs/seg.yaml``; "" where the
                 checkpoint states its configuration.
             weights: the checkpoint; default ``model_best.pth`` of the file's ``OUTPUT_DIR``.
+                Several classifiers are an ensemble.
             overrides: ``KEY VALUE`` pairs, such as ``["MODEL.DEVICE", "cpu"]``.
             options: ``pooling``, ``top_k``, ``lesions``, ``lesion_predictor``, ``batch_size``,
                 ``num_workers``, ``top_boxes``.
@@ -248,7 +255,7 @@ class CTPredictor:
             CTMaskNetError: see :func:`ctmasknet.engine.setup.inference_cfg` and
                 :func:`ctmasknet.engine.setup.load_model`.
         """
-        cfg, spec = inference_cfg(config_file, overrides, weights)
+        cfg, spec = inference_cfg(config_file, overrides, weights, averages=True)
         return cls(cfg, calibration=spec.get(CALIBRATION), **options)
 
     def __call__(
@@ -327,7 +334,7 @@ class CTPredictor:
 
         def read(source: CTSlice) -> tuple[dict[str, Any], np.ndarray, Appearance]:
             pixels, other = source.pixels(self.window), self.lesion_predictor
-            item = self.mapped({"file_name": source.name}, pixels)
+            item = self.mapped({"file_name": source.name}, pixels, source.pixels)
             if other is not None:
                 same = other.window == self.window
                 its = pixels if same else source.pixels(other.window)
@@ -348,16 +355,19 @@ class CTPredictor:
             else:
                 yield group, batches(members, self.batch_size)
 
-    def mapped(self, entry: Mapping[str, Any], pixels: np.ndarray) -> dict[str, Any]:
+    def mapped(
+        self, entry: Mapping[str, Any], pixels: np.ndarray, seen_through: SeenThrough = unseen
+    ) -> dict[str, Any]:
         """The model's input for a slice in memory.
 
         Args:
             entry: dataset dict: ``file_name`` at least, and ``body_box`` where slices are cropped;
                 stays as it is.
             pixels: (H, W) or (H, W, 3) uint8, whole.
+            seen_through: gives the same through the window of an ensemble's other model.
 
         Returns:
-            as :class:`ctmasknet.data.mapper.SliceMapper`.
+            as :class:`ctmasknet.data.mapper.SliceMapper`, with those of an ensemble's others.
 
         Raises:
             CTMaskNetError: other sides than the entry states, or none that are read; a crop without
@@ -369,7 +379,11 @@ class CTPredictor:
             raise CTMaskNetError(
                 f"{entry['file_name']}: {error}; prepare the data set again"
             ) from None
-        return self._mapper.map_pixels(dict(entry), pixels)
+        item = self._mapper.map_pixels(dict(entry), pixels)
+        for its in self.members:
+            seen = pixels if its.window == self.window else seen_through(its.window)
+            item.setdefault(MEMBER_INPUTS, []).append(its.mapped(entry, seen))
+        return item
 
     def predict(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One batch through the model.
@@ -386,7 +400,7 @@ class CTPredictor:
             CTMaskNetError: the detector gives a number that is not finite.
         """
         with torch.no_grad(), self._returning(), slices_named(lambda: items):
-            outputs = self.model(list(items))
+            outputs = self._used(list(items))
         if self.lesion_predictor is not None:
             its = self.lesion_predictor.predict([item[LESION_INPUT] for item in items])
             for output, found in zip(outputs, its, strict=True):
@@ -465,6 +479,8 @@ class CTPredictor:
 
     def refuse_crop(self) -> None:
         """Raise :class:`CTMaskNetError` where slices are cropped, which a scan's cannot be."""
+        for its in self.members:
+            its.refuse_crop()
         if self.crop_to_body and self._mapper.needs_box:
             raise CTMaskNetError(
                 "INPUT.CROP_TO_BODY: scans come without body boxes; give weights that were trained "

@@ -222,8 +222,8 @@ class PredictionRun:
         """
         if self._rank > 0:
             return None
-        threshold = self.options["score_threshold"]
-        outputs = Outputs(self.shards, len(self._units), self.output, predictor, threshold)
+        told = self.options["score_threshold"], self.options.get("averaged", "")
+        outputs = Outputs(self.shards, len(self._units), self.output, predictor, *told)
         summary = outputs.write(self._bad)
         entry = {
             "kind": "prediction",

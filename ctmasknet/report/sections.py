@@ -431,6 +431,7 @@ def _run_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
         ("seed", "Seed"),
         ("config_file", "Configuration"),
         ("weights", "Weights"),
+        ("averaged", "Averaged"),
         ("git_commit", "Commit"),
     ):
         if entry.get(key) is not None:

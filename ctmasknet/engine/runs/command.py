@@ -9,7 +9,9 @@ from ctmasknet.engine.runs.folder import check_weights_of_run, recorded_run, run
 from ctmasknet.engine.runs.identity import RUN
 from ctmasknet.engine.runs.start import start_run
 from ctmasknet.engine.setup import inference_cfg, load_model, training_cfg
+from ctmasknet.engine.testing import ensemble_members
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.modeling.averaged import averaging_text
 
 
 def train_from_command_line(args: argparse.Namespace) -> None:
@@ -25,7 +27,8 @@ def train_from_command_line(args: argparse.Namespace) -> None:
             :class:`ctmasknet.engine.trainer.Trainer`.
     """
     if args.eval_only:
-        cfg, spec = inference_cfg(args.config_file, args.opts, test_sets=True)
+        cfg, spec = inference_cfg(args.config_file, args.opts, test_sets=True, averages=True)
+        members = ensemble_members(cfg, test_sets=True)
         check_weights_of_run(cfg, spec.get(RUN))
     else:
         cfg = training_cfg(args.config_file, args.opts, resume=args.resume)
@@ -35,7 +38,9 @@ def train_from_command_line(args: argparse.Namespace) -> None:
             start_run(cfg, training=not args.eval_only)
             if args.eval_only:
                 record["weights_run"] = spec.get(RUN)
-                record["metrics"] = Trainer.test(cfg, load_model(cfg, cfg.DATASETS.TEST))
+                record |= {"averaged": averaging_text(cfg)} if averaging_text(cfg) else {}
+                model = load_model(cfg, cfg.DATASETS.TEST)
+                record["metrics"] = Trainer.test(cfg, model, members)
                 return
             trainer = Trainer(cfg, record.datasets, before)
             trainer.resume_or_load(resume=args.resume)

@@ -1,0 +1,1 @@
+"""Ensembles and flips: in the Python API, on command lines, in what is written."""
