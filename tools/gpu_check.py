@@ -5,7 +5,6 @@
 Forward passes, training steps of every kind, half precision, parity with the CPU, and resuming.
 """
 
-import argparse
 import sys
 
 from ctmasknet.benchmarks.gpu.check import gpu_check, gpu_text
@@ -17,15 +16,13 @@ from ctmasknet.overrides import OverrideParser
 
 @command_line
 def main(argv=None):
-    parser = OverrideParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", help="JSON file for the figures")
+    parser = OverrideParser(description=__doc__)
+    parser.add("output", metavar="FILE", help="JSON file for the figures")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu tries the check")
     parser.add_argument("--side", type=int, default=512, help="of the slices, px (512)")
     parser.add_argument("--batch", type=int, default=2, help="slices a call or step (2)")
     parser.add_argument("--repeats", type=int, default=5, help="times each is measured (5)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add("seed")
     args = parser.parse_args(argv)
     if args.output:
         check_writable(args.output)

@@ -29,6 +29,7 @@ BENCHMARK = "tools/benchmark.py "
 NEEDS = {
     "tools/explain.py": "--output O",
     "tools/export.py": "--output O",
+    "tools/gpu_check.py": "",
     "tools/paper_figures.py": "figure2 --dataset D --output O",
     "tools/predict.py": "--output O",
     "tools/report.py": "FOLDER",
@@ -107,6 +108,8 @@ def test_what_reads_a_configuration_takes_overrides(parsers):
         if action.dest in ("config_file", "weights") and not tool.startswith(BENCHMARK)
     }
     takes = {tool for tool, parser in parsers.items() if isinstance(parser, OverrideParser)}
+    # The check makes its models of the configurations that the paper has
+    reads.add("tools/gpu_check.py")
     assert reads == {tool for tool in takes if " " not in tool} == set(NEEDS)
 
 
