@@ -86,6 +86,8 @@ def _lesions(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield found
 
 
+#: Problems, and studies whose chosen reconstruction, are told on the terminal, at most.
+MAX_SHOWN = 5
 _SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "position_mm")
 
 
@@ -94,8 +96,9 @@ class Summary:
     """Counts of what was predicted; ``classes`` by level and class, ``slices_with`` by lesion.
 
     ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
-    are no axial CT. ``cautions`` have to be told with the results. ``reconstructions`` are the
-    series that count for their patients where a study holds several, each with the reason.
+    are no axial CT. ``problems`` of scans are counted, and the first few shown. ``cautions`` have
+    to be told with the results. ``reconstructions`` are the series that count for their patients
+    where a study holds several, each with the reason.
     """
 
     slices: int = 0
@@ -108,6 +111,7 @@ class Summary:
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     slices_with: dict[str, int] = field(default_factory=dict)
     problems: int = 0
+    shown_problems: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
     reconstructions: list[str] = field(default_factory=list)
 
@@ -134,7 +138,7 @@ _SUMMARY_FORMS = {
     ),
     **{"pooling": text, "classes": names_of(names_of(whole_from_0))},
     **{"slices_with": names_of(whole_from_0)},
-    **dict.fromkeys(("cautions", "reconstructions"), listing(text)),
+    **dict.fromkeys(("cautions", "reconstructions", "shown_problems"), listing(text)),
 }
 
 
@@ -291,10 +295,15 @@ class Outputs:
                 summary.slices += group.slices
                 summary.skipped += skipped
                 summary.problems += len(problems)
+                called = " ".join(
+                    filter(None, (scan["patient"], scan["series_name"] or scan["scan"]))
+                )
+                room = MAX_SHOWN - len(summary.shown_problems)
+                summary.shown_problems += [f"{called}: {one}" for one in problems[:room]]
                 about = {"skipped": skipped, "problems": problems, **extra}
                 if why:
                     about |= {"counts": counts_for_patient, "reconstruction": why}
-                    summary.reconstructions += [f"{scan['scan']}: {why}"] * counts_for_patient
+                    summary.reconstructions += [f"{called}: {why}"] * counts_for_patient
                 names = {key: scan[key] for key in ("patient", "scan", "kind")}
                 names |= {"series": scan["series_name"]} if scan["series_name"] else {}
                 scans.append(self._pooled("scan", names, group, about, counts.get("scans")))
