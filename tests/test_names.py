@@ -10,6 +10,7 @@ from ctmasknet.names import (
     parse_lesion_name,
     parse_published_name,
     parse_slice_name,
+    readable_stem,
 )
 
 
@@ -185,3 +186,15 @@ class TestPatientRule:
     def test_a_pattern_and_each_file_contradict(self):
         with pytest.raises(CTMaskNetError, match="either a pattern or one patient a file"):
             PatientRule("(?P<patient>.)", each_file=True)
+
+
+def test_names_of_files_are_readable_short_and_safe():
+    assert (
+        readable_stem("P1", "series 3, Thorax/Lung 5.0 B70f") == "P1_series_3_Thorax_Lung_5.0_B70f"
+    )
+    assert readable_stem("", "../../etc/passwd") == "etc_passwd"
+    assert readable_stem("Müller^Änne", "\udcff") == "Müller_Änne"
+    assert readable_stem("..", "") == ""
+    long = readable_stem("Clinic-" + "x" * 90 + "-0001", longest=20)
+    assert long.startswith("Clinic-") and long.endswith("-0001") and len(long) == 20
+    assert len(readable_stem("患" * 90, "者" * 90).encode()) <= 2 * 48 + 1

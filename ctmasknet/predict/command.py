@@ -28,15 +28,12 @@ from ctmasknet.modeling.averaged import averaging_text
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import check_output_apart, settings_of
-from ctmasknet.predict.outputs import Summary
+from ctmasknet.predict.outputs import MAX_SHOWN, Summary
 from ctmasknet.predict.predictor import CTPredictor
 from ctmasknet.predict.run import OpenShard, PredictionRun
 
 #: Of a slice of 512 x 512 px with lesions.
 _MOST_BYTES = {"overlays": 6e5, "dicom-seg": 2e5, "nifti": 2e4}
-
-#: Studies whose chosen reconstruction is told on the terminal, at most.
-_MAX_SHOWN = 5
 
 
 def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
@@ -248,11 +245,12 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
         lines.append(f"{summary.skipped} slices or files ({share}) could not be read, see {REPORT}")
     if summary.left_out:
         lines.append(f"{summary.left_out} files are no axial CT and were left out, see the log")
-    lines += [f"reconstruction: {chosen}" for chosen in summary.reconstructions[:_MAX_SHOWN]]
-    if more := summary.reconstructions[_MAX_SHOWN:]:
+    lines += [f"reconstruction: {chosen}" for chosen in summary.reconstructions[:MAX_SHOWN]]
+    if more := summary.reconstructions[MAX_SHOWN:]:
         lines.append(f"reconstruction: and of {len(more)} more studies, see predictions.jsonl")
     if summary.problems:
         lines.append(f"{summary.problems} problems of scans, see predictions.jsonl")
+        lines += [f"problem: {problem}" for problem in summary.shown_problems]
     lines += [f"caution: {caution}" for caution in summary.cautions]
     return "\n".join([*lines, f"in {output}"])
 

@@ -86,6 +86,8 @@ def _lesions(slices: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield found
 
 
+#: Problems, and studies whose chosen reconstruction, are told on the terminal, at most.
+MAX_SHOWN = 5
 _SLICE_KEYS = ("file", "patient", "scan", "height", "width", "spacing_mm", "position_mm")
 
 
@@ -95,9 +97,9 @@ class Summary:
 
     ``skipped`` slices and files could not be read. ``left_out`` files, of folders that were cut,
     are no axial CT. ``averaged`` says which models and looks are (see
-    :func:`ctmasknet.modeling.averaged.averaging_text`). ``cautions`` have to be told with the
-    results. ``reconstructions`` are the series that count for their patients where a study holds
-    several, each with the reason.
+    :func:`ctmasknet.modeling.averaged.averaging_text`). ``problems`` of scans are counted, and the
+    first few shown. ``cautions`` have to be told with the results. ``reconstructions`` are the
+    series that count for their patients where a study holds several, each with the reason.
     """
 
     slices: int = 0
@@ -111,6 +113,7 @@ class Summary:
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     slices_with: dict[str, int] = field(default_factory=dict)
     problems: int = 0
+    shown_problems: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
     reconstructions: list[str] = field(default_factory=list)
 
@@ -137,7 +140,7 @@ _SUMMARY_FORMS = {
     ),
     **{"pooling": text, "averaged": text, "classes": names_of(names_of(whole_from_0))},
     **{"slices_with": names_of(whole_from_0)},
-    **dict.fromkeys(("cautions", "reconstructions"), listing(text)),
+    **dict.fromkeys(("cautions", "reconstructions", "shown_problems"), listing(text)),
 }
 
 
@@ -296,10 +299,15 @@ class Outputs:
                 summary.slices += group.slices
                 summary.skipped += skipped
                 summary.problems += len(problems)
+                called = " ".join(
+                    filter(None, (scan["patient"], scan["series_name"] or scan["scan"]))
+                )
+                room = MAX_SHOWN - len(summary.shown_problems)
+                summary.shown_problems += [f"{called}: {one}" for one in problems[:room]]
                 about = {"skipped": skipped, "problems": problems, **extra}
                 if why:
                     about |= {"counts": counts_for_patient, "reconstruction": why}
-                    summary.reconstructions += [f"{scan['scan']}: {why}"] * counts_for_patient
+                    summary.reconstructions += [f"{called}: {why}"] * counts_for_patient
                 names = {key: scan[key] for key in ("patient", "scan", "kind")}
                 names |= {"series": scan["series_name"]} if scan["series_name"] else {}
                 scans.append(self._pooled("scan", names, group, about, counts.get("scans")))

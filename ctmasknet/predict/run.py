@@ -225,6 +225,8 @@ class PredictionRun:
         told = self.options["score_threshold"], self.options.get("averaged", "")
         outputs = Outputs(self.shards, len(self._units), self.output, predictor, *told)
         summary = outputs.write(self._bad)
+        # The record counts problems; the listing names them
+        results = {k: v for k, v in asdict(summary).items() if k != "shown_problems"}
         entry = {
             "kind": "prediction",
             "status": "finished",
@@ -237,7 +239,7 @@ class PredictionRun:
             "pooling": summary.pooling,
             "cautions": list(predictor.all_cautions),
             "mask_values": mask_values(predictor.lesion_classes) if self.options["masks"] else {},
-            "results": asdict(summary),
+            "results": results,
             **environment,
         }
         with writing(self.output, REMEDY):

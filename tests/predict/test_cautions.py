@@ -173,6 +173,10 @@ def test_slices_that_are_no_chest_are_problems(repository, classifier, tmp_path,
     assert told[:2] == [None, None] and "no axial chest CT" in told[2][0]
     (problem,) = objects(output, "scan")[0]["problems"]
     assert problem.startswith("1 of 3 slices") and "NCP_7_1_0002.png" in problem
+    summary = json.loads((output / "prediction.json").read_text())["summary"]
+    lines = summary_text(Summary(**summary), output).splitlines()
+    assert "1 problems of scans, see predictions.jsonl" in lines
+    assert f"problem: 7 1: {problem}" in lines
     assert run_tool(repository, "tools/report.py", output, "--output", tmp_path / "r.html") == 0
     page = (tmp_path / "r.html").read_text()
     assert "Problems of the input" in page and page.count("no axial chest CT") == 3
@@ -218,6 +222,7 @@ def test_the_page_of_a_detector(repository, detector, own_scans, tmp_path, tool,
     report = ["tools/report.py", output, "--output", page, "--gallery", 4]
     assert run_tool(repository, *report, "--images", own_scans) == 0
     text = page.read_text()
+    assert "A lesion is a candidate that scores above 0.75" in text and 'id="zoom"' in text
     assert text.count("<img") >= 4 and "no axial chest CT" in text and "With ggo" in text
     assert "P1" in text and "tools/predict.py" in text
     capsys.readouterr()

@@ -310,7 +310,8 @@ def test_a_patient_is_pooled_over_inputs_and_a_scan_over_shards(
     assert tool(*words(classifier, inputs, tmp_path / "pieces", *flags))[0] == 0
     output = tmp_path / "pieces"
     assert files_of(output) == files_of(tmp_path / "whole")
-    assert (output / "overlays" / "000002-001_7_1" / "0003.png").is_file(), "of a second piece"
+    drawn = output / "overlays" / "000002-001_7_1" / "7_1_slice-0003.png"
+    assert drawn.is_file(), "of a second piece"
     rows, _ = read_predictions_csv(output / "predictions.csv")
     pooling = ScorePooling("top_k_mean", 0, 2)
     for level, scans in (("patient", [2, 1, 1]), ("scan", None)):
@@ -329,11 +330,19 @@ def test_one_reconstruction_of_a_study_counts_for_the_patient(classifier, tmp_pa
         for path in sorted(write_series(tmp_path / "in" / name, hu_volume(seed, 3)).iterdir()):
             data = pydicom.dcmread(path)
             data.StudyInstanceUID, data.ConvolutionKernel = "1.2.3", kernel
+            data.SeriesDescription = f"Thorax/{kernel} 2.5"
             data.save_as(path)
-    code, _ = tool(*words(classifier, [tmp_path / "in"], tmp_path / "out"))
+    code, _ = tool(*words(classifier, [tmp_path / "in"], tmp_path / "out", "--masks", "nifti"))
     assert code == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == [
+        f"000001-00{number}_P1_series_1_Thorax_{kernel}_2.5.nii.gz"
+        for number, kernel in ((1, "B31f"), (2, "B70f"))
+    ]
     soft, lung = objects(tmp_path / "out", "scan")
     assert (soft["counts"], lung["counts"]) == (False, True)
+    assert (soft["series"], lung["series"]) == tuple(
+        f"series 1, Thorax/{kernel} 2.5" for kernel in ("B31f", "B70f")
+    )
     assert "it counts for the patient: lung kernel (B70f), 2.5 mm" in lung["reconstruction"]
     (patient,) = objects(tmp_path / "out", "patient")
     assert patient["scores"] == lung["scores"] != soft["scores"]
