@@ -82,8 +82,8 @@ _MERGED = (
 LESION_NETWORKS = {
     "unet": ("peers/unet", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
-    "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(70, 0.001)} {_MERGED}"),
-    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(40, 0.001)} {_MERGED}"),
+    "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(90, 0.0005)} {_MERGED}"),
+    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(50, 0.0005)} {_MERGED}"),
 }
 CLASSIFIERS = {
     "resnet18": (
