@@ -22,6 +22,7 @@ import yaml
 from tabulate import tabulate
 
 import ctmasknet
+from ctmasknet.demo import LESION_TEST_SET, SLICE_TEST_SET
 from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.evaluation.comparison import COST_COLUMNS, cost_cells, figure_of
@@ -82,8 +83,8 @@ _MERGED = (
 LESION_NETWORKS = {
     "unet": ("peers/unet", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
-    "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(70, 0.001)} {_MERGED}"),
-    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(40, 0.001)} {_MERGED}"),
+    "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(90, 0.0005)} {_MERGED}"),
+    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(36, 0.0005)} {_MERGED}"),
 }
 CLASSIFIERS = {
     "resnet18": (
@@ -111,7 +112,7 @@ CLASSIFIERS = {
     ),
     "jcs_classifier": (
         "peers/jcs_classifier",
-        f"{_SLICES} {_HALF} {_WHOLE} 80 MODEL.JCS.NORM BN {_steps(100, 0.0005)}",
+        f"{_SLICES} {_HALF} {_WHOLE} 64 MODEL.JCS.NORM BN {_steps(90, 0.0005)}",
     ),
     "xu_resnet18": (
         "peers/xu_resnet18",
@@ -133,9 +134,25 @@ CLASSIFIERS = {
     "lstm": (
         "peers/lstm",
         f"{_TWO_BRANCH} MODEL.RESNETS.NUM_GROUPS 1 MODEL.RESNETS.WIDTH_PER_GROUP 64 "
-        f"MODEL.RANKED_BOXES.NUM 8 {_steps(70, 0.0005)}",
+        f"MODEL.RANKED_BOXES.NUM 8 {_steps(50, 0.0005)}",
     ),
 }
+
+
+#: What the table of classifiers has to say.
+_NOTES = (
+    "`detector`, `cls_attention` (attention over boxes) and `s` (the paper's head) are those of "
+    "`make demo`. Those that start from `detector` are built on it (ResNet-18 to its second "
+    "stage, 64 channels, configs/seg_light.yaml) and not on the backbone of their publication; "
+    "all on `unet` have its ResNet-18 encoder and one lesion class, `zhang` too, 8 x 48 x 48 its "
+    "volumes. `xu_resnet18`: patches of 40 px; `ssm`: 32 rows, `lstm`: 8 boxes. JCS learns its "
+    "normalisation, for it has no ImageNet weights here. `covnet` evaluates by every scan's own "
+    "statistics, as its authors do: by running ones, of scans of three slices, it was at chance "
+    "(33.33 %). `ark20_r50` names by area alone, in an order of classes that has a meaning for "
+    "normal and ill only."
+)
+#: System -> folder of the demo that is its run: of these nothing is trained here.
+OF_THE_DEMO = {"detector": "seg", "cls_attention": "cls", "s": "cls_s"}
 
 
 def train_and_evaluate(name: str, output: Path, demo: Path) -> None:
@@ -179,6 +196,8 @@ def collect(name: str, folder: Path, output: Path, demo: Path) -> None:
     of_demo = folder.parent == demo
     shown = f"{_SHOWN_DEMO}/{folder.name}" if of_demo else f"{_SHOWN_OUTPUT}/{name}"
     paths = {str(config["OUTPUT_DIR"]): shown, str(demo): _SHOWN_DEMO, str(output): _SHOWN_OUTPUT}
+    if of_demo:  # named as its command named it
+        paths[str(Path(config["OUTPUT_DIR"]).parent)] = _SHOWN_DEMO
 
     def told(value: Any) -> Any:
         if isinstance(value, dict):
@@ -193,7 +212,9 @@ def collect(name: str, folder: Path, output: Path, demo: Path) -> None:
     entries = read_json(folder / RUN_RECORD)["entries"]
     # The configuration lies beside it
     entries = [{key: one[key] for key in one if key != "config"} for one in entries]
-    for path in folder.glob("inference/*_test/*.json"):
+    for path in folder.glob("inference/*/*.json"):
+        if path.parent.name not in (LESION_TEST_SET, SLICE_TEST_SET):
+            continue
         if path.name in ("results.json", "slices_metrics.json"):
             found = read_json(path)
             found.pop("subgroups", None)
@@ -208,7 +229,7 @@ def compare(runs: dict[str, Path]) -> None:
     """``comparison.json`` of the runs that name slices: of ``tools/compare.py`` what is shown."""
     systems = [f"{name}={folder}" for name, folder in runs.items()]
     with tempfile.TemporaryDirectory() as folder:
-        found = write_comparison(systems, folder, dataset="covidx_ct_test", seed=SEED)
+        found = write_comparison(systems, folder, dataset=SLICE_TEST_SET, seed=SEED)
     metrics = ("accuracy", "sensitivity-macro", "auroc-macro")
     for system in found["systems"]:
         system.pop("predictions")
@@ -230,19 +251,15 @@ def write_tables() -> None:
         levels = (system["levels"][level]["accuracy"] for level in ("slices", "patients"))
         cells = [figure_of("accuracy", interval) for interval in levels]
         name = system["name"]
-        rows.append([f"`{name}`", _trained(name), *cost_cells(system), *cells])
+        rows.append([f"`{name}`", *_trained(name), *cost_cells(system), *cells])
     accuracies = [f"accuracy of {level}, %" for level in ("slices", "patients")]
-    lines = [_table(rows, ["system", "trained", *COST_COLUMNS, *accuracies])]
+    lines = [_table(rows, ["system", "starts from", "trained", *COST_COLUMNS, *accuracies])]
     counts, settings = found["levels"], found["settings"]
-    config = yaml.safe_load((RESULTS / "s" / "config.yaml").read_text(encoding="utf-8"))
-    head, learns = config["MODEL"]["IMAGE_HEAD"]["NAME"], config["MODEL"]["TRAINABLE"]
     lines.append(
         f"{counts['patients']['n_patients']} held-out phantom patients, {counts['slices']['n']} "
         f"slices, a third of each class; {100 * settings['confidence']:g} % intervals over "
         f"patients. GMAC and seconds: of a slice of {settings['costs']['side_px']} px, one thread "
-        f"of {settings['costs']['cpu']}, which did other work too. `detector` is that of `make "
-        f"demo`, `s` the paper's head on it ({head}, MODEL.TRAINABLE {learns}); the others start "
-        "from random weights, `efficientnet_lite0` from ImageNet's."
+        f"of {settings['costs']['cpu']}, which did other work too. {_NOTES}"
     )
     rows = []
     for path in sorted(RESULTS.glob("*/inference/*/results.json")):
@@ -252,8 +269,15 @@ def write_tables() -> None:
             dice = [results["dice"][f"{kind}-{of}"] for kind in ("mean", "maximum", "at-0.5")]
             shown = ["-" if value is None else f"{value:.3f}" for value in dice]
             ap = [f"{results[task]['AP50']:.1f}" for task in ("bbox", "segm")]
-            rows.append([f"`{name}`", _trained(name), of, *shown, *ap])
-    headers = ["system", "trained", "class", "Dice, mean of 256 cuts", "Dice, maximum"]
+            rows.append([f"`{name}`", *_trained(name), of, *shown, *ap])
+    headers = [
+        "system",
+        "starts from",
+        "trained",
+        "class",
+        "Dice, mean of 256 cuts",
+        "Dice, maximum",
+    ]
     headers += ["Dice at 0.5", "box AP50, % (all classes)", "mask AP50, % (all classes)"]
     lines.append(_table(rows, headers))
     lines.append(
@@ -267,15 +291,23 @@ def _table(rows: list[list[str]], headers: list[str]) -> str:
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
-def _trained(name: str) -> str:
-    """Steps and side of a kept run."""
+def _trained(name: str) -> tuple[str, str]:
+    """What a kept run started from; its steps, side and precision."""
     entries = read_json(RESULTS / name / RUN_RECORD)["entries"]
     config = yaml.safe_load((RESULTS / name / "config.yaml").read_text(encoding="utf-8"))
     training = next(entry for entry in entries if entry["kind"] == "training")
     of_slices = config["MODEL"]["META_ARCHITECTURE"] in ("SliceClassifier", "ScanClassifier")
     side = of_slices and config["MODEL"]["SLICE_NETWORK"]["SIZE"]
     side = side or config["INPUT"]["MIN_SIZE_TEST"]
-    return f"{training['iterations']} steps of {training['images_per_batch']}, {side} px"
+    counted = "scans" if name in ("covnet", "zhang") else "slices"
+    told = f"{training['iterations']} steps of {training['images_per_batch']} {counted}, {side} px"
+    told += ", bfloat16" if config["SOLVER"]["AMP"]["ENABLED"] else ""
+    start = Path(training["weights"])
+    if start.stem == name:
+        return "ImageNet", told
+    return {"": "random weights", "seg": "`detector`"}.get(
+        start.parent.name, f"`{start.parent.name}`"
+    ), told
 
 
 @command_line
@@ -296,12 +328,13 @@ def main(argv=None):
         _run(["tools/demo.py", "--output", str(demo)], demo)
     for name in [] if args.no_training else args.names or known:
         train_and_evaluate(name, output, demo)
-    runs = {"s": demo / "cls_s", "detector": demo / "seg"}
+    runs = {name: demo / folder for name, folder in OF_THE_DEMO.items()}
     there = (name for name in known if list((output / name).glob("inference/*_test/results.json")))
     runs |= {name: output / name for name in there}
     for name, folder in runs.items():
         collect(name, folder, output, demo)
-    compare({name: folder for name, folder in runs.items() if name in ("s", *CLASSIFIERS)})
+    named = [*OF_THE_DEMO, *CLASSIFIERS]
+    compare({name: runs[name] for name in named if name in runs and name != "detector"})
     write_tables()
 
 

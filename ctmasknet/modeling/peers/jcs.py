@@ -185,6 +185,12 @@ class JCSSegmentation(nn.Module):
         self.fpn = _Decoder()
         for level, channels in enumerate(_LEVELS[:5], start=1):
             setattr(self, f"cls{level}", nn.Conv2d(channels, 1, 1))
+        # Nothing normalises in the decoder, through which torch's own start would lose the signal
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """

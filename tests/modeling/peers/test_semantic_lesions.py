@@ -10,6 +10,7 @@ from torch import nn
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.peers.jcs import JCSSegmentation
 from ctmasknet.modeling.peers.semantic_lesions import SemanticLesionNet
 
 
@@ -138,3 +139,12 @@ def test_what_cannot_be_built_is_refused(repository, config, overrides, message)
     with pytest.raises(CTMaskNetError, match=message):
         overrides = ["MODEL.DEVICE", "cpu", *overrides]
         build_model(read_cfg(repository / f"configs/peers/{config}.yaml", overrides))
+
+
+def test_maps_of_jcs_tell_pixels_apart_from_the_start():
+    torch.manual_seed(0)
+    net = JCSSegmentation(norm="BN")
+    with torch.no_grad():
+        maps = net(torch.randn(2, 3, 32, 32))
+    # With torch's own start of its layers 0.001 and less
+    assert maps.std((2, 3)).min() > 0.005
