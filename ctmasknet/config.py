@@ -263,6 +263,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # thresholds, anchors, ...), which only an override can ask for: refuse | warn.
     cfg.MODEL.UNLIKE_CHECKPOINT = "refuse"
     cfg.MODEL.INFERENCE = CfgNode()
+    # What computes a detector there: torch | openvino (CPU; `pip install openvino`), the same
+    # results but for rounding in less time | auto: openvino on the CPU where it is installed.
+    cfg.MODEL.INFERENCE.ENGINE = "auto"
     # Use a copy with batch normalisation folded into the convolutions: the same results but for
     # rounding, in less time.
     cfg.MODEL.INFERENCE.FUSED = True

@@ -191,6 +191,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
     "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
+    "MODEL.INFERENCE.ENGINE": ("auto", "torch", "openvino"),
     "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "SOLVER.OPTIMIZER": ("ADAM", "ADAMW", "SGD"),
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),

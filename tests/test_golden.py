@@ -10,10 +10,12 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, ROIMasks
 
 from ctmasknet.modeling.fast.inference import to_inference
+from ctmasknet.modeling.fast.openvino import to_openvino
 from ctmasknet.modeling.masks import PublishedBitMasks, PublishedROIMasks
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout, sizes_outermost
 from ctmasknet.weights.pickle import read_weights_file
 from tests.helpers.golden_state import build, golden_model, imported_model, read_image
+from tests.helpers.running import needs_openvino
 
 #: Scores closer than this tie: their order depends on rounding, also from one CPU to the next.
 TIE = 1e-6
@@ -177,8 +179,15 @@ def compare_rows(model, output, ranked, logits) -> None:
     assert (again - torch.from_numpy(logits)).abs().max() < 1e-4
 
 
-#: The model itself, and the copy that evaluation and prediction use.
-FORMS = pytest.mark.parametrize("form", [lambda model: model, to_inference], ids=["model", "copy"])
+#: The model itself, and the forms that evaluation and prediction use.
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda model: model, id="model"),
+        pytest.param(to_inference, id="copy"),
+        pytest.param(to_openvino, id="openvino", marks=needs_openvino),
+    ],
+)
 
 
 @pytest.mark.parametrize("variant", ["cls_resnet18_t1_c2", "cls_resnet50_t0_c3"])

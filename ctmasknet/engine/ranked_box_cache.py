@@ -52,7 +52,7 @@ from ctmasknet.data.training.recipe import what_changes_pictures
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, check_room, plain_file, remove_unfinished
-from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.modeling.fast.inference import engine_version, inference_model
 from ctmasknet.modeling.meta_arch import head_rows
 from ctmasknet.modeling.ranked_boxes import READS, RowLayout
 
@@ -240,7 +240,7 @@ def _keys(
     depends = {
         "format": _FORMAT,
         "code": _code(model),
-        "versions": _versions(),
+        "versions": [*_versions(), engine_version(cfg)],
         "model": settings["MODEL"],
         "input": settings["INPUT"],
         "batch": settings["TEST"]["IMS_PER_BATCH"],

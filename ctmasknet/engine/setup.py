@@ -44,6 +44,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.key_checks import check_averages, check_keys
 from ctmasknet.model_zoo import get_config_file
+from ctmasknet.modeling.fast.inference import inference_engine
 from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint
@@ -490,6 +491,7 @@ def _check_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds {torch.cuda.device_count()} "
             "GPUs; set it to cpu"
         )
+    inference_engine(cfg)
     if cfg.MODEL.INFERENCE.DTYPE == "bfloat16" and not has_bfloat16(device):
         raise CTMaskNetError(
             f"MODEL.INFERENCE.DTYPE is bfloat16, which device {device} does not compute in; set it "

@@ -5,11 +5,14 @@ import runpy
 import pytest
 
 from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.openvino import installed
 
 #: For tests that compute in bfloat16 through oneDNN.
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16("cpu"), reason="oneDNN does not compute in bfloat16 on this CPU"
 )
+#: For tests of the engine that an extra installs.
+needs_openvino = pytest.mark.skipif(not installed(), reason="openvino is not installed")
 
 
 def run_tool(repository, tool, *words) -> int:

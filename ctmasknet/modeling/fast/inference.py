@@ -8,6 +8,9 @@ checkpoints.
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.metadata
+import logging
 from typing import Any
 
 import torch
@@ -27,25 +30,69 @@ from ctmasknet.modeling.fast.layers import (
     fused_conv,
     has_bfloat16,
 )
+from ctmasknet.modeling.fast.openvino import computes_bfloat16, installed, to_openvino
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.peers.patches import PatchNet
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_align import BagROIPooler
 
 DTYPES = {"": torch.float32, "bfloat16": torch.bfloat16}
+_LOGGER = logging.getLogger(__name__)
+
+
+def inference_engine(cfg: CfgNode) -> str:
+    """What computes a detector in evaluation and prediction, as ``MODEL.INFERENCE.ENGINE`` says:
+    torch, or openvino, which ``auto`` is on the CPU where the package is installed.
+
+    Raises:
+        CTMaskNetError: openvino without the package, or on a GPU.
+    """
+    asked = cfg.MODEL.INFERENCE.ENGINE
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    if asked == "openvino" and not on_cpu:
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.ENGINE is openvino, but MODEL.DEVICE is {cfg.MODEL.DEVICE}; set the "
+            "first to torch or the second to cpu"
+        )
+    if asked == "openvino" and not installed():
+        raise CTMaskNetError(
+            "MODEL.INFERENCE.ENGINE is openvino, which is not installed; `pip install openvino`, "
+            "or set it to auto"
+        )
+    if asked == "torch" or not on_cpu or not cfg.MODEL.INFERENCE.FUSED:
+        return "torch"
+    if not installed():
+        _say_once(
+            "openvino is not installed: torch computes, which takes longer; `pip install openvino`"
+        )
+        return "torch"
+    return "openvino"
+
+
+def engine_version(cfg: CfgNode) -> str:
+    """The engine and its version, which rounding depends on."""
+    engine = inference_engine(cfg)
+    return engine if engine == "torch" else f"{engine} {importlib.metadata.version(engine)}"
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    _LOGGER.info(text)
 
 
 def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """``model`` as ``MODEL.INFERENCE`` wants it for evaluation and prediction: a copy, or itself.
 
     Raises:
-        CTMaskNetError: unknown or unsupported ``MODEL.INFERENCE.DTYPE``, see :func:`to_inference`.
+        CTMaskNetError: unknown or unsupported ``MODEL.INFERENCE.DTYPE``, see :func:`to_inference`
+            and :func:`inference_engine`.
     """
     name = cfg.MODEL.INFERENCE.DTYPE
     if name not in DTYPES:
         raise CTMaskNetError(
             f"MODEL.INFERENCE.DTYPE is {name!r}; choose bfloat16, or '' for float32"
         )
+    engine = inference_engine(cfg)
     if not isinstance(model, GeneralizedRCNN):
         if name:
             raise CTMaskNetError(
@@ -67,11 +114,28 @@ def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     if isinstance(model, TwoBranchNet):
         # Its second heads, and norms that may use a batch's statistics, have no fused form.
         return model
-    fused = to_inference(model, DTYPES[name])
+    form = to_inference
+    if engine == "openvino":
+        form = functools.partial(_by_openvino, asked=cfg.MODEL.INFERENCE.ENGINE == "openvino")
+    fast = form(model, DTYPES[name])
     margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
     if DTYPES[name] != torch.float32 and margin > 0 and isinstance(model, CTMaskNet):
-        return rechecked(fused, to_inference(model), margin)
-    return fused
+        return rechecked(fast, form(model), margin)
+    return fast
+
+
+def _by_openvino(model: nn.Module, dtype: torch.dtype = torch.float32, *, asked: bool) -> nn.Module:
+    """:func:`to_openvino`, or :func:`to_inference` of a model that has no form there; an error
+    where OpenVINO was ``asked`` for."""
+    if not _is_finite(model) or (not asked and dtype == torch.bfloat16 and not computes_bfloat16()):
+        return to_inference(model, dtype)
+    try:
+        return to_openvino(model, dtype)
+    except CTMaskNetError as error:
+        if asked:
+            raise
+        _LOGGER.warning("%s (which is done)", error)
+        return to_inference(model, dtype)
 
 
 class RecheckedClassifier(CTMaskNet):
@@ -127,8 +191,7 @@ def to_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     if dtype == torch.bfloat16:
         _check_bfloat16(model)
     fused = copy.deepcopy(model).eval().requires_grad_(False)
-    if not all(value.isfinite().all() for value in model.state_dict().values()):
-        # oneDNN's ReLU makes 0 of a NaN; Detectron2's layers hand it on to where it is an error.
+    if not _is_finite(model):
         return fused
     _replace(fused.backbone, dtype)
     head = fused.proposal_generator.rpn_head
@@ -197,6 +260,11 @@ class _Float32Pooler(nn.Module):
 
     def forward(self, x: list[Tensor], box_lists) -> Tensor:
         return self.pooler([level.float() for level in x], box_lists)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Engines' ReLU makes 0 of a NaN; Detectron2's layers hand it on to where it is an error."""
+    return all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def _check_bfloat16(model: nn.Module) -> None:

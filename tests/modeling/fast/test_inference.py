@@ -13,24 +13,7 @@ from ctmasknet.modeling.fast import layers as fused_layers
 from ctmasknet.modeling.fast.inference import inference_model, rechecked, to_inference
 from ctmasknet.modeling.fast.layers import FusedConv2d, has_bfloat16
 from tests.helpers.running import needs_bfloat16
-
-
-@pytest.fixture(params=[18, 50])
-def model(request, tiny_cfg):
-    """Basic and bottleneck blocks, batch normalisation with statistics of its own."""
-    tiny_cfg.MODEL.RESNETS.DEPTH = request.param
-    tiny_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    torch.manual_seed(0)
-    built = build_model(tiny_cfg).eval()
-    for module in built.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    # Levels that a trained detector has
-    nn.init.normal_(built.roi_heads.box_predictor.cls_score.weight, std=0.3)
-    return built
+from tests.modeling.fast.results import assert_near, assert_same
 
 
 @pytest.fixture(params=[pytest.param("oneDNN", marks=needs_bfloat16), "plain steps"])
@@ -39,15 +22,6 @@ def bfloat16(request, monkeypatch):
     if request.param == "plain steps":
         monkeypatch.setattr(fused_layers, "_one_dnn", lambda x: False)
         monkeypatch.setattr(inference, "has_bfloat16", lambda device: True)
-
-
-def assert_near(rows, others):
-    """Scores of like boxes differ, and little; compared by box, as one that suppression decides
-    otherwise, which rounding may do, shifts all ranks behind it."""
-    distances = (rows[None, :, 1:] - others[:, None, 1:]).abs().amax(dim=2)
-    differences = (rows[distances.argmin(dim=1), 0] - others[:, 0]).abs()
-    assert differences.median() > 0
-    assert (differences < 0.01).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("one_dnn", [True, False])
@@ -59,14 +33,7 @@ def test_rows_and_logits_are_those_of_the_model(model, slices, one_dnn, monkeypa
     expected = model(slices)
     copied = to_inference(model)
     for found in (copied(slices), copied(slices)):
-        for ours, theirs in zip(found, expected, strict=True):
-            assert theirs["ranked_boxes"][:, 0].std() > 0.001
-            assert (ours["ranked_boxes"] - theirs["ranked_boxes"]).abs().max() < 1e-3
-            assert (ours["logits"] - theirs["logits"]).abs().max() < 1e-4
-            boxes = [one["instances"].pred_boxes.tensor for one in (ours, theirs)]
-            torch.testing.assert_close(*boxes, atol=1e-2, rtol=0)
-            masks = [one["instances"].pred_masks for one in (ours, theirs)]
-            assert len(masks[0]) and (masks[0] == masks[1]).float().mean() > 0.999
+        assert_same(found, expected)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in copied.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

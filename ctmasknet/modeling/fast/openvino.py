@@ -1,0 +1,284 @@
+"""A detector whose dense parts OpenVINO computes, on the CPU.
+
+The backbone with the RPN's predictions is one compiled network of slices in any number and size;
+box head and mask head are one each of pooled features in any number. What depends on data, anchors,
+proposals, pooling, suppression and ranking, is the model's own in torch. Maps lie in memory with
+channels side by side all the way.
+
+Shapes: B images, R boxes of all images, C channels, P bins along a side, A anchors a cell.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_inference
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.roi_align import BagROIPooler
+
+#: What OpenVINO calls the types that it computes in.
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+#: Sides and number of the drawn slices that a network is traced with and then tried on, px.
+_TRACED, _TRIED = (1, 3, 64, 64), (2, 3, 96, 64)
+#: Largest difference from torch, as a share of the largest value.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+
+
+def installed() -> bool:
+    """Whether the package is there."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def computes_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@torch.no_grad()
+def to_openvino(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a detector or classifier for inference on the CPU, without gradients.
+
+    It computes with torch's number of threads at this call.
+
+    Args:
+        model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded, in evaluation mode; it is
+            left alone.
+        dtype: float32, or bfloat16 for the dense parts; what is decoded, scored, ranked and named
+            stays float32.
+
+    Raises:
+        CTMaskNetError: a part of the model has no form in OpenVINO, or another result there.
+    """
+    generator = model.proposal_generator
+    dense = _Dense(model)
+    backbone = _CompiledBackbone(
+        model.backbone, Compiled(dense, dense.drawn(_TRACED), dtype), dense
+    )
+    dense.check(backbone.compiled, dtype)
+    swapped: dict[nn.Module, nn.Module] = {
+        model.backbone: backbone,
+        generator.rpn_head: _SplitPredictions(generator.anchor_generator.num_anchors),
+    }
+    heads = model.roi_heads
+    height, width = heads.box_pooler.output_size
+    bins = torch.zeros(1, height, width, dense.channels)
+    if type(heads.box_head) is FastRCNNConvFCHead:
+        flat = _ChannelsLastHead(heads.box_head, dense.channels, bins.shape[1:3])
+        swapped[heads.box_head] = _CompiledHead(Compiled(flat, bins, dtype), heads.box_head)
+    if getattr(heads, "mask_on", False):
+        mask_head = heads.mask_head
+        swapped[heads.mask_pooler] = BagROIPooler.of(heads.mask_pooler)
+        reads = getattr(getattr(model, "layout", None), "reads", ())
+        plain = type(mask_head).forward is BaseMaskRCNNHead.forward
+        if plain and "masks" not in reads:  # an image head reads a mask head's hidden layers
+            cells = torch.zeros(1, *heads.mask_pooler.output_size, dense.channels)
+            layers = _ChannelsLastMaskHead(mask_head)
+            swapped[mask_head] = _CompiledMaskHead(Compiled(layers, cells, dtype), mask_head)
+    found = copy.deepcopy(model, {id(old): new for old, new in swapped.items()})
+    found.eval().requires_grad_(False)
+    found.proposal_generator.in_features = [_predictions_of(n) for n in generator.in_features]
+    return found
+
+
+class Compiled:
+    """A network from one tensor to tensors, as OpenVINO computes it."""
+
+    def __init__(self, network: nn.Module, example: Tensor, dtype: torch.dtype):
+        """
+        Args:
+            network: is traced, so that nothing in it may depend on values.
+            example: of the input; any but its channels may have another size later.
+            dtype: that is computed in; inputs and results are float32.
+
+        Raises:
+            CTMaskNetError: a layer has no form in OpenVINO.
+        """
+        # What is compiled may share memory with the weights that it is made of
+        network = copy.deepcopy(network).eval()
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                traced = torch.jit.trace(network, example, check_trace=False)
+                converted = _package().convert_model(traced, example_input=(example,))
+            options = {
+                "INFERENCE_PRECISION_HINT": _HINTS[dtype],
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+                # Processes side by side would be pinned to the same cores
+                "ENABLE_CPU_PINNING": False,
+            }
+            compiled = _core().compile_model(converted, "CPU", options)
+        except Exception as error:  # OpenVINO's frontend raises classes of many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise CTMaskNetError(
+                f"MODEL.INFERENCE.ENGINE: this model has no form in OpenVINO ({reason}); set it to "
+                "torch"
+            ) from error
+        self.request = compiled.create_infer_request()
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Float32 to float32. The results are the engine's own memory: the next call writes over
+        them."""
+        found = self.request.infer({0: x.numpy()}, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(found[number]) for number in range(len(found))]
+
+    def __deepcopy__(self, memo) -> Compiled:
+        return self  # it holds no state between calls
+
+
+class _Dense(nn.Module):
+    """Backbone and RPN head: (B, 3, H, W) -> the backbone's maps (B, H_l, W_l, C) and then, of the
+    levels that the RPN looks at, its predictions (B, H_l, W_l, 5 A), objectness first."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.backbone, self.rpn_head = model.backbone, model.proposal_generator.rpn_head
+        self.levels = list(model.proposal_generator.in_features)
+        shapes = model.backbone.output_shape()
+        self.names = [*shapes, *map(_predictions_of, self.levels)]
+        self.channels = next(iter(shapes.values())).channels
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.backbone(images)
+        objectness, deltas = self.rpn_head([features[name] for name in self.levels])
+        predictions = [torch.cat(two, dim=1) for two in zip(objectness, deltas, strict=True)]
+        return tuple(one.permute(0, 2, 3, 1) for one in [*features.values(), *predictions])
+
+    def drawn(self, shape: Sequence[int]) -> Tensor:
+        """Slices of drawn values, with the spread of normalised ones."""
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+    def check(self, compiled: Compiled, dtype: torch.dtype) -> None:
+        """Raise :class:`CTMaskNetError` unless the compiled form computes what this does: a part
+        that is not fixed would be traced as it went for one input."""
+        images = self.drawn(_TRIED)
+        for name, ours, found in zip(self.names, self(images), compiled(images), strict=True):
+            allowed = _TOLERANCE[dtype] * (1 + ours.abs().max())
+            if ours.shape != found.shape or not (ours - found).abs().max() <= allowed:
+                raise CTMaskNetError(
+                    f"MODEL.INFERENCE.ENGINE: OpenVINO computes another {name} than this model; "
+                    "set it to torch"
+                )
+
+
+def _predictions_of(level: str) -> str:
+    return f"rpn_{level}"
+
+
+class _CompiledBackbone(Backbone):
+    """The maps of a backbone and, among them, what the RPN predicts on them: that is what the RPN
+    is given as features."""
+
+    def __init__(self, backbone: Backbone, compiled: Compiled, dense: _Dense):
+        super().__init__()
+        self.compiled = compiled
+        self._names, self._shapes = dense.names, backbone.output_shape()
+        self._divisibility = backbone.size_divisibility
+        self._padding = backbone.padding_constraints
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> name to (B, C, H_l, W_l) in channels_last."""
+        found = self.compiled(images.contiguous())
+        return {name: one.permute(0, 3, 1, 2) for name, one in zip(self._names, found, strict=True)}
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self._padding
+
+    def output_shape(self):
+        return self._shapes
+
+
+class _SplitPredictions(nn.Module):
+    """An RPN head that is given what it would predict."""
+
+    def __init__(self, num_anchors: Sequence[int]):
+        super().__init__()
+        self.num_anchors = num_anchors[0]
+
+    def forward(self, predictions: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """(B, 5 A, H_l, W_l) of each level -> objectness (B, A, ...), deltas (B, 4 A, ...)."""
+        halves = [one.tensor_split([self.num_anchors], dim=1) for one in predictions]
+        return [one for one, _ in halves], [other for _, other in halves]
+
+
+class _ChannelsLastMaskHead(nn.Module):
+    """The layers of Detectron2's mask head on (R, P, P, C)."""
+
+    def __init__(self, head: BaseMaskRCNNHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head.layers(x.permute(0, 3, 1, 2))
+
+
+class _ChannelsLastHead(nn.Module):
+    """Detectron2's box head on (R, P, P, C); linear layers alone read them as they lie."""
+
+    def __init__(self, head: FastRCNNConvFCHead, channels: int, bins: Sequence[int]):
+        super().__init__()
+        self.head = head
+        self.layers = None
+        if not head.conv_norm_relus:
+            weight = head.fcs[0].weight.unflatten(1, (channels, *bins))
+            self.layers = [(weight.permute(0, 2, 3, 1).flatten(1), head.fcs[0].bias)]
+            self.layers += [(fc.weight, fc.bias) for fc in head.fcs[1:]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layers is None:
+            return self.head(x.permute(0, 3, 1, 2))
+        x = x.flatten(1)
+        for weight, bias in self.layers:
+            x = F.linear(x, weight, bias).relu()
+        return x
+
+
+class _CompiledHead(nn.Module):
+    """A box head on what a pooler gives."""
+
+    def __init__(self, compiled: Compiled, head: nn.Module):
+        super().__init__()
+        self.compiled = compiled
+        self.output_shape = getattr(head, "output_shape", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, P, P) -> (R, ...); R may be 0."""
+        x = x.permute(0, 2, 3, 1).contiguous()
+        if len(x):
+            return self.compiled(x)[0]
+        return self.compiled(x.new_zeros(1, *x.shape[1:]))[0][:0]
+
+
+class _CompiledMaskHead(_CompiledHead):
+    def forward(self, x: Tensor, instances: list) -> list:
+        """See Detectron2's, in evaluation."""
+        mask_rcnn_inference(super().forward(x), instances)
+        return instances
+
+
+def _package() -> ModuleType:
+    # OpenVINO tells its makers of every import, unless it does not find what sends it
+    sys.modules.setdefault("openvino_telemetry", None)
+    return importlib.import_module("openvino")
+
+
+@functools.cache
+def _core():
+    return _package().Core()
