@@ -1,6 +1,7 @@
 """Files that are whole or absent, and JSON that every reader takes."""
 
 import errno
+import gc
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ctmasknet import files
 from ctmasknet.config_file import read_cfg
 from ctmasknet.csv_tables import read_csv_rows, safe_cell, text_of_cell
 from ctmasknet.data.splits import read_list
@@ -160,6 +162,22 @@ def test_json_nested_too_deeply_is_an_error_of_its_content(read, tmp_path):
         text = tmp_path / "deep.json"
     with pytest.raises(ValueError, match="nested too deeply"):
         read(text)
+
+
+@pytest.mark.parametrize("encoded", [str.encode, str])
+def test_json_of_more_lists_than_any_file_has_is_an_error_of_its_content(encoded, monkeypatch):
+    """Each of them takes 20 times its bytes."""
+    monkeypatch.setattr(files, "_MOST_IN_JSON", 5)
+    assert parse_json(encoded("[[],{},[],[]]")) == [[], {}, [], []]
+    with pytest.raises(ValueError, match="holds more than 5 lists and objects"):
+        parse_json(encoded("[[],{},[],[],{}]"))
+
+
+def test_json_is_read_without_looking_through_what_is_read(monkeypatch):
+    looked = []
+    monkeypatch.setattr(gc, "callbacks", [lambda phase, info: looked.append(phase)])
+    assert len(parse_json("[" + "[]," * 100_000 + "[]]")) == 100_001
+    assert not looked and gc.isenabled()
 
 
 def in_the_way(folder):

@@ -30,6 +30,7 @@ from ctmasknet.ct.scan import (
     decoding,
     grey_levels,
     mark_outside,
+    max_expanded_bytes,
 )
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.names import parse_published_name
@@ -112,7 +113,8 @@ def read_picture_file(file: str, name: str, rescale: Rescale | None = None) -> l
 
     Raises:
         UnsuitableFile: more than 8 bits a channel and no ``rescale``; a TIFF without a full page.
-        CTMaskNetError: damaged, too large, animated, or with an orientation tag that turns it.
+        CTMaskNetError: damaged, too large, packed as no CT is, animated, or with an orientation tag
+            that turns it.
     """
     with decoding(file), opened(file) as image:
         pages = slice_pages(file, image)
@@ -122,6 +124,12 @@ def read_picture_file(file: str, name: str, rescale: Rescale | None = None) -> l
         )
     published = parse_published_name(file)
     several = len(pages) > 1
+    claimed, size = sum(page.height * page.width for page in pages), os.path.getsize(file)
+    if several and claimed > max_expanded_bytes(size):
+        raise CTMaskNetError(
+            f"{file}: claims to expand {claimed / size:.0f}-fold to {len(pages)} pages of "
+            f"{claimed >> 20} MiB, as no CT does; the file is damaged"
+        )
     slices = []
     for page in pages:
         check_claimed_size(file, (page.height, page.width))

@@ -36,6 +36,8 @@ MAX_RATIO = 64
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 #: Of a progressive JPEG; encoders make up to a dozen.
 _MAX_SCANS = 100
+#: Pages of a TIFF: so many, and one more for every so many bytes.
+_MAX_PAGES, _BYTES_A_PAGE = 1000, 1000
 #: How files of the first three begin.
 _HEADS = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"),
@@ -219,7 +221,8 @@ def slice_pages(path: str | os.PathLike, image: Image.Image) -> list[Page]:
     """The pages of an opened file that may be slices. Leaves the image at its last page.
 
     Raises:
-        CTMaskNetError: an orientation tag that turns a page; an animation.
+        CTMaskNetError: an orientation tag that turns a page; an animation; far more pages than a
+            file of its size has slices.
     """
     if image.format != "TIFF":
         if getattr(image, "n_frames", 1) > 1:
@@ -229,7 +232,13 @@ def slice_pages(path: str | os.PathLike, image: Image.Image) -> list[Page]:
         _check_not_turned(path, image)
         return [Page(0, image.height, image.width, _is_deep(image))]
     pages = []
+    most = _MAX_PAGES + os.path.getsize(path) // _BYTES_A_PAGE
     for number, frame in enumerate(ImageSequence.Iterator(image)):
+        if number >= most:
+            raise CTMaskNetError(
+                f"{path}: holds more than {most} pages, which are too many for slices in a file of "
+                "its size; the file is damaged"
+            )
         # Bit 0: a smaller copy of another page, bit 2: its transparency mask.
         if not frame.tag_v2.get(_TIFF_SUBFILE_TYPE, 0) & 0b101:
             _check_not_turned(path, frame)

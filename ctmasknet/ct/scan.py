@@ -147,6 +147,8 @@ Report = Callable[[str, str], None]
 MAX_SIDE_PX = 4096
 #: Most voxels one file may claim: 8,192 slices of 512 x 512.
 MAX_VOXELS = 2**31
+#: Most slices one file may hold: 2 m of them, 0.2 mm apart.
+MAX_SLICES = 10_000
 #: Compressed files may expand to this many bytes, or this many times; CT compresses about 2-fold,
 #: padded and masked CT some 20-fold.
 FREE_BYTES, MAX_EXPANSION = 2**26, 200
@@ -274,7 +276,8 @@ def check_claimed_size(file: str, shape: Sequence[int]) -> None:
         shape: (H, W) or (H, W, number of slices) as the file's header claims.
 
     Raises:
-        CTMaskNetError: a side of 0 or above :data:`MAX_SIDE_PX`, or above :data:`MAX_VOXELS`.
+        CTMaskNetError: a side of 0 or above :data:`MAX_SIDE_PX`, or more than :data:`MAX_VOXELS` or
+            :data:`MAX_SLICES`.
     """
     size = " x ".join(str(int(side)) for side in shape)
     if min(shape) < 1:
@@ -286,6 +289,11 @@ def check_claimed_size(file: str, shape: Sequence[int]) -> None:
     if math.prod(map(int, shape)) > MAX_VOXELS:
         raise CTMaskNetError(
             f"{file}: its header claims {size} voxels, more than the {MAX_VOXELS} that are read"
+        )
+    if len(shape) > 2 and shape[2] > MAX_SLICES:
+        raise CTMaskNetError(
+            f"{file}: its header claims {int(shape[2])} slices, more than the {MAX_SLICES} that "
+            "are read; give parts of it, or correct the order of its axes"
         )
 
 

@@ -168,6 +168,10 @@ def padded(hu, value, px=12):
             "no single number",
         ),
         (lambda: nib.Nifti1Image(np.zeros((1, 4097, 2), np.int16), AFFINE), "4096 px"),
+        (
+            lambda: nib.Nifti1Image(np.zeros((1, 1, 10_001), np.int16), AFFINE),
+            "claims 10001 slices, more than the 10000",
+        ),
     ],
 )
 def test_what_is_no_ct_volume_is_refused_with_the_reason(tmp_path, image, reason):

@@ -11,7 +11,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from ctmasknet.ct import picture_slices
+from ctmasknet.ct import picture_slices, pictures
 from ctmasknet.ct.pictures import check_eight_bit, read_grey, read_picture, read_rgb, read_values
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
@@ -245,6 +245,25 @@ def test_a_drawn_picture_may_have_longer_sides(tmp_path):
 def write_pages(path, planes):
     first, *others = map(Image.fromarray, planes)
     first.save(path, save_all=True, append_images=others)
+
+
+def test_pages_packed_as_no_ct_is_are_refused_before_they_are_decoded(tmp_path):
+    blank = [Image.new("L", (4000, 4000), grey) for grey in range(5)]
+    blank[0].save(
+        tmp_path / "a.tif", save_all=True, append_images=blank[1:], compression="tiff_deflate"
+    )
+    with pytest.raises(CTMaskNetError, match=r"a\.tif: claims to expand \d+-fold to 5 pages of 76"):
+        read_scans([tmp_path / "a.tif"])
+
+
+def test_pages_too_many_for_the_size_of_their_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "_MAX_PAGES", 4)
+    write_pages(tmp_path / "a.tif", [np.full((2, 2), 90, np.uint8)] * 9)
+    assert 1000 < (tmp_path / "a.tif").stat().st_size < 2000
+    with pytest.raises(
+        CTMaskNetError, match=r"a\.tif: holds more than 5 pages, which are too many"
+    ):
+        read_scans([tmp_path / "a.tif"])
 
 
 def page_pixels(one):

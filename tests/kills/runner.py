@@ -18,8 +18,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 #: Steps of writing, as Python's audit events name them; opening for reading is none.
 _STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
-#: After which a process has ended with its parent.
-_GROUP_SECONDS, _MOST_SECONDS = 10.0, 200.0
+#: After which a process has ended with its parent, and a call has, on a busy machine too.
+_GROUP_SECONDS, _MOST_SECONDS = 10.0, 1200.0
 
 
 @dataclass(frozen=True)
