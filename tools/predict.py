@@ -24,6 +24,7 @@ from ctmasknet.predict.command import predict_from_command_line
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.run import MASKS
 from ctmasknet.report.dicom_sr import write_structured_reports
+from ctmasknet.report.secondary_captures import write_secondary_captures
 from ctmasknet.report.viewer import write_viewers
 
 
@@ -71,6 +72,12 @@ def parse(argv=None):
         action="store_true",
         help="with --burden: DICOM measurement reports of DICOM series, in OUTPUT/sr",
     )
+    add(
+        "--secondary-captures",
+        action="store_true",
+        help="DICOM pictures of the slices of DICOM series that have a lesion, outlined, in "
+        "OUTPUT/secondary_captures",
+    )
     parser.add("score_threshold")
     add("--pooling", choices=POOLINGS, help="of a classifier; default: the checkpoint's, else mean")
     add("--top-k", type=int, help="slices of top_k_mean; default: the checkpoint's, else 5")
@@ -90,18 +97,25 @@ def parse(argv=None):
 @command_line(go_on="the same command with `resume` goes on")
 def main(argv=None):
     args = parse(argv)
-    if (args.viewer or args.sr) and (args.num_machines > 1 or "LOCAL_RANK" in os.environ):
+    later = args.viewer or args.sr or args.secondary_captures
+    if later and (args.num_machines > 1 or "LOCAL_RANK" in os.environ):
         raise CTMaskNetError(
-            "`viewer`, `sr`: not written under torchrun or by several machines; leave them out, "
-            "and use tools/report.py when all of them are done"
+            "`viewer`, `sr`, `secondary_captures`: not written under torchrun or by several "
+            "machines; leave them out, and use tools/report.py when all of them are done"
         )
     if args.sr and not args.burden:
         raise CTMaskNetError("`sr`: needs the volumes of lesions; give `burden` too")
     if args.sr:
         require_highdicom("`sr`")
+    if args.secondary_captures:
+        require_highdicom("`secondary_captures`")
+        args.lesions = True
     launch(predict_from_command_line, args)
     if args.sr:
         print(f"{len(write_structured_reports(args.output, images=args.input))} reports in sr")
+    if args.secondary_captures:
+        captures = write_secondary_captures(args.output, images=args.input)
+        print(f"{len(captures)} captures in secondary_captures")
     if args.viewer:
         pages = write_viewers(args.output, images=args.input)
         print(f"{len(pages) - 1} pages of slices, listed in {pages[-1]}")

@@ -20,6 +20,7 @@ from ctmasknet.errors import command_line
 from ctmasknet.overrides import OverrideParser
 from ctmasknet.report import write_report
 from ctmasknet.report.dicom_sr import write_structured_reports
+from ctmasknet.report.secondary_captures import write_secondary_captures
 from ctmasknet.report.viewer import write_viewers
 
 
@@ -49,6 +50,11 @@ def main(argv=None):
         help="of a prediction with burden: DICOM measurement reports, in FOLDER/sr",
     )
     parser.add_argument(
+        "--secondary-captures",
+        action="store_true",
+        help="of a prediction with lesions: DICOM pictures, in FOLDER/secondary_captures",
+    )
+    parser.add_argument(
         "--viewer", action="store_true", help="of a prediction: all slices too, in FOLDER/viewer"
     )
     parser.add_argument(
@@ -59,12 +65,13 @@ def main(argv=None):
     parser.add("config_file", help="of the model that draws lesions")
     args = parser.parse_args(argv)
     options = vars(args)
-    folder, output, viewer, sr = (
-        options.pop(name) for name in ("folder", "output", "viewer", "sr")
-    )
+    names = ("folder", "output", "viewer", "sr", "secondary_captures")
+    folder, output, viewer, sr, captures = (options.pop(name) for name in names)
     paths = [write_report(folder, output or Path(folder) / "report.html", **options)]
     if sr:
         paths += write_structured_reports(folder, images=options["images"])
+    if captures:
+        paths += write_secondary_captures(folder, images=options["images"])
     if viewer:
         names = ("images", "config_file", "weights", "opts")
         paths += write_viewers(folder, **{name: options[name] for name in names})

@@ -38,6 +38,7 @@ _FORMAT = "ctmasknet prediction 1"
 WRITTEN = (
     *("predictions.csv", "scans.csv", "patients.csv", "predictions.jsonl", "lesions.json"),
     *("bad_slices.json", "run.json", "masks", "overlays", "burden", "sr", "viewer"),
+    "secondary_captures",
 )
 #: A run's states. One that was killed while it removed what an earlier run left has to go on with
 #: that, or it would take the earlier run's results for its own. One that failed before anything was

@@ -45,7 +45,7 @@ _SLICES = ("LESION_SLICES", _OWN, "Slices with the lesion")
 _COMMENT = ("121106", "DCM", "Comment")
 _CLASS_SCORE = ("CLASS_SCORE", _OWN, "Score of the class, 0 to 1")
 _ML, _PERCENT, _ONE = (("mL", "UCUM", "mL"), ("%", "UCUM", "%"), ("1", "UCUM", "no units"))
-_RESEARCH = "Found by a research model; not verified, not for diagnosis."
+RESEARCH = "Found by a research model; not verified, not for diagnosis."
 
 
 def write_structured_reports(
@@ -126,14 +126,14 @@ def _report(
     measured = [one for one in burden["scans"] if one["scan"] == name]
     if len(measured) != 1:
         raise CTMaskNetError(f"{name}: {len(measured)} scans of the burden have this name")
-    evidence = _evidence(scan, sources)
+    evidence = headers_of(scan, sources)
     uids = [
         generate_uid(entropy_srcs=[identity, name, what]) for what in ("series", "image", "device")
     ]
     # Dates are the series' own: the same prediction gives the same report
-    created = _date_of(evidence[0])
+    created = date_of(evidence[0])
     algorithm = sr.AlgorithmIdentification(
-        name="ctmasknet", version=ctmasknet.__version__, parameters=[_RESEARCH]
+        name="ctmasknet", version=ctmasknet.__version__, parameters=[RESEARCH]
     )
     observer = sr.ObserverContext(
         observer_type=coded("121007", "DCM", "Device"),
@@ -180,12 +180,7 @@ def _report(
         imaging_measurements=groups,
         title=coded("126000", "DCM", "Imaging Measurement Report"),
     )
-    told = [
-        _RESEARCH,
-        *(scan.about["cautions"] or ()),
-        *burden["cautions"],
-        *scan.about["problems"],
-    ]
+    told = [RESEARCH, *(scan.about["cautions"] or ()), *burden["cautions"], *scan.about["problems"]]
     content[0].ContentSequence.append(
         sr.TextContentItem(
             name=coded(*_COMMENT),
@@ -233,11 +228,11 @@ def _slices_with(scan: ViewedScan, prediction: ViewedPrediction) -> dict[str, in
     return counts
 
 
-def _evidence(scan: ViewedScan, sources: Mapping[str, CTSlice]) -> list[pydicom.Dataset]:
-    """Headers of the series' files, each once.
+def headers_of(scan: ViewedScan, sources: Mapping[str, CTSlice]) -> list[pydicom.Dataset]:
+    """Headers of a series' files, each once, that another object can refer to.
 
     Raises:
-        CTMaskNetError: one is not found, or lacks what a report has to refer to.
+        CTMaskNetError: one is not found, or lacks what has to be referred to.
     """
     lost = [line["file"] for line in scan.slices if line["file"] not in sources]
     if lost:
@@ -254,7 +249,7 @@ def _evidence(scan: ViewedScan, sources: Mapping[str, CTSlice]) -> list[pydicom.
     return headers
 
 
-def _date_of(header: pydicom.Dataset) -> datetime.datetime:
+def date_of(header: pydicom.Dataset) -> datetime.datetime:
     """When the series was made; a fixed day where it does not say."""
     stated = str(header.get("SeriesDate") or header.get("StudyDate") or "")
     try:
