@@ -46,6 +46,7 @@ from ctmasknet.key_checks import check_averages, check_keys
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.modeling.fast.inference import inference_engine
 from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.peers.mask_feature_heads import FEATURES
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint
 from ctmasknet.weights.spec import FREE_KEYS, put_stated, stated
@@ -449,6 +450,16 @@ def warn_of_start(cfg: CfgNode) -> None:
             "MODEL.JCS.NORM is FrozenBN, which learns next to nothing from random weights "
             "(MODEL.WEIGHTS is empty); set it to BN, or start from pretrained weights"
         )
+    two_branches = cfg.MODEL.META_ARCHITECTURE == "TwoBranchNet"
+    if two_branches and cfg.MODEL.TWO_BRANCH.MASK_FEATURES:
+        width = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM
+        if width != FEATURES or not cfg.MODEL.ROI_MASK_HEAD.NUM_CONV:
+            _LOGGER.warning(
+                "MODEL.ROI_MASK_HEAD.CONV_DIM is %d, NUM_CONV %d: mask features have %d channels "
+                "of one convolution or more, so no layer of the mask head is copied to theirs, "
+                "which stay as they start; set them to %d and 1",
+                *(width, cfg.MODEL.ROI_MASK_HEAD.NUM_CONV, FEATURES, FEATURES),
+            )
 
 
 def _require_weights(weights: str, config_file: str | os.PathLike, training: bool) -> None:

@@ -60,7 +60,9 @@ class COVIDNetCTLookalike(nn.Sequential):
         super().__init__(*layers, *head)
         # Five layers lie between two normalisations; torch's own start would leave them a variance
         # so small that running statistics, which begin at 1, take hundreds of steps to get there
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                # Nothing follows a shortcut that would halve what is doubled
+                after = "linear" if name.endswith("shortcut") else "relu"
+                nn.init.kaiming_normal_(module.weight, nonlinearity=after)
                 nn.init.zeros_(module.bias)

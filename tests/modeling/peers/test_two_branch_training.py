@@ -187,3 +187,10 @@ def test_slices_without_lesions_are_drawn_where_that_is_asked_for(cfg_of):
     trainer = Trainer(cfg_of("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"))
     assert len(trainer._trainer._lesion_loader(7).dataset) == 20  # 16 of them have lesions
     assert not [line for line in idle_keys(trainer.cfg) if "FILTER_EMPTY" in line]
+
+
+def test_mask_features_that_no_layer_is_copied_to_are_told(cfg_of, caplog):
+    for width, told in ((16, True), (256, False)):
+        caplog.clear()
+        cfg_of("MODEL.ROI_MASK_HEAD.CONV_DIM", width, config=AFFINITY)
+        assert ("no layer of the mask head is copied to theirs" in caplog.text) == told
