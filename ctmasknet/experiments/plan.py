@@ -18,14 +18,16 @@ A YAML file of ``configs/experiments/``::
       wide: {opts: [MODEL.IMAGE_HEAD.FC_DIM, 256]}
 
 A fold is data and what is trained on it before (a detector): ``prepare`` are tools that make it, in
-order, each left out where what it ``makes`` is there; ``$NAME`` in a command is of the environment.
+order, each left out where what it ``makes`` is there; ``$NAME`` in a command is of the environment,
+``datasets`` of a step another folder than the fold's.
 A fold with an ``evaluated_on`` of its own goes before the plan's. A run is an arm on a fold with a
 seed. Arms that name a ``series`` and their ``x`` become lines of the plot.
 
 With ``task: lesions`` arms are detectors or other networks that find lesions. All folds together
 are then one set, each slice found by the model that was not trained on it, and ``normals`` names a
-set without lesions on which false positives are counted. Where ``DATASETS.VAL`` is empty, the last
-weights are evaluated, else the best.
+set without lesions on which false positives are counted. An arm with a ``baseline``
+(:mod:`ctmasknet.experiments.baselines`) trains no network. Where ``DATASETS.VAL`` is empty, the
+last weights are evaluated, else the best.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ import yaml
 
 from ctmasknet.config_file import parse_yaml
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.experiments.baselines import BASELINES
 from ctmasknet.files import plain_file
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.registration import IMPORT_KEY, refuse_import
@@ -64,10 +67,12 @@ class Step:
     Attributes:
         words: of its command line, the tool first.
         makes: the file or folder by which it is known to be done.
+        datasets: folder of the prepared sets that it reads.
     """
 
     words: tuple[str, ...]
     makes: Path
+    datasets: str
 
     def command(self) -> list[str]:
         """The words, with what the environment says.
@@ -112,6 +117,7 @@ class Arm:
         name, title: of it; the title stands in tables.
         config_file: of its runs.
         opts: ``KEY VALUE`` pairs of its runs.
+        baseline: what names slices in place of a network; None: the network does.
         series, x: of the line that it is a point of, and where; None of one that is no such point.
     """
 
@@ -119,6 +125,7 @@ class Arm:
     title: str
     config_file: str
     opts: tuple[str, ...]
+    baseline: str | None
     series: str | None
     x: float | None
 
@@ -170,6 +177,7 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(str(word) for word in value)
 
 
+_STEP = record({"command": text, "makes": text, "datasets": maybe(text)})
 _FORM = record(
     {
         "title": text,
@@ -187,7 +195,7 @@ _FORM = record(
                     "datasets": text,
                     "evaluated_on": maybe(text),
                     "opts": maybe(_words),
-                    "prepare": maybe(listing(record({"command": text, "makes": text}))),
+                    "prepare": maybe(listing(_STEP)),
                 }
             )
         ),
@@ -197,6 +205,7 @@ _FORM = record(
                     "title": maybe(text),
                     "config_file": maybe(text),
                     "opts": maybe(_words),
+                    "baseline": maybe(one_of(*BASELINES)),
                     "series": maybe(text),
                     "x": maybe(number),
                 }
@@ -254,7 +263,8 @@ def _fold(
                 f"{path}: fold {name} has the command {step['command'][:80]!a} ({error}); write it "
                 "as on a command line"
             ) from None
-        steps.append(Step(words, Path(step["makes"])))
+        datasets = step["datasets"] or item["datasets"]
+        steps.append(Step(words, Path(step["makes"]), datasets))
     evaluated_on = item["evaluated_on"] or plan["evaluated_on"]
     return Fold(name, item["datasets"], item["opts"] or (), tuple(steps), evaluated_on)
 
@@ -262,7 +272,10 @@ def _fold(
 def _arm(name: str, item: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
     config_file = item["config_file"] or plan["config_file"]
     title = item["title"] or name
-    return Arm(name, title, config_file, item["opts"] or (), item["series"], item["x"])
+    return Arm(
+        *(name, title, config_file, item["opts"] or ()),
+        *(item["baseline"], item["series"], item["x"]),
+    )
 
 
 def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
@@ -292,6 +305,8 @@ def _check(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     for opts in (item["opts"] or () for item in every):
         _check_opts(path, opts)
     for name, arm in content["arms"].items():
+        if arm["baseline"] and content["task"] == "lesions":
+            raise CTMaskNetError(f"{path}: arm {name} has a baseline, which finds no lesions")
         if (arm["series"] is None) != (arm["x"] is None):
             raise CTMaskNetError(f"{path}: arm {name} has only one of series and x; give both")
         get_config_file(arm["config_file"] or content["config_file"])

@@ -19,6 +19,7 @@ import numpy as np
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import Interval, bootstrap_intervals
+from ctmasknet.evaluation.metrics import weighted_areas
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.experiments.lesions import LESION_FORM
 from ctmasknet.experiments.plan import ArmRun, Fold, Plan
@@ -49,6 +50,7 @@ _RUN = {
     "config_file": text,
     "opts": listing(text),
     "evaluated_on": text,
+    "baseline": maybe(text),
     "seconds": record({"training": number, "evaluation": number}),
     "n": count_form,
     "files_sha256": text,
@@ -137,6 +139,7 @@ def read_results(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
             ("opts", opts_of(plan, run)),
             ("evaluated_on", run.fold.evaluated_on),
             ("normals_on", plan.normals),
+            ("baseline", run.arm.baseline),
         ):
             if (stated := content.get(key)) != own:
                 raise CTMaskNetError(
@@ -167,6 +170,27 @@ def accuracy(result: Mapping[str, Any]) -> float:
     """Share of right slices, percent."""
     right = sum(_right(*classes).sum() for classes in result["patients"].values())
     return 100 * float(right) / result["n"]
+
+
+def area_under_roc(results: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """Area under the ROC curve of two classes, the mean over results of the same slices, with its
+    interval over patients; None where a result has no scores."""
+    if not results or any(one.get("scores") is None for one in results):
+        return None
+    patients = list(results[0]["patients"])
+    columns = []
+    for one in results:
+        rows = [
+            (true == "1", score, number)
+            for number, patient in enumerate(patients)
+            for true, score in zip(one["patients"][patient][0], one["scores"][patient], strict=True)
+        ]
+        columns.append([np.array(column) for column in zip(*rows, strict=True)])
+
+    def area(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"area": np.mean([weighted_areas(*one, weights)[0] for one in columns], axis=0)}
+
+    return bootstrap_intervals(area, len(patients), n_boot=1000)["area"]
 
 
 def sensitivities(result: Mapping[str, Any]) -> dict[str, float]:

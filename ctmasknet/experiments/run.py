@@ -22,6 +22,7 @@ from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.record import git_commit, hardware
 from ctmasknet.errors import CTMaskNetError, end_with_parent
 from ctmasknet.evaluation.predictions import read_predictions_csv
+from ctmasknet.experiments.baselines import predict_by_baseline
 from ctmasknet.experiments.lesions import false_positives, of_evaluation
 from ctmasknet.experiments.plan import ArmRun, Plan, read_plan
 from ctmasknet.experiments.results import (
@@ -127,12 +128,13 @@ def run_plan(
         for fold in folds:
             for step in fold.prepare:
                 if not step.makes.exists():
-                    environment = {"DETECTRON2_DATASETS": fold.datasets}
+                    environment = {"DETECTRON2_DATASETS": step.datasets}
                     called = f"prepare {fold.name}", step.command(), environment
                     _checked_call(call, *called, work / f"{fold.name}.log")
         for number, run in enumerate(left, start=1):
             path = result_path(folder, run)
-            found = _measured(plan, run, work, call)
+            measured = _of_baseline if run.arm.baseline else _of_network
+            found = measured(plan, run, work, call)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found, indent=1)
             done[run.name] = found
@@ -149,7 +151,7 @@ def run_plan(
 def what_it_takes(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> str:
     """How many runs are done and left, and how long they take by those that were measured."""
     runs = len(plan.runs)
-    steps = [step for fold in plan.folds for step in fold.prepare if not step.makes.exists()]
+    steps = {step.makes for fold in plan.folds for step in fold.prepare if not step.makes.exists()}
     prepared = f"; {len(steps)} steps prepare data before" if steps else ""
     arms, folds, seeds = len(plan.arms), len(plan.folds), len(plan.seeds)
     return (
@@ -188,7 +190,7 @@ def _said(metrics: Mapping[str, float | None]) -> str:
     return ", ".join(f"{name} {value:.1f} %" for name, value in told if value is not None)
 
 
-def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]:
+def _of_network(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]:
     """Train and evaluate."""
     output = work / run.fold.name / run.arm.name / str(run.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -214,27 +216,52 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
         start = time.perf_counter()
         _checked_call(call, f"{run.name} ({kind})", words, environment, log)
         seconds[kind] = round(time.perf_counter() - start, 1)
-    result = {
+    lines = [
+        f"DETECTRON2_DATASETS={shlex.quote(run.fold.datasets)} python {shlex.join(words)}"
+        for words in commands.values()
+    ]
+    found = _OF_TASK[plan.task](plan, run, output / "inference")
+    result = {**_stated(plan, run, lines, seconds, cfg.MODEL.DEVICE), **found}
+    shutil.rmtree(output)
+    log.unlink(missing_ok=True)
+    return result
+
+
+def _of_baseline(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]:
+    start = time.perf_counter()
+    trained_on = _cfg_of(plan, run).DATASETS.TRAIN
+    where = trained_on, run.fold.evaluated_on, run.fold.datasets
+    rows, class_names = predict_by_baseline(run.arm.baseline, *where)
+    seconds = {"training": round(time.perf_counter() - start, 1), "evaluation": 0.0}
+    found = of_predictions(rows, run.fold.evaluated_on)
+    right = 100 * sum(row.pred == row.label for row in rows) / len(rows)
+    return {
+        **_stated(plan, run, [f"python tools/experiments.py {plan.file}"], seconds, "cpu"),
+        "class_names": class_names,
+        "metrics": {"accuracy": right},
+        **found,
+    }
+
+
+def _stated(
+    plan: Plan, run: ArmRun, commands: list[str], seconds: Mapping[str, float], device: str
+) -> dict[str, Any]:
+    """What every result file says of its run."""
+    return {
         "format": RESULT_FORMATS[plan.task],
         "plan": plan.name,
         "fold": run.fold.name,
         "arm": run.arm.name,
         "seed": run.seed,
         "config_file": run.arm.config_file,
-        "opts": given,
+        "opts": opts_of(plan, run),
+        "baseline": run.arm.baseline,
         "evaluated_on": run.fold.evaluated_on,
-        "commands": [
-            f"DETECTRON2_DATASETS={shlex.quote(run.fold.datasets)} python {shlex.join(words)}"
-            for words in commands.values()
-        ],
+        "commands": commands,
         "seconds": seconds,
-        "hardware": hardware(cfg.MODEL.DEVICE),
+        "hardware": hardware(device),
         "git_commit": git_commit(),
-        **_OF_TASK[plan.task](plan, run, output / "inference"),
     }
-    shutil.rmtree(output)
-    log.unlink(missing_ok=True)
-    return result
 
 
 def _of_slices(plan: Plan, run: ArmRun, inference: Path) -> dict[str, Any]:

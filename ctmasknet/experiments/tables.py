@@ -14,7 +14,13 @@ from tabulate import tabulate
 
 from ctmasknet.experiments.lesion_tables import lesion_plot, lesion_tables
 from ctmasknet.experiments.plan import Arm, Fold, Plan
-from ctmasknet.experiments.results import accuracy, difference, seeds_of, sensitivities
+from ctmasknet.experiments.results import (
+    accuracy,
+    area_under_roc,
+    difference,
+    seeds_of,
+    sensitivities,
+)
 from ctmasknet.files import atomic_write, replace_between_marks
 
 _NOT_RUN = "not run"
@@ -83,6 +89,7 @@ def plan_tables(plan: Plan, results: _Results) -> str:
         [
             "Accuracy in percent, mean of the seeds (lowest..highest):",
             _table(["", *columns], accuracies),
+            *_areas(plan, results, names),
             f"Points of accuracy more than {against.title}, with 95 % intervals over patients "
             "(the same slices and seeds):",
             _table(["", *columns[:-1]], differences),
@@ -91,6 +98,30 @@ def plan_tables(plan: Plan, results: _Results) -> str:
             f"tools/experiments.py {plan.file}`.",
         ]
     )
+
+
+def _areas(plan: Plan, results: _Results, names: Sequence[str]) -> list[str]:
+    """A table of areas under the ROC curve, where there are two classes."""
+    if len(names) != 2:
+        return []
+    rows = [
+        [arm.title, *(_area(plan, results, arm, fold) for fold in plan.folds)] for arm in plan.arms
+    ]
+    return [
+        f"Area under the ROC curve of {names[-1]}, mean of the seeds, with 95 % intervals over "
+        "patients:",
+        _table(["", *(fold.name for fold in plan.folds)], rows),
+    ]
+
+
+def _area(plan: Plan, results: _Results, arm: Arm, fold: Fold) -> str:
+    seeds = seeds_of(plan, results, fold, [arm.name])
+    interval = area_under_roc([results[f"{fold.name}/{arm.name}/{seed}"] for seed in seeds])
+    if interval is None or interval.value is None:
+        return _NOT_RUN
+    if interval.low is None:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} ({interval.low:.3f}..{interval.high:.3f})"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

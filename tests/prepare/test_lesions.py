@@ -384,7 +384,7 @@ def test_a_table_of_folds_is_a_split_for_each(source, prepare, tmp_path, capsys)
     table.write_text("slice,patient,half\n" + "".join(rows).replace("3_1.jpg,3,side 0", "3_1,3,x"))
     for more, message in (
         (("--test-fold", "side 2", "--val-fold", "x"), "patient 3 is in two splits"),
-        (("--test-fold", "4"), "test.fold. 4: .*no such fold, but side 0, side 1, side 2, x"),
+        (("--test-fold", "4"), "--test-fold 4: .*no such fold, but side 0, side 1, side 2, x"),
         (("--test-fold", "x", "--val-fold", "x"), "is the test fold"),
         ((), "needs the one to test on"),
         (("--test-fold", "x", "--split", "train:1"), "give one of the two"),
