@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from ctmasknet.console.progress import duration
 from ctmasknet.engine.record import hardware
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import check_writable, read_json, replace_between_marks, write_json
@@ -142,10 +143,13 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
     _clear(output)
     environment = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
     seconds: dict[str, float] = {}
-    for stage, commands in stages(output, phantom_seed, seed).items():
+    every = stages(output, phantom_seed, seed)
+    for place, (stage, commands) in enumerate(every.items(), start=1):
         start = time.perf_counter()
+        so_far = f", {duration(sum(seconds.values()))} so far" if seconds else ""
+        print(f"\n[{place} of {len(every)}: {stage}{so_far}]", flush=True)
         for command in commands:
-            print(f"\n[{stage}] python {shlex.join(command)}", flush=True)
+            print(f"python {shlex.join(command)}", flush=True)
             done = subprocess.run([sys.executable, *command], cwd=_ROOT, env=environment)
             if done.returncode:
                 raise CTMaskNetError(
@@ -219,8 +223,8 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     machine = columns[0]["hardware"]
     where = f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}"
     note = (
-        f"Measured on: {where}. Made by `python tools/demo.py --readme` from "
-        "`docs/results/demo/*.json`."
+        f"Measured on: {where}. Made by `python tools/demo.py --readme README.md "
+        "docs/results/demo/*.json`."
     )
     replace_between_marks(readme, "demo", f"{table}\n\n{note}")
 

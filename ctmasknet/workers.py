@@ -7,18 +7,17 @@ work 25 s later), and its other backends cannot hand out results as they come.
 from __future__ import annotations
 
 import collections
-import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import cv2
-from tqdm import tqdm
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.errors import CTMaskNetError, end_with_parent
 
 #: Most items that a process takes at a time.
@@ -43,26 +42,25 @@ def map_in_processes(
         function: importable by name.
         items: what it is called with.
         workers: number of processes; 1 stays in this one.
-        title, unit: of a progress bar, shown on a terminal only; no title, no bar.
+        title, unit: of its progress (:class:`~ctmasknet.console.progress.Progress`); no title,
+            none.
         chunksize: items a process takes at a time; default: by their number.
         start_method: ``fork`` or ``spawn``; None: the system's own.
 
     Raises:
         CTMaskNetError: a process died.
     """
-    bar: Callable[[Iterable[Any]], Iterable[Any]] = iter
-    if title:
-        bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
     if workers <= 1 or len(items) < 2:
-        return iter(bar(map(function, items)))
-    return _in_processes(function, items, workers, bar, chunksize, start_method)
+        results = map(function, items)
+    else:
+        results = _in_processes(function, items, workers, chunksize, start_method)
+    return tracked(results, title, len(items), unit) if title else results
 
 
 def _in_processes(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     workers: int,
-    bar: Callable[[Iterable[Any]], Iterable[Any]],
     chunksize: int | None,
     start_method: str | None,
 ) -> Iterator[Any]:
@@ -79,7 +77,7 @@ def _in_processes(
             initargs=(os.getpid(),),
         ) as pool:
             try:
-                yield from bar(_results(pool, function, list(items), chunk))
+                yield from _results(pool, function, list(items), chunk)
             except KeyboardInterrupt:  # nobody waits for what they are at
                 for process in set(multiprocessing.active_children()) - others:
                     process.kill()

@@ -9,11 +9,14 @@ file states, never guessed; a file that states none is refused, or left out of i
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.ct.archive import Unpacked
 from ctmasknet.ct.arrays import (
     ArrayVolume,
@@ -83,7 +86,11 @@ def read_scans(
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
     reading = _Reading(on_bad, rescale, axes, verify, found_in_folder=on_left_out is not None)
-    for found in find_files(inputs):
+    files = list(find_files(inputs))
+    # Not of what is read beside other work
+    alone = multiprocessing.parent_process() is None
+    shown = alone and threading.current_thread() is threading.main_thread()
+    for found in tracked(files, "reading", unit="file", shown=shown):
         reading.read(found)
     scans = reading.scans()
     if on_left_out is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.csv_tables import safe_cell
 from ctmasknet.ct.pictures import raise_problems, read_grey
 from ctmasknet.data.registry import dataset_dicts
@@ -128,7 +129,8 @@ def close_pairs(
     found, count = [], 0
     starts = range(0, a.shape[1], _ROWS)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for rows in pool.map(functools.partial(_close_to_rows, a, b, distance), starts):
+        close = pool.map(functools.partial(_close_to_rows, a, b, distance), starts)
+        for rows in tracked(close, "comparing", len(starts), unit="part"):
             found.append(rows)
             count += rows.shape[1]
             if count > _MOST_PAIRS:

@@ -40,10 +40,10 @@ from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from PIL import features
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import ctmasknet
 from ctmasknet.config import ranks_boxes, reads_rows
+from ctmasknet.console.progress import Progress
 from ctmasknet.ct.pictures import check_eight_bit
 from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
@@ -375,13 +375,12 @@ def _rows(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         batch_size=cfg.TEST.IMS_PER_BATCH,
     )
-    hidden = None if comm.is_main_process() else True  # None: but on a terminal
-    options = {"initial": done, "desc": f"ranked boxes of {name}", "unit": "slice"}
-    with tqdm(total=done + len(dicts), disable=hidden, **options) as bar:
+    total, shown = -(-len(dicts) // comm.get_world_size()), comm.is_main_process()
+    with Progress(f"ranked boxes of {name}", done + total, initial=done, shown=shown) as progress:
         for batch in bad.readable(loader, name):
             for item, output in zip(batch, model(batch), strict=True):
                 yield item["index"], head_rows(output).cpu()
-            bar.update(len(batch))
+            progress.update(len(batch))
 
 
 def _write_part(parts: Path, rows: Mapping[int, Tensor]) -> None:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctmasknet.config import is_classifier
+from ctmasknet.console.progress import tracked
 from ctmasknet.data.bad_slices import BadSlices, Guarded
 from ctmasknet.data.mapper import LesionMapper
 from ctmasknet.data.registry import dataset_dicts
@@ -326,7 +327,9 @@ def detector_losses(
                 mapper=Guarded(LesionMapper(cfg, True)),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
-            for (item,) in bad.readable(loader, name):
+            items = bad.readable(loader, name)
+            shown = comm.is_main_process()
+            for (item,) in tracked(items, f"losses of {name}", len(loader), shown=shown):
                 torch.manual_seed(zlib.crc32(str(item["image_id"]).encode()))
                 count += 1
                 losses = naming([item])

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import bootstrap_intervals
 from ctmasknet.evaluation.metrics import level_metrics, patients_behind
@@ -135,10 +136,11 @@ def compare_systems(
     options = {"n_boot": n_boot, "seed": seed, "confidence": confidence}
     recorded = {
         name: {level: _Recorded(own, class_names, options) for level, own in levels.items()}
-        for name, levels in units.items()
+        for name, levels in tracked(units.items(), "systems", unit="system")
     }
     pairs = []
-    for first, second in itertools.combinations(units, 2):
+    both = list(itertools.combinations(units, 2))
+    for first, second in tracked(both, "differences", unit="pair"):
         levels = {
             level: _pair(recorded[first][level], recorded[second][level], class_names, options)
             for level in by_level

@@ -6,6 +6,7 @@ of files, and :func:`report_text` tables for the terminal.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import bootstrap_intervals
 from ctmasknet.evaluation.metrics import (
@@ -142,17 +144,17 @@ def classification_report(
 
     levels: dict[str, Any] = {"slices": _level("slices", slices, class_names, fit, intervals)}
     compared: dict[str, dict[str, Any]] = {name: {} for name in poolings}
-    for level in POOLED_LEVELS:
-        levels[level] = None
-        for name, pooling in poolings.items():
-            units = pooled_units(pool_slices(rows, level, pooling))
-            if not len(units):
-                continue
-            if name == choice.name:
-                levels[level] = _level(level, units, class_names, fit, intervals)
-                compared[name][level] = levels[level]["metrics"]
-            else:
-                compared[name][level] = _metrics(units, class_names, intervals)
+    levels |= dict.fromkeys(POOLED_LEVELS)
+    pooled = list(itertools.product(POOLED_LEVELS, poolings.items()))
+    for level, (name, pooling) in tracked(pooled, "intervals of poolings", unit="pooling"):
+        units = pooled_units(pool_slices(rows, level, pooling))
+        if not len(units):
+            continue
+        if name == choice.name:
+            levels[level] = _level(level, units, class_names, fit, intervals)
+            compared[name][level] = levels[level]["metrics"]
+        else:
+            compared[name][level] = _metrics(units, class_names, intervals)
     normal = normal_index(class_names, choice.normal_class)
     return {
         "format": REPORT_FORMAT,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import bootstrap_intervals
 from ctmasknet.evaluation.metrics import calibration_gaps, level_metrics, patients_behind
@@ -120,23 +121,25 @@ def subgroup_report(
     """
     rows = sorted(rows, key=lambda row: row.file)
     found: dict[str, dict[str, Any]] = {}
+    groups = []
     for column in group_columns(rows) if columns is None else columns:
         found[column] = {}
-        for value, members in grouped(rows, column, source).items():
-            slices = slice_units(members)
-            levels = {"slices": slices}
-            for level in POOLED_LEVELS:
-                levels[level] = pooled_units(pool_slices(members, level, pooling))
-            how = {"n_boot": n_boot, "seed": seed, "confidence": confidence}
-            found[column][value] = {
-                "slices": len(slices),
-                "patients": slices.num_patients,
-                "small": slices.num_patients < SMALL_GROUP,
-                "levels": {
-                    level: _level(units, class_names, how) if len(units) else None
-                    for level, units in levels.items()
-                },
-            }
+        groups += [(column, *group) for group in grouped(rows, column, source).items()]
+    for column, value, members in tracked(groups, "intervals of subgroups", unit="group"):
+        slices = slice_units(members)
+        levels = {"slices": slices}
+        for level in POOLED_LEVELS:
+            levels[level] = pooled_units(pool_slices(members, level, pooling))
+        how = {"n_boot": n_boot, "seed": seed, "confidence": confidence}
+        found[column][value] = {
+            "slices": len(slices),
+            "patients": slices.num_patients,
+            "small": slices.num_patients < SMALL_GROUP,
+            "levels": {
+                level: _level(units, class_names, how) if len(units) else None
+                for level, units in levels.items()
+            },
+        }
     return {"small_below": SMALL_GROUP, "columns": found}
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from tqdm import tqdm
 
 from ctmasknet.config import is_classifier, reads_rows
+from ctmasknet.console.progress import Progress
 from ctmasknet.draw.canvas import as_rgb
 from ctmasknet.draw.pages import write_picture
 from ctmasknet.errors import CTMaskNetError
@@ -141,15 +141,13 @@ def explain_slices(
     mine = all_shards[rank::world]
     name = f"attributions{f', process 1 of {world}' if world > 1 else ''}"
     total = sum(shard.stop - shard.start for shard in mine)
-    # None: on a terminal alone
-    bar = tqdm(desc=name, total=total, unit="slice", disable=True if rank else None)
     try:
         if rank == 0:
             with writing(output):
                 shards.remove()
                 remove_unfinished(output, below=True)
         _check_same(entries)
-        with bar:
+        with Progress(name, total, shown=rank == 0) as progress:
             for shard in mine:
                 batch = entries[shard.start : shard.stop]
                 pixels = [read(entry) for entry in batch]
@@ -159,7 +157,7 @@ def explain_slices(
                 records = list(map(explained, numbers, items, results, pixels))
                 with writing(output):
                     shards.write(shard, records)
-                bar.update(len(batch))
+                progress.update(len(batch))
         if rank == 0:
             _put_together(shards, all_shards, output)
     except BaseException:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from tqdm import tqdm
 
 from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
+from ctmasknet.console.progress import tracked
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.registry import dataset_dicts, register_prepared
@@ -126,7 +126,7 @@ def draw_gallery(
     """
     paths: list[Path] = []
     for_sheet: list[np.ndarray] = []
-    for number, entry in enumerate(tqdm(entries, desc="overlays", unit="slice"), start=1):
+    for number, entry in enumerate(tracked(entries, "overlays"), start=1):
         pixels, item, found = read(entry), entry, {}
         if predictor is not None:
             item = predictor.mapped(entry, pixels)
@@ -185,7 +185,7 @@ def _draw_augmented(args: argparse.Namespace) -> list[Path]:
     plain = SeededMapping(chosen, task_mapper(without_augmentation(cfg), True), seed)
     drawn = SeededMapping(chosen, training_mapper(cfg), seed)
     output, paths, for_sheet = writable_folder(args.output, chosen), [], []
-    for number, entry in enumerate(tqdm(chosen, desc="augmented", unit="slice")):
+    for number, entry in enumerate(tracked(chosen, "augmented")):
         items = [mapping[(number, number)] for mapping in (plain, drawn)]
         for item in items:
             if isinstance(item, BadSlice):

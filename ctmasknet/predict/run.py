@@ -8,9 +8,6 @@ import datetime
 import hashlib
 import json
 import logging
-import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
-from tqdm import tqdm
 
 import ctmasknet
+from ctmasknet.console.progress import Progress
 from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.dicom.reconstruction import series_name
 from ctmasknet.ct.scan import CTScan, CTSlice, as_rescale
@@ -54,8 +51,6 @@ from ctmasknet.predict.shards import Shard, Shards, shards_of
 
 #: Kinds of label volumes, and what their files end with.
 MASKS = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}
-#: Between lines of progress; the environment can ask for more of them.
-_LOG_SECONDS = 30.0
 #: With fewer units than this for each process, their shards are dealt out instead.
 _UNITS_A_PROCESS = 8
 
@@ -97,9 +92,13 @@ class PredictionRun:
         """
         self.output = Path(output)
         self.options = settings.get("options", {})
-        self.progress = _Progress(len(units), rank, world)
         self._settings, self._units, self._bad = settings, units, bad
         self._rank, self._world = rank, world
+        self._mine = [
+            number
+            for number, unit in enumerate(units)
+            if is_shared(unit, len(units), world) or number % world == rank
+        ]
         self.shards = Shards(self.output)
         self._manifest: dict[str, Any] | None = None
         self._asked = {"resume": False, "overwrite": False}
@@ -150,12 +149,12 @@ class PredictionRun:
                 self._fail()
                 raise
             self._held = held.pop_all()
-        self.progress.start()
+        self.progress = _Found([self._units[i] for i in self._mine], self._rank, self._world)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         with self._held:
-            self.progress.close()
+            self.progress.__exit__()
             if kind is not None:
                 self._fail()
 
@@ -168,25 +167,32 @@ class PredictionRun:
         """This process's shards that are not finished, each with its scan and its slices; headers
         are read one unit ahead."""
         count, world = len(self._units), self._world
-        mine = (
-            (number, unit)
-            for number, unit in enumerate(self._units)
-            if (is_shared(unit, count, world) or number % world == self._rank)
-            and not self.shards.is_finished(number)
-        )
         axes = self.options.get("axes")
         how = {"axes": None if axes is None else parse_axes(axes)}
         how["rescale"] = as_rescale(self.options.get("rescale"))
-        for number, read in read_ahead(mine, skip_bad=self._bad.skip, **how):
+        for number, read in read_ahead(self._left_over(), skip_bad=self._bad.skip, **how):
             with writing(self.output, REMEDY):
                 self.shards.write_unit(number, read)
             shared = is_shared(self._units[number], count, world)
-            for index, shard in enumerate(shards_of(number, read.scans)):
-                is_mine = not shared or (number + index) % world == self._rank
-                if is_mine and not self.shards.has(shard):
-                    scan = read.scans[shard.scan]
-                    yield (shard, scan), scan.slices[shard.start : shard.stop]
-            self.progress.unit(number)
+            left = [
+                shard
+                for index, shard in enumerate(shards_of(number, read.scans))
+                if (not shared or (number + index) % world == self._rank)
+                and not self.shards.has(shard)
+            ]
+            self.progress.read(self._units[number], sum(one.stop - one.start for one in left))
+            for shard in left:
+                scan = read.scans[shard.scan]
+                yield (shard, scan), scan.slices[shard.start : shard.stop]
+
+    def _left_over(self) -> Iterator[tuple[int, Unit]]:
+        """This process's units that are not finished."""
+        for number in self._mine:
+            unit = self._units[number]
+            if self.shards.is_finished(number):
+                self.progress.skip(unit)
+            else:
+                yield number, unit
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file of the folder, whole.
@@ -274,7 +280,7 @@ class OpenShard:
         Raises:
             CTMaskNetError: the overlay cannot be written.
         """
-        self._run.progress.slice()
+        self._run.progress.update()
         index = self.shard.start + len(self._records)
         threshold = self._options["score_threshold"]
         is_bad = isinstance(found, BadSlice)
@@ -355,44 +361,23 @@ class OpenShard:
         return readable_stem(self.scan.patient, series_name(self.scan) or self.scan.scan)
 
 
-class _Progress:
-    """A bar with slices a second on a terminal, a line in the log every half minute elsewhere."""
+class _Found(Progress):
+    """Slices of a run, whose number is known once all units have been read: until then those that
+    have not been read are expected to hold as many for their weight as the others do."""
 
-    def __init__(self, units: int, rank: int, world: int):
-        self._units, self._who = units, f"process {rank + 1} of {world}: " if world > 1 else ""
-        self._is_main, self._count, self._reached = rank == 0, 0, 0
-        asked = os.environ.get("CTMASKNET_LOG_SECONDS", "")
-        self._log_seconds = float(asked) if asked.isdigit() else _LOG_SECONDS
+    def __init__(self, units: Sequence[Unit], rank: int, world: int):
+        title = f"slices, process 1 of {world}" if world > 1 else "slices"
+        super().__init__(title, shown=rank == 0)
+        self._left, self._read, self._found = sum(unit.weight for unit in units), 0, 0
 
-    def start(self) -> None:
-        self._start = self._logged = self._last = time.monotonic()
-        is_shown = self._is_main and sys.stderr.isatty()
-        self._bar = tqdm(desc=f"{self._who}slices", unit="slice", disable=not is_shown)
+    def read(self, unit: Unit, slices: int) -> None:
+        """A unit holds so many slices that are to be predicted here."""
+        self._left -= unit.weight
+        self._read += unit.weight
+        self._found += slices
+        left = round(self._left * self._found / max(self._read, 1))
+        self.expect(self._found + left, about=left > 0)
 
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self._start
-
-    @property
-    def rate(self) -> float:
-        """Slices a second, from the start to the last of them."""
-        return self._count / max(self._last - self._start, 1e-9)
-
-    def slice(self) -> None:
-        self._count += 1
-        self._last = time.monotonic()
-        self._bar.update()
-        if self._bar.disable and self._last - self._logged >= self._log_seconds:
-            self._logged = self._last
-            logging.getLogger(__name__).info(
-                "%s%d slices, %.1f slices/s, input unit %d of %d",
-                *(self._who, self._count, self.rate, self._reached, self._units),
-            )
-
-    def unit(self, number: int) -> None:
-        self._reached = number + 1
-        self._bar.set_postfix_str(f"input unit {self._reached} of {self._units}")
-
-    def close(self) -> None:
-        self._bar.close()
+    def skip(self, unit: Unit) -> None:
+        """A unit was finished before."""
+        self._left -= unit.weight

@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
-from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
 from ctmasknet.ct.arrays import Axes
@@ -191,12 +190,12 @@ def convert_slices(
         functools.partial(_convert, how=how),
         pairs,
         workers,
+        title="masks" if progress else "",
+        unit="volume" if of_volumes else "slice",
         # A volume at a time: a compressed one is unpacked by the process that reads its slices.
         chunksize=1 if of_volumes else None,
     )
-    what = ("volumes", "volume") if of_volumes else ("masks", "slice")
-    bar = tqdm(found, total=len(pairs), desc=what[0], unit=what[1], disable=not progress)
-    for slices in bar:
+    for slices in found:
         yield from slices
 
 

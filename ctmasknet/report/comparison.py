@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.engine.checkpoint import read_spec
 from ctmasknet.engine.record import hardware
 from ctmasknet.engine.runs.identity import RUN
@@ -76,7 +77,7 @@ def write_comparison(
     comparison = compare_systems(files, **options)
     comparison_text(comparison, against)  # refuses another name before anything is written
     if measure:
-        for system in comparison["systems"]:
+        for system in tracked(comparison["systems"], "costs of models", unit="model"):
             system |= _costs(files[system["name"]])
         comparison["settings"]["costs"] = MEASURED_ON | {"cpu": hardware("cpu")["cpu"]}
     picture = _picture(comparison, against)

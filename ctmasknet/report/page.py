@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ctmasknet
+from ctmasknet.console.progress import tracked
 from ctmasknet.evaluation.pooling import normal_index
 from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.report.burden_section import burden_section
@@ -183,9 +184,10 @@ def _render(
 
 def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[dict[str, Any]]:
     groups = []
-    number = 0
     seen = read_seen(source.listing) if count > 0 else {}
-    for chosen in choose_slices(source, count, seen):
+    every = list(choose_slices(source, count, seen))
+    numbers = tracked(range(1, 1 + sum(len(chosen.rows) for chosen in every)), "pictures")
+    for chosen in every:
         if source.evaluation and len(chosen.rows) < min(count, chosen.found):
             _LOGGER.warning(
                 "The gallery shows %d of the %d slices asked for: of a patient, or a scan that "
@@ -193,8 +195,7 @@ def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[
                 *(len(chosen.rows), count, PER_PATIENT),
             )
         items = []
-        for row in chosen.rows:
-            number += 1
+        for row, number in zip(chosen.rows, numbers, strict=False):
             truth = None if row.label is None else source.class_names[row.label]
             pred = source.class_names[row.pred]
             items.append(

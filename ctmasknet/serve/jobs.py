@@ -39,7 +39,9 @@ ENDINGS = (
 #: States, in their order; a job ends in one of the last two.
 UPLOADING, QUEUED, RUNNING, DONE, FAILED = "uploading", "queued", "running", "done", "failed"
 _CHUNK_BYTES = 2**20
-_SLICES = re.compile(r"(\d+) slices, ([\d.]+) slices/s")
+_SLICES = re.compile(
+    r"(\d+(?: of (?:about )?\d+)?) slices, (?:([\d.]+) slices/s|([\d.]+) s/slice)(?:, (.*) left)?"
+)
 #: Of a log, from its end, for what is told of a run.
 _TAIL_BYTES = 4096
 _REAP_SECONDS = 10.0
@@ -246,7 +248,9 @@ class Jobs:
             counts = _SLICES.findall(_tail(job.log))
             found["message"] = "loading the model and reading"
             if counts:
-                found["message"] = f"{counts[-1][0]} slices so far, {counts[-1][1]} a second"
+                count, a_second, each, left = counts[-1]
+                pace = f"{a_second} a second" if a_second else f"{each} s each"
+                found["message"] = f"{count} slices so far, {pace}{left and f', {left} left'}"
         if job.state == DONE:
             found["results"] = [path.name for path in results_of(job)]
             found["pages"] = [path.stem for path in pages_of(job)]

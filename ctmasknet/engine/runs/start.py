@@ -16,6 +16,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from termcolor import colored
 
+from ctmasknet.console.progress import BESIDE_A_BAR
 from ctmasknet.console.verbosity import verbosity
 from ctmasknet.files import atomic_write
 
@@ -83,9 +84,11 @@ class _Terminal(logging.StreamHandler):
     """Standard output, whatever that is when something is said."""
 
     def __init__(self, has_file: bool):
-        super().__init__(logging.WARNING if verbosity() == "quiet" else logging.NOTSET)
+        super().__init__()
+        self.setLevel(logging.WARNING if verbosity() == "quiet" else logging.NOTSET)
         self._shortens = has_file and verbosity() != "verbose"
         self.setFormatter(logging.Formatter(_FORMAT, _TIME))
+        self.addFilter(lambda record: not getattr(record, BESIDE_A_BAR, False))
 
     @property
     def stream(self) -> TextIO:

@@ -14,9 +14,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.visualizer import GenericMask
 from tabulate import tabulate
-from tqdm import tqdm
 
 from ctmasknet.classes import MASK_LABELS
+from ctmasknet.console.progress import tracked
 from ctmasknet.csv_tables import safe_cell
 from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.scan import parse_rescale, parse_window
@@ -128,7 +128,7 @@ def measure_burden(
         slices = masks.slices(document)
     else:
         slices = _coco_slices(document, path, score_threshold, masks)
-    slices = list(tqdm(slices, "burden", len(document["images"]), unit="slice", disable=None))
+    slices = list(tracked(slices, "burden", len(document["images"])))
     found = {
         "format": BURDEN_FORMAT,
         "lesions": source,

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import ctmasknet
+from ctmasknet.console.progress import Progress
 from ctmasknet.ct.scan import CTSlice
 from ctmasknet.data.registry import lesion_colors
 from ctmasknet.errors import CTMaskNetError
@@ -106,21 +105,18 @@ def write_viewers(
     finder = SliceFinder([*images, prediction.folder], prediction.rescale, prediction.axes)
     pages, written, absent = list(_pages(prediction)), [], []
     count = sum(len(scan.slices) for page in pages for scan in page.scans)
-    with (
-        writing(output),
-        tqdm(total=count, desc="viewer", unit="slice", disable=not sys.stderr.isatty()) as bar,
-    ):
+    with writing(output), Progress("viewer", count) as progress:
         remove_unfinished(output)
         for page in pages:
             shown = [one["file"] for scan in page.scans for one in scan.slices]
             sources = finder.find(shown)
             absent += [name for name in shown if name not in sources]
             if not sources:
-                bar.update(len(shown))
+                progress.update(len(shown))
                 continue
             path = output / page.file
             with atomic_write(path) as stream:
-                for text in _texts(page, prediction, sources, evidence, bar.update):
+                for text in _texts(page, prediction, sources, evidence, progress.update):
                     stream.write(text)
             written.append(path)
     if not written:
