@@ -117,7 +117,7 @@ def run_plan(
                 if not step.makes.exists():
                     name = f"prepare {fold.name}"
                     environment = {"DETECTRON2_DATASETS": fold.datasets}
-                    _checked_call(call, name, step.words, environment, work / f"{fold.name}.log")
+                    checked_call(call, name, step.words, environment, work / f"{fold.name}.log")
         for number, run in enumerate(left, start=1):
             path = result_path(folder, run)
             found = _measured(plan, run, work, call)
@@ -180,7 +180,7 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
     seconds = {}
     for kind, words in commands.items():
         start = time.perf_counter()
-        _checked_call(call, f"{run.name} ({kind})", words, environment, log)
+        checked_call(call, f"{run.name} ({kind})", words, environment, log)
         seconds[kind] = round(time.perf_counter() - start, 1)
     inference = output / "inference" / plan.evaluated_on
     predictions = inference / "predictions.csv"
@@ -214,9 +214,14 @@ def _measured(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, Any]
     return result
 
 
-def _checked_call(
+def checked_call(
     call: Call, name: str, words: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> None:
+    """Run a tool.
+
+    Raises:
+        CTMaskNetError: it ended with an error; names what it was, its last line and its log.
+    """
     code = call(words, environment, log)
     if code:
         raise CTMaskNetError(
