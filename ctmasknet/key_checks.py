@@ -372,6 +372,7 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         lambda cfg: not names_scans(cfg),
         "there is no network on whole scans (MODEL.META_ARCHITECTURE ScanClassifier)",
     ),
+    (("TEST.PICTURES",), names_scans, "a slice of a scan alone has no class"),
     (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
     (("TEST.IMS_PER_BATCH",), names_scans, "a batch is a scan (MODEL.META_ARCHITECTURE)"),
     (
