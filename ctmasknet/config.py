@@ -110,6 +110,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # Checkpoints of more classifiers of the same classes, whose scores evaluation and prediction
     # average with those of MODEL.WEIGHTS; each is used as its file states it.
     cfg.TEST.ENSEMBLE = ()
+    # Slices of every set of DATASETS.VAL, drawn by SEED, that a training's evaluations show with
+    # their predictions in TensorBoard; 0: none.
+    cfg.TEST.PICTURES = 2
 
     # --- detector ---
     # Names of the detector's classes, in category order. The tools take them from the training set;

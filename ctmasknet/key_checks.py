@@ -397,6 +397,7 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         lambda cfg: not cfg.MODEL.SLICE_NETWORK.CROP or names_scans(cfg),
         "it is of slices that are cut (MODEL.SLICE_NETWORK.CROP, MODEL.META_ARCHITECTURE)",
     ),
+    (("TEST.PICTURES",), names_scans, "a slice of a scan alone has no class"),
     (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
     (("TEST.IMS_PER_BATCH",), names_scans, "a batch is a scan (MODEL.META_ARCHITECTURE)"),
     (

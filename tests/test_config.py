@@ -27,6 +27,7 @@ READ_IN = {
         INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.RANDOM_FLIP""",
     "ctmasknet.config_file": "DATASETS.IMPORT",
     "ctmasknet.engine.checkpoint": "SOLVER.CHECKPOINT_PERIOD",
+    "ctmasknet.engine.runs.tensorboard": "TEST.PICTURES",
     "ctmasknet.engine.ranked_box_cache": "MODEL.RANKED_BOXES.CACHE MODEL.RANKED_BOXES.CACHE_DIR",
     "ctmasknet.engine.setup": """DATASETS.LESIONS DATASETS.SHARED_PATIENTS DATASETS.TEST
         DATASETS.TRAIN DATASETS.VAL

@@ -1,11 +1,16 @@
 """Both tasks through tools/train_net.py, as a user runs it, on small phantoms."""
 
 import csv
+import io
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ctmasknet.engine.setup import training_cfg
 from tests.helpers.running import run_tool
@@ -64,6 +69,31 @@ def test_training_looks_at_the_validation_set_only(runs):
         training = log[: log.index("Evaluation, process 0 of 1")]
         assert "_val in csv format" in training
         assert "_test" not in training[training.index("Starting training") :]
+
+
+def test_tensorboard_shows_slices_and_settings(runs):
+    for run, dataset, metric in (
+        (runs / "seg", "cncb_lesions_merge_val", "segm/AP50"),
+        (runs / "cls", "covidx_ct_val", "slices/accuracy"),
+    ):
+        events = EventAccumulator(str(run), {"images": 0, "scalars": 0, "tensors": 0}).Reload()
+        # Two slices, each at both evaluations
+        shown = events.Tags()["images"]
+        assert len(shown) == 2 and all(name.startswith(f"predictions/{dataset}/") for name in shown)
+        for name in shown:
+            steps = [event.step for event in events.Images(name)]
+            assert steps == [1, 2] if run.name == "seg" else steps == [1, 3]
+            picture = np.asarray(
+                Image.open(io.BytesIO(events.Images(name)[-1].encoded_image_string))
+            )
+            assert picture.shape[2] == 3 and len(np.unique(picture)) > 50
+        plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        settings = HParamsPluginData.FromString(plugin).session_start_info.hparams
+        assert settings["SOLVER.IMS_PER_BATCH"].number_value == 2
+        assert settings["MODEL.FPN.OUT_CHANNELS"].number_value == 16
+        (final,) = events.Scalars(f"final/{metric}")
+        last = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()][-1]
+        assert final.value == pytest.approx(last[metric], rel=1e-5)
 
 
 def test_keys_without_effect_are_told(runs):

@@ -5,6 +5,8 @@
     python tools/train_net.py --config-file configs/cls.yaml --eval-only OUTPUT_DIR output/cls
     torchrun --nproc-per-node 4 tools/train_net.py --config-file configs/cls.yaml
 
+    python tools/train_net.py --config-file configs/cls.yaml --folds 5 OUTPUT_DIR output/cls_folds
+
 Evaluation takes the best checkpoint of OUTPUT_DIR, or MODEL.WEIGHTS.
 """
 
@@ -13,6 +15,7 @@ import sys
 from ctmasknet.engine.processes import launch
 from ctmasknet.engine.runs.command import train_from_command_line
 from ctmasknet.errors import command_line
+from ctmasknet.experiments.folds import train_folds
 from ctmasknet.overrides import OverrideParser
 
 
@@ -22,6 +25,13 @@ def parse(argv=None):
     parser.add("config_file")
     add("--eval-only", action="store_true", help="evaluate on DATASETS.TEST, train nothing")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="a classifier: train K times on all but one of K parts of DATASETS.TRAIN, patients "
+        "whole; OUTPUT_DIR/predictions.csv: each slice by the model that has not seen its patient",
+    )
     add(
         "--overwrite",
         action="store_true",
@@ -36,7 +46,11 @@ def parse(argv=None):
 
 @command_line(go_on="the same command with `resume` goes on")
 def main(argv=None):
-    launch(train_from_command_line, parse(argv))
+    args = parse(argv)
+    if args.folds is not None:
+        train_folds(args)
+    else:
+        launch(train_from_command_line, args)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ctmasknet.classes import LESION_COLORS, MASK_TYPES, SPARE_COLORS
 from ctmasknet.data import prepared as prepared_json
 from ctmasknet.data.coco import checked_coco, coco_index, indexed, read_coco
 from ctmasknet.data.prepared import datasets_root
+from ctmasknet.data.sets.folds import fold_dicts, fold_named
 from ctmasknet.data.sets.joined import JOIN, Part, joined_dicts, joined_metadata, names_of_parts
 from ctmasknet.data.sets.own import check_own
 from ctmasknet.data.splits import SPLITS, check_disjoint
@@ -35,6 +36,8 @@ _LESION_SETS = "|".join([*MASK_TYPES, "lesions"])
 _LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
 #: What dataset dicts state of their slices and COCO's images do.
 _OF_SLICES = ("patient", "scan", "spacing_mm", "position_mm")
+#: What metadata of a set its folds have.
+_OF_FOLDS = ("evaluator_type", "image_classes", "image_root", "patient_ids", "window_hu")
 #: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
 #: read.
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}
@@ -151,6 +154,9 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     """
     _look_up(name)
     if name not in DatasetCatalog:
+        whole = fold_named(name)
+        if whole:  # which says what is not there
+            return dataset_dicts(whole.base)
         unknown = [part for part in name.split(JOIN) if part not in DatasetCatalog]
         joined, name = ("" if unknown == [name] else f" (part of {name})"), unknown[0]
         lesions = re.search(rf"_({_LESION_SETS})_({'|'.join(SPLITS)})$", name)
@@ -182,7 +188,15 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
 
 
 def _look_up(name: str) -> None:
-    """Register what there is, where a name is not known, and what joins sets."""
+    """Register what there is, where a name is not known, and what joins or divides sets."""
+    if fold := fold_named(name):
+        _look_up(fold.base)
+        if fold.base in DatasetCatalog and name not in DatasetCatalog:
+            DatasetCatalog.register(name, lambda: fold_dicts(fold, dataset_dicts(fold.base)))
+            whole = MetadataCatalog.get(fold.base).as_dict()
+            kept = {key: value for key, value in whole.items() if key in _OF_FOLDS}
+            MetadataCatalog.get(name).set(**kept)
+        return
     if name not in DatasetCatalog:
         register_prepared()
     if name not in DatasetCatalog:
@@ -276,7 +290,9 @@ def known_sets(names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     for name in names:
-        if JOIN in name and name not in DatasetCatalog:
+        if fold_named(name):
+            _look_up(name)
+        elif JOIN in name and name not in DatasetCatalog:
             _join(name)
     return [name for name in names if name in DatasetCatalog]
 
@@ -301,6 +317,8 @@ def patients_of(name: str) -> tuple[set[str] | None, str | None]:
 
 def source_of(name: str) -> str:
     """Folder of the prepared set; sets that stand in no such folder share the source ''."""
+    fold = fold_named(name)
+    name = fold.base if fold else name
     return _source(_registered[name][0]) if name in _registered else ""
 
 

@@ -61,6 +61,35 @@ def split_patients(
     _check_shares(shares)
     if not patients:
         raise CTMaskNetError("split: the data set is empty; there is nothing to divide")
+    return _divide(patients, shares, seed, strata, placed)
+
+
+def fold_patients(
+    patients: Mapping[Hashable, str],
+    count: int,
+    seed: int,
+    strata: Mapping[Hashable, Hashable] | None = None,
+) -> list[list]:
+    """Divide items among ``count`` folds of one size, as :func:`split_patients` does.
+
+    Raises:
+        CTMaskNetError: fewer patients than folds.
+    """
+    known = len(set(patients.values()))
+    if known < count:
+        raise CTMaskNetError(f"{known} patients cannot fill {count} folds; ask for fewer folds")
+    shares = {str(number): 1 / count for number in range(1, count + 1)}
+    return list(_divide(patients, shares, seed, strata).values())
+
+
+def _divide(
+    patients: Mapping[Hashable, str],
+    shares: Mapping[str, float],
+    seed: int,
+    strata: Mapping[Hashable, Hashable] | None = None,
+    placed: Mapping[str, str] | None = None,
+) -> dict[str, list]:
+    """See :func:`split_patients`; shares have any names."""
     names = list(shares)
     counts, row_of = _count(patients, strata)
     if len(counts) < len(names):

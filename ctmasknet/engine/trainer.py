@@ -43,6 +43,7 @@ from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
 from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
 from ctmasknet.engine.runs.identity import RUN, Identity
 from ctmasknet.engine.runs.state import resumed_state
+from ctmasknet.engine.runs.tensorboard import HyperParameters, show_predictions
 from ctmasknet.engine.setup import built_model, load_model
 from ctmasknet.engine.solver import build_optimizer, build_schedule, build_step_trainer
 from ctmasknet.engine.testing import MembersMapper, build_evaluator, evaluate, inference_folder
@@ -253,6 +254,8 @@ class Trainer(DefaultTrainer):
                 results["validation"] = detector_losses(cfg, model, self.bad_slices)
             elif "slices" in results:
                 results["validation"] = {"total_loss": results["slices"]["loss"]}
+        if comm.is_main_process():
+            show_predictions(cfg, model)
         self._last_eval_results = results
         return results
 
@@ -272,7 +275,7 @@ class Trainer(DefaultTrainer):
                 _LOGGER.info("This training has ended already at iteration %d", self.start_iter)
                 if comm.is_main_process():  # it may have been killed before it drew them
                     draw_run(self.cfg.OUTPUT_DIR, self.best["best_iteration"])
-                return self._validation.state["results"]
+                return self.last_results
             with contextlib.suppress(EarlyStop), self._ending.watching():
                 super().train()
         return self._last_eval_results
@@ -290,6 +293,11 @@ class Trainer(DefaultTrainer):
     def is_stopping(self) -> bool:
         """Whether this iteration is the last because of early stopping."""
         return self._validation.state["stopped"]
+
+    @property
+    def last_results(self) -> dict[str, Any] | None:
+        """Of the last evaluation, as plain values; None before any."""
+        return self._validation.state["results"]
 
     @property
     def best(self) -> dict[str, Any]:
@@ -465,6 +473,7 @@ class Trainer(DefaultTrainer):
             gather_bad,
             checkpoints,
             LearningCurves() if main else None,
+            HyperParameters() if main else None,
             EndIfStopped(self._validation),
             hooks.CallbackHook(after_step=gather_bad.end_early),
             self._ending,

@@ -128,9 +128,9 @@ def run_plan(
         for fold in folds:
             for step in fold.prepare:
                 if not step.makes.exists():
+                    name, words = f"prepare {fold.name}", step.command()
                     environment = {"DETECTRON2_DATASETS": step.datasets}
-                    called = f"prepare {fold.name}", step.command(), environment
-                    _checked_call(call, *called, work / f"{fold.name}.log")
+                    checked_call(call, name, words, environment, work / f"{fold.name}.log")
         for number, run in enumerate(left, start=1):
             path = result_path(folder, run)
             measured = _of_baseline if run.arm.baseline else _of_network
@@ -214,7 +214,7 @@ def _of_network(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, An
     seconds = {}
     for kind, words in commands.items():
         start = time.perf_counter()
-        _checked_call(call, f"{run.name} ({kind})", words, environment, log)
+        checked_call(call, f"{run.name} ({kind})", words, environment, log)
         seconds[kind] = round(time.perf_counter() - start, 1)
     lines = [
         f"DETECTRON2_DATASETS={shlex.quote(run.fold.datasets)} python {shlex.join(words)}"
@@ -295,9 +295,14 @@ def _of_lesions(plan: Plan, run: ArmRun, inference: Path) -> dict[str, Any]:
 _OF_TASK = {"slices": _of_slices, "lesions": _of_lesions}
 
 
-def _checked_call(
+def checked_call(
     call: Call, name: str, words: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> None:
+    """Run a tool.
+
+    Raises:
+        CTMaskNetError: it ended with an error; names what it was, its last line and its log.
+    """
     code = call(words, environment, log)
     if code:
         raise CTMaskNetError(

@@ -1,0 +1,106 @@
+"""Cross-validation: no model sees a patient of its fold, and every slice is predicted once."""
+
+import csv
+import runpy
+from collections import Counter
+
+import pytest
+import torch
+
+from ctmasknet.data.registry import dataset_dicts, patients_of
+from ctmasknet.data.sets.folds import SetFold, fold_dicts, fold_named
+from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.predictions import read_predictions_csv
+from ctmasknet.evaluation.subgroups import group_columns
+from ctmasknet.experiments.folds import train_folds
+from tests.helpers.running import run_tool
+from tests.test_train_net import TINY
+
+
+def slices(patients, label=None):
+    """Two slices a patient, the class by the patient's number."""
+    return [
+        {"file_name": f"{p}_{n}", "patient": str(p), "label": p % 3 if label is None else label}
+        for p in patients
+        for n in range(2)
+    ]
+
+
+def test_folds_are_whole_patients_of_alike_classes():
+    dicts = slices(range(30))
+    folds = [SetFold("a", n, 5, 7, rest=False) for n in range(1, 6)]
+    parts = [fold_dicts(fold, dicts) for fold in folds]
+    assert sorted(one["file_name"] for part in parts for one in part) == sorted(
+        one["file_name"] for one in dicts
+    )
+    for fold, part in zip(folds, parts, strict=True):
+        assert Counter(one["label"] for one in part) == {0: 4, 1: 4, 2: 4}
+        others = fold_dicts(fold._replace(rest=True), dicts)
+        assert not {one["patient"] for one in part} & {one["patient"] for one in others}
+        assert len(part) + len(others) == len(dicts)
+        assert fold_named(fold.name) == fold and fold_named(fold.base) is None
+    assert fold_dicts(folds[0], dicts) == parts[0]
+    assert fold_dicts(folds[0]._replace(seed=8), dicts) != parts[0]
+
+
+def test_folds_that_cannot_be():
+    fold = SetFold("a", 1, 5, 0, rest=False)
+    for dicts, message in (
+        (slices(range(4)), "data set a: 4 patients cannot fill 5 folds; ask for fewer"),
+        ([*slices(range(0, 30, 3)), *slices([1])], "class 1 has too few patients for folds"),
+        ([{"file_name": "a.png", "label": 1}], "has slices without a patient or a class"),
+    ):
+        with pytest.raises(CTMaskNetError, match=message):
+            fold_dicts(fold, dicts)
+    with pytest.raises(CTMaskNetError, match="a@6of5seed0: no such fold"):
+        fold_named("a@6of5seed0")
+
+
+def test_every_slice_is_predicted_by_the_model_that_has_not_seen_its_patient(
+    repository, clean_catalogs, prepared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    calls, end_at = [], [3]
+
+    def call(words, environment, log):
+        calls.append(words)
+        if len(calls) == end_at[0]:
+            raise KeyboardInterrupt
+        return run_tool(repository, *words)
+
+    given = ["--config-file", "configs/cls_light.yaml", "--folds", "2", *TINY, "MODEL.WEIGHTS", ""]
+    given += ["SOLVER.MAX_ITER", "1", "OUTPUT_DIR", tmp_path / "out"]
+    parse = runpy.run_path(str(repository / "tools" / "train_net.py"))["parse"]
+
+    def run(*more):
+        return train_folds(parse([*map(str, given), *more]), call=call)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    with pytest.raises(CTMaskNetError, match="holds these folds already; `resume` goes on"):
+        run()
+    with pytest.raises(CTMaskNetError, match=r"made with another opts .*; `overwrite` begins"):
+        run("--resume", "SOLVER.BASE_LR", "0.1")
+    end_at[0] = None
+    metrics = run("--resume")
+    of_first = [words for words in calls if str(tmp_path / "out" / "fold1") in words]
+    assert len(of_first) == 2, "training and evaluation of a fold that is done are not repeated"
+    with (tmp_path / "out" / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == [
+        entry["image_id"] for entry in dataset_dicts("covidx_ct_train")
+    ]
+    for number in "12":
+        mine = {row["patient"] for row in rows if row["fold"] == number}
+        model = torch.load(tmp_path / "out" / f"fold{number}" / "model_best.pth", weights_only=True)
+        (trained_on,) = [one for one in model["trained_on"] if one["task"] == "classification"]
+        others = {entry["patient"] for entry in dataset_dicts(trained_on["dataset"])}
+        assert mine and others == patients_of("covidx_ct_train")[0] - mine
+        logits = tmp_path / "out" / f"fold{number}" / "inference"
+        assert (logits / f"covidx_ct_train@{number}of2seed7" / "predictions.csv").is_file()
+    right = sum(row["label"] == row["pred"] for row in rows)
+    assert metrics["accuracy"] == pytest.approx(100 * right / len(rows))
+    assert "out of fold: " in capsys.readouterr().out
+    found, _ = read_predictions_csv(tmp_path / "out" / "predictions.csv")
+    assert list(group_columns(found)) == ["fold"]
