@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 
 import nibabel
 import numpy as np
@@ -352,3 +353,41 @@ def test_scans_enlarging_and_a_phone(viewer):
     assert viewer.execute_script("return document.body.className") == ""
     viewer.set_window_size(500, 900)
     assert viewer.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_mixed_spacing_candidates_and_series_that_do_not_count(prediction, tmp_path, browser):
+    folder = tmp_path / "changed"
+    shutil.copytree(prediction, folder)
+    lines = [json.loads(line) for line in (prediction / "predictions.jsonl").open()]
+    # A slice without lesions, of the first scan, states no spacing
+    lines[3]["spacing_mm"] = None
+    scans = [one for one in lines if one["level"] == "scan"]
+    scans[0] |= {"series": "series 2, Soft", "counts": False, "reconstruction": "does not count"}
+    scans[1] |= {"series": "series 3, Lung", "counts": True, "reconstruction": "chosen"}
+    text = "".join(json.dumps(one) + "\n" for one in lines)
+    (folder / "predictions.jsonl").write_text(text)
+    record = (prediction / "run.json").read_text().replace("0.5", "0.7")
+    (folder / "run.json").write_text(record)
+    path, *_, index = write_viewers(folder, images=prediction)
+    assert "series 2, Soft <span" in index.read_text()
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    # The scan that counts is shown first, though the other one has the same lesions
+    wait_for(browser, "1-5")
+    assert text_of(browser, "counted") == "For the patient counted."
+    assert text_of(browser, "most") == "1.28 cm²"
+    options = [one.text for one in browser.find_elements("css selector", "#scan option")]
+    assert options == [
+        "series 2, Soft (12 slices, not counted: another reconstruction is)",
+        "series 3, Lung (12 slices, counted)",
+    ]
+    set_value(browser, "threshold", "0.55")
+    script = (
+        "return [...document.querySelectorAll('#marks [data-lesion]')].map(o => o.classList[0])"
+    )
+    assert browser.execute_script(script) == [None, "below"]
+    set_value(browser, "scan", "0")
+    wait_for(browser, "0-6")
+    # mm² and px are not drawn as one
+    assert text_of(browser, "most") == "256 px"
+    assert "not counted" in text_of(browser, "counted") and not browser.get_log("browser")

@@ -119,6 +119,8 @@
     for (const [lesion, index] of visible(slice().lesions)) {
       const [kind] = lesion;
       const style = { stroke: data.colors[kind], "stroke-dasharray": DASHES[kind % 3], "data-lesion": index };
+      // What the run did not take for a lesion looks otherwise
+      if (lesion[1] <= data.threshold) Object.assign(style, { class: "below", "stroke-dasharray": "0.1 4" });
       const outlines = drawn.content.outlines[index];
       if (way === "boxes" || !outlines.length) rectangle(lesion.slice(3), style, lesions);
       else element("path", { d: outlines.map(outline).join(""), ...style, ...(way === "fill" ? { fill: data.colors[kind] } : {}) }, lesions);
@@ -150,10 +152,10 @@
     element("text", { x: width * 0.97 - length, y: height * 0.955 }, group, `${cm} cm`);
   }
 
-  // Area in px, or in mm² where the spacing is known
-  function area(one, lesions) {
+  // Area in mm² where the spacing is known, in px elsewhere
+  function area(lesions, spacing) {
     const px = lesions.reduce((sum, [lesion]) => sum + lesion[2], 0);
-    return one.spacing ? px * one.spacing[0] * one.spacing[1] : px;
+    return spacing ? px * spacing[0] * spacing[1] : px;
   }
 
   const areaText = (value, spacing) => (spacing ? `${(value / 100).toFixed(2)} cm²` : `${Math.round(value)} px`);
@@ -164,9 +166,12 @@
     const count = slices.length;
     strip.setAttribute("viewBox", `0 0 ${count} 100`);
     strip.replaceChildren();
+    // One unit for all bars: px where a slice's spacing is not known
+    const measured = slices.every((one) => one.spacing);
     const areas = slices.map((one) => {
       const lesions = visible(one.lesions);
-      return data.lesionClasses.map((_, kind) => area(one, lesions.filter(([lesion]) => lesion[0] === kind)));
+      const spacing = measured && one.spacing;
+      return data.lesionClasses.map((_, kind) => area(lesions.filter(([lesion]) => lesion[0] === kind), spacing));
     });
     const most = Math.max(0, ...areas.map((its) => its.reduce((sum, value) => sum + value, 0)));
     areas.forEach((its, index) => {
@@ -177,7 +182,7 @@
         if (height) element("rect", { x: index, y: base, width: 1, height, fill: data.colors[kind] }, strip);
       });
     });
-    if (by("most")) by("most").textContent = areaText(most, slices[0].spacing);
+    if (by("most")) by("most").textContent = areaText(most, measured);
     data.classes.forEach((_, kind) => {
       const points = slices.map((one, index) => (one.scores.length ? `${index + 0.5} ${96 - one.scores[kind] * 92}` : null));
       const line = points.filter(Boolean);
@@ -198,6 +203,7 @@
     const at = one.z === null ? "" : `, z ${one.z.toFixed(1)} mm`;
     const where = `slice ${shown.slice + 1} of ${count}${at}`;
     by("where").textContent = where;
+    by("counted").textContent = scan().counted ? `For the patient ${scan().counted}.` : "";
     by("slice").max = count;
     by("slice").value = shown.slice + 1;
     by("slice").setAttribute("aria-valuetext", where);
@@ -209,7 +215,7 @@
       const kinds = data.lesionClasses
         .map((name, kind) => [name, lesions.filter(([lesion]) => lesion[0] === kind)])
         .filter(([, its]) => its.length)
-        .map(([name, its]) => `${its.length} ${name}, ${areaText(area(one, its), one.spacing)}`);
+        .map(([name, its]) => `${its.length} ${name}, ${areaText(area(its, one.spacing), one.spacing)}`);
       const below = one.lesions.length - lesions.length;
       words.push(kinds.length ? `Shown: ${kinds.join("; ")}.` : "No lesion shown.");
       if (below) words.push(`${below} more not shown, by score or class.`);

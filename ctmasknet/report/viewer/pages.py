@@ -145,7 +145,7 @@ def _pages(prediction: ViewedPrediction) -> Iterator[_Page]:
         # Without a patient each scan is its own
         patients.setdefault((patient, 0 if patient else number), []).extend(_cut(scan))
     for number, ((patient, _), scans) in enumerate(patients.items(), start=1):
-        title = patient or scans[0].about["scan"] or "scan"
+        title = patient or scans[0].title or "scan"
         groups: list[list[ViewedScan]] = []
         for scan in scans:
             its = sum(len(one.slices) for one in groups[-1]) if groups else _MOST_SLICES
@@ -166,8 +166,8 @@ def _cut(scan: ViewedScan) -> list[ViewedScan]:
     cut = []
     for start in starts:
         its = scan.slices[start : start + _MOST_SLICES]
-        name = f"{scan.about['scan']}, slices {start + 1} to {start + len(its)}"
-        cut.append(replace(scan, about={**scan.about, "scan": name}, slices=its))
+        name = f"{scan.title}, slices {start + 1} to {start + len(its)}"
+        cut.append(replace(scan, about={**scan.about, "scan": name, "series": None}, slices=its))
     return cut
 
 
@@ -255,13 +255,15 @@ def _coding(page: _Page, sources: Mapping[str, CTSlice]) -> Coding:
 def _first(
     page: _Page, prediction: ViewedPrediction, lesions: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """(scan, slice) that is shown first: the one with most lesion, else the one whose scores say
-    least that it is normal, else the middle of the first scan."""
+    """(scan, slice) that is shown first, of scans that count for the patient: the one with most
+    lesion, else the one whose scores say least that it is normal, else the middle of the first scan
+    of all."""
     normal = normal_index(prediction.image_classes) if prediction.image_classes else None
     best, found = 0.0, (0, len(page.scans[0].slices) // 2)
     for kind in ("lesions", "scores"):
         for number, scan in enumerate(page.scans):
-            for index, line in enumerate(scan.slices):
+            counted = scan.about["counts"] is not False
+            for index, line in enumerate(scan.slices if counted else ()):
                 if kind == "lesions":
                     facts = (facts for facts, _ in lesions[line["file"]])
                     value = sum(one[2] for one in facts if one[1] > prediction.score_threshold)
@@ -313,11 +315,18 @@ def _page_text(
         threshold=prediction.score_threshold,
         min_score=_least_score(prediction),
         window=window,
-        scans=[scan.about for scan in page.scans],
+        scans=[{**one.about, "title": one.title, "counted": _counted(one)} for one in page.scans],
         upright=all(scan.about["kind"] in _UPRIGHT for scan in page.scans),
         cautions=list(cautions),
         version=ctmasknet.__version__,
     )
+
+
+def _counted(scan: ViewedScan) -> str:
+    """Whether it counts for its patient, in words; "" where there was no choice."""
+    if not scan.about["reconstruction"] or scan.about["counts"] is None:
+        return ""
+    return "counted" if scan.about["counts"] else "not counted: another reconstruction is"
 
 
 def _scan_value(
@@ -325,7 +334,8 @@ def _scan_value(
 ) -> dict[str, Any]:
     about = scan.about
     return {
-        "name": about["scan"],
+        "name": scan.title,
+        "counted": _counted(scan),
         "upright": about["kind"] in _UPRIGHT,
         "pred": about["pred"],
         "scores": [about["scores"].get(name) for name in prediction.image_classes]
@@ -357,7 +367,8 @@ def _index(pages: Sequence[_Page], files: set[str], prediction: ViewedPrediction
             "part": page.part,
             "scans": [
                 {
-                    "name": scan.about["scan"],
+                    "name": scan.title,
+                    "counted": _counted(scan),
                     "slices": len(scan.slices),
                     "pred": scan.about["pred"] or "",
                     "problems": len(scan.about["problems"]),
