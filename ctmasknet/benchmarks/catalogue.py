@@ -58,6 +58,15 @@ BENCHMARKS: dict[str, Benchmark] = {
             "batch": (1, "slices a call"),
         },
     ),
+    "engines": Benchmark(
+        "a detector or classifier by each engine, against stock Detectron2",
+        inference.engines,
+        {
+            "config_file": ("configs/seg.yaml", "of a detector or classifier"),
+            "side": (512, "of the noise slices, px"),
+            "batch": (1, "slices a call"),
+        },
+    ),
     "agreement": Benchmark(
         "classes and logits of the inference copy against the model's on a test set",
         inference.agreement,

@@ -1,7 +1,8 @@
 """What naming a slice costs: the classifier in its forms, its peers, and the machine's limit.
 
-Three benchmarks: :func:`inference` on noise slices with random weights; :func:`agreement`, whether
-a trained model's inference copy decides as the model does; :func:`exported`, its exported files.
+Four benchmarks: :func:`inference` and :func:`engines` on noise slices with random weights;
+:func:`agreement`, whether a trained model's other forms decide as the model does; :func:`exported`,
+its exported files.
 """
 
 from __future__ import annotations
@@ -21,19 +22,29 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from ctmasknet.benchmarks.harness import Apart, comparison, interleaved, spread
-from ctmasknet.benchmarks.peers import StockClassifier, TorchvisionDetector, calibrate_norms
+from ctmasknet.benchmarks.peers import (
+    StockClassifier,
+    TorchvisionDetector,
+    calibrate_norms,
+    stock_cfg,
+)
+from ctmasknet.config import ranks_boxes
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.export import export_classifier, load_exported
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.fast.inference import rechecked, to_inference
 from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.openvino import computes_bfloat16, installed, to_openvino
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
 _STOCK = "stock Detectron2, image head behind it"
 _TORCHVISION = "torchvision detector, no masks, no slice class"
+_PLAIN = "ctmasknet, model as trained"
 _COPY = "ctmasknet, inference copy"
 _HALF = "ctmasknet, inference copy in bfloat16"
+_OPENVINO = "ctmasknet, OpenVINO"
+_OPENVINO_HALF = "ctmasknet, OpenVINO in bfloat16"
 _COMPILED = "ctmasknet, backbone by torch.compile"
 #: Side of the square matrices whose product is the machine's limit.
 _GEMM_SIDE = 2048
@@ -58,11 +69,8 @@ def inference(
     point = (config_file, side, batch, seed)
     cfg, slices, model = _classifier(*point)
     device = cfg.MODEL.DEVICE
-    ways = {"ctmasknet, model as trained": model, _COPY: to_inference(model)}
-    dtypes = [torch.float32]
-    if has_bfloat16(device):
-        dtypes.append(torch.bfloat16)
-        ways[_HALF] = to_inference(model, torch.bfloat16)
+    ways = _forms(model, device)
+    dtypes = [torch.float32, *([torch.bfloat16] if _HALF in ways else [])]
     if device == "cpu" and shutil.which("g++"):
         ways[_COMPILED] = _compiled(model)
     gemms = {dtype: _gemms(dtype, device) for dtype in dtypes}
@@ -79,20 +87,21 @@ def inference(
     limits = {dtype: max(found.values()) for dtype, found in rates.items()}
     work = 2 * batch * multiply_adds(model, slices[0]["image"])
     stock, plain = _stock(cfg, model)(slices), model(slices)
-    copied = [result["logits"] for result in ways[_COPY](slices)]
+    copied = {name: ways[name](slices) for name in (_COPY, _OPENVINO) if name in ways}
     figures = {"multiply-adds a slice, 10^9": work / 2 / batch / 1e9}
     for found in rates.values():
         figures |= {f"{name}, GFLOP/s": rate / 1e9 for name, rate in found.items()}
-    share = work / times[_COPY]["median_s"] / limits[torch.float32]
-    figures |= {
-        "inference copy: share of the float32 limit": share,
-        "largest logit difference, model and stock": _largest(plain, stock),
-        "largest logit difference, inference copy and model (random weights: rows of like score "
-        "swap)": _largest(plain, copied),
-    }
-    if _HALF in ways:
-        share = work / times[_HALF]["median_s"] / limits[torch.bfloat16]
-        figures["inference copy in bfloat16: share of the bfloat16 limit"] = share
+    figures["largest logit difference, model and stock"] = _largest(plain, stock)
+    for name, found in copied.items():
+        figures[
+            f"{name}: largest logit difference from the model (random weights: rows of like score "
+            "swap)"
+        ] = _largest(plain, [result["logits"] for result in found])
+    for name in (_COPY, _OPENVINO, _HALF, _OPENVINO_HALF):
+        if name in ways:
+            dtype = torch.bfloat16 if name in (_HALF, _OPENVINO_HALF) else torch.float32
+            share = work / times[name]["median_s"] / limits[dtype]
+            figures[f"{name}: share of the {str(dtype).removeprefix('torch.')} limit"] = share
     return comparison(
         f"classifier inference, ResNet-50, {batch} x {side} px",
         times,
@@ -102,6 +111,49 @@ def inference(
         notes=bfloat16_notes(device),
         config_file=config_file,
     )
+
+
+def engines(*, config_file: str, side: int, batch: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A detector with masks, or a classifier, by each engine and in each precision, on noise
+    slices; stock Detectron2 has the same weights.
+
+    Args:
+        config_file: of a detector or classifier.
+        side: of the slices, px.
+        batch: slices a call.
+    """
+    cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", str(side)])
+    slices = noise_slices(batch, side, seed)
+    model = calibrated_detector(cfg, seed, slices)
+    if ranks_boxes(cfg):
+        stock = _stock(cfg, model)
+    else:
+        stock = build_model(stock_cfg(cfg)).eval()
+        stock.load_state_dict(model.state_dict(), strict=False)
+    ways = {_STOCK: stock, **_forms(model, cfg.MODEL.DEVICE)}
+    with torch.no_grad():
+        calls = {name: _call(way, cfg.MODEL.DEVICE, slices) for name, way in ways.items()}
+        times = interleaved(calls, repeats)
+    return comparison(
+        f"engines, {config_file}, {batch} x {side} px",
+        times,
+        _STOCK,
+        cfg.MODEL.DEVICE,
+        notes=bfloat16_notes(cfg.MODEL.DEVICE),
+        config_file=config_file,
+    )
+
+
+def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
+    """The model and what evaluation and prediction may make of it on this machine."""
+    forms = {_PLAIN: model, _COPY: to_inference(model)}
+    if has_bfloat16(device):
+        forms[_HALF] = to_inference(model, torch.bfloat16)
+    if device == "cpu" and installed():
+        forms[_OPENVINO] = to_openvino(model)
+        if computes_bfloat16():
+            forms[_OPENVINO_HALF] = to_openvino(model, torch.bfloat16)
+    return forms
 
 
 def bfloat16_notes(device: str) -> list[str]:
@@ -174,8 +226,13 @@ def noise_slices(count: int, side: int, seed: int) -> list[dict[str, Any]]:
 
 
 def calibrated_classifier(cfg: CfgNode, seed: int, slices: list[dict[str, Any]]) -> CTMaskNet:
-    """A classifier with random weights whose features, scores and boxes on ``slices`` have a
-    trained one's scale."""
+    """:func:`calibrated_detector` of a classifier's configuration."""
+    return calibrated_detector(cfg, seed, slices)
+
+
+def calibrated_detector(cfg: CfgNode, seed: int, slices: list[dict[str, Any]]) -> nn.Module:
+    """A detector or classifier with random weights whose features, scores and boxes on ``slices``
+    have a trained one's scale."""
     torch.manual_seed(seed)
     model = build_model(cfg)
     # Scores that differ as a trained detector's do.
@@ -244,6 +301,10 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
         forms[_ITS_HALF] = to_inference(model, torch.bfloat16)
         margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
         forms[_CHECKED] = rechecked(to_inference(model, torch.bfloat16), forms[_ITS_COPY], margin)
+    if cfg.MODEL.DEVICE == "cpu" and installed():
+        forms[_OPENVINO] = to_openvino(model)
+        if computes_bfloat16():
+            forms[_OPENVINO_HALF] = to_openvino(model, torch.bfloat16)
     dataset = cfg.DATASETS.TEST[0]
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in forms}
