@@ -193,6 +193,7 @@ def prepare_lesions(
                 raise CTMaskNetError(
                     f"{images}: no slice of split {split} can be used; mend them or leave it out"
                 )
+        _tell_without_lesions(splits, how, images)
         made_by = {
             "labels": {str(value): name for value, name in sorted(how.labels.items())},
             "image_root": new.image_root,
@@ -306,6 +307,37 @@ def _tell_overlap(slices: Iterable[ConvertedSlice]) -> None:
             "%d px of %d slices, such as %s, are in masks of two classes or more; consolidation "
             "counts before GGO, lesion and lung",
             *(sum(item.overlap_px for item in several), len(several), several[0].key),
+        )
+
+
+def _tell_without_lesions(
+    splits: Mapping[str, Sequence[ConvertedSlice]], how: Conversion, images: Path
+) -> None:
+    """Warn of what nothing can be learnt from."""
+    for mask_type in how.mask_types:
+        empty = [
+            split
+            for split, items in splits.items()
+            if not any(item.instances[mask_type] for item in items)
+        ]
+        if not empty:
+            continue
+        names = MASK_TYPES[mask_type]
+        marked = sum(
+            "lesion" in names or not set(names).isdisjoint(item.lesions)
+            for split in empty
+            for item in splits[split]
+            if item.lesions
+        )
+        why = (
+            f"the lesions of {marked} slices are of {how.min_area_px} px or less each "
+            "(`min_area_px` keeps smaller ones)"
+            if marked
+            else "no mask has any"
+        )
+        _LOGGER.warning(
+            "%s: no lesion of mask type %s in %s, so nothing can be learnt or measured there: %s",
+            *(images, mask_type, ", ".join(empty), why),
         )
 
 

@@ -91,6 +91,19 @@ def test_images_without_lesion_stay_in_the_list(source, prepare, tmp_path):
     assert not (tmp_path / "root" / "cncb_lesions" / "annotations" / "both_test.json").exists()
 
 
+def test_a_set_without_lesions_is_told(source, prepare, caplog):
+    assert prepare("--source", source, "--mask-type", "both", "--min-area-px", 100_000) == 0
+    assert "no lesion of mask type both in train, val" in caplog.text
+    assert "the lesions of 20 slices are of 100000 px or less each (" in caplog.text
+    caplog.clear()
+    for path in (source / "mask").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 1, mask).astype(np.uint8)).save(path)
+    assert prepare("--source", source) == 0
+    assert "no lesion of mask type ggo in train, val" in caplog.text
+    assert "there: no mask has any" in caplog.text and "type both" not in caplog.text
+
+
 def test_archive_tree_gives_what_flat_names_give(source, prepare, tmp_path):
     for patient in range(10):
         for s in range(3):
