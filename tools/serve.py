@@ -58,10 +58,9 @@ def _commands(args, lesions):
 def main(argv=None):
     args = parse(argv)
     try:
-        import waitress
-
         from ctmasknet.serve.app import create_app
         from ctmasknet.serve.jobs import Jobs, Limits
+        from ctmasknet.serve.listen import listen
     except ImportError as error:
         raise CTMaskNetError(
             f"{error.name} is not installed; pip install flask waitress, or the extra serve"
@@ -70,26 +69,14 @@ def main(argv=None):
     if args.lesion_weights:
         inference_cfg("", [], args.lesion_weights)
     for name in ("max_gb", "max_files", "max_minutes", "keep_minutes"):
-        if not getattr(args, name) > 0:
-            raise CTMaskNetError(f"`{name}` is {getattr(args, name)}; expected more than 0")
+        if not 0 < getattr(args, name) < 1e9:
+            given = getattr(args, name)
+            raise CTMaskNetError(f"`{name}` is {given}; expected more than 0, and less than 1e9")
     lesions = bool(args.lesion_weights) or finds_lesions(cfg)
     limits = Limits(int(args.max_gb * 1e9), args.max_files, args.max_minutes, args.keep_minutes)
     with Jobs(_commands(args, lesions), limits) as jobs:
         app = create_app(jobs, args.port, Path(args.weights).name)
-        try:
-            server = waitress.create_server(
-                app,
-                host="127.0.0.1",
-                port=args.port,
-                threads=8,
-                max_request_body_size=limits.upload_bytes,
-                channel_timeout=60,
-                ident=None,
-            )
-        except OSError as error:
-            raise CTMaskNetError(
-                f"`port` {args.port}: cannot be used ({error.strerror or error}); choose another"
-            ) from None
+        server = listen(app, jobs, args.port)
         print(f"http://127.0.0.1:{args.port} (Ctrl-C ends it)", flush=True)
         server.run()
     print("ended; jobs and their files are removed")

@@ -6,10 +6,12 @@ sends, are refused, and jobs are known by words that cannot be guessed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from pathlib import Path
 from urllib.parse import unquote
 
 from flask import Flask, Response, jsonify, render_template, request, send_file
+from werkzeug.exceptions import RequestEntityTooLarge
 
 import ctmasknet
 from ctmasknet.serve.jobs import DONE, ENDINGS, Job, Jobs, Refused, pages_of, results_of
@@ -29,6 +31,38 @@ _POLICY = (
 )
 
 
+def hosts_of(port: int) -> set[str]:
+    """What this machine may be called by who asks it on a port."""
+    return {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+
+
+def check_is_own(method: str, headers: Mapping[str, str], hosts: Set[str]) -> None:
+    """Refuse what this machine's own page would not ask.
+
+    Args:
+        method: of the request.
+        headers: by name as in ``SEC_FETCH_SITE``.
+        hosts: see :func:`hosts_of`.
+
+    Raises:
+        Refused: another host is meant, or another site's page asks.
+    """
+    host = headers.get("HOST", "")
+    # Port 80 need not be named
+    if host not in hosts and not (":" not in host and f"{host}:80" in hosts):
+        raise Refused("this server answers the machine that it runs on alone", 421)
+    if headers.get("ORIGIN", f"http://{host}") != f"http://{host}":
+        raise Refused("a page of another site asked", 403)
+    if headers.get("SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+        raise Refused("a page of another site asked", 403)
+    if method not in ("GET", "HEAD") and headers.get(_key(_OWN[0])) != _OWN[1]:
+        raise Refused(f"the header {_OWN[0]}: {_OWN[1]} is missing", 403)
+
+
+def _key(header: str) -> str:
+    return header.upper().replace("-", "_")
+
+
 def create_app(jobs: Jobs, port: int, model: str) -> Flask:
     """The application.
 
@@ -39,19 +73,14 @@ def create_app(jobs: Jobs, port: int, model: str) -> Flask:
     """
     assets = Path(__file__).parent / "assets"
     app = Flask(__name__, static_folder=assets, static_url_path="/assets", template_folder=assets)
-    hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+    app.config["MAX_CONTENT_LENGTH"] = jobs.limits.upload_bytes
+    hosts = hosts_of(port)
 
     @app.before_request
     def refuse_others() -> None:
-        if request.host not in hosts:
-            raise Refused("this server answers the machine that it runs on alone", 421)
-        origin = request.headers.get("Origin")
-        if origin not in (None, *(f"http://{host}" for host in hosts)):
-            raise Refused("a page of another site asked", 403)
-        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-            raise Refused("a page of another site asked", 403)
-        if request.method not in ("GET", "HEAD") and request.headers.get(_OWN[0]) != _OWN[1]:
-            raise Refused(f"the header {_OWN[0]}: {_OWN[1]} is missing", 403)
+        names = ("Host", "Origin", "Sec-Fetch-Site", _OWN[0])
+        given = {_key(name): request.headers[name] for name in names if name in request.headers}
+        check_is_own(request.method, {**given, "HOST": request.host}, hosts)
 
     @app.after_request
     def add_headers(response: Response) -> Response:
@@ -60,6 +89,10 @@ def create_app(jobs: Jobs, port: int, model: str) -> Flask:
         if not request.path.startswith("/jobs/"):
             response.headers["Content-Security-Policy"] = _POLICY
         return response
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def tell_too_large(_: RequestEntityTooLarge) -> tuple[Response, int]:
+        return jsonify(message=f"more than {jobs.limits.upload_bytes / 1e9:g} GB"), 413
 
     @app.errorhandler(Refused)
     def tell(error: Refused) -> tuple[Response, int]:

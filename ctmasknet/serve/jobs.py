@@ -221,6 +221,19 @@ class Jobs:
             if job.removed:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
+    def check_room_for(self, token: str, size: int) -> None:
+        """Refuse, before it is sent, a file of so many bytes that the job cannot take.
+
+        Raises:
+            Refused: there is no such job, it has begun, or it is large enough.
+        """
+        job = self.get(token)
+        if job.state != UPLOADING:
+            raise Refused("the job has begun already; drop the files again", 409)
+        if job.size + size > self.limits.upload_bytes:
+            most = self.limits.upload_bytes / 1e9
+            raise Refused(f"more than {most:g} GB; drop fewer files", 413)
+
     def start(self, token: str) -> None:
         """Queue the prediction of a job's files.
 
@@ -307,7 +320,10 @@ class Jobs:
                 code = job.process.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 _end(job.process)
-                return f"not done within {self.limits.run_minutes:g} minutes, and ended"
+                return (
+                    f"not done within {self.limits.run_minutes:g} minutes, and ended; drop fewer "
+                    "slices, or start the server with more minutes"
+                )
             if job.removed:
                 return "removed"
             if code:

@@ -223,7 +223,8 @@ def test_a_run_that_takes_too_long_is_ended():
         until = time.monotonic() + 20
         while jobs.told(token)["state"] != "failed" and time.monotonic() < until:
             time.sleep(0.05)
-        assert jobs.told(token)["message"] == "not done within 0.01 minutes, and ended"
+        message = jobs.told(token)["message"]
+        assert message.startswith("not done within 0.01 minutes, and ended; drop fewer slices")
 
 
 def test_a_killed_server_takes_its_run_along_and_the_next_one_its_files(tmp_path, monkeypatch):
