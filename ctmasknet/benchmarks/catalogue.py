@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctmasknet.benchmarks import growth, inference, loading, long_lists, parts, training
+from ctmasknet.benchmarks import growth, inference, loading, long_lists, parts, training, whole_job
 from ctmasknet.engine.processes import keep_freed_memory
 
 _CLASSIFIER = ("configs/cls.yaml", "of a classifier")
@@ -154,6 +154,15 @@ BENCHMARKS: dict[str, Benchmark] = {
             "kind": ("inference", "of the copy, or of a training step", parts.PART_KINDS),
             "batch": (1, "slices a call or step"),
             "side": (512, "of the slices, px"),
+        },
+    ),
+    "whole-job": Benchmark(
+        "a whole prediction: the share of its time in which the model computes",
+        whole_job.whole_job,
+        {
+            "config_file": _CLASSIFIER,
+            "dicom_slices": (300, "of a DICOM series of 512 px; a quarter of it too"),
+            "picture_slices": (500, "PNG of 512 px; a quarter of them too"),
         },
     ),
     "growth": Benchmark(

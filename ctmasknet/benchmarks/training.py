@@ -36,6 +36,7 @@ from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
 from ctmasknet.engine.solver import build_step_trainer
 from ctmasknet.engine.train_data import build_train_loader
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.modeling.masks import SharedBitMasks
 from ctmasknet.modeling.trainable import set_trainable
 
@@ -46,11 +47,12 @@ KINDS = {
     "heads_bn": "configs/cls_heads_bn.yaml",
     "full": "configs/cls_full.yaml",
 }
-_STOCK, _OURS = "stock Detectron2", "ctmasknet"
+_STOCK, _OURS, _HALF = "stock Detectron2", "ctmasknet", "ctmasknet in half precision"
 
 
 def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[str, Any]:
-    """A training step on phantom slices, ours and stock Detectron2's in turn.
+    """A training step on phantom slices, ours and stock Detectron2's in turn, and ours with
+    ``SOLVER.AMP`` where the device has it.
 
     Stock Detectron2 has a process of its own, so that it handles memory as it does. Peak memory is
     that of further processes, which take three steps.
@@ -61,20 +63,26 @@ def training_step(*, kind: str, batch: int, side: int, repeats: int, seed: int) 
         side: of the slices, px.
     """
     point = (kind, batch, side, seed)
+    device = kind_cfg(kind).MODEL.DEVICE
+    halved = device.startswith("cuda") or has_bfloat16(device)
+    ours = (_OURS, _HALF) if halved else (_OURS,)
     with Apart(_step_of, _STOCK, *point) as stock:
-        timings = interleaved({_STOCK: stock, _OURS: _step_of(_OURS, *point)}, repeats, warm=1)
+        calls = {_STOCK: stock, **{way: _step_of(way, *point) for way in ours}}
+        timings = interleaved(calls, repeats, warm=1)
     return comparison(
         f"training step of {kind}, {batch} slices of {side} px",
         timings,
         _STOCK,
-        kind_cfg(kind).MODEL.DEVICE,
+        device,
         peak_memory_mb={way: peak_memory_of(__name__, "step", way, *point) for way in timings},
         config_file=KINDS[kind],
+        notes=() if halved else (f"No row in half precision: {device} does not compute in it",),
     )
 
 
 def _step_of(way: str, *point: Any) -> Callable[[], None]:
-    return stepper(step_trainer(*point, stock=way == _STOCK))
+    overrides = ("SOLVER.AMP.ENABLED", "True") if way == _HALF else ()
+    return stepper(step_trainer(*point, stock=way == _STOCK, overrides=overrides))
 
 
 def step_trainer(
@@ -317,7 +325,7 @@ def _main(benchmark: str, way: str, *point: str) -> None:
         step()
         device = _cfg(config_file, "heads_bn").MODEL.DEVICE
     else:
-        if way == _OURS:
+        if way != _STOCK:
             keep_freed_memory()
         kind, *numbers = point
         step = _step_of(way, kind, *map(int, numbers))

@@ -9,6 +9,7 @@ from ctmasknet.benchmarks.gpu import check, parity
 from ctmasknet.benchmarks.gpu.check import gpu_check
 from ctmasknet.benchmarks.gpu.point import Point, held_to
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast.layers import has_bfloat16
 from tests.helpers.running import run_tool
 
 _TINY = [
@@ -34,7 +35,8 @@ def test_every_part_runs_and_holds_on_a_cpu(repository, tmp_path, capsys):
     found = json.loads(output.read_text())
     assert found["problems"] == [] and all(one["holds"] for one in found["checks"])
     named = {one["check"].partition(":")[0] for one in found["checks"]}
-    assert {"as on the CPU", "resumed segmentation", "resumed heads"} <= named
+    half = " in half precision" * has_bfloat16("cpu")
+    assert {"as on the CPU", f"resumed segmentation{half}", "resumed heads"} <= named
     works = [one["what"].partition(",")[0] for one in found["results"]]
     kinds = ("segmentation", "heads", "heads_bn", "full")
     steps = [f"training step of {kind}" for kind in kinds]

@@ -299,6 +299,29 @@ def test_the_key_trains_under_autocast(amp_cfg, slices):
     assert list(seen.values()) == [torch.bfloat16, torch.float32]
 
 
+@needs_bfloat16
+def test_layers_in_bfloat16_lie_channels_last_and_give_the_same_loss(amp_cfg, slices):
+    amp_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    batch, losses, seen = [detector_input(item) for item in slices[:2]], [], []
+    for build in (build_step_trainer, step_trainer):
+        torch.manual_seed(0)
+        model = build_model(amp_cfg).train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        batches = [batch] if build is build_step_trainer else batch
+        optimizer = build_optimizer(amp_cfg, model)
+        step = build(amp_cfg, model, batches, optimizer)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        model.backbone.fpn_lateral3.register_forward_hook(
+            lambda layer, x, y: seen.append(y.is_contiguous(memory_format=torch.channels_last))
+        )
+        torch.manual_seed(0)
+        with EventStorage() as storage:
+            step.run_step()
+            losses.append(storage.latest()["total_loss"][0])
+    assert seen == [True, False]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
 def test_ranked_rows_are_float32(amp_cfg, slices):
     model = build_model(amp_cfg).eval()
     precision.keep_predictions_float32(model)

@@ -20,6 +20,7 @@ from ctmasknet.data.prepared import ROOT_VARIABLE
 from ctmasknet.data.registry import register_prepared, unregister
 from ctmasknet.engine.runs.command import train_from_command_line
 from ctmasknet.files import parse_json
+from ctmasknet.modeling.fast.layers import has_bfloat16
 from ctmasknet.names import PatientRule
 from ctmasknet.phantom.write import (
     LESION_TREE,
@@ -41,17 +42,20 @@ _AMP = ("SOLVER.AMP.ENABLED", "True")
 
 
 def resume(point: Point) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train a detector, the same in half precision, and a head on phantoms, whole and in two parts
-    (half precision on a GPU alone).
+    """Train a detector, the same in half precision, and a head on phantoms, whole and in two parts;
+    on a CPU the detector in half precision alone, where it has that.
 
     Returns:
         no results, and what has to hold: on the CPU every weight bit for bit; on a GPU, where some
         operators add in any order, the losses behind the break, about as well as a repetition has
         them.
     """
-    kinds = {"segmentation": ("segmentation",), "heads": ("heads",)}
-    if point.on_gpu:  # where a scale of the gradients is part of the state
+    kinds = {"heads": ("heads",)}
+    halved = point.on_gpu or has_bfloat16(point.device)
+    if halved:
         kinds["segmentation in half precision"] = ("segmentation", *_AMP)
+    if point.on_gpu or not halved:
+        kinds["segmentation"] = ("segmentation",)
     checks = []
     with tempfile.TemporaryDirectory() as folder, _phantom_sets(Path(folder), point):
         for name, (kind, *more) in kinds.items():
