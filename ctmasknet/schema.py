@@ -1,4 +1,4 @@
-"""What a JSON file that a tool reads back has to hold, as a form to hold it against.
+"""What a JSON file that a tool reads back, or an entry of a checkpoint, has to hold, as a form.
 
 A form is a function of a value and its key that returns the value as it is used. What means the
 same is taken (a whole number for a number, 3.0 for a count); the rest is told in one line: file,
@@ -194,4 +194,4 @@ def _shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of many digits"
-    return str(value)
+    return str(value) if isinstance(value, int | float) else f"a {type(value).__name__}"

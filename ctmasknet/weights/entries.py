@@ -6,13 +6,12 @@ number for a number); the rest is refused in one line that names the entry.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.weights.pickle import shown
+from ctmasknet.schema import Form, UnlikeForm, anything, form, maybe, number, record, text
 
 #: Names of the entries: the specification, and whom the weights were trained on.
 SPEC, TRAINED_ON = "ctmasknet", "trained_on"
@@ -35,26 +34,13 @@ def checked_entries(path: str | os.PathLike, content: Mapping[str, Any]) -> dict
     Raises:
         CTMaskNetError: an entry is of another type or has no such value; names it.
     """
-    result = dict(content)
-    for name, (read, expected) in _ENTRIES.items():
-        if name in content:
-            result[name] = _read(path, name, content[name], read, expected)
-    if isinstance(result.get(SPEC), dict):
-        for name, (read, expected) in _SPEC_ENTRIES.items():
-            if name in result[SPEC]:
-                value = _read(path, f"{SPEC}.{name}", result[SPEC][name], read, expected)
-                result[SPEC][name] = value
-    return result
-
-
-def _read(path: Any, name: str, value: Any, read: Callable[[Any], Any], expected: str) -> Any:
     try:
-        return read(value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise CTMaskNetError(
-            f"{os.fspath(path)}: its entry {name} is {shown(value)}, but {expected} is expected; "
-            "get the file anew"
-        ) from None
+        found = record({}, _ENTRIES)(dict(content), "")
+        if SPEC in found:
+            found[SPEC] = record({}, _SPEC_ENTRIES)(found[SPEC], SPEC)
+    except UnlikeForm as error:
+        raise CTMaskNetError(f"{os.fspath(path)}: its entry {error}; get the file anew") from None
+    return found
 
 
 def _expect(good: bool, value: Any) -> Any:
@@ -63,45 +49,41 @@ def _expect(good: bool, value: Any) -> Any:
     return value
 
 
-def _text(value: Any) -> str:
-    return _expect(isinstance(value, str), value)
-
-
+@form("a list of names, each once,")
 def _names(value: Any) -> list[str]:
-    names = [_text(name) for name in _expect(isinstance(value, list | tuple), value)]
+    names = [text(name, "") for name in _expect(isinstance(value, list | tuple), value)]
     return _expect(bool(names) and len(set(names)) == len(names), names)
 
 
+@form("True or False")
 def _flag(value: Any) -> bool:
     return _expect(isinstance(value, bool), value)
 
 
-def _number(value: Any) -> float:
-    number = float(_expect(type(value) in (int, float), value))
-    return _expect(math.isfinite(number), number)
-
-
+@form("a number above 0")
 def _positive(value: Any) -> float:
-    number = _number(value)
-    return _expect(number > 0, number)
+    return _expect(number(value, "") > 0, float(value))
 
 
+@form("a whole number within 1..10000")
+def _some(value: Any) -> int:
+    return _expect(type(value) is int and 0 < value <= 10_000, value)
+
+
+@form("a number of iterations")
 def _count(value: Any) -> int:
     return _expect(type(value) is int and value >= 0, value)
 
 
-def _some(value: Any) -> int:
-    return _expect(0 < _count(value) <= 10_000, value)
-
-
+@form("an object of names")
 def _mapping(value: Any) -> dict[str, Any]:
-    _expect(isinstance(value, dict) and all(isinstance(key, str) for key in value), value)
-    return dict(value)
+    return _expect(isinstance(value, dict) and all(isinstance(key, str) for key in value), value)
 
 
+@form("an object of keys with plain values")
 def _keys(value: Any) -> dict[str, Any]:
     """Values of configuration keys: plain ones, and lists of them."""
-    return {key: _plain(item) for key, item in _mapping(value).items()}
+    return {key: _plain(item) for key, item in _mapping(value, "").items()}
 
 
 def _plain(value: Any, depth: int = 3) -> Any:
@@ -109,50 +91,40 @@ def _plain(value: Any, depth: int = 3) -> Any:
         _expect(depth > 0, value)
         return [_plain(item, depth - 1) for item in value]
     if type(value) is float:
-        return _number(value)
+        return number(value, "")
     return _expect(value is None or type(value) in (bool, int, str), value)
 
 
+@form("a calibration with temperatures above 0")
 def _calibration(value: Any) -> dict[str, Any]:
     """See :meth:`ctmasknet.evaluation.validation_fit.ValidationFit.to_json`."""
-    calibration = _mapping(value)
-    _names(calibration.get("class_names", ["any"]))
-    pooling = _mapping(calibration.get("pooling") or {})
-    _text(pooling.get("name", "")), _some(pooling.get("top_k", 1))
-    _expect(pooling.get("normal_class") is None or _text(pooling["normal_class"]), pooling)
-    for temperature in _mapping(calibration.get("temperatures") or {}).values():
-        _positive(_mapping(temperature)["value"])
-    return calibration
+    calibration = _mapping(value, "")
+    _names(calibration.get("class_names", ["any"]), "")
+    pooling = {"name": text, "top_k": _some, "normal_class": maybe(text)}
+    maybe(record({}, pooling))(calibration.get("pooling") or None, "")
+    for temperature in _mapping(calibration.get("temperatures") or {}, "").values():
+        record({"value": _positive})(temperature, "")
+    return dict(calibration)
 
 
+@form("a list of data sets with their patients")
 def _record(value: Any) -> list[dict[str, Any]]:
     """See :data:`ctmasknet.engine.trained_on.Record`."""
+    of = {"dataset": text, "task": text, "patient_ids": anything, "patients": anything}
     for entry in _expect(isinstance(value, list), value):
-        _text(entry["dataset"]), _text(entry["task"])
-        _expect(entry["patient_ids"] is None or isinstance(entry["patient_ids"], str), entry)
-        _expect(isinstance(entry["patients"], list | tuple), entry)
-        for patient in entry["patients"]:
-            _text(patient)
+        found = record(of)(entry, "")
+        maybe(text)(found["patient_ids"], "")
+        for patient in _expect(isinstance(found["patients"], list | tuple), entry)["patients"]:
+            text(patient, "")
     return value
 
 
-#: Entry of a file -> what reads it, what it is.
-_ENTRIES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    SPEC: (_mapping, "a dictionary of names"),
-    TRAINED_ON: (_record, "a list of data sets with their patients"),
-    "iteration": (_count, "a number of iterations"),
-}
-_SPEC_ENTRIES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "task": (_text, "a text"),
-    "mask_type": (_text, "a text"),
-    "config_file": (_text, "a text"),
-    "lesion_classes": (_names, "a list of names, each once,"),
-    "image_classes": (_names, "a list of names, each once,"),
-    "row_features": (_names, "a list of names"),
-    "anchors_rounded": (_flag, "True or False"),
-    "window_center_hu": (_number, "a number in HU"),
-    "window_width_hu": (_positive, "a number above 0 in HU"),
-    "num_boxes": (_some, "a whole number within 1..10000"),
-    CONFIGURATION: (_keys, "a dictionary of keys with plain values"),
-    CALIBRATION: (_calibration, "a calibration with temperatures above 0"),
+#: Entry of a file -> its form.
+_ENTRIES: dict[str, Form] = {SPEC: _mapping, TRAINED_ON: _record, "iteration": _count}
+_SPEC_ENTRIES: dict[str, Form] = {
+    **{"task": text, "mask_type": text, "config_file": text},
+    **{"lesion_classes": _names, "image_classes": _names, "row_features": _names},
+    **{"anchors_rounded": _flag, "num_boxes": _some},
+    **{"window_center_hu": number, "window_width_hu": _positive},
+    **{CONFIGURATION: _keys, CALIBRATION: _calibration},
 }
