@@ -43,7 +43,7 @@ except ModuleNotFoundError as error:
             if name.split(".")[0] == _missing:
                 raise ModuleNotFoundError(
                     f"{_missing} is not installed, and only ctmasknet.ct works without it: install "
-                    "torch, torchvision and Detectron2 as ctmasknet's README says (Install)",
+                    "torch, torchvision and Detectron2 as docs/install.md of ctmasknet says",
                     name=_missing,
                 )
             return None

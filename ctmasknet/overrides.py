@@ -197,9 +197,6 @@ class OverrideParser(ToolParser):
             f"MODEL.DEVICE cpu; they stand anywhere,\nor behind {_DASHES}opts.\n"
         )
 
-    def format_usage(self) -> str:
-        return f"{super().format_usage().rstrip()} [KEY VALUE ...]\n"
-
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Every option of a parser and of those below it."""

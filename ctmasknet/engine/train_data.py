@@ -235,7 +235,8 @@ def look_at_slices(
     crop = is_classifier(cfg) and cfg.INPUT.CROP_TO_BODY
     look = functools.partial(_look_at, crop=crop, needs_box=not finds_body(cfg))
     workers = cfg.DATALOADER.NUM_WORKERS if len(mine) > _FEW else 1
-    looked = map_in_processes(look, [entry for _, entry in mine], workers, title="slices")
+    alone = [entry for _, entry in mine]
+    looked = map_in_processes(look, alone, workers, title="headers", unit="slice")
     for (name, _), found in zip(mine, looked, strict=True):
         if found is not None:
             bad.add(found.file, found.reason, name)

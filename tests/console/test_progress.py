@@ -121,3 +121,9 @@ def test_another_process_tells(clock, capfd):
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+def test_nothing_else_shows_a_bar(repository):
+    files = (repository / "ctmasknet").rglob("*.py")
+    importing = [path for path in files if "import tqdm" in path.read_text(encoding="utf-8")]
+    assert importing == [repository / "ctmasknet" / "console" / "progress.py"]
