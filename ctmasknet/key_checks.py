@@ -114,7 +114,6 @@ def check_averages(cfg: CfgNode, given: Sequence[str], averages: bool) -> None:
     """Refuse more than one look (``TEST.AUG``, ``TEST.ENSEMBLE``) of a run that takes none.
 
     Args:
-        cfg: of a model in use.
         given: keys of the command line that the model's file states too.
         averages: whether the run takes more looks.
 
@@ -397,7 +396,11 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
         lambda cfg: not cfg.MODEL.SLICE_NETWORK.CROP or names_scans(cfg),
         "it is of slices that are cut (MODEL.SLICE_NETWORK.CROP, MODEL.META_ARCHITECTURE)",
     ),
-    (("TEST.PICTURES",), names_scans, "a slice of a scan alone has no class"),
+    (
+        ("TEST.PICTURES",),
+        lambda cfg: cfg.TEST.PICTURES > 0 and names_scans(cfg),
+        "a slice of a scan alone has no class",
+    ),
     (("MODEL.SLICE_NETWORK.NUM_OUTPUTS",), names_scans, "a scan has as many outputs as classes"),
     (("TEST.IMS_PER_BATCH",), names_scans, "a batch is a scan (MODEL.META_ARCHITECTURE)"),
     (
@@ -447,8 +450,7 @@ _IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] 
     (
         ("TEST.AUG.ENABLED", "TEST.ENSEMBLE"),
         lambda cfg: True,
-        "a training validates one model, which looks at a slice once; evaluation and prediction do "
-        "as it says",
+        "a training validates one model, which looks at a slice once",
     ),
     (
         ("MODEL.IMAGE_HEAD.", "MODEL.RANKED_BOXES."),

@@ -81,7 +81,7 @@ def tiny_cfg(repository) -> CfgNode:
             *("MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3"]),
             *("MODEL.RPN.POST_NMS_TOPK_TEST", 40, "MODEL.RANKED_BOXES.NUM", 16),
             *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
-            *("MODEL.IMAGE_HEAD.FC_DIM", 24),
+            *("MODEL.IMAGE_HEAD.FC_DIM", 24, "TEST.PICTURES", 0),
         ]
     )
     return cfg

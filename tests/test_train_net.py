@@ -20,7 +20,7 @@ TINY = [
     *("INPUT.MIN_SIZE_TEST", "96", "INPUT.RANDOM_FLIP", "none"),
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "32", "MODEL.RANKED_BOXES.NUM", "16"),
-    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "TEST.PICTURES", "0"),
 ]
 
 
@@ -34,8 +34,8 @@ def runs(repository, prepared, tmp_path_factory):
         patch.chdir(repository)
         seg = ["--config-file", "configs/seg_light.yaml"]
         cls = ["--config-file", "configs/cls_light.yaml"]
-        seg_out = [*TINY, "OUTPUT_DIR", folder / "seg"]
-        cls_out = [*TINY, "OUTPUT_DIR", folder / "cls"]
+        seg_out = [*TINY, "TEST.PICTURES", "2", "OUTPUT_DIR", folder / "seg"]
+        cls_out = [*TINY, "TEST.PICTURES", "2", "OUTPUT_DIR", folder / "cls"]
         short = ["TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.MAX_ITER"]
         weights = ["MODEL.WEIGHTS", folder / "seg" / "model_best.pth"]
         for words in (

@@ -254,8 +254,6 @@ class Trainer(DefaultTrainer):
                 results["validation"] = detector_losses(cfg, model, self.bad_slices)
             elif "slices" in results:
                 results["validation"] = {"total_loss": results["slices"]["loss"]}
-        if comm.is_main_process():
-            show_predictions(cfg, model)
         self._last_eval_results = results
         return results
 
@@ -458,9 +456,15 @@ class Trainer(DefaultTrainer):
             gather_bad.gather()
             checkpoints.save(UNEVALUATED)
 
+        def validate() -> OrderedDict[str, Any]:
+            results = self.validate()
+            if comm.is_main_process():
+                show_predictions(cfg, self.checkpointer.model)
+            return results
+
         self._ending = EndAtSignal(checkpoints)
         self._validation = Validation(
-            *(self.validate, period, self.checkpointer, metric, patience),
+            *(validate, period, self.checkpointer, metric, patience),
             before=save_first if cfg.DATASETS.VAL else None,
         )
         main = comm.is_main_process()

@@ -26,7 +26,7 @@ SCHEDULE = [
 ]
 TASKS = {
     "segmentation": [
-        *("configs/seg_light.yaml", "DATALOADER.NUM_WORKERS", 1),
+        *("configs/seg_light.yaml", "DATALOADER.NUM_WORKERS", 1, "TEST.PICTURES", 1),
         *("INPUT.AUGMENTATION.ROTATION_DEG", 20.0, "INPUT.AUGMENTATION.ELASTIC_PX", 3.0),
         *("INPUT.AUGMENTATION.NOISE_STD", 5.0, "DATALOADER.SAMPLER_TRAIN", "LesionBalancedSampler"),
         *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"),

@@ -23,6 +23,7 @@ _SHORT = [
     *("MODEL.DEVICE", "cpu", "SEED", 1, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2),
     *("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1),
     *("SOLVER.WARMUP_ITERS", 0, "INPUT.RANDOM_FLIP", "none", "SOLVER.LOG_PERIOD", 1),
+    *("TEST.PICTURES", 0),
 ]
 _SETS = ("cncb_lesions_both_val", "covidx_ct_train", "covidx_ct_val")
 

@@ -17,7 +17,7 @@ _LESION_SET, _CLASS_SET = Part(_LESIONS, "A lesion set"), Part(_CLASSES, "A set 
 #: What makes a training one of seconds.
 _SHORT = [
     *("SOLVER.MAX_ITER", 3, "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96),
-    *("DATALOADER.NUM_WORKERS", 0),
+    *("DATALOADER.NUM_WORKERS", 0, "TEST.PICTURES", 0),
 ]
 #: The detector of the light configurations in those of the paper.
 _TINY = [

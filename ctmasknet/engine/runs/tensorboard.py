@@ -60,11 +60,12 @@ def show_predictions(cfg: CfgNode, model: nn.Module) -> None:
 
     Args:
         cfg: of the training.
-        model: in training or evaluation mode, and left in it.
+        model: its parts in training or evaluation mode, and left in it.
     """
     if not cfg.TEST.PICTURES or names_scans(cfg):
         return
-    mapper, was_training = task_mapper(cfg, is_train=False), model.training
+    mapper = task_mapper(cfg, is_train=False)
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     boxes = hasattr(model, "return_ranked_instances")
     if boxes:
@@ -87,7 +88,8 @@ def show_predictions(cfg: CfgNode, model: nn.Module) -> None:
     finally:
         if boxes:
             model.return_ranked_instances = False
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _picture(
