@@ -282,8 +282,8 @@ class _LesionCanvas(SliceCanvas):
                 for segment in outline.polygons:
                     # A closed line: a polygon of so many points takes matplotlib far longer
                     x, y = np.append(segment, segment[:2]).reshape(-1, 2).T
-                    how = (0, (1, 2)) if is_dotted(lesion) else "-"
-                    self.draw_line(x, y, color, linestyle=how, linewidth=1)
+                    how, width = ((0, (1, 1.5)), 1.6) if is_dotted(lesion) else ("-", 1)
+                    self.draw_line(x, y, color, linestyle=how, linewidth=width)
             if lesion.box is not None:
                 box = [side * scale for side in lesion.box]
                 how = (0, (1, 3)) if is_dotted(lesion) else (0, (4, 2))
