@@ -1,6 +1,7 @@
 """The check of a card, its parts tried on a CPU with a tiny model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,17 @@ def test_without_a_gpu_it_is_one_line(repository, tmp_path, capsys):
     assert run_tool(repository, "tools/gpu_check.py", "--output", tmp_path / "gpu.json") == 2
     assert "--device cuda: torch" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_card_is_chosen_by_its_number(monkeypatch, device, number):
+    chosen, card = [], SimpleNamespace(total_memory=8e9, major=8, minor=6)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: [None, card][of == number])
+    facts = check._device_facts(device)
+    # torch takes no device without a number there
+    assert chosen == [number] and facts["gpu_memory_mb"] == 8000 and facts["capability"] == "8.6"
 
 
 def test_another_device_is_refused():

@@ -79,13 +79,14 @@ def _device_facts(device: str) -> dict[str, Any]:
         raise CTMaskNetError(f"`device` {device}: give cuda, cuda:1, ... or cpu")
     if kind.type == "cpu":
         return {}
-    if (kind.index or 0) >= torch.cuda.device_count():
+    number = kind.index or 0
+    if number >= torch.cuda.device_count():
         raise CTMaskNetError(
             f"`device` {device}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
             "devices; run this where nvidia-smi shows a card and torch is built for its driver"
         )
-    torch.cuda.set_device(kind)
-    card = torch.cuda.get_device_properties(kind)
+    torch.cuda.set_device(number)
+    card = torch.cuda.get_device_properties(number)
     return {
         "gpu_memory_mb": round(card.total_memory / 1e6),
         "cuda": torch.version.cuda,
