@@ -1,4 +1,4 @@
-# make demo | make test | make lint
+# make demo | make weights | make test | make lint
 #
 # PY=/path/to/python uses an environment that already has torch and Detectron2 (see README.md); otherwise .venv is
 # made once and filled with the pinned requirements.
@@ -8,6 +8,10 @@ VENV ?= .venv
 PHANTOM_SEED ?= 1
 SEED ?= 1
 DEMO ?= output/demo
+# Default weights: a folder with image/ and mask/, and which slices are of one patient (docs/weights.md)
+LESIONS ?=
+GROUPS ?=
+WEIGHTS ?= output/weights
 # Processes of the tests
 JOBS ?= 2
 
@@ -16,10 +20,13 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 endif
 
-.PHONY: demo test lint
+.PHONY: demo weights test lint
 
 demo: $(READY)
 	$(PY) tools/demo.py --output $(DEMO) --phantom-seed $(PHANTOM_SEED) --seed $(SEED)
+
+weights: $(READY)
+	$(PY) docs/default_weights.py --output $(WEIGHTS) $(if $(LESIONS),--lesions $(LESIONS)) $(if $(GROUPS),--groups $(GROUPS))
 
 test: $(READY)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile

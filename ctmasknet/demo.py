@@ -295,6 +295,8 @@ def _tables(summary: dict[str, Any], output: Path) -> str:
             f"pictures: {output / 'overlays'}, {output / 'paper'}",
             f"figures:  {output / _MARK}",
             f"report:   {output / _REPORT}",
+            "weights:  `make weights` trains a pair for predictions on your own scans, on real "
+            "slices too (docs/weights.md)",
         ]
     )
 
