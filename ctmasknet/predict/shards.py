@@ -55,7 +55,8 @@ _UNIT = record(
             record(
                 {
                     **{"patient": text, "scan": text, "kind": text, "slices": whole_from_0},
-                    **{"problems": listing(text), "series": maybe(_SERIES), "series_name": text},
+                    **{"problems": listing(text), "series": maybe(_SERIES)},
+                    "series_name": maybe(text),
                 }
             )
         ),
@@ -155,7 +156,7 @@ class Shards:
         described = [
             {key: getattr(scan, key) for key in ("patient", "scan", "kind")}
             | {"slices": len(scan.slices), "problems": list(scan.problems)}
-            | {"series_name": series_name(scan)}
+            | {"series_name": series_name(scan) or None}
             | {"series": facts and {**asdict(facts), "study": list(facts.study)}}
             for scan, facts in zip(read.scans, map(series_facts, read.scans), strict=True)
         ]

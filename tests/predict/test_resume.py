@@ -63,7 +63,7 @@ def test_killed_at_six_points_and_continued(repository, classifier, scans, tmp_p
         assert not finished & set(log.read_text().splitlines()), "predicted again"
     assert run(whole) == 0
     ours, theirs = untimed(broken), untimed(whole)
-    assert ours.keys() == theirs.keys() and len(theirs) == 6
+    assert ours.keys() == theirs.keys() and len(theirs) == 8
     for name in theirs:
         assert ours[name] == theirs[name], name
     assert json.loads((broken / "prediction.json").read_text())["status"] == "finished"
