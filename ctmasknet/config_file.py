@@ -65,6 +65,11 @@ def from_file(config_file: str | os.PathLike) -> CfgNode:
         return cfg
     if not os.path.isfile(config_file):
         # One of those that come with the package, from any folder
+        if os.path.exists(config_file):
+            raise CTMaskNetError(
+                f"{config_file}: a folder, device or pipe; give a YAML file such as "
+                "configs/cls.yaml"
+            )
         config_file = get_config_file(config_file)
     try:
         cfg.merge_from_other_cfg(CfgNode(_typed(_loaded(config_file), cfg)))

@@ -373,6 +373,10 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("holds a number of thousands of digits") from None
+        raise
     finally:
         if collects:
             gc.enable()

@@ -164,6 +164,11 @@ def test_json_nested_too_deeply_is_an_error_of_its_content(read, tmp_path):
         read(text)
 
 
+def test_json_with_an_endless_number_is_an_error_of_its_content():
+    with pytest.raises(ValueError, match="holds a number of thousands of digits"):
+        parse_json('{"n": ' + "1" * 5000 + "}")
+
+
 @pytest.mark.parametrize("encoded", [str.encode, str])
 def test_json_of_more_lists_than_any_file_has_is_an_error_of_its_content(encoded, monkeypatch):
     """Each of them takes 20 times its bytes."""

@@ -487,7 +487,8 @@ def _require_weights(weights: str, config_file: str | os.PathLike, training: boo
         )
     else:
         fix = ""
-    raise CTMaskNetError(f"{path}: no such weights file; {fix}set MODEL.WEIGHTS to another file")
+    what = "a folder, device or pipe, no weights file" if path.exists() else "no such weights file"
+    raise CTMaskNetError(f"{path}: {what}; {fix}set MODEL.WEIGHTS to another file")
 
 
 def _check_device(cfg: CfgNode) -> None:

@@ -126,8 +126,10 @@ def unreadable(path: str | os.PathLike, error: Exception) -> UnreadableCheckpoin
 
 
 def first_line(error: Exception) -> str:
-    """What an error says in its first line; its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says in its first line; its kind where it says nothing, or only a key."""
+    kind = type(error).__name__
+    first = (str(error).strip().splitlines() or [kind])[0]
+    return f"{kind}: {first}" if isinstance(error, KeyError) else first
 
 
 def check_sums(path: str | os.PathLike) -> None:

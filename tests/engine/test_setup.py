@@ -195,6 +195,13 @@ def test_configuration_files_of_odd_form_are_one_line(tmp_path, text, words):
     assert str(path) in str(told.value) and "\n" not in str(told.value)
 
 
+def test_what_is_no_file_is_not_said_to_be_missing(repository, tmp_path):
+    with pytest.raises(CTMaskNetError, match="a folder, device or pipe; give a YAML file"):
+        read_cfg(tmp_path)
+    with pytest.raises(CTMaskNetError, match="a folder, device or pipe, no weights file; train it"):
+        inference_cfg(repository / "configs/cls.yaml", [], str(tmp_path))
+
+
 def test_bases_that_fan_out_are_one_line(tmp_path):
     """11 files of 130 bytes that name 10**10 bases; and 20 bases that are large together."""
     for level in range(10):

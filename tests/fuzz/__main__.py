@@ -40,6 +40,7 @@ def fuzz(
         kind of file -> how often each outcome; (kind of file, outcome, text) -> the first number.
     """
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # a thread's lock stays locked in what is forked meanwhile
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     totals: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)

@@ -60,13 +60,16 @@ def attempt(read: Callable[[Path], object], path: Path, marker: Path) -> Outcome
         os.close(ours)
         _read(read, path, theirs)
     os.close(theirs)
-    told, ended, begin, asleep = b"", 0, time.monotonic(), 0
+    told, ended, begin = b"", 0, time.monotonic()
+    spent, since = -1, begin
     while not ended:
         ended, status = os.waitpid(child, os.WNOHANG)
-        late = not ended and time.monotonic() - begin > 12 * SECONDS
+        now = time.monotonic()
+        late = not ended and now - begin > 12 * SECONDS
         # What works, or would if it had the CPU, is ended by its limit of that
-        asleep = asleep + 1 if late and not _works(child) else 0
-        if asleep > 100:
+        if late and (ticks := _ticks_unless_waiting(child)) != spent:
+            spent, since = ticks, now
+        elif late and now - since > SECONDS:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             os.close(ours)
@@ -90,9 +93,11 @@ def attempt(read: Callable[[Path], object], path: Path, marker: Path) -> Outcome
     return outcome
 
 
-def _works(process: int) -> bool:
+def _ticks_unless_waiting(process: int) -> float:
+    """Of the CPU that a process had; another number each time while it waits for it or a disk."""
     with open(f"/proc/{process}/stat", encoding="utf-8") as stream:
-        return stream.read().rpartition(")")[2].split()[0] == "R"
+        fields = stream.read().rpartition(")")[2].split()
+    return time.monotonic() if fields[0] in "RD" else int(fields[11]) + int(fields[12])
 
 
 def _read(read: Callable[[Path], object], path: Path, answer: int) -> None:

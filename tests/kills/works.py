@@ -89,7 +89,7 @@ def make_inputs(folder: Path, needed: set[str]) -> None:
         assert run_tool(REPOSITORY, tool, *call) == 0, tool
     if "models" not in needed:
         return
-    (folder / "models").mkdir()
+    (folder / "models").mkdir(parents=True)
     detector, classifier = (
         read_cfg(str(REPOSITORY / config), [*SMALL, *more])
         for config, more in ((_DETECTOR, []), (_CLASSIFIER, ["MODEL.RANKED_BOXES.NUM", 16]))
