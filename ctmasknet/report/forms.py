@@ -232,6 +232,7 @@ LESIONS_OF_SCAN = record(
     {
         **{"patient": maybe(text), "scan": maybe(text), "slices": whole_from_0},
         "slices_with": names_of(whole_from_0),
+        **{"series": maybe(text), "counts": maybe(one_of(False, True))},
     }
 )
 LESIONS_OF_SLICE = record(

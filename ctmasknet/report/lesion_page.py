@@ -66,8 +66,9 @@ def lesion_page(
         for item in json_lines(listing):
             if item.get("level") == "scan":
                 scan = LESIONS_OF_SCAN(item, "scan")
-                names = [scan[key] or "–" for key in ("patient", "scan")]
-                scans.append((*names, scan["slices"], scan["slices_with"]))
+                counted = {None: "", True: " (counted)", False: " (not counted: another series is)"}
+                name = (scan["series"] or scan["scan"] or "–") + counted[scan["counts"]]
+                scans.append((scan["patient"] or "–", name, scan["slices"], scan["slices_with"]))
             elif item.get("level") == "slice":
                 one = LESIONS_OF_SLICE(item, "slice")
                 scores = [box["score"] for box in one["boxes"]]

@@ -346,6 +346,10 @@ def test_the_listing_of_a_detector_has_a_form(number, change, words, tmp_path):
     listing = tmp_path / "predictions.jsonl"
     listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert "With ggo" in write_report(tmp_path, tmp_path / "r.html").read_text()
+    lines[0] |= {"series": "series 2, Soft", "counts": False}
+    listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = write_report(tmp_path, tmp_path / "r.html").read_text()
+    assert "<td>series 2, Soft (not counted: another series is)</td>" in page
     lines[number] |= change
     listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.raises(CTMaskNetError, match=rf"{listing}: no prediction.*{words}"):
