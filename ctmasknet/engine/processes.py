@@ -207,7 +207,10 @@ def _join(
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // per_machine))
     backend, timeout = "nccl" if on_gpu else "gloo", datetime.timedelta(minutes=30)
-    dist.init_process_group(backend, url, timeout, world_size=world, rank=rank)
+    store, _, _ = next(dist.rendezvous(url, rank, world, timeout=timeout))
+    # torchrun may keep its store over restarts, with the addresses of processes that are lost
+    store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, timeout=timeout, world_size=world, rank=rank, store=store)
     comm.create_local_process_group(per_machine)
     comm.synchronize()
     run(args)

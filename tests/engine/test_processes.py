@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ctmasknet.engine import processes
 from ctmasknet.engine.processes import keep_freed_memory, launch
@@ -195,6 +196,23 @@ def test_what_torchrun_starts_ends_with_it(repository, monkeypatch, by_torchrun)
     arguments = type("One", (Arguments,), {"num_gpus": 1, "num_machines": 1})
     launch(lambda args: called.append("run"), arguments)
     assert called[: called.index("_leave")] == [*[os.getppid()] * by_torchrun, "_join"]
+
+
+def test_a_restart_by_torchrun_meets_no_address_of_a_process_that_is_lost(monkeypatch):
+    """torchrun may keep its store."""
+    kept, stores = dist.HashStore(), []
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(kept, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(processes.comm, "create_local_process_group", lambda _: None)
+    monkeypatch.setattr(processes, "keep_freed_memory", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for attempt in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        processes._join(lambda _: None, None, "env://", 0, 2, 0, 2, False)
+    first, second = stores
+    first.set("rank 1", "127.0.0.1:6573")
+    assert first.check(["rank 1"]) and not second.check(["rank 1"])
 
 
 _PROGRAM = """
