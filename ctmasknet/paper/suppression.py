@@ -55,7 +55,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     entries = choose(args.dataset, args.image_id, args.index, args.seed)
     test_set = [] if "DATASETS.TEST" in args.opts else ["DATASETS.TEST", f"({args.dataset!r},)"]
     cfg, _ = inference_cfg(args.config_file, [*args.opts, *test_set], test_sets=True)
-    # The model as it was trained, not its inference copy: both panels are the reference's
+    # The model as it was trained, not in another form: both panels are the reference's
     predictor = CTPredictor(cfg, model=load_model(cfg))
     rows, told = [], []
     for entry in entries:
