@@ -161,8 +161,7 @@ def check_together(cfg: CfgNode) -> None:
         raise CTMaskNetError("OUTPUT_DIR is empty; name a folder")
     for problem in (
         *(_classes(cfg), _augmentation(cfg.INPUT), _sampler(cfg), _solver(cfg)),
-        *(_inference(cfg), _matching(cfg.MODEL)),
-        *(_backbone(cfg.MODEL), _anchors(cfg.MODEL), _heads(cfg.MODEL)),
+        *(_matching(cfg.MODEL), _backbone(cfg.MODEL), _anchors(cfg.MODEL), _heads(cfg.MODEL)),
     ):
         if problem:
             raise CTMaskNetError(problem)
@@ -246,25 +245,6 @@ def _sampler(cfg: CfgNode) -> str | None:
             f"DATALOADER.SAMPLER_TRAIN is {name!r}, but DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves "
             "slices without lesions out; set it False"
         )
-    return None
-
-
-def _inference(cfg: CfgNode) -> str | None:
-    if cfg.MODEL.INFERENCE.DTYPE and not cfg.MODEL.INFERENCE.FUSED:
-        return (
-            f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE} but MODEL.INFERENCE.FUSED is "
-            "False; set it True"
-        )
-    if cfg.MODEL.INFERENCE.ENGINE == "openvino" and not cfg.MODEL.INFERENCE.FUSED:
-        return "MODEL.INFERENCE.ENGINE is openvino but MODEL.INFERENCE.FUSED is False; set it True"
-    for part in ("RESNETS", "FPN"):
-        norm = cfg.MODEL[part].NORM
-        if cfg.MODEL.INFERENCE.DTYPE and norm in ("GN", "LN"):
-            return (
-                f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE}, but MODEL.{part}.NORM "
-                f"{norm} cannot be folded into convolutions in it; set MODEL.INFERENCE.DTYPE "
-                "to ''"
-            )
     return None
 
 

@@ -266,14 +266,13 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # thresholds, anchors, ...), which only an override can ask for: refuse | warn.
     cfg.MODEL.UNLIKE_CHECKPOINT = "refuse"
     cfg.MODEL.INFERENCE = CfgNode()
+    # Files that earlier versions wrote name it; ENGINE has taken its place.
+    cfg.register_deprecated_key("MODEL.INFERENCE.FUSED")
     # What computes a detector there: torch | openvino (CPU; `pip install openvino`), the same
     # results but for rounding in less time | auto: openvino on the CPU where it is installed.
     cfg.MODEL.INFERENCE.ENGINE = "auto"
-    # Use a copy with batch normalisation folded into the convolutions: the same results but for
-    # rounding, in less time.
-    cfg.MODEL.INFERENCE.FUSED = True
-    # What that copy computes in: "" for float32 | bfloat16, where the CPU or GPU has it, which
-    # moves logits by some tenths.
+    # What it computes in: "" for float32 | bfloat16, where the CPU or GPU has it, which moves
+    # logits by some tenths.
     cfg.MODEL.INFERENCE.DTYPE = ""
     # In bfloat16, a slice whose two best logits are less than this apart is named again in float32;
     # 0: never.

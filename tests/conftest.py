@@ -15,6 +15,7 @@ from scipy.special import expit
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.data import registry as datasets
 from ctmasknet.evaluation.predictions import SlicePrediction
+from ctmasknet.modeling.fast import inference
 from tests.helpers.running import run_tool
 
 # A run in a script's background ignores Ctrl-C, and so would the tools that tests start.
@@ -45,6 +46,12 @@ def shared() -> Path:
             f"no folder {SHARED.name}/ with real data and golden vectors beside the project"
         )
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def torch_computes(monkeypatch):
+    """OpenVINO takes a second to read a model; tests of it have a fixture of this name instead."""
+    monkeypatch.setattr(inference, "installed", lambda: False)
 
 
 @pytest.fixture

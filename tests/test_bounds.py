@@ -90,10 +90,6 @@ def test_a_value_that_no_run_can_work_with(repository, key, value, message):
             *("cls", ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]),
             "SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', which counts the lesions",
         ),
-        (
-            *("cls", ["MODEL.INFERENCE.DTYPE", "bfloat16", "MODEL.INFERENCE.FUSED", "False"]),
-            r"MODEL\.INFERENCE\.FUSED is False",
-        ),
         ("seg", ["SOLVER.EARLY_STOPPING_PATIENCE", 2, "SOLVER.BEST_METRIC", ""], "nothing to wait"),
         ("seg", ["SOLVER.EARLY_STOPPING_PATIENCE", 2, "DATASETS.VAL", "()"], "nothing to wait for"),
         (
@@ -116,10 +112,6 @@ def test_a_value_that_no_run_can_work_with(repository, key, value, message):
         ("seg", ["MODEL.ROI_BOX_HEAD.NUM_FC", 0], "NUM_FC and NUM_CONV are both 0"),
         ("seg", ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"], None),
         ("seg", ["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
-        (
-            *("seg", ["MODEL.INFERENCE.DTYPE", "bfloat16", "MODEL.FPN.NORM", "GN"]),
-            "DTYPE is bfloat16, but MODEL.FPN.NORM GN cannot be folded",
-        ),
         (
             *("seg_light", ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]),
             r"'build_resnet_fpn_backbone', which adds a level p6 to p5, but .*\['res3'\]",

@@ -52,7 +52,6 @@ READ_IN = {
     "ctmasknet.modeling.detector": """MODEL.ANCHOR_GENERATOR.ROUND MODEL.FPN.FUSE_TYPE
         MODEL.FPN.IN_FEATURES MODEL.FPN.NORM MODEL.FPN.OUT_CHANNELS""",
     "ctmasknet.modeling.fast.inference": """MODEL.INFERENCE.DTYPE MODEL.INFERENCE.ENGINE
-        MODEL.INFERENCE.FUSED
         MODEL.INFERENCE.RECHECK_MARGIN""",
     "ctmasknet.modeling.image_heads.s": "MODEL.IMAGE_HEAD.FC_DIM",
     "ctmasknet.modeling.image_heads.registry": "MODEL.IMAGE_HEAD.NAME",

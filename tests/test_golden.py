@@ -9,7 +9,6 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, ROIMasks
 
-from ctmasknet.modeling.fast.inference import to_inference
 from ctmasknet.modeling.fast.openvino import to_openvino
 from ctmasknet.modeling.masks import PublishedBitMasks, PublishedROIMasks
 from ctmasknet.weights.layout import AuthorsVariant, authors_layout, sizes_outermost
@@ -179,12 +178,11 @@ def compare_rows(model, output, ranked, logits) -> None:
     assert (again - torch.from_numpy(logits)).abs().max() < 1e-4
 
 
-#: The model itself, and the forms that evaluation and prediction use.
+#: The model itself, and the form that evaluation and prediction use.
 FORMS = pytest.mark.parametrize(
     "form",
     [
         pytest.param(lambda model: model, id="model"),
-        pytest.param(to_inference, id="copy"),
         pytest.param(to_openvino, id="openvino", marks=needs_openvino),
     ],
 )

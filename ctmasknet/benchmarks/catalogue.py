@@ -68,7 +68,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
     ),
     "agreement": Benchmark(
-        "classes and logits of the inference copy against the model's on a test set",
+        "classes and logits of a model's other forms against the model's on a test set",
         inference.agreement,
         {
             "config_file": ("configs/demo/cls.yaml", "of a classifier"),
@@ -151,7 +151,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "what each speed-up pays: the whole against the same without it",
         parts.parts,
         {
-            "kind": ("inference", "of the copy, or of a training step", parts.PART_KINDS),
+            "kind": ("inference", "of the classifier, or of a training step", parts.PART_KINDS),
             "batch": (1, "slices a call or step"),
             "side": (512, "of the slices, px"),
         },

@@ -24,7 +24,11 @@ from ctmasknet.errors import CTMaskNetError
 
 
 def interleaved(
-    ways: Mapping[str, Callable[[], Any]], repeats: int, *, warm: int = 0
+    ways: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    warm: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, Any]]:
     """Time functions in turn, so that whatever else the machine does meets all of them alike.
 
@@ -35,6 +39,8 @@ def interleaved(
         repeats: times each is measured.
         warm: further unmeasured calls before every measurement: what a way in a process of its own
             needs, which the system puts to rest while the others have their turn.
+        clock: seconds; ``time.process_time`` counts those that this process computes, whatever
+            else the machine does.
 
     Returns:
         name -> ``median_s``, ``q1_s`` and ``q3_s`` (quartiles), ``min_s``, ``max_s``, ``repeats``,
@@ -47,9 +53,9 @@ def interleaved(
         for name, way in ways.items():
             for _ in range(warm):
                 way()
-            begin = time.perf_counter()
+            begin = clock()
             way()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(clock() - begin)
     return {name: spread(found) for name, found in seconds.items()}
 
 

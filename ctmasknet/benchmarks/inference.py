@@ -33,16 +33,14 @@ from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.export import export_classifier, load_exported
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.engine.trainer import Trainer
-from ctmasknet.modeling.fast.inference import rechecked, to_inference
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16, in_torch, rechecked
 from ctmasknet.modeling.fast.openvino import computes_bfloat16, installed, to_openvino
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
 _STOCK = "stock Detectron2, image head behind it"
 _TORCHVISION = "torchvision detector, no masks, no slice class"
 _PLAIN = "ctmasknet, model as trained"
-_COPY = "ctmasknet, inference copy"
-_HALF = "ctmasknet, inference copy in bfloat16"
+_HALF = "ctmasknet, model in bfloat16"
 _OPENVINO = "ctmasknet, OpenVINO"
 _OPENVINO_HALF = "ctmasknet, OpenVINO in bfloat16"
 _COMPILED = "ctmasknet, backbone by torch.compile"
@@ -87,17 +85,17 @@ def inference(
     limits = {dtype: max(found.values()) for dtype, found in rates.items()}
     work = 2 * batch * multiply_adds(model, slices[0]["image"])
     stock, plain = _stock(cfg, model)(slices), model(slices)
-    copied = {name: ways[name](slices) for name in (_COPY, _OPENVINO) if name in ways}
     figures = {"multiply-adds a slice, 10^9": work / 2 / batch / 1e9}
     for found in rates.values():
         figures |= {f"{name}, GFLOP/s": rate / 1e9 for name, rate in found.items()}
     figures["largest logit difference, model and stock"] = _largest(plain, stock)
-    for name, found in copied.items():
+    if _OPENVINO in ways:
+        found = [result["logits"] for result in ways[_OPENVINO](slices)]
         figures[
-            f"{name}: largest logit difference from the model (random weights: rows of like score "
-            "swap)"
-        ] = _largest(plain, [result["logits"] for result in found])
-    for name in (_COPY, _OPENVINO, _HALF, _OPENVINO_HALF):
+            f"{_OPENVINO}: largest logit difference from the model (random weights: rows of like "
+            "score swap)"
+        ] = _largest(plain, found)
+    for name in (_PLAIN, _OPENVINO, _HALF, _OPENVINO_HALF):
         if name in ways:
             dtype = torch.bfloat16 if name in (_HALF, _OPENVINO_HALF) else torch.float32
             share = work / times[name]["median_s"] / limits[dtype]
@@ -114,8 +112,8 @@ def inference(
 
 
 def engines(*, config_file: str, side: int, batch: int, repeats: int, seed: int) -> dict[str, Any]:
-    """A detector with masks, or a classifier, by each engine and in each precision, on noise
-    slices; stock Detectron2 has the same weights.
+    """CPU seconds of a detector with masks, or a classifier, by each engine and in each precision,
+    on noise slices; stock Detectron2 has the same weights.
 
     Args:
         config_file: of a detector or classifier.
@@ -133,9 +131,9 @@ def engines(*, config_file: str, side: int, batch: int, repeats: int, seed: int)
     ways = {_STOCK: stock, **_forms(model, cfg.MODEL.DEVICE)}
     with torch.no_grad():
         calls = {name: _call(way, cfg.MODEL.DEVICE, slices) for name, way in ways.items()}
-        times = interleaved(calls, repeats)
+        times = interleaved(calls, repeats, clock=time.process_time)
     return comparison(
-        f"engines, {config_file}, {batch} x {side} px",
+        f"engines, {config_file}, {batch} x {side} px, CPU seconds",
         times,
         _STOCK,
         cfg.MODEL.DEVICE,
@@ -146,12 +144,12 @@ def engines(*, config_file: str, side: int, batch: int, repeats: int, seed: int)
 
 def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
     """The model and what evaluation and prediction may make of it on this machine."""
-    forms = {_PLAIN: model, _COPY: to_inference(model)}
+    forms = {_PLAIN: model}
     if has_bfloat16(device):
-        forms[_HALF] = to_inference(model, torch.bfloat16)
+        forms[_HALF] = in_torch(model, torch.bfloat16)
     if device == "cpu" and installed():
         forms[_OPENVINO] = to_openvino(model)
-        if computes_bfloat16():
+        if _HALF in forms and computes_bfloat16():
             forms[_OPENVINO_HALF] = to_openvino(model, torch.bfloat16)
     return forms
 
@@ -192,7 +190,7 @@ def multiply_adds(model: CTMaskNet, image: Tensor) -> float:
     """Multiply-adds of one slice in convolutions and linear layers, as fvcore counts them.
 
     Args:
-        model: the classifier, not its inference copy.
+        model: the classifier itself, not another form of it.
         image: (3, H, W).
     """
     tensor = model.preprocess_image([{"image": image}]).tensor
@@ -277,7 +275,6 @@ def _largest(ours: list[dict[str, Any]], logits: list[Tensor]) -> float:
     return max(float((one["logits"] - other).abs().max()) for one, other in pairs)
 
 
-_MODEL, _ITS_COPY, _ITS_HALF = "model as trained", "inference copy", "inference copy in bfloat16"
 _CHECKED = "the same, close calls again in float32"
 
 
@@ -296,15 +293,13 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
     """
     cfg, _ = inference_cfg(config_file, weights=weights, test_sets=True)
     model = load_model(cfg)
-    forms = {_STOCK: _stock(cfg, model), _MODEL: model, _ITS_COPY: to_inference(model)}
-    if has_bfloat16(cfg.MODEL.DEVICE):
-        forms[_ITS_HALF] = to_inference(model, torch.bfloat16)
-        margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
-        forms[_CHECKED] = rechecked(to_inference(model, torch.bfloat16), forms[_ITS_COPY], margin)
-    if cfg.MODEL.DEVICE == "cpu" and installed():
-        forms[_OPENVINO] = to_openvino(model)
-        if computes_bfloat16():
-            forms[_OPENVINO_HALF] = to_openvino(model, torch.bfloat16)
+    forms = {_STOCK: _stock(cfg, model), **_forms(model, cfg.MODEL.DEVICE)}
+    half = next((name for name in (_OPENVINO_HALF, _HALF) if name in forms), None)
+    if half:
+        judge = forms.get(_OPENVINO, model)
+        forms[_CHECKED] = rechecked(
+            copy.deepcopy(forms[half]), judge, cfg.MODEL.INFERENCE.RECHECK_MARGIN
+        )
     dataset = cfg.DATASETS.TEST[0]
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in forms}
@@ -316,15 +311,15 @@ def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dic
                 seconds[name].append((time.perf_counter() - begin) / len(batch))
                 logits[name] += found if name == _STOCK else [one["logits"] for one in found]
     stacked = {name: torch.stack(found) for name, found in logits.items()}
-    figures = {f"slices of {dataset}": float(len(stacked[_MODEL]) // repeats)}
+    figures = {f"slices of {dataset}": float(len(stacked[_PLAIN]) // repeats)}
     if _CHECKED in forms:
         # Medians hide the few slices that are named twice
         total = sum(seconds[_STOCK]) / sum(seconds[_CHECKED])
         figures[f"{_CHECKED}: ratio of the seconds of all slices"] = total
     for name in forms:
-        if name not in (_STOCK, _MODEL):
-            difference = (stacked[name] - stacked[_MODEL]).abs().amax(dim=1)
-            same = stacked[name].argmax(1) == stacked[_MODEL].argmax(1)
+        if name not in (_STOCK, _PLAIN):
+            difference = (stacked[name] - stacked[_PLAIN]).abs().amax(dim=1)
+            same = stacked[name].argmax(1) == stacked[_PLAIN].argmax(1)
             figures[f"{name}: classes equal, %"] = 100 * float(same.float().mean())
             figures[f"{name}: largest logit difference"] = float(difference.max())
             figures[f"{name}: median logit difference"] = float(difference.median())
@@ -351,9 +346,9 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
     cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     slices = noise_slices(1, side, seed)
     model = calibrated_classifier(cfg, seed, slices)
-    copied = to_inference(model)
     image = slices[0]["image"][None]
-    ways: dict[str, Any] = {_MODEL: lambda: model(slices), _ITS_COPY: lambda: copied(slices)}
+    forms = _forms(model, "cpu")
+    ways = {name: lambda form=form: form(slices) for name, form in forms.items()}
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, suffix in (("torch.export program", ".pt2"), ("ONNX Runtime", ".onnx")):
@@ -371,7 +366,7 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
     return comparison(
         f"exported classifier, {side} px",
         times,
-        _MODEL,
+        _PLAIN,
         "cpu",
         figures=figures,
         config_file=config_file,

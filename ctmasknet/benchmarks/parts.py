@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import nn
 from ctmasknet.benchmarks.harness import Apart, comparison, interleaved
 from ctmasknet.benchmarks.inference import calibrated_classifier, noise_slices
 from ctmasknet.benchmarks.training import KINDS, kind_cfg, step_trainer, stepper
-from ctmasknet.modeling.fast.inference import to_inference
+from ctmasknet.modeling.fast.inference import in_torch
+from ctmasknet.modeling.fast.openvino import installed, to_openvino
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.roi_align import BagROIPooler
 from ctmasknet.modeling.roi_heads import RankedBoxROIHeads
 
 _WHOLE = "ctmasknet"
-#: Kinds that are not a training step -> what the inference copy computes in.
+#: Kinds that are not a training step -> what the classifier computes in.
 _INFERENCE = {"inference": torch.float32, "inference-bfloat16": torch.bfloat16}
 PART_KINDS = (*_INFERENCE, *KINDS)
 
@@ -28,7 +30,8 @@ def parts(*, kind: str, batch: int, side: int, repeats: int, seed: int) -> dict[
     """The whole, and the whole without one speed-up at a time; ratios below 1 are what it pays.
 
     Args:
-        kind: one of :data:`PART_KINDS`: inference by the copy, or a training step.
+        kind: one of :data:`PART_KINDS`: inference, by OpenVINO where it is installed, or a
+            training step.
         batch: slices a call or a step.
         side: of the slices, px.
     """
@@ -53,12 +56,17 @@ def _whole(kind: str, batch: int, side: int, seed: int) -> Callable[[], None]:
     if kind not in _INFERENCE:
         return stepper(step_trainer(kind, batch, side, seed))
     slices, model = _classifier(side, batch, seed)
-    copied = to_inference(model, _INFERENCE[kind])
+    form = _form(model, kind)
 
     def call() -> None:
-        copied(slices)
+        form(slices)
 
     return call
+
+
+def _form(model: CTMaskNet, kind: str) -> nn.Module:
+    form = (to_openvino if installed() else in_torch)(model, _INFERENCE[kind])
+    return copy.deepcopy(form) if form is model else form
 
 
 def _classifier(side: int, batch: int, seed: int) -> tuple[list[dict[str, Any]], CTMaskNet]:
@@ -86,16 +94,9 @@ def _training_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Ca
 
 def _inference_calls(kind: str, batch: int, side: int, seed: int) -> dict[str, Callable[[], Any]]:
     slices, model = _classifier(side, batch, seed)
-    changes: dict[str, Callable[[CTMaskNet], None]] = {
-        "RoIAlign as one sum": _pool_box_by_box,
-        "fused convolutions": lambda copy: _convolutions_of(model, copy),
-        "box head channels last": lambda copy: _box_head_of(model, copy),
-    }
-    copies = {_WHOLE: to_inference(model, _INFERENCE[kind])}
-    for name, change in changes.items():
-        copies[f"without: {name}"] = to_inference(model, _INFERENCE[kind])
-        change(copies[f"without: {name}"])
-    return {name: lambda copy=copy: copy(slices) for name, copy in copies.items()}
+    whole, other = _form(model, kind), _form(model, kind)
+    _pool_box_by_box(other)
+    return {_WHOLE: lambda: whole(slices), "without: RoIAlign as one sum": lambda: other(slices)}
 
 
 class _PoolsBoxByBox(ROIPooler):
@@ -125,17 +126,3 @@ def _keep_all(model: CTMaskNet) -> None:
 def _plain_adam(trainer: Any) -> None:
     for group in trainer.optimizer.param_groups:
         group["fused"] = False
-
-
-class _Float32BoxHead(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x.float())
-
-
-def _box_head_of(model: CTMaskNet, copy: CTMaskNet) -> None:
-    copy.roi_heads.box_head = _Float32BoxHead(*model.roi_heads.box_head)
-
-
-def _convolutions_of(model: CTMaskNet, copy: CTMaskNet) -> None:
-    copy.backbone = model.backbone
-    copy.proposal_generator.rpn_head = model.proposal_generator.rpn_head

@@ -44,8 +44,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.key_checks import check_averages, check_keys
 from ctmasknet.model_zoo import get_config_file
-from ctmasknet.modeling.fast.inference import inference_engine
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16, inference_engine
 from ctmasknet.modeling.peers.mask_feature_heads import FEATURES
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint

@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ctmasknet.config import is_classifier
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16
 
 
 def _adam(kind: type[torch.optim.Optimizer]) -> Callable:

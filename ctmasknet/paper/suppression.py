@@ -55,7 +55,7 @@ def figure_2(args: argparse.Namespace) -> dict[str, Any]:
     opts = [*args.opts, *test_set]
     cfg, _ = inference_cfg(args.config_file, opts, args.weights, test_sets=True)
     _check_detector(cfg, args.weights)
-    # The model as it was trained, not its inference copy: both panels are the reference's
+    # The model as it was trained, not in another form: both panels are the reference's
     predictor = CTPredictor(cfg, model=load_model(cfg))
     rows, told = [], []
     for entry in entries:

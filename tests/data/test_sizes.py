@@ -42,7 +42,6 @@ class Identity(torch.nn.Module):
 def test_training_test_and_prediction_resize_alike(size, tiny_cfg, tmp_path, monkeypatch):
     pixels = write(tmp_path / "a.png", *size)
     entry = {"file_name": str(tmp_path / "a.png"), "image_id": 1}
-    tiny_cfg.MODEL.INFERENCE.FUSED = False  # the model stands in, it has no layers to fold
     detector = tiny_cfg.clone()
     detector.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     items = {

@@ -126,7 +126,7 @@ def killed(cfg, dicts, tiny_model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return inference(batch)
 
-    cfg.MODEL.INFERENCE.FUSED = False
+    cfg.MODEL.INFERENCE.ENGINE = "torch"
     monkeypatch.setattr(tiny_model, "inference", third_kills)
     with pytest.raises(KeyboardInterrupt):
         cached_rows(cfg, tiny_model, dicts, "some")
@@ -218,7 +218,7 @@ def test_code_and_decoders_change_the_key(cfg, dicts, tiny_model, tmp_path, monk
     shutil.copytree(ranked_box_cache._PACKAGE, tmp_path / "package")
     monkeypatch.setattr(ranked_box_cache, "_PACKAGE", tmp_path / "package")
     assert cache_key(cfg, tiny_model, dicts) == before
-    for part in ("modeling/roi_heads.py", "modeling/fast/layers.py", "ct/pictures.py"):
+    for part in ("modeling/roi_heads.py", "modeling/fast/openvino.py", "ct/pictures.py"):
         with open(tmp_path / "package" / part, "a") as stream:
             stream.write("# another way\n")
         after = cache_key(cfg, tiny_model, dicts)

@@ -4,7 +4,7 @@ import runpy
 
 import pytest
 
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16
 from ctmasknet.modeling.fast.openvino import installed
 
 #: For tests that compute in bfloat16 through oneDNN.

@@ -8,9 +8,9 @@ from detectron2.modeling import build_model
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.fast.inference import to_inference
+from ctmasknet.modeling.fast.openvino import to_openvino
 from ctmasknet.modeling.finite import NamingSlices, NotFiniteError, check_boxes
-from tests.helpers.running import run_tool
+from tests.helpers.running import needs_openvino, run_tool
 from tests.test_train_net import TINY
 
 WEIGHTS = [
@@ -31,13 +31,13 @@ def poisoned(model, name):
     return model
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
 @pytest.mark.parametrize("task", ["GeneralizedRCNN", "CTMaskNet"])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_inference(tiny_cfg, slices, task, name, fused):
+def test_inference(tiny_cfg, slices, task, name, engine):
     tiny_cfg.MODEL.META_ARCHITECTURE = task
     model = poisoned(build_model(tiny_cfg).eval(), name)
-    model = to_inference(model) if fused else model
+    model = to_openvino(model) if engine == "openvino" else model
     with (
         torch.no_grad(),
         pytest.raises(CTMaskNetError, match=r"^0\.png: the model's .* not finite"),

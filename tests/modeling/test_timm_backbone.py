@@ -7,11 +7,12 @@ import torch
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.setup import built_model
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.fast.inference import to_inference
+from ctmasknet.modeling.fast.openvino import to_openvino
 from ctmasknet.modeling.timm_backbone import TimmBackbone
 from ctmasknet.weights import timm_files
 from ctmasknet.weights.imported import import_file
 from tests.helpers.golden_state import REPOSITORY, build
+from tests.helpers.running import needs_openvino
 
 SLICE = [{"image": torch.from_numpy(np.random.RandomState(0).randint(0, 255, (3, 96, 96)))}]
 
@@ -45,10 +46,11 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_classifier_names_slices_and_its_quick_copy_agrees():
+@needs_openvino
+def test_a_classifier_names_slices_and_openvino_agrees():
     torch.manual_seed(0)
     model = build("configs/cls_lite0.yaml", "MODEL.RPN.POST_NMS_TOPK_TEST", 50)
-    copied = to_inference(model)(SLICE)[0]["logits"]
+    copied = to_openvino(model)(SLICE)[0]["logits"]
     assert (model(SLICE)[0]["logits"] - copied).abs().max() < 1e-4
 
 

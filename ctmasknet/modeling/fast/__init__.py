@@ -1,4 +1,4 @@
-"""The same models, quicker: fused layers, the inference copy, the exportable program.
+"""The same models, quicker: by OpenVINO, in bfloat16, as exportable programs.
 
 The door is :func:`ctmasknet.modeling.fast.inference.inference_model`.
 """

@@ -53,42 +53,37 @@ def to_openvino(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modu
     It computes with torch's number of threads at this call.
 
     Args:
-        model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded, in evaluation mode; it is
-            left alone.
+        model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded; it is left alone.
         dtype: float32, or bfloat16 for the dense parts; what is decoded, scored, ranked and named
             stays float32.
 
     Raises:
         CTMaskNetError: a part of the model has no form in OpenVINO, or another result there.
     """
-    generator = model.proposal_generator
-    dense = _Dense(model)
-    backbone = _CompiledBackbone(
-        model.backbone, Compiled(dense, dense.drawn(_TRACED), dtype), dense
-    )
-    dense.check(backbone.compiled, dtype)
-    swapped: dict[nn.Module, nn.Module] = {
-        model.backbone: backbone,
-        generator.rpn_head: _SplitPredictions(generator.anchor_generator.num_anchors),
-    }
-    heads = model.roi_heads
-    height, width = heads.box_pooler.output_size
-    bins = torch.zeros(1, height, width, dense.channels)
+    found = copy.deepcopy(model).eval().requires_grad_(False)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        # OpenVINO's ReLU makes 0 of a NaN; Detectron2's layers hand it on to where it is an error.
+        return found
+    dense = _Dense(found)
+    compiled = Compiled(dense, dense.drawn(_TRACED), dtype)
+    dense.check(compiled, dtype)
+    found.backbone = _CompiledBackbone(found.backbone, compiled, dense.names)
+    generator, heads = found.proposal_generator, found.roi_heads
+    generator.rpn_head = _SplitPredictions(generator.anchor_generator.num_anchors)
+    generator.in_features = list(map(_predictions_of, dense.levels))
     if type(heads.box_head) is FastRCNNConvFCHead:
-        flat = _ChannelsLastHead(heads.box_head, dense.channels, bins.shape[1:3])
-        swapped[heads.box_head] = _CompiledHead(Compiled(flat, bins, dtype), heads.box_head)
+        bins = heads.box_pooler.output_size
+        flat = _ChannelsLastHead(heads.box_head, dense.channels, bins)
+        pooled = torch.zeros(1, *bins, dense.channels)
+        heads.box_head = _CompiledHead(Compiled(flat, pooled, dtype), heads.box_head)
     if getattr(heads, "mask_on", False):
-        mask_head = heads.mask_head
-        swapped[heads.mask_pooler] = BagROIPooler.of(heads.mask_pooler)
+        heads.mask_pooler = BagROIPooler.of(heads.mask_pooler)
         reads = getattr(getattr(model, "layout", None), "reads", ())
-        plain = type(mask_head).forward is BaseMaskRCNNHead.forward
+        plain = type(heads.mask_head).forward is BaseMaskRCNNHead.forward
         if plain and "masks" not in reads:  # an image head reads a mask head's hidden layers
-            cells = torch.zeros(1, *heads.mask_pooler.output_size, dense.channels)
-            layers = _ChannelsLastMaskHead(mask_head)
-            swapped[mask_head] = _CompiledMaskHead(Compiled(layers, cells, dtype), mask_head)
-    found = copy.deepcopy(model, {id(old): new for old, new in swapped.items()})
-    found.eval().requires_grad_(False)
-    found.proposal_generator.in_features = [_predictions_of(n) for n in generator.in_features]
+            layers = _ChannelsLastMaskHead(heads.mask_head)
+            pooled = torch.zeros(1, *heads.mask_pooler.output_size, dense.channels)
+            heads.mask_head = _CompiledMaskHead(Compiled(layers, pooled, dtype), heads.mask_head)
     return found
 
 
@@ -98,19 +93,18 @@ class Compiled:
     def __init__(self, network: nn.Module, example: Tensor, dtype: torch.dtype):
         """
         Args:
-            network: is traced, so that nothing in it may depend on values.
+            network: nobody else's, for the compiled one may share memory with its weights. It is
+                traced, so that nothing in it may depend on values.
             example: of the input; any but its channels may have another size later.
             dtype: that is computed in; inputs and results are float32.
 
         Raises:
             CTMaskNetError: a layer has no form in OpenVINO.
         """
-        # What is compiled may share memory with the weights that it is made of
-        network = copy.deepcopy(network).eval()
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                traced = torch.jit.trace(network, example, check_trace=False)
+                traced = torch.jit.trace(network.eval(), example, check_trace=False)
                 converted = _package().convert_model(traced, example_input=(example,))
             options = {
                 "INFERENCE_PRECISION_HINT": _HINTS[dtype],
@@ -177,21 +171,14 @@ def _predictions_of(level: str) -> str:
     return f"rpn_{level}"
 
 
-class _CompiledBackbone(Backbone):
-    """The maps of a backbone and, among them, what the RPN predicts on them: that is what the RPN
-    is given as features."""
+class WrappedBackbone(Backbone):
+    """Another form of a backbone, for images of the same sides."""
 
-    def __init__(self, backbone: Backbone, compiled: Compiled, dense: _Dense):
+    def __init__(self, backbone: Backbone):
         super().__init__()
-        self.compiled = compiled
-        self._names, self._shapes = dense.names, backbone.output_shape()
+        self._shapes = backbone.output_shape()
         self._divisibility = backbone.size_divisibility
         self._padding = backbone.padding_constraints
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> name to (B, C, H_l, W_l) in channels_last."""
-        found = self.compiled(images.contiguous())
-        return {name: one.permute(0, 3, 1, 2) for name, one in zip(self._names, found, strict=True)}
 
     @property
     def size_divisibility(self) -> int:
@@ -203,6 +190,20 @@ class _CompiledBackbone(Backbone):
 
     def output_shape(self):
         return self._shapes
+
+
+class _CompiledBackbone(WrappedBackbone):
+    """The maps of a backbone and, among them, what the RPN predicts on them: that is what the RPN
+    is given as features."""
+
+    def __init__(self, backbone: Backbone, compiled: Compiled, names: Sequence[str]):
+        super().__init__(backbone)
+        self.compiled, self.names = compiled, names
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> name to (B, C, H_l, W_l) in channels_last."""
+        found = self.compiled(images.contiguous())
+        return {name: one.permute(0, 3, 1, 2) for name, one in zip(self.names, found, strict=True)}
 
 
 class _SplitPredictions(nn.Module):

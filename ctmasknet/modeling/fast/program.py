@@ -13,14 +13,15 @@ from __future__ import annotations
 import copy
 
 import torch
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import nms, roi_align
 
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.fast.layers import folded, folds
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.modeling.roi_align import BagROIPooler, roi_align_levels
 
@@ -195,7 +196,14 @@ def _best(scores: Tensor, num: int) -> Tensor:
 def fold_norms(module: nn.Module) -> None:
     """Replace the batch normalisations within a backbone's convolutions by their weights."""
     for conv in module.modules():
-        if isinstance(conv, Conv2d) and conv.norm is not None and folds(conv):
-            weight, bias = folded(conv)
-            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-            conv.norm = None
+        norm = conv.norm if isinstance(conv, Conv2d) else None
+        if not isinstance(norm, FrozenBatchNorm2d | _BatchNorm):
+            continue
+        values = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        mean, variance, factor, shift = (value.detach().double() for value in values)
+        bias = None if conv.bias is None else conv.bias.detach().double()
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight.detach().double(), bias, mean, variance, norm.eps, factor, shift
+        )
+        conv.weight, conv.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
+        conv.norm = None

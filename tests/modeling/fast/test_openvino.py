@@ -16,11 +16,17 @@ from tests.helpers.running import needs_openvino
 from tests.modeling.fast.results import assert_near, assert_same
 
 
+@pytest.fixture
+def torch_computes():
+    """Not here."""
+
+
 @needs_openvino
 def test_rows_logits_boxes_and_masks_are_those_of_the_model(model, slices):
     before = copy.deepcopy(model.state_dict())
     model.return_instances = True
     expected, alone = model(slices), model(slices[:1])
+    model.backbone.train()  # as a detector that learns has it
     form = to_openvino(model)
     # It is a copy: what becomes of the model is nothing to it
     with torch.no_grad():
@@ -120,6 +126,13 @@ def test_a_model_that_is_not_fixed_is_left_to_torch(tiny_cfg, tiny_model, slices
     assert "another rpn_p3 than this model; set it to torch (which is done)" in caplog.text
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours["logits"] - theirs["logits"]).abs().max() < 1e-4
+
+
+@needs_openvino
+def test_it_is_taken_unless_the_configuration_says_otherwise(tiny_cfg, tiny_model):
+    assert isinstance(inference_model(tiny_cfg, tiny_model.eval()).backbone.compiled, Compiled)
+    tiny_cfg.MODEL.INFERENCE.ENGINE = "torch"
+    assert inference_model(tiny_cfg, tiny_model) is tiny_model
 
 
 @needs_openvino
