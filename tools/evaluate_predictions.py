@@ -4,9 +4,9 @@
     python tools/evaluate_predictions.py --predictions $F/covidx_ct_test/predictions.csv \\
         --validation $F/covidx_ct_val/predictions.csv --output output/cls/report
 
-Writes report.json, and from validation calibration.json (temperature, thresholds) and pooling.json
-(the learned pooling). Without --validation nothing is fitted. --checkpoint stores calibration.json
-in the classifier's checkpoint as well.
+Writes report.json, and from validation calibration.json (temperature, thresholds), pooling.json
+(the learned pooling) and, with --pooling attention, attention.json. Without --validation nothing is
+fitted. --checkpoint stores calibration.json in the classifier's checkpoint as well.
 """
 
 import sys

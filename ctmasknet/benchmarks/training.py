@@ -36,7 +36,7 @@ from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
 from ctmasknet.engine.solver import build_step_trainer
 from ctmasknet.engine.train_data import build_train_loader
 from ctmasknet.engine.trainer import Trainer
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16
 from ctmasknet.modeling.masks import SharedBitMasks
 from ctmasknet.modeling.trainable import set_trainable
 

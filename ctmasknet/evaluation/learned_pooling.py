@@ -6,7 +6,7 @@ Shapes: n slices of one scan or patient, C classes, F features.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +175,7 @@ def pool_out_of_fold(
     *,
     top_k: int = TOP_K,
     seed: int = 0,
+    fit: Callable[[Sequence[SlicePrediction]], Callable[[np.ndarray], np.ndarray]] | None = None,
 ) -> list[PooledPrediction]:
     """Pool validation slices by learned poolings that have not seen their patient.
 
@@ -188,6 +189,7 @@ def pool_out_of_fold(
         level: ``"scans"`` or ``"patients"``.
         top_k: see :func:`fit_learned_pooling`.
         seed: of the folds.
+        fit: makes a pooling of rows; default :func:`fit_learned_pooling`.
 
     Raises:
         CTMaskNetError: a class has fewer than two patients.
@@ -206,9 +208,11 @@ def pool_out_of_fold(
     folds = StratifiedKFold(min(_FOLDS, int(counts.min())), shuffle=True, random_state=seed)
     pooled = []
     for kept, held_out in folds.split(labels, labels):
-        fitted = fit_learned_pooling(
-            [row for index in kept for row in groups[index][0]], class_names, top_k=top_k, seed=seed
-        )
+        seen = [row for index in kept for row in groups[index][0]]
+        if fit is not None:
+            fitted = fit(seen)
+        else:
+            fitted = fit_learned_pooling(seen, class_names, top_k=top_k, seed=seed)
         unseen = [row for index in held_out for row in groups[index][0]]
         pooled += pool_slices(unseen, level, fitted)
     return pooled

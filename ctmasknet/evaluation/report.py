@@ -106,10 +106,10 @@ def classification_report(
             f"{', '.join(fit.class_names)}; give predictions of one model"
         )
     choice = fit.choice if fit is not None else choice or PoolingChoice()
-    poolings = choice.poolings(class_names, fit and fit.learned)
+    poolings = choice.poolings(class_names, fit and fit.learned, fit and fit.attention)
     if choice.name not in poolings:
         raise CTMaskNetError(
-            "the learned pooling is fitted on validation predictions; give them, or choose "
+            f"the pooling {choice.name} is fitted on validation predictions; give them, or choose "
             "another pooling"
         )
     slices = slice_units(rows)
@@ -268,7 +268,7 @@ def evaluate_predictions(
     seed: int = 0,
     by: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], ValidationFit | None]:
-    """Write ``report.json``, and with validation ``calibration.json`` and ``pooling.json``.
+    """Write ``report.json``, and with validation ``calibration.json`` and what was fitted to pool.
 
     What an earlier evaluation left of these in the folder is replaced or removed.
 
@@ -320,7 +320,11 @@ def evaluate_predictions(
     with writing(output):
         write_json(output / "report.json", report, indent=1)
         # What an earlier evaluation fitted does not belong to this report
-        for name, fitted in (("calibration.json", fit), ("pooling.json", fit and fit.learned)):
+        for name, fitted in (
+            ("calibration.json", fit),
+            ("pooling.json", fit and fit.learned),
+            ("attention.json", fit and fit.attention),
+        ):
             if fitted is None:
                 (output / name).unlink(missing_ok=True)
             else:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctmasknet.errors import CTMaskNetError, check_seed
+from ctmasknet.evaluation.attention_pooling import AttentionPooling, fit_attention_pooling
 from ctmasknet.evaluation.learned_pooling import (
     LearnedPooling,
     fit_learned_pooling,
@@ -33,7 +34,7 @@ from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.evaluation.temperature import Temperature, fit_temperature
 
 #: All poolings by name.
-POOLINGS = (*SCORE_POOLINGS, *RULES, "learned")
+POOLINGS = (*SCORE_POOLINGS, *RULES, "learned", "attention")
 _FORMAT = "ctmasknet calibration 1"
 
 
@@ -42,7 +43,7 @@ class PoolingChoice:
     """Which pooling scans and patients are judged by.
 
     Attributes:
-        name: one of :data:`POOLINGS`; ``learned`` needs validation predictions.
+        name: one of :data:`POOLINGS`; ``learned`` and ``attention`` need validation predictions.
         top_k: slices of ``top_k_mean`` and of the learned pooling's features.
         normal_class: class for normal; default: the one called normal, if there is one.
     """
@@ -55,16 +56,20 @@ class PoolingChoice:
         check_pooling(self.name, POOLINGS, self.top_k)
 
     def poolings(
-        self, class_names: Sequence[str], learned: LearnedPooling | None = None
+        self,
+        class_names: Sequence[str],
+        learned: LearnedPooling | None = None,
+        attention: AttentionPooling | None = None,
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """Poolings by name: those that every report compares, and the chosen one; without
-        ``learned``, the fixed ones."""
+        ``learned`` and ``attention``, the fixed ones."""
         normal = normal_index(class_names, self.normal_class)
         found: dict[str, Callable] = {
             name: ScorePooling(name, normal, self.top_k)
             for name in (*SCORE_POOLINGS, *(rule for rule in RULES if rule == self.name))
         }
-        return found if learned is None else found | {"learned": learned}
+        fitted = {"learned": learned, "attention": attention}
+        return found | {name: pooling for name, pooling in fitted.items() if pooling is not None}
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class ValidationFit:
         why_not_learned: the reason for None.
         seed: of the folds.
         counts: labelled units by level.
+        attention: the attention pooling, where it was chosen.
     """
 
     class_names: tuple[str, ...]
@@ -95,6 +101,7 @@ class ValidationFit:
     why_not_learned: str
     seed: int
     counts: dict[str, int]
+    attention: AttentionPooling | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What prediction needs: the form stored with a checkpoint.
@@ -111,6 +118,7 @@ class ValidationFit:
                 "top_k": self.choice.top_k,
                 "normal_class": None if normal is None else names[normal],
                 "learned": None if self.learned is None else self.learned.to_json(),
+                **({} if self.attention is None else {"attention": self.attention.to_json()}),
             },
             "temperatures": {k: v.to_json() for k, v in self.temperatures.items() if not v.why_not},
             "why_no_temperature": {k: v.why_not for k, v in self.temperatures.items() if v.why_not},
@@ -135,7 +143,7 @@ def fit_on_validation(
     """Fit temperature, thresholds and learned pooling.
 
     Scans and patients get a temperature and thresholds of their own, on scores pooled by
-    ``choice``; for the learned pooling these are out of fold.
+    ``choice``; for a pooling that is fitted these are out of fold.
 
     Args:
         rows: validation predictions.
@@ -162,9 +170,20 @@ def fit_on_validation(
         if choice.name == "learned":
             raise CTMaskNetError(f"{source}: {error}") from error
         why_not = str(error)
+    attention = None
+
+    def attend(seen: Sequence[SlicePrediction]) -> AttentionPooling:
+        return fit_attention_pooling(seen, class_names, seed=seed)
+
+    if choice.name == "attention":
+        try:
+            attention = attend(rows)
+        except CTMaskNetError as error:
+            raise CTMaskNetError(f"{source}: {error}") from error
+        options["fit"] = attend
     levels = {"slices": slice_units(rows)}
     for level in POOLED_LEVELS:
-        if choice.name == "learned":
+        if choice.name in ("learned", "attention"):
             pooled = pool_out_of_fold(rows, class_names, level, **options)
         else:
             pooled = pool_slices(rows, level, choice.poolings(class_names)[choice.name])
@@ -194,4 +213,5 @@ def fit_on_validation(
         why_not_learned=why_not,
         seed=seed,
         counts={level: len(units) for level, units in levels.items()},
+        attention=attention,
     )

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from scipy.special import expit, logit
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.attention_pooling import attention_pooling_from_json
 from ctmasknet.evaluation.learned_pooling import learned_pooling_from_json
 from ctmasknet.evaluation.pooling import SMALLEST_SCORE
 from ctmasknet.evaluation.validation_fit import PoolingChoice
@@ -107,7 +108,15 @@ def build_pooler(
         )
     if top_k is None:
         top_k = stored.get("top_k", PoolingChoice.top_k)
-    learned = None
+    learned = attention = None
+    if name == "attention":
+        if stored.get("attention") is None:
+            raise CTMaskNetError(
+                f"{source}: holds no attention pooling; fit one with "
+                "tools/evaluate_predictions.py (`pooling`, `validation`, `checkpoint`), or choose "
+                "another `pooling`"
+            )
+        attention = attention_pooling_from_json(stored["attention"], class_names, source=source)
     if name == "learned":
         if stored.get("learned") is None:
             raise CTMaskNetError(
@@ -133,4 +142,4 @@ def build_pooler(
         if level not in unfair
         and (level == "slices" or (name, top_k) == (stored.get("name"), stored.get("top_k")))
     }
-    return Pooler(name, top_k, choice.poolings(class_names, learned)[name], temperatures)
+    return Pooler(name, top_k, choice.poolings(class_names, learned, attention)[name], temperatures)

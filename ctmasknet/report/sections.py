@@ -37,6 +37,7 @@ _POOLING_TEXTS = {
     "noisy_or": "noisy-or of their slices' scores for each disease, and the product for normal",
     "over_18_slices": "a disease of more than 18 of their slices, else normal",
     "learned": "a logistic regression on their slices' logits, fitted on validation",
+    "attention": "attention over their slices' logits, fitted on validation",
 }
 #: Metrics of the tiles, and of poolings compared.
 _FIGURES = ("accuracy", "sensitivity-macro", "auroc-macro", "ece")

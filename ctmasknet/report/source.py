@@ -15,6 +15,7 @@ from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.attention_pooling import load_attention_pooling
 from ctmasknet.evaluation.learned_pooling import load_learned_pooling
 from ctmasknet.evaluation.metrics import bce_loss, confusion_matrix
 from ctmasknet.evaluation.pooling import (
@@ -42,7 +43,7 @@ _PREDICTIONS = "predictions.csv"
 _LISTING = "predictions.jsonl"
 _EVALUATION, _EVALUATION_TOOL = "report.json", "tools/evaluate_predictions.py"
 _BURDEN, _BURDEN_TOOL = "burden.json", "tools/lesion_burden.py"
-_LEARNED = "pooling.json"
+_LEARNED, _ATTENTION = "pooling.json", "attention.json"
 _REMEDY = "make it anew or remove it"
 
 
@@ -142,7 +143,7 @@ def read_source(
     check_rows(rows, str(path))
     usual = (folder / "report" / _EVALUATION, folder / _EVALUATION)
     found = _find("evaluation", evaluation, _EVALUATION_TOOL, *usual)
-    report, learned = None, None
+    report, learned, attention = None, None, None
     if found is not None:
         what = f"a report of {_EVALUATION_TOOL}"
         report = _read_json(found, what, EVALUATION_HEAD)
@@ -157,6 +158,8 @@ def read_source(
             )
         if report["settings"]["pooling"] == "learned":
             learned = load_learned_pooling(found.with_name(_LEARNED), class_names)
+        if report["settings"]["pooling"] == "attention":
+            attention = load_attention_pooling(found.with_name(_ATTENTION), class_names)
     elif any(row.label is not None for row in rows):
         report = classification_report(rows, class_names, source=str(path))
     listing = path.with_name(_LISTING)
@@ -173,7 +176,8 @@ def read_source(
             )
         except CTMaskNetError as error:
             raise CTMaskNetError(f"{found}: {error}") from error
-        pooling_name, pooling = choice.name, choice.poolings(class_names, learned)[choice.name]
+        poolings = choice.poolings(class_names, learned, attention)
+        pooling_name, pooling = choice.name, poolings[choice.name]
         pooled = {level: pool_slices(rows, level, pooling) for level in POOLED_LEVELS}
     measured, truth = _read_burdens(folder, burden, burden_truth)
     problems, cautions = ([], []) if listing is None else read_told(listing)

@@ -20,7 +20,7 @@ from ctmasknet.data.prepared import ROOT_VARIABLE
 from ctmasknet.data.registry import register_prepared, unregister
 from ctmasknet.engine.runs.command import train_from_command_line
 from ctmasknet.files import parse_json
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16
 from ctmasknet.names import PatientRule
 from ctmasknet.phantom.write import (
     LESION_TREE,
