@@ -18,7 +18,8 @@ from detectron2.utils.file_io import PathManager
 from ctmasknet.config import add_ctmasknet_config
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
-from ctmasknet.key_checks import CHOICES, check_keys
+from ctmasknet.key_checks import check_keys
+from ctmasknet.key_checks.choices import CHOICES
 from ctmasknet.model_zoo import get_config_file
 from ctmasknet.registration import import_registrations, refuse_import
 

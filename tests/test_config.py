@@ -11,7 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from ctmasknet.config import add_ctmasknet_config, leaves
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.key_checks import CHOICES, check_keys, idle_keys
+from ctmasknet.key_checks import check_keys, idle_keys
+from ctmasknet.key_checks.choices import CHOICES
 
 #: Module -> keys that it reads and that so have an effect.
 READ_IN = {
@@ -32,8 +33,8 @@ READ_IN = {
     "ctmasknet.engine.setup": """DATASETS.LESIONS DATASETS.SHARED_PATIENTS DATASETS.TEST
         DATASETS.TRAIN DATASETS.VAL
         MODEL.DEVICE MODEL.IMAGE_HEAD.CLASSES MODEL.LESION_CLASSES
-        MODEL.UNLIKE_CHECKPOINT MODEL.WEIGHTS OUTPUT_DIR SOLVER.CHECKPOINT_EPOCHS
-        SOLVER.MAX_EPOCHS TEST.EVAL_EPOCHS""",
+        MODEL.UNLIKE_CHECKPOINT MODEL.WEIGHTS OUTPUT_DIR""",
+    "ctmasknet.engine.runs.epochs": "SOLVER.CHECKPOINT_EPOCHS SOLVER.MAX_EPOCHS TEST.EVAL_EPOCHS",
     "ctmasknet.config": "MODEL.META_ARCHITECTURE",
     "ctmasknet.engine.solver": """SOLVER.AMP.DTYPE SOLVER.AMP.ENABLED SOLVER.BASE_LR
         SOLVER.BIAS_LR_FACTOR SOLVER.DETECTOR_LR_FACTOR SOLVER.MOMENTUM SOLVER.NESTEROV

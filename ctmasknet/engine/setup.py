@@ -11,7 +11,6 @@ data set it reads has to agree.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from ctmasknet.engine.checkpoint import (
     read_spec,
     spec_of,
 )
+from ctmasknet.engine.runs.epochs import resolve_epochs
 from ctmasknet.engine.train_data import TRAINING, training_dicts
 from ctmasknet.engine.trained_on import Record, check_trained_on
 from ctmasknet.engine.validation import check_validation
@@ -52,12 +52,6 @@ from ctmasknet.weights.spec import FREE_KEYS, put_stated, stated
 from ctmasknet.weights.timm_files import LITE0
 
 BEST_CHECKPOINT = f"{BEST}.pth"
-#: Key in epochs -> key in iterations that it sets.
-_UNITS = {
-    "SOLVER.MAX_EPOCHS": "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_EPOCHS": "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_EPOCHS": "TEST.EVAL_PERIOD",
-}
 #: Whether it is a classifier -> ``task`` in a checkpoint's specification, what a data set calls its
 #: classes, the configurations to start from.
 _TASKS = {
@@ -237,49 +231,6 @@ def _drawn_in_an_epoch(cfg: CfgNode, names: Sequence[str]) -> int:
     for name in names:
         scans_of(dataset_dicts(name), name)
     return len(scans_of(dicts, TRAINING, one_label=True))
-
-
-def resolve_epochs(cfg: CfgNode, num_slices: int, overrides: Sequence[str] = ()) -> None:
-    """Turn what ``cfg`` (in place) states in epochs into iterations, rounded up.
-
-    A key in epochs above 0 decides over the key in iterations of the configuration files. Given on
-    the command line, the key in iterations decides.
-
-    Args:
-        cfg: not frozen.
-        num_slices: slices that one epoch draws.
-        overrides: ``KEY VALUE`` pairs of the command line.
-
-    Raises:
-        CTMaskNetError: negative epochs, or both units of one key on the command line.
-    """
-    given = {str(key) for key in overrides[::2]}
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    for in_epochs, in_iterations in _UNITS.items():
-        section, name = in_epochs.split(".")
-        epochs = cfg[section][name]
-        if epochs < 0:
-            raise CTMaskNetError(f"{in_epochs} is {epochs}; set a number of epochs, or 0 for none")
-        if in_iterations in given:
-            if in_epochs in given and epochs:
-                raise CTMaskNetError(
-                    f"{in_epochs} and {in_iterations} are both given; leave one of them out"
-                )
-            cfg[section][name] = 0
-            continue
-        if epochs:
-            iterations = math.ceil(epochs * num_slices / batch)
-            cfg[section][in_iterations.split(".")[1]] = iterations
-            _LOGGER.info(
-                "%s: %d epochs of %d slices in batches of %d: %s %d",
-                *(in_epochs, epochs, num_slices, batch, in_iterations, iterations),
-            )
-    if not cfg.SOLVER.MAX_EPOCHS:
-        iterations = cfg.SOLVER.MAX_ITER
-        _LOGGER.info(
-            "SOLVER.MAX_ITER %d in batches of %d: %.2f epochs of %d slices",
-            *(iterations, batch, iterations * batch / num_slices, num_slices),
-        )
 
 
 def built_model(cfg: CfgNode) -> nn.Module:

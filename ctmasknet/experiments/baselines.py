@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from PIL import Image
 from scipy.special import expit
-from tqdm import tqdm
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.ct.pictures import read_grey
 from ctmasknet.data.registry import dataset_dicts, known_sets, register_prepared
 from ctmasknet.errors import CTMaskNetError
@@ -108,5 +108,5 @@ def predict_by_baseline(
 
 
 def _read(entries: Iterable[dict], of_slice: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    told = tqdm(entries, desc="slices", leave=False, disable=None)
+    told = tracked(list(entries), "slices")
     return np.stack([of_slice(read_grey(entry["file_name"])) for entry in told])

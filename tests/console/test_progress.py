@@ -23,7 +23,8 @@ def usual(monkeypatch):
     monkeypatch.delenv("CTMASKNET_LOG_SECONDS", raising=False)
     logger = logging.getLogger("ctmasknet")
     before, logger.handlers = logger.handlers, []
-    propagates = logger.propagate
+    # pytest gives handlers of its own to a logger that does not propagate
+    propagates, logger.propagate = logger.propagate, True
     yield
     logger.handlers, logger.propagate = before, propagates
 

@@ -9,7 +9,8 @@ from ctmasknet.config_file import read_cfg
 from ctmasknet.engine import setup
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.export import load_exported
-from ctmasknet.engine.setup import built_model, inference_cfg, load_model, resolve_epochs
+from ctmasknet.engine.runs.epochs import resolve_epochs
+from ctmasknet.engine.setup import built_model, inference_cfg, load_model
 from ctmasknet.errors import CTMaskNetError
 from tests.helpers.running import run_tool
 
@@ -316,8 +317,8 @@ def test_a_file_that_states_no_configuration_needs_one(two):
         ("MODEL.ANCHOR_GENERATOR.SIZES", [["wide"]], "MODEL.ANCHOR_GENERATOR.SIZES"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", 5, "MODEL.ANCHOR_GENERATOR.SIZES 5"),
         ("MODEL.PIXEL_STD", [True, 1.0, 1.0], "MODEL.PIXEL_STD"),
-        ("MODEL.PIXEL_STD", torch.ones(3), "ctmasknet.configuration is a dict, but a dictionary"),
-        (5, 5, "ctmasknet.configuration is a dict, but a dictionary of keys with plain values"),
+        ("MODEL.PIXEL_STD", torch.ones(3), "ctmasknet.configuration is an object of"),
+        (5, 5, "ctmasknet.configuration is an object of"),
     ],
 )
 def test_a_stated_value_of_another_kind_is_one_line(two, key, value, message):

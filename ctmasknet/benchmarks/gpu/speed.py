@@ -15,8 +15,7 @@ from ctmasknet.benchmarks.harness import comparison, interleaved
 from ctmasknet.benchmarks.inference import bfloat16_notes, calibrated_classifier, noise_slices
 from ctmasknet.benchmarks.peers import StockClassifier, stock_cfg
 from ctmasknet.benchmarks.training import KINDS, step_trainer, stepper
-from ctmasknet.modeling.fast.inference import inference_model
-from ctmasknet.modeling.fast.inference import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16, inference_model
 
 _STOCK, _OURS, _AMP = "stock Detectron2", "ctmasknet", "ctmasknet in half precision"
 #: Anchors and small boxes as Detectron2 has them, so that stock's logits are to be the same.

@@ -1,221 +1,17 @@
-"""Which configuration keys are refused, because nothing reads them or no code knows their value,
-and which a training's other keys leave without effect."""
+"""Keys that have no effect, always or where other keys leave them without one, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
-)
 
-from ctmasknet.bounds import check_together, check_value
-from ctmasknet.config import (
-    add_ctmasknet_config,
-    has_jcs,
-    is_classifier,
-    leaves,
-    names_scans,
-    reads_lesions,
-)
-from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.image_heads import IMAGE_HEAD_REGISTRY
-from ctmasknet.modeling.image_heads.registry import check_reads
-from ctmasknet.modeling.masks import WAYS
-from ctmasknet.modeling.peers.jcs import JCS_NORMS
-from ctmasknet.modeling.peers.lesion_maps.heads import SCAN_HEAD, SLICE_HEADS
-from ctmasknet.modeling.peers.semantic_lesions import SEMANTIC_NETWORKS
-from ctmasknet.modeling.ranked_boxes import RowLayout
-from ctmasknet.modeling.trainable import TRAINABLE_MODES
+from ctmasknet.config import has_jcs, is_classifier, names_scans, reads_lesions
+from ctmasknet.modeling.peers.lesion_maps.heads import SCAN_HEAD
 
-
-def check_keys(cfg: CfgNode) -> None:
-    """Refuse keys that are set without having an effect, and values that no code knows.
-
-    Raises:
-        CTMaskNetError: names the key, its value, why it is refused and what to do instead.
-    """
-    usual = get_cfg()
-    add_ctmasknet_config(usual)
-    default = dict(leaves(usual))
-    for key, value in leaves(cfg):
-        if key in CHOICES and value not in CHOICES[key]:
-            known = ", ".join(word or '""' for word in CHOICES[key])
-            raise CTMaskNetError(f"{key} is {value!r}; choose one of {known}")
-        if key in _REGISTRIES and (value not in _REGISTRIES[key] or value in _ROTATED):
-            known = ", ".join(sorted({name for name, _ in _REGISTRIES[key]} - set(_ROTATED)))
-            raise CTMaskNetError(
-                f"{key} is {value!r}; choose one of those registered: {known}; a module of yours "
-                "that registers more is named on the command line, as DATASETS.IMPORT"
-            )
-        check_value(key, value)
-        changed = key in default and _tuples(value) != _tuples(default[key])
-        reason = _without_effect(key, cfg) if changed else None
-        if reason:
-            raise CTMaskNetError(
-                f"{key} is {value!r}, which has no effect: {reason}; leave it at {default[key]!r}"
-            )
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
-        raise CTMaskNetError(
-            f"INPUT.MIN_SIZE_TRAIN is {sizes}, but INPUT.MIN_SIZE_TRAIN_SAMPLING range draws "
-            "between two; give the least and the largest shorter side, px"
-        )
-    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
-        raise CTMaskNetError(
-            "MODEL.BACKBONE.NAME is 'build_resnet_backbone', which has no feature pyramid for the "
-            "RPN to look at; set it to build_resnet_fpn_without_p6_backbone"
-        )
-    check_together(cfg)
-    _check_reads(cfg)
-
-
-def _check_reads(cfg: CfgNode) -> None:
-    """Refuse a ``MODEL.IMAGE_HEAD.READS`` that the head or the detector has no use for."""
-    reads = RowLayout.from_config(cfg).reads
-    check_reads(IMAGE_HEAD_REGISTRY.get(cfg.MODEL.IMAGE_HEAD.NAME), reads)
-    if not is_classifier(cfg):
-        return
-    for name, key, without in (
-        ("features", "MODEL.ROI_BOX_HEAD.NUM_FC", not cfg.MODEL.ROI_BOX_HEAD.NUM_FC),
-        ("masks", "MODEL.MASK_ON", not cfg.MODEL.MASK_ON),
-    ):
-        if name in reads and without:
-            raise CTMaskNetError(
-                f"MODEL.IMAGE_HEAD.READS names {name}, but {key} is "
-                f"{'0' if name == 'features' else 'False'}; leave {name} out"
-            )
-
-
-def idle_keys(cfg: CfgNode) -> Iterator[str]:
-    """Keys of a training that its other keys leave without effect, each as a line that says why.
-
-    They are not refused, for configurations inherit them.
-    """
-    usual = get_cfg()
-    add_ctmasknet_config(usual)
-    default = dict(leaves(usual))
-    for key, value in leaves(cfg):
-        if key not in default or _tuples(value) == _tuples(default[key]):
-            continue
-        for starts, condition, reason in _IDLE_WHERE:
-            if key.startswith(starts) and condition(cfg):
-                yield f"{key} {value!r} has no effect: {reason}"
-                break
-
-
-def check_averages(cfg: CfgNode, given: Sequence[str], averages: bool) -> None:
-    """Refuse more than one look (``TEST.AUG``, ``TEST.ENSEMBLE``) of a run that takes none.
-
-    Args:
-        given: keys of the command line that the model's file states too.
-        averages: whether the run takes more looks.
-
-    Raises:
-        CTMaskNetError: it does not; or ``given`` would hold for one model of an ensemble alone.
-    """
-    for key, asked in (
-        ("TEST.AUG.ENABLED", cfg.TEST.AUG.ENABLED),
-        ("TEST.ENSEMBLE", cfg.TEST.ENSEMBLE),
-    ):
-        if asked and not averages:
-            raise CTMaskNetError(
-                f"{key} is {asked}, but only evaluation (tools/train_net.py) and tools/predict.py "
-                "look at a slice more than once; leave it out"
-            )
-    if cfg.TEST.ENSEMBLE and given:
-        raise CTMaskNetError(
-            f"{given[0]}: an ensemble's models are used as their files state it; leave it out, or "
-            "give one model"
-        )
-
-
-def _tuples(value: object) -> object:
-    """A sequence as tuples all through, for a file that was dumped has lists in their place."""
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _without_effect(key: str, cfg: CfgNode) -> str | None:
-    for start, reason in _WITHOUT_EFFECT.items():
-        if key.startswith(start):
-            return reason
-    for starts, condition, reason in _WITHOUT_EFFECT_WHERE:
-        if key.startswith(starts) and condition(cfg):
-            return reason
-    return None
-
-
-_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
-_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-_POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
-#: Enumerations and their words.
-CHOICES: dict[str, Sequence[str]] = {
-    "DATASETS.SHARED_PATIENTS": ("refuse", "warn", "strict"),
-    "DATALOADER.BAD_SLICES": ("error", "skip"),
-    "DATALOADER.SAMPLER_TRAIN": (
-        *("TrainingSampler", "RepeatFactorTrainingSampler"),
-        *("ClassBalancedSampler", "LesionBalancedSampler"),
-    ),
-    "INPUT.AUGMENTATION.PRESET": ("none", "covidnet_ct"),
-    "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
-    "INPUT.RANDOM_FLIP": ("none", "horizontal"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
-    "MODEL.FPN.NORM": _NORMS,
-    "MODEL.META_ARCHITECTURE": (
-        *("GeneralizedRCNN", "CTMaskNet", "TwoBranchNet", "SliceClassifier", "ScanClassifier"),
-        *("SemanticLesionNet", "COVIDNetCT", "PatchNet"),
-        *("DetectedLesionClassifier", "SemanticLesionClassifier"),
-    ),
-    "MODEL.RESNETS.NORM": _NORMS,
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
-    "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
-    "MODEL.JCS.NORM": tuple(JCS_NORMS),
-    "MODEL.LESION_HEAD.NAME": (*SLICE_HEADS, SCAN_HEAD),
-    "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,
-    "MODEL.ROI_HEADS.NAME": ("RankedBoxROIHeads", "TwoBranchROIHeads"),
-    "MODEL.TWO_BRANCH.COPY_WHEN": ("best", "previous"),
-    "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
-    "MODEL.ROI_MASK_HEAD.PASTE": WAYS,
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
-    "MODEL.ROI_MASK_HEAD.TARGETS": WAYS,
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
-    "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
-    "MODEL.TRAINABLE": TRAINABLE_MODES,
-    "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
-    "MODEL.INFERENCE.ENGINE": ("auto", "torch", "openvino"),
-    "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
-    "SOLVER.OPTIMIZER": ("ADAM", "ADAMW", "SGD"),
-    "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
-    "SOLVER.LR_SCHEDULER_NAME": (
-        *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
-    ),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
-    "TEST.COCO_FAST": ("auto", "always", "never"),
-}
-#: Parts of a model that are chosen by their registered name.
-_REGISTRIES = {
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
-    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
-    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
-    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
-    "MODEL.IMAGE_HEAD.NAME": IMAGE_HEAD_REGISTRY,
-}
-#: Registered parts for boxes that are not upright, as all here are.
-_ROTATED = ("RotatedAnchorGenerator", "RRPN", "RROIHeads")
 _NO_PART = "neither the detector nor the classifier has such a part"
 #: Beginnings of Detectron2's keys that nothing reads here, with the reason and what to use instead.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     "VERSION": "configurations are of this version",
     "MODEL.LOAD_PROPOSALS": "proposals come from the RPN",
     "DATASETS.PROPOSAL_FILES_": "proposals come from the RPN",
@@ -247,7 +43,7 @@ _RECIPE = (
     *("ELASTIC_PX", "BOX_JITTER", "GREY_SCALE", "GREY_SHIFT", "NOISE_STD"),
 )
 #: The same under a condition.
-_WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
+WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
     (
         ("TEST.AUG.MIN_SIZES",),
         # Configurations that were saved before have Detectron2's, which nobody chose
@@ -446,7 +242,7 @@ _WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], s
 )
 _WITH_DROPOUT = ("SetAttentionImageHead", "BoxLSTMImageHead", "BoxAffinityImageHead")
 #: The same for keys that configurations inherit, about which a training warns.
-_IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
+IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] = (
     (
         ("TEST.AUG.ENABLED", "TEST.ENSEMBLE"),
         lambda cfg: True,
