@@ -272,11 +272,12 @@ def read_groups(path: str | os.PathLike) -> dict[str, str]:
             or none at all.
     """
     groups: dict[str, str] = {}
+    rule = PatientRule(each_file=True)
     for number, row in read_csv_rows(path, ("stem", "patient"), what="groups file"):
         stem, patient = row["stem"], row["patient"]
         if not stem or not patient:
             raise CTMaskNetError(f"{path}:{number}: needs both a stem and a patient")
-        key = PatientRule(each_file=True).key(stem)
+        key = rule.key(stem)
         if key in groups:
             raise CTMaskNetError(f"{path}:{number}: {stem} is listed twice; remove one line")
         groups[key] = patient
