@@ -25,7 +25,8 @@ def shown_commands(text):
                 values[assigned[1]] = assigned[2].split(" #")[0].strip().strip('"')
             for name, value in values.items():
                 line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
-            lines += re.split(r"&&|;", line)
+            if _TOOL.search(line) or "ctmasknet " in line:
+                lines += re.split(r"&&|;", line)
     inline = [" ".join(found.split()) for found in _INLINE.findall(text)]
     return [line.strip() for line in lines] + [line for line in inline if " -" in line]
 
