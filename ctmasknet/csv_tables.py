@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from ctmasknet.errors import CTMaskNetError
@@ -65,9 +66,13 @@ def read_csv_rows(
             columns = [name.strip() for name in next(reader, [])]
             _check_columns(path, columns, wanted, list(called.values()), hint)
             places = {name: place for place, name in enumerate(columns)}
-            taken = {name: places.get(column) for name, column in called.items()}
+            # A column that is not there has a place behind every cell
+            taken = [(name, places.get(column, sys.maxsize)) for name, column in called.items()]
             rows = [
-                (reader.line_num, {n: _cell(cells, place) for n, place in taken.items()})
+                (
+                    reader.line_num,
+                    {name: cells[at].strip() if at < len(cells) else "" for name, at in taken},
+                )
                 for cells in reader
                 if cells
             ]
@@ -99,7 +104,3 @@ def _check_columns(
         )
     if twice := [name for name in known if columns.count(name) > 1]:
         raise CTMaskNetError(f"{path}: has two columns {twice[0]}; rename one")
-
-
-def _cell(cells: Sequence[str], place: int | None) -> str:
-    return cells[place].strip() if place is not None and place < len(cells) else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 #: Of NumPy's files.
 ARRAY_SUFFIXES = (".npy", ".npz")
 _KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
+#: A path that is written as PurePosixPath would write it.
+_PLAIN_PATH = re.compile(r"[^/.][^/]*(/[^/.][^/]*)*")
 
 
 def readable_stem(*parts: str, longest: int = 48) -> str:
@@ -199,15 +202,17 @@ class PatientRule:
         Raises:
             CTMaskNetError: the name should be, and is not, a CNCB name of an image.
         """
-        path = PurePosixPath(file.replace("\\", "/"))
-        suffix = path.suffix.lower()
+        file = file.replace("\\", "/")
+        path = file if _PLAIN_PATH.fullmatch(file) else str(PurePosixPath(file))
+        stem, suffix = posixpath.splitext(path)
+        suffix = suffix.lower()
         if not self.by_name:
-            return str(path.with_suffix("") if suffix in _KNOWN_SUFFIXES else path)
-        if suffix and suffix not in _KNOWN_SUFFIXES:
+            return stem if suffix in _KNOWN_SUFFIXES else path
+        if suffix.strip(".") and suffix not in _KNOWN_SUFFIXES:
             raise CTMaskNetError(
                 f"{file}: not the name of an image file; expected a name such as 110_104.jpg"
             )
-        name = self.published(str(path))
+        name = self.published(path)
         return f"{name.patient}_{name.slice}"
 
     def read(self, file: str) -> SliceName:
