@@ -20,7 +20,7 @@ from ctmasknet.ct.arrays import parse_axes
 from ctmasknet.ct.read import read_scans
 from ctmasknet.ct.scan import Window
 from ctmasknet.experiments.plan import read_plan
-from ctmasknet.experiments.results import RESULT_FORMAT, opts_of, result_path
+from ctmasknet.experiments.results import RESULT_FORMATS, opts_of, result_path
 from ctmasknet.experiments.run import run_plan
 from tests.fuzz import mutations
 from tests.fuzz.target import Target, bytes_or, json_bytes, written
@@ -62,8 +62,8 @@ def plans(folder: Path) -> dict[str, Target]:
 
     def result(run: Any) -> dict[str, Any]:
         return {
-            **{"format": RESULT_FORMAT, "config_file": run.arm.config_file},
-            **{"opts": opts_of(plan, run), "evaluated_on": plan.evaluated_on},
+            **{"format": RESULT_FORMATS["slices"], "config_file": run.arm.config_file},
+            **{"opts": opts_of(plan, run), "evaluated_on": run.fold.evaluated_on},
             **{"seconds": {"training": 1.5, "evaluation": 0.5}, "n": 5, "files_sha256": "x"},
             **{"class_names": ["normal", "covid"], "seed": run.seed},
             "patients": {"p": ["01", "01"], "q": ["110", "010"]},
