@@ -21,6 +21,8 @@ TINY = [
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "32", "MODEL.RANKED_BOXES.NUM", "16"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "TEST.PICTURES", "0"),
+    # Processes that a test starts compute as it does
+    *("MODEL.INFERENCE.ENGINE", "torch"),
 ]
 
 

@@ -10,7 +10,7 @@ from ctmasknet.benchmarks.gpu import check, parity
 from ctmasknet.benchmarks.gpu.check import gpu_check
 from ctmasknet.benchmarks.gpu.point import Point, held_to
 from ctmasknet.errors import CTMaskNetError
-from ctmasknet.modeling.fast.layers import has_bfloat16
+from ctmasknet.modeling.fast.inference import has_bfloat16
 from tests.helpers.running import run_tool
 
 _TINY = [

@@ -40,7 +40,7 @@ def words(tiny_cfg, tmp_path):
         Image.fromarray(pixels).save(tmp_path / "slices" / f"{number}.png")
     return [
         *("--config-file", tmp_path / "tiny.yaml", "--input", tmp_path / "slices", "--boxes", 3),
-        *("MODEL.WEIGHTS", tmp_path / "weights.pth"),
+        *("MODEL.WEIGHTS", tmp_path / "weights.pth", "MODEL.INFERENCE.ENGINE", "torch"),
     ]
 
 

@@ -120,7 +120,9 @@ def words(model, inputs, output, *flags):
     )
     return [
         *("--config-file", model.config, "--input", *inputs, *flags, "--output", output),
-        *("MODEL.WEIGHTS", model.weights, *overrides),
+        *("MODEL.WEIGHTS", model.weights),
+        # Processes that a test starts compute as it does
+        *("MODEL.INFERENCE.ENGINE", "torch", *overrides),
     ]
 
 

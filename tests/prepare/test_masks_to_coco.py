@@ -283,7 +283,8 @@ def test_the_way_of_a_mask_enters_each_room_once(repository, tmp_path, monkeypat
     assert run_tool(repository, "datasets/prepare_cncb_lesions.py", *words) == 0
     assert ways
     for way in ways:
-        entered = [room for room, _ in itertools.groupby(way)]
+        # What counts items hands them on from room to room
+        entered = [room for room, _ in itertools.groupby(r for r in way if r != "console")]
         assert entered == ["errors.py", "datasets", "prepare"], way
 
 

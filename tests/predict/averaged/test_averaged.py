@@ -104,9 +104,11 @@ def test_flips_of_a_classifier(classifier, scans):
     item = {"image": image, "height": 64, "width": 64, "file_name": "a.png"}
     two = plain.predict([item, {**item, "image": image.flip(-1)}])
     (found,) = flips.predict([item])
-    torch.testing.assert_close(found["logits"], (two[0]["logits"] + two[1]["logits"]) / 2)
+    mean = (two[0]["logits"] + two[1]["logits"]) / 2
+    torch.testing.assert_close(found["logits"], mean, rtol=1e-4, atol=1e-4)
     assert not torch.equal(two[0]["logits"], two[1]["logits"])
-    assert torch.equal(found["ranked_boxes"], two[0]["ranked_boxes"])
+    boxes = two[0]["ranked_boxes"]
+    torch.testing.assert_close(found["ranked_boxes"], boxes, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("paste", ["detectron2", "published"])
@@ -150,7 +152,7 @@ def test_what_cannot_be_averaged_is_one_line(
         ([detector, classifier], (), "TEST.ENSEMBLE is .*no effect.*detectors' lesions are not"),
         ([classifier, other], (), r"its classes are \['normal', 'ill', 'covid'\], but those of"),
         ([classifier, second], window, "INPUT.WINDOW_CENTER_HU: an ensemble's models are used as"),
-        ([classifier, tmp_path], (), "no such weights file"),
+        ([classifier, tmp_path], (), "no weights file"),
         ([classifier], ["TEST.AUG.FLIP", "False"], "TEST.AUG.FLIP is False, which has no effect"),
         ([classifier], ["TEST.AUG.MIN_SIZES", "(48,)", *FLIPS], "a detector alone looks at other"),
         ([classifier], ["TEST.AUG.FLIP", "False", *FLIPS], "TEST.AUG.ENABLED is True.*as it is"),
