@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
 from ctmasknet.console.progress import tracked
+from ctmasknet.console.verbosity import verbosity
 from ctmasknet.data.bad_slices import BadSlice
 from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.registry import dataset_dicts, register_prepared
@@ -83,6 +85,8 @@ def draw_from_command_line(args: argparse.Namespace) -> list[Path]:
             )
     # Made once all else is known to be right, and tried before the model is loaded
     output = writable_folder(args.output, shown.entries, shown.sources)
+    if cfg is not None and verbosity() != "quiet":
+        print(f"Loading from {cfg.MODEL.WEIGHTS}", file=sys.stderr, flush=True)
     predictor = None if cfg is None else CTPredictor(cfg, lesions=True)
     return draw_gallery(
         shown.entries,
