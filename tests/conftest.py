@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from scipy.special import expit
 
 from ctmasknet.config import add_ctmasknet_config
+from ctmasknet.console.verbosity import VERBOSITY_VARIABLE
 from ctmasknet.data import registry as datasets
 from ctmasknet.evaluation.predictions import SlicePrediction
 from ctmasknet.modeling.fast import inference
@@ -52,6 +53,12 @@ def shared() -> Path:
 def torch_computes(monkeypatch):
     """OpenVINO takes a second to read a model; tests of it have a fixture of this name instead."""
     monkeypatch.setattr(inference, "installed", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def says_the_usual(monkeypatch):
+    """What a tool was asked to say is heard by later ones of its process, and so by later tests."""
+    monkeypatch.setenv(VERBOSITY_VARIABLE, "usual")
 
 
 @pytest.fixture

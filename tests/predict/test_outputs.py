@@ -38,7 +38,10 @@ def answers(repository, classifier, tmp_path_factory):
     command = words(classifier, [scans], root / "out", *flags)
     assert run_tool(repository, "tools/predict.py", *command) == 0
     predictor = CTPredictor.from_config_file(
-        classifier.config, weights=str(classifier.weights), lesions=True
+        classifier.config,
+        weights=str(classifier.weights),
+        lesions=True,
+        overrides=["MODEL.INFERENCE.ENGINE", "torch"],
     )
     return root / "out", list(predictor(scans))
 
