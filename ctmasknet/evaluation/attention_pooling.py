@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.learned_pooling import check_fitted_pooling, read_fitted_pooling
 from ctmasknet.evaluation.pooling import group_slices
 from ctmasknet.evaluation.predictions import SlicePrediction
-from ctmasknet.files import read_json
 
 _FORMAT = "ctmasknet attention pooling 1"
 _HIDDEN, _STEPS, _RATE, _DECAY = 8, 300, 0.02, 0.01
@@ -147,13 +147,7 @@ def load_attention_pooling(path: str | os.PathLike, class_names: Sequence[str]) 
     Raises:
         CTMaskNetError: the file is missing, no such file, or of other classes.
     """
-    try:
-        document = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CTMaskNetError(
-            f"{path}: cannot read an attention pooling ({error}); tools/evaluate_predictions.py "
-            "writes one from validation predictions"
-        ) from error
+    document = read_fitted_pooling(path, "an attention pooling")
     return attention_pooling_from_json(document, class_names, source=str(path))
 
 
@@ -165,13 +159,7 @@ def attention_pooling_from_json(
     Raises:
         CTMaskNetError: not such a document, or of other classes than ``class_names``.
     """
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise CTMaskNetError(f"{source}: not a {_FORMAT!r}; fit the pooling anew")
-    if document.get("class_names") != list(class_names):
-        raise CTMaskNetError(
-            f"{source}: fitted for the classes {document.get('class_names')} but the predictions "
-            f"have {list(class_names)}; fit it on validation predictions of this model"
-        )
+    check_fitted_pooling(document, _FORMAT, class_names, source)
     weights = {}
     for key, shape in _shapes(len(class_names)).items():
         try:

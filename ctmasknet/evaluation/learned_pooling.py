@@ -224,14 +224,37 @@ def load_learned_pooling(path: str | os.PathLike, class_names: Sequence[str]) ->
     Raises:
         CTMaskNetError: the file is missing, no such file, or of other classes.
     """
+    document = read_fitted_pooling(path, "a learned pooling")
+    return learned_pooling_from_json(document, class_names, source=str(path))
+
+
+def read_fitted_pooling(path: str | os.PathLike, what: str) -> Any:
+    """The content of the file of a fitted pooling.
+
+    Raises:
+        CTMaskNetError: it is missing or no JSON.
+    """
     try:
-        document = read_json(path)
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise CTMaskNetError(
-            f"{path}: cannot read a learned pooling ({error}); tools/evaluate_predictions.py "
-            "writes one from validation predictions"
+            f"{path}: cannot read {what} ({error}); tools/evaluate_predictions.py writes one from "
+            "validation predictions"
         ) from error
-    return learned_pooling_from_json(document, class_names, source=str(path))
+
+
+def check_fitted_pooling(
+    document: Any, known: str, class_names: Sequence[str], source: str
+) -> None:
+    """Raise :class:`CTMaskNetError` unless a fitted pooling has the format ``known`` and these
+    classes."""
+    if not isinstance(document, dict) or document.get("format") != known:
+        raise CTMaskNetError(f"{source}: not a {known!r} file; fit the pooling anew")
+    if document.get("class_names") != list(class_names):
+        raise CTMaskNetError(
+            f"{source}: fitted for the classes {document.get('class_names')} but the predictions "
+            f"have {list(class_names)}; fit it on validation predictions of this model"
+        )
 
 
 def learned_pooling_from_json(
@@ -242,13 +265,7 @@ def learned_pooling_from_json(
     Raises:
         CTMaskNetError: not such a document, or of other classes than ``class_names``.
     """
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise CTMaskNetError(f"{source}: not a {_FORMAT!r} file; fit the pooling anew")
-    if document.get("class_names") != list(class_names):
-        raise CTMaskNetError(
-            f"{source}: fitted for the classes {document.get('class_names')} but the predictions "
-            f"have {list(class_names)}; fit it on validation predictions of this model"
-        )
+    check_fitted_pooling(document, _FORMAT, class_names, source)
     classes, features = len(class_names), len(feature_names(class_names))
     shapes = {
         "mean": (features,),
