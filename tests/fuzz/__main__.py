@@ -13,10 +13,9 @@ import time
 import warnings
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from tests.fuzz.runner import Outcome, attempt
+from tests.fuzz.runner import Outcome, attempt, be_forkable
 from tests.fuzz.targets import all_targets
 
 
@@ -39,8 +38,7 @@ def fuzz(
     Returns:
         kind of file -> how often each outcome; (kind of file, outcome, text) -> the first number.
     """
-    torch.set_num_threads(1)
-    tqdm.monitor_interval = 0  # a thread's lock stays locked in what is forked meanwhile
+    be_forkable()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     totals: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)

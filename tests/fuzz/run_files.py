@@ -72,7 +72,8 @@ def trainings(folder: Path, tiny: list[Any]) -> dict[str, Target]:
         *("DATASETS.TRAIN", (_TRAINING_SET,), "DATASETS.VAL", (), "DATASETS.TEST", ()),
         *("SOLVER.IMS_PER_BATCH", 1, "SOLVER.WARMUP_ITERS", 0, "DATALOADER.NUM_WORKERS", 0),
         *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none", "SEED", 1),
-        *("MODEL.RANKED_BOXES.CACHE", "never"),
+        # A fork of a process that has loaded OpenVINO waits for its threads
+        *("MODEL.RANKED_BOXES.CACHE", "never", "MODEL.INFERENCE.ENGINE", "torch"),
     ]
 
     def trainer(output: Path, iterations: int) -> Trainer:

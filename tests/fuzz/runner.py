@@ -16,6 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
 from ctmasknet.errors import CTMaskNetError
 
 #: Above what the process held when it began.
@@ -44,6 +47,12 @@ class Outcome:
     @property
     def right(self) -> bool:
         return self.kind in ("read", "refused")
+
+
+def be_forkable() -> None:
+    """Start no thread from now on: its locks would stay locked in what is forked meanwhile."""
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0
 
 
 def attempt(read: Callable[[Path], object], path: Path, marker: Path) -> Outcome:
