@@ -6,7 +6,7 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import has_control_character, plain_file
@@ -32,8 +32,9 @@ def read_csv_rows(
     optional: Sequence[str] = (),
     what: str = "list",
     names: Mapping[str, str] | None = None,
-) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file whose first line names its columns; further columns are passed over.
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Read a CSV file row by row whose first line names its columns; further columns are passed
+    over.
 
     Args:
         path: UTF-8, with or without a byte order mark.
@@ -43,7 +44,7 @@ def read_csv_rows(
         names: column -> what the file calls it, of those that it calls otherwise; None where the
             user cannot say so.
 
-    Returns:
+    Yields:
         (number of its line, column -> text without surrounding blanks) of each row; "" where a cell
         is empty or its column is not there.
 
@@ -68,26 +69,24 @@ def read_csv_rows(
             places = {name: place for place, name in enumerate(columns)}
             # A column that is not there has a place behind every cell
             taken = [(name, places.get(column, sys.maxsize)) for name, column in called.items()]
-            rows = [
-                (
-                    reader.line_num,
-                    {name: cells[at].strip() if at < len(cells) else "" for name, at in taken},
-                )
-                for cells in reader
-                if cells
-            ]
+            for cells in reader:
+                if cells:
+                    row = {n: cells[at].strip() if at < len(cells) else "" for n, at in taken}
+                    _check_cells(path, reader.line_num, row)
+                    yield reader.line_num, row
     except FileNotFoundError:
         raise CTMaskNetError(f"{path}: no such {what}; check the path") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CTMaskNetError(f"{path}: cannot be read as CSV ({error})") from None
-    for number, row in rows:
-        for name, text in row.items():
-            if has_control_character(text):
-                raise CTMaskNetError(
-                    f"{path}:{number}: {name} {text!r} holds a line break or another control "
-                    "character; correct it"
-                )
-    return rows
+
+
+def _check_cells(path: str | os.PathLike, number: int, row: Mapping[str, str]) -> None:
+    if has_control_character("".join(row.values())):
+        name, text = next((k, v) for k, v in row.items() if has_control_character(v))
+        raise CTMaskNetError(
+            f"{path}:{number}: {name} {text!r} holds a line break or another control character; "
+            "correct it"
+        )
 
 
 def _check_columns(

@@ -104,7 +104,7 @@ def test_control_characters_of_names_and_cells(text, tmp_path):
     path = tmp_path / "list.csv"
     path.write_text(f'path,patient\nx,"{text}"\n', newline="")
     with pytest.raises(CTMaskNetError, match=r"list\.csv:\d: patient '.*' holds a line break"):
-        read_csv_rows(path, ("path",), ("patient",))
+        list(read_csv_rows(path, ("path",), ("patient",)))
 
 
 def test_only_the_columns_asked_for_are_kept(tmp_path):
@@ -114,7 +114,7 @@ def test_only_the_columns_asked_for_are_kept(tmp_path):
     path.write_text(f"a,{names},b\n" + "x\n" * 500 + "\n" + f"y,{'0,' * 2000}z,more\n")
     tracemalloc.start()
     try:
-        rows = read_csv_rows(path, ("a",), ("b", "missing"))
+        rows = list(read_csv_rows(path, ("a",), ("b", "missing")))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -325,7 +325,7 @@ def read_config(path):
 
 READERS = [
     *(read_json, read_marks, read_predictions_csv, read_list, read_base, read_last, read_metrics),
-    *(lambda path: read_csv_rows(path, ("a",)), lambda path: list(json_lines(path)), read_config),
+    *(lambda path: list(read_csv_rows(path, ("a",))), lambda path: list(json_lines(path)), read_config),
     *(PatientMetadata, read_comparison, lambda path: whole_file(path, 9)),
 ]
 

@@ -283,7 +283,8 @@ def read_volume_list(
             there, is not below ``root`` or is listed twice, pictures and volumes in one list, a
             patient in two splits; the message names file and line.
     """
-    rows = read_csv_rows(path, ("path", "class"), ("patient", "scan", "split"), names=columns or {})
+    known = ("path", "class"), ("patient", "scan", "split")
+    rows = list(read_csv_rows(path, *known, names=columns or {}))
     if not rows:
         raise CTMaskNetError(f"{path}: lists no volume")
     # One letter may be written in two ways, which look alike

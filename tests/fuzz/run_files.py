@@ -25,6 +25,7 @@ from ctmasknet.data.registry import register_covidx_ct
 from ctmasknet.engine import ranked_box_cache
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer
 from ctmasknet.engine.trainer import Trainer
+from ctmasknet.evaluation.attention_pooling import fit_attention_pooling, load_attention_pooling
 from ctmasknet.evaluation.learned_pooling import LearnedPooling, feature_names, load_learned_pooling
 from ctmasknet.evaluation.lesions.burden import SliceBurden, burdens
 from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
@@ -242,6 +243,7 @@ def measured(folder: Path) -> dict[str, Target]:
     features = len(feature_names(_CLASSES))
     arrays = [np.zeros(features), np.ones(features), np.ones((3, features)), np.zeros(3)]
     learned = LearnedPooling(tuple(_CLASSES), 5, *arrays, fit={"seed": 0}).to_json()
+    attention = fit_attention_pooling(rows, _CLASSES).to_json()
     files = {
         "predictions.csv": unlabelled.read_text(),
         **{"burden/burden.json": burden, "burden_truth/burden.json": burden},
@@ -292,6 +294,10 @@ def measured(folder: Path) -> dict[str, Target]:
         "pooling": Target(
             lambda made, rng: written(made / "pooling.json", json_bytes(rng, learned)),
             lambda path: load_learned_pooling(path, _CLASSES)(np.zeros((2, 3))),
+        ),
+        "attention": Target(
+            lambda made, rng: written(made / "attention.json", json_bytes(rng, attention)),
+            lambda path: load_attention_pooling(path, _CLASSES)(np.zeros((2, 3))),
         ),
     }
 
