@@ -325,7 +325,11 @@ def read_config(path):
 
 READERS = [
     *(read_json, read_marks, read_predictions_csv, read_list, read_base, read_last, read_metrics),
-    *(lambda path: list(read_csv_rows(path, ("a",))), lambda path: list(json_lines(path)), read_config),
+    *(
+        lambda path: list(read_csv_rows(path, ("a",))),
+        lambda path: list(json_lines(path)),
+        read_config,
+    ),
     *(PatientMetadata, read_comparison, lambda path: whole_file(path, 9)),
 ]
 

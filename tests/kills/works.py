@@ -96,6 +96,7 @@ def make_inputs(folder: Path, needed: set[str]) -> None:
     )
     saved = save_model(detector, folder / "models", "seg")
     save_model(classifier, folder / "models", "cls", saved)
+    save_model(classifier, folder / "models", "second", saved)
     write_scans(folder / "scans")
     volumes = "path,class,patient,split\na_dicom,covid,1,train\nb_nifti/ct.nii.gz,normal,2,val\n"
     (folder / "scans.csv").write_text(volumes)
@@ -141,16 +142,21 @@ def all_works(inputs: Path, out: Path) -> dict[str, Work]:
     def same_again(tool: str, *call: Any, **kind: Any) -> Work:
         return Work(tool, list(call), list(call), **kind)
 
-    dicom = words(cls, [inputs / "scans" / "a_dicom"], run, "--masks", "nifti", "dicom-seg")
+    dicom, pictures = ([inputs / "scans" / name] for name in ("a_dicom", "c_pictures"))
+    answers = ["--masks", "nifti", "dicom-seg", "--burden", "threshold", "--sr", "--viewer"]
+    of_two = ["--config-file", cls.config, "--weights", cls.weights, inputs / "models/second.pth"]
+    of_two += ["--input", *pictures, "--output", run, "MODEL.INFERENCE.ENGINE", "torch"]
     systems = [f"{name}={sliced / 'covidx_ct_test' / 'predictions.csv'}" for name in ("a", "b")]
     prepare = ["--output-root", out, "--workers", 2]
     raw_lesions = raw / "cncb_lesions_raw"
     return {
         "training": train(_DETECTOR),
         "caching": train(*(_CLASSIFIER, *rows), watched="run/ranked_boxes", prepare=_small_parts),
+        "folds": train(*(_CLASSIFIER, "MODEL.TRAINABLE", "heads"), flags=("--folds", 2)),
         "training-2": train(_DETECTOR, flags=_TWO, starter=()),
         "prediction": goes_on(*predict),
-        "prediction-dicom-seg": goes_on(*dicom),
+        "prediction-dicom-seg": goes_on(*words(cls, dicom, run, *answers, "--secondary-captures")),
+        "prediction-of-two": goes_on(*of_two),
         "prediction-2": goes_on(*_TWO, *predict, starter=()),
         "conversion-lesions": same_again(
             *(_PREPARE_LESIONS, "--source", raw_lesions, *prepare, *_LESIONS), needs=("raw",)

@@ -59,7 +59,7 @@ def prepared_sets(root: Path) -> Path:
 _PHANTOMS = [
     *("datasets/prepare_phantom.py", "--side", 96, "--workers", 1, "--slices", 1),
     *("--lesion-patients", 5, "--lesion-slices", 2),
-    *("--train-patients", 1, "--val-patients", 1, "--test-patients", 1),
+    *("--train-patients", 2, "--val-patients", 1, "--test-patients", 1),
 ]
 _LESIONS = ["datasets/prepare_cncb_lesions.py", "--min-area-px", 6, "--workers", 1]
 _SLICES = ["datasets/prepare_covidx_ct.py", "--workers", 1]
@@ -115,7 +115,10 @@ def all_tools(root: Path) -> dict[str, Tool]:
         "--burden",
         "threshold",
     ]
-    measured += ["--masks", "nifti", "dicom-seg", *cls_weights]
+    measured += ["--masks", "nifti", "dicom-seg", "--sr", "--secondary-captures", "--viewer"]
+    measured += cls_weights
+    of_two = ["tools/predict.py", *cls_words, "--input", scans / "c_pictures"]
+    of_two += ["--weights", cls.weights, save_model(cfg, root / "models", "second", seg).weights]
     annotated = sets / "cncb_lesions/annotations/both_train.json"
     volumes = "path,class,patient,split\na_dicom,covid,1,train\nb_nifti/ct.nii.gz,normal,2,val\n"
     (root / "volumes.csv").write_text(volumes)
@@ -134,12 +137,16 @@ def all_tools(root: Path) -> dict[str, Tool]:
                 *("MODEL.RANKED_BOXES.CACHE_DIR", out),
             ]
         ),
+        "train, folds": Tool(
+            lambda out: [*train("MODEL.TRAINABLE", "heads")(out), "--folds", 2], long=True
+        ),
         "evaluate": Tool(train("--eval-only")),
         "predict": Tool(output(*predict, *cls_weights)),
         "predict lesions": Tool(
             output("tools/predict.py", *seg_words, "--input", scans, *seg_weights)
         ),
         "predict, all else": Tool(output(*measured)),
+        "predict, two models": Tool(output(*of_two)),
         "ctmasknet predict": Tool(
             lambda out: [
                 *("tools/__init__.py", "predict", *cls_words, "--input", scans / "c_pictures"),
