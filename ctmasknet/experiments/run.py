@@ -10,6 +10,7 @@ import shlex
 import shutil
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from detectron2.config import CfgNode
 from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.record import git_commit, hardware
-from ctmasknet.errors import CTMaskNetError, end_with_parent
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.experiments.baselines import predict_by_baseline
 from ctmasknet.experiments.lesions import false_positives, of_evaluation
@@ -41,6 +42,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _IMPORTED = ("ctmasknet.engine.runs.command",)
 #: Figures of a run that are told when it is done.
 _TOLD = ("accuracy", "bbox/AP50", "segm/AP50")
+#: That a tool has for its checkpoint once it is asked to end.
+_GRACE_SECONDS = 30.0
 #: Command line, environment, file for what it prints -> exit code.
 Call = Callable[[Sequence[str], Mapping[str, str], Path], int]
 
@@ -50,12 +53,16 @@ def call_tool(words: Sequence[str], environment: Mapping[str, str], log: Path) -
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     process = context.Process(target=_tool, args=(list(words), dict(environment), str(log)))
-    process.start()
     try:
+        process.start()
         process.join()
-    except KeyboardInterrupt:  # nobody waits for what it is at
-        process.kill()
-        process.join()
+    except KeyboardInterrupt:
+        if process.is_alive():
+            # It ends as one that was asked itself, and leaves nothing half-made
+            process.terminate()
+            process.join(_GRACE_SECONDS)
+            process.kill()
+            process.join()
         raise
     return process.exitcode
 
@@ -65,11 +72,17 @@ def _tool(words: list[str], environment: dict[str, str], log: str) -> None:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
     os.environ.update(environment)
-    end_with_parent(os.getppid())
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     for name in _IMPORTED:
         importlib.import_module(name)
     sys.argv = words
     runpy.run_path(str(_ROOT / words[0]), run_name="__main__")
+
+
+def _end_with_starter() -> None:
+    """The parent by the system is the server of forks, which outlives who asked it for one."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def run_plan(

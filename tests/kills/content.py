@@ -17,7 +17,7 @@ _OF_THE_CALL = {"start", "started", "end", "seconds", "slices_per_second", "comm
 #: Kinds of values of a DICOM file that say when it was made.
 _TIMES = ("DA", "TM", "DT")
 #: Files whose content is not compared: what is said and when, and of these the name either.
-_LOGS = re.compile(r"log\.txt(\.rank\d+)?|timings\.json|events\.out\.tfevents.*")
+_LOGS = re.compile(r"log\.txt(\.rank\d+)?|fold\d+\.log|timings\.json|events\.out\.tfevents.*")
 
 
 def content_of(folder: Path) -> dict[str, Any]:
