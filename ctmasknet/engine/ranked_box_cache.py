@@ -2,9 +2,11 @@
 
 A file holds the rows of one data set. Its name is the SHA-256 of all that the rows depend on: the
 detector's weights, the configuration, the images, the code, the libraries that decode and compute.
-So a file is either right or not found. While rows are computed they are written in parts, from
-which a caching that was killed goes on; what does not fit its check sum is computed anew. A head
-that reads less than another takes its columns from the other's file, where that is in the folder.
+So a file is either right or not found. A training that mirrors slices has a second file, of its
+slices mirrored, and draws from both as it would draw from images. While rows are computed they are
+written in parts, from which a caching that was killed goes on; what does not fit its check sum is
+computed anew. A head that reads less than another takes its columns from the other's file, where
+that is in the folder.
 
 Shapes: n slices, N rows a slice, D numbers a row (5 for the paper's head S, more for heads that
 read more, see :mod:`ctmasknet.modeling.ranked_boxes`).
@@ -25,7 +27,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ import torchvision
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
+from detectron2.data import transforms as T
 from detectron2.utils import comm
 from PIL import features
 from torch import Tensor, nn
@@ -64,6 +67,8 @@ _PACKAGE = Path(ctmasknet.__file__).parent
 _HASHED_OTHERWISE = ("builtins", "ctmasknet", "torch", "torchvision")
 _CODE = ("ct", "modeling", "data/mapper.py", "data/training", "engine/ranked_box_cache.py")
 _LOGGER = logging.getLogger(__name__)
+#: An image for augmentations that draw without looking at it.
+_PIXEL = np.zeros((1, 1, 3), np.uint8)
 #: What to do where rows do not fit or cannot be written.
 _ELSEWHERE = (
     "set MODEL.RANKED_BOXES.CACHE_DIR to another folder, or MODEL.RANKED_BOXES.CACHE to never"
@@ -73,15 +78,34 @@ _ELSEWHERE = (
 @dataclass(frozen=True)
 class RowMapper:
     """A slice's dataset dict -> input of the classifier with ``ranked_rows`` (N, D) in place of the
-    image. In ``rows_of`` they stand by ``file_name``; a slice without rows is a bad one."""
+    image.
+
+    Attributes:
+        rows_of: by ``file_name``; a slice without rows is a bad one.
+        mirrored: those of the slices mirrored; empty where training mirrors none.
+        augmentations: of the training, which draw whether a slice is.
+    """
 
     rows_of: Mapping[str, Tensor]
+    mirrored: Mapping[str, Tensor] = field(default_factory=dict)
+    augmentations: Sequence[T.Augmentation] = ()
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        file_name = dataset_dict["file_name"]
-        if file_name not in self.rows_of:
+        # All of them, so that as much is drawn as for an image
+        drawn = [one.get_transform(_PIXEL) for one in self.augmentations]
+        mirrored = any(isinstance(one, T.HFlipTransform) for one in drawn)
+        rows, file_name = self.mirrored if mirrored else self.rows_of, dataset_dict["file_name"]
+        if file_name not in rows:
             raise CTMaskNetError(f"{file_name}: has no ranked boxes, for it could not be read")
-        return {**dataset_dict, "ranked_rows": self.rows_of[file_name]}
+        return {**dataset_dict, "ranked_rows": rows[file_name]}
+
+
+class _Mirrored(SliceMapper):
+    """Slices as testing sees them, left and right exchanged."""
+
+    def map_pixels(self, dataset_dict: dict[str, Any], pixels: np.ndarray) -> dict[str, Any]:
+        output = super().map_pixels(dataset_dict, pixels)
+        return {**output, "image": output["image"].flip(-1)}
 
 
 def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None:
@@ -100,7 +124,7 @@ def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None
         return f"MODEL.TRAINABLE is {cfg.MODEL.TRAINABLE}, which changes the boxes"
     if cfg.MODEL.INFERENCE.DTYPE:
         return f"MODEL.INFERENCE.DTYPE is {cfg.MODEL.INFERENCE.DTYPE}, whose boxes training has not"
-    if changed := what_changes_pictures(cfg):
+    if changed := what_changes_pictures(cfg, but_flips=True):
         return f"{changed}, which changes the images"
     first = None
     for entry in dicts:
@@ -142,6 +166,8 @@ def cached_rows(
     dicts: Sequence[dict[str, Any]],
     name: str,
     bad: BadSlices | None = None,
+    *,
+    mirrored: bool = False,
 ) -> dict[str, Tensor]:
     """The rows of a data set, from its file or else computed and cached.
 
@@ -155,6 +181,7 @@ def cached_rows(
         dicts: the slices.
         name: of the data set, for log, progress bar and ``bad``.
         bad: what to do with slices that cannot be read; default: as ``DATALOADER.BAD_SLICES`` says.
+        mirrored: the rows of the slices with left and right exchanged.
 
     Returns:
         ``file_name`` -> (N, D) float32 on the CPU, of the slices that can be read.
@@ -166,7 +193,7 @@ def cached_rows(
     bad = bad or BadSlices.from_cfg(cfg, {name: len(dicts)})
     folder = Path(cfg.MODEL.RANKED_BOXES.CACHE_DIR or os.path.join(cfg.OUTPUT_DIR, "ranked_boxes"))
     wanted = RowLayout.from_config(cfg)
-    keys = _keys(cfg, model, dicts, _as_wide(wanted))
+    keys = _keys(cfg, model, dicts, _as_wide(wanted), mirrored)
     path = folder / f"{keys[wanted.reads]}.pt"
     parts = path.with_suffix(".parts")
     shape = (len(dicts), cfg.MODEL.RANKED_BOXES.NUM, wanted.width)
@@ -190,7 +217,8 @@ def cached_rows(
                 needed = 2 * torch.float32.itemsize * math.prod(shape) - there
                 check_room(folder, needed, f"ranked boxes of {name}", _ELSEWHERE)
             comm.synchronize()
-            rows = _compute(cfg, model, dicts, name, bad, parts)
+            mapper = (_Mirrored if mirrored else SliceMapper)(cfg, False)
+            rows = _compute(cfg, model, dicts, name, bad, parts, mapper)
             if comm.is_main_process():
                 _write(path, rows)
             if alone:
@@ -201,8 +229,9 @@ def cached_rows(
             if alone:
                 shutil.rmtree(parts, ignore_errors=True)
     _LOGGER.info(
-        "Ranked boxes of %s: %d slices x %d rows, %.1f MB, %s %s in %.1f s",
-        *(name, *shape[:2], rows.numel() * rows.element_size() / 1e6),
+        "Ranked boxes of %s%s: %d slices x %d rows, %.1f MB, %s %s in %.1f s",
+        *(name, ", mirrored" if mirrored else ""),
+        *(*shape[:2], rows.numel() * rows.element_size() / 1e6),
         *("read from" if hit else "computed and cached in", source, time.perf_counter() - start),
     )
     return {
@@ -212,9 +241,11 @@ def cached_rows(
     }
 
 
-def cache_key(cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]]) -> str:
+def cache_key(
+    cfg: CfgNode, model: nn.Module, dicts: Sequence[Mapping[str, Any]], *, mirrored: bool = False
+) -> str:
     """SHA-256 over all that the rows of these slices depend on."""
-    (key,) = _keys(cfg, model, dicts, [tuple(cfg.MODEL.IMAGE_HEAD.READS)]).values()
+    (key,) = _keys(cfg, model, dicts, [tuple(cfg.MODEL.IMAGE_HEAD.READS)], mirrored).values()
     return key
 
 
@@ -230,6 +261,7 @@ def _keys(
     model: nn.Module,
     dicts: Sequence[Mapping[str, Any]],
     every: Sequence[tuple[str, ...]],
+    mirrored: bool,
 ) -> dict[tuple[str, ...], str]:
     """The keys of rows for heads that read each of ``every``."""
     settings = yaml.safe_load(cfg.dump())
@@ -237,6 +269,7 @@ def _keys(
         settings["MODEL"].pop(key)
     for key in ("CACHE", "CACHE_DIR"):
         settings["MODEL"]["RANKED_BOXES"].pop(key)
+    settings["INPUT"]["RANDOM_FLIP"] = mirrored
     depends = {
         "format": _FORMAT,
         "code": _code(model),
@@ -332,6 +365,7 @@ def _compute(
     name: str,
     bad: BadSlices,
     parts: Path,
+    mapper: SliceMapper,
 ) -> Tensor:
     shape = (cfg.MODEL.RANKED_BOXES.NUM, RowLayout.from_config(cfg).width)
     known = _read_parts(parts, shape, len(dicts))
@@ -346,7 +380,7 @@ def _compute(
     if left:
         training = model.training
         form = inference_model(cfg, model.eval())
-        for index, row in _rows(cfg, form, left, name, bad, len(every)):
+        for index, row in _rows(cfg, form, left, name, bad, len(every), mapper):
             mine[index] = row
             if len(mine) % _PART == 0:
                 _write_part(parts, mine)
@@ -367,11 +401,12 @@ def _rows(
     name: str,
     bad: BadSlices,
     done: int,
+    mapper: SliceMapper,
 ) -> Iterator[tuple[int, Tensor]]:
     """``index`` and rows (N, D) of each of this process' slices that can be read."""
     loader = build_detection_test_loader(
         dicts,
-        mapper=Guarded(SliceMapper(cfg, False)),
+        mapper=Guarded(mapper),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         batch_size=cfg.TEST.IMS_PER_BATCH,
     )

@@ -30,6 +30,7 @@ from ctmasknet.data.bad_slices import BadSlices, Guarded, ReadableBatches
 from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
+from ctmasknet.data.training.recipe import build_augmentations
 from ctmasknet.engine.checkpoint import (
     UNEVALUATED,
     CTMaskNetCheckpointer,
@@ -189,8 +190,13 @@ class Trainer(DefaultTrainer):
         bad.totals[TRAINING] = len(sets[TRAINING])  # all of them are read
         for name, dicts in sets.items():
             self._rows |= cached_rows(cfg, self.checkpointer.model, dicts, name, bad)
+        mapper = RowMapper(self._rows)
+        if cfg.INPUT.RANDOM_FLIP != "none":
+            given = (cfg, self.checkpointer.model, sets[TRAINING], TRAINING, bad)
+            rows = cached_rows(*given, mirrored=True)
+            mapper = RowMapper(self._rows, rows, build_augmentations(cfg, is_train=True))
         seed = self._trainer.data_loader.dataset.seed
-        given = (cfg, RowMapper(self._rows), training_dicts(cfg), seed, 0, bad)
+        given = (cfg, mapper, training_dicts(cfg), seed, 0, bad)
         self._trainer.reset_data_loader(lambda: build_train_loader(*given))
 
     def run_step(self) -> None:

@@ -300,7 +300,7 @@ def test_when_rows_may_be_kept(cfg, dicts, tmp_path):
     cfg.MODEL.RANKED_BOXES.CACHE = "always"
     assert use_cache(cfg, dicts)
     for key, value in (
-        *(("MODEL.TRAINABLE", "full"), ("INPUT.RANDOM_FLIP", "horizontal")),
+        *(("MODEL.TRAINABLE", "full"), ("INPUT.AUGMENTATION.NOISE_STD", 2.0)),
         *(("INPUT.MIN_SIZE_TRAIN", (32,)), ("INPUT.MAX_SIZE_TRAIN", 96)),
         ("MODEL.INFERENCE.DTYPE", "bfloat16"),
     ):
@@ -322,7 +322,7 @@ def test_rows_have_no_detections(cfg):
         model([{"ranked_rows": torch.zeros(16, 5)}])
 
 
-def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypatch):
+def test_kept_rows_train_the_same_head_with_flips_too(repository, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
     monkeypatch.chdir(repository)
     # At the paper's learning rate: Adam enlarges what the order of a sum leaves between rows of
@@ -332,10 +332,11 @@ def test_kept_rows_train_the_same_head(repository, prepared, tmp_path, monkeypat
             *("--config-file", "configs/cls_light.yaml", *TINY, "MODEL.TRAINABLE", "heads"),
             *("MODEL.RANKED_BOXES.CACHE", mode, "MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 12),
             *("TEST.EVAL_PERIOD", 6, "SOLVER.LOG_PERIOD", 3, "SOLVER.BASE_LR", 1e-5),
-            *("OUTPUT_DIR", tmp_path / mode),
+            *("INPUT.RANDOM_FLIP", "horizontal", "OUTPUT_DIR", tmp_path / mode),
         ]
         assert run_tool(repository, "tools/train_net.py", *words) == 0
-    assert len(list((tmp_path / "auto" / "ranked_boxes").iterdir())) == 2
+    # Of training, of training mirrored, and of validation
+    assert len(list((tmp_path / "auto" / "ranked_boxes").iterdir())) == 3
     assert not (tmp_path / "never" / "ranked_boxes").exists()
     off, auto = (
         torch.load(tmp_path / mode / "model_final.pth", weights_only=True)["model"]

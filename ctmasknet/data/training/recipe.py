@@ -160,12 +160,12 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     return [*recipe.before_resize(), resize, *recipe.after_resize()]
 
 
-def what_changes_pictures(cfg: CfgNode) -> str | None:
+def what_changes_pictures(cfg: CfgNode, *, but_flips: bool = False) -> str | None:
     """The first key that lets training see other pictures than testing, with its value; None where
-    they are the same."""
+    they are the same, or with ``but_flips`` mirrored at most."""
     inputs = cfg.INPUT
     keys = [
-        *(("INPUT.RANDOM_FLIP", inputs.RANDOM_FLIP, "none"),),
+        *([] if but_flips else [("INPUT.RANDOM_FLIP", inputs.RANDOM_FLIP, "none")]),
         *(("INPUT.MIN_SIZE_TRAIN", inputs.MIN_SIZE_TRAIN, ()),),
         *(("INPUT.MAX_SIZE_TRAIN", inputs.MAX_SIZE_TRAIN, 0),),
         *(("INPUT.MAPPER_TRAIN", inputs.MAPPER_TRAIN, ""),),
