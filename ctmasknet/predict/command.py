@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import shlex
 from pathlib import Path
@@ -171,7 +172,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             asked["lesion_weights"] = lesion_cfg.MODEL.WEIGHTS
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
     if summary is not None:
-        print(summary_text(summary, run.output, run.progress.rate))
+        logged = dataclasses.replace(summary, cautions=[])  # those, at the start
+        print(summary_text(logged, run.output, run.progress.rate))
         if args.burden:
             _tell_burden(args, run.output)
         _check_share(summary, bad.max_share, run.output)
