@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ LESION_TEST_SET = "cncb_lesions_merge_test"
 SLICE_TEST_SET = "covidx_ct_test"
 SLICE_VAL_SET = "covidx_ct_val"
 _REPORT = "report.html"
+#: Of a demo that was measured: how long each stage took, and where.
+_MEASURED = _ROOT / "docs" / "results" / "demo" / "summary_1.json"
 
 
 def stages(output: Path, phantom_seed: int, seed: int) -> dict[str, list[list[str]]]:
@@ -144,9 +146,15 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
     environment = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
     seconds: dict[str, float] = {}
     every = stages(output, phantom_seed, seed)
+    measured = _measured(every)
+    if measured:
+        in_all = duration(time_left({}, measured))
+        print(f"about {in_all} in all: an estimate, measured {_where(measured)}", flush=True)
     for place, (stage, commands) in enumerate(every.items(), start=1):
         start = time.perf_counter()
         so_far = f", {duration(sum(seconds.values()))} so far" if seconds else ""
+        if seconds and measured:
+            so_far += f", about {duration(time_left(seconds, measured))} left"
         print(f"\n[{place} of {len(every)}: {stage}{so_far}]", flush=True)
         for command in commands:
             print(f"python {shlex.join(command)}", flush=True)
@@ -162,6 +170,34 @@ def run_demo(output: str | os.PathLike, phantom_seed: int, seed: int) -> dict[st
     write_json(output / _MARK, summary, indent=1)
     print(_tables(summary, output))
     return summary
+
+
+def time_left(seconds: Mapping[str, float], measured: Mapping[str, Any]) -> float:
+    """Seconds that the stages which are not done will take.
+
+    Args:
+        seconds: of each stage that is done; they tell how much slower or faster it is here.
+        measured: a demo's summary.
+    """
+    usual = measured["seconds"]
+    before = sum(usual[stage] for stage in seconds)
+    pace = sum(seconds.values()) / before if before else 1.0
+    return pace * sum(value for stage, value in usual.items() if stage not in seconds)
+
+
+def _measured(every: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary that times are estimated from; None where there is none, of these stages."""
+    try:
+        found = checked(_MEASURED, read_json(_MEASURED), _SUMMARY, "a summary of a demo", "")
+    except (OSError, ValueError, CTMaskNetError):  # a demo goes on without an estimate
+        return None
+    return found if set(found["seconds"]) == set(every) else None
+
+
+def _where(measured: Mapping[str, Any]) -> str:
+    machine = measured["hardware"]
+    place = os.path.relpath(_MEASURED, _ROOT)
+    return f"on {machine['cpu']}, {machine['cores']} cores ({place}); each stage corrects it"
 
 
 def summarize(output: Path, seconds: dict[str, float]) -> dict[str, Any]:

@@ -1,9 +1,16 @@
-"""Options that both preparations of a set have."""
+"""Options that both preparations of a set have, and what they mean."""
 
 from __future__ import annotations
 
-from ctmasknet.ct.scan import Window
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ctmasknet.ct.arrays import parse_axes
+from ctmasknet.ct.scan import Window, parse_rescale
+from ctmasknet.data.prepared import set_folder
 from ctmasknet.overrides import ToolParser
+from ctmasknet.prepare.arguments import bad_slices_from
 
 
 def add_patients(parser: ToolParser, own_names: str) -> None:
@@ -64,3 +71,22 @@ def add_run(parser: ToolParser) -> None:
     )
     parser.add("seed")
     parser.add("workers")
+
+
+def values_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How the values of files are taken, as :func:`ctmasknet.ct.read.read_scans` wants it."""
+    return {
+        "rescale": parse_rescale(args.rescale) if args.rescale is not None else None,
+        "axes": parse_axes(args.axes) if args.axes is not None else None,
+    }
+
+
+def run_of(args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """What all preparations below ``root`` take alike."""
+    return {
+        "seed": args.seed,
+        "patient_ids": args.patient_ids,
+        "split_like": set_folder(root, args.split_like) if args.split_like else None,
+        "strict": args.strict,
+        "bad": bad_slices_from(args),
+    }

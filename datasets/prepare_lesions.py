@@ -20,8 +20,7 @@ import sys
 from pathlib import Path
 
 from ctmasknet.classes import MASK_LABELS, MASK_TYPES
-from ctmasknet.ct.arrays import parse_axes
-from ctmasknet.ct.scan import Window, parse_rescale, parse_window
+from ctmasknet.ct.scan import Window, parse_window
 from ctmasknet.data.label_masks import Orientation, supported_mask_types
 from ctmasknet.data.prepared import datasets_root, set_folder
 from ctmasknet.data.splits import SPLITS, parse_shares, read_folds, split_named
@@ -30,7 +29,6 @@ from ctmasknet.names import PatientRule, read_groups
 from ctmasknet.overrides import ToolParser
 from ctmasknet.prepare.annotated import annotated_table, prepare_annotated
 from ctmasknet.prepare.arguments import (
-    bad_slices_from,
     mask_options,
     parse_assignments,
     parse_columns,
@@ -238,20 +236,15 @@ def main(argv: list[str] | None = None) -> None:
                 args.transpose, "vertical" in args.flip, "horizontal" in args.flip
             ),
             window=parse_window(args.window) if args.window else Window(),
-            rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
-            axes=parse_axes(args.axes) if args.axes is not None else None,
+            **_OPTIONS["values_of"](args),
             segments=parse_segments(args.segment),
             every=args.every,
             keep_empty=args.keep_empty,
         ),
         shares=None if lists else parse_shares(args.split or _SHARES),
         lists=lists or None,
-        seed=args.seed,
-        patient_ids=args.patient_ids,
-        split_like=set_folder(root, args.split_like) if args.split_like else None,
+        **_OPTIONS["run_of"](args, root),
         workers=args.workers,
-        bad=bad_slices_from(args),
-        strict=args.strict,
         pairing=pairing,
         one_series=not args.all_series,
     )
@@ -282,11 +275,7 @@ def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> 
         shares=parse_shares(args.split or _SHARES) if "" in files else None,
         classes=args.classes.split(",") if args.classes else None,
         crowds_are_lesions=args.crowds == "lesion",
-        seed=args.seed,
-        patient_ids=args.patient_ids,
-        split_like=set_folder(output.parent, args.split_like) if args.split_like else None,
-        strict=args.strict,
-        bad=bad_slices_from(args),
+        **_OPTIONS["run_of"](args, output.parent),
     )
     print(annotated_table(counts))
     print(f"registered as: {', '.join(f'{args.name}_lesions_{split}' for split in counts)}")

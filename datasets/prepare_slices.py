@@ -6,14 +6,12 @@ import runpy
 import sys
 from pathlib import Path
 
-from ctmasknet.ct.arrays import parse_axes
-from ctmasknet.ct.scan import parse_rescale, parse_window
-from ctmasknet.data.prepared import datasets_root, set_folder
+from ctmasknet.ct.scan import parse_window
+from ctmasknet.data.prepared import datasets_root
 from ctmasknet.data.splits import parse_shares
 from ctmasknet.errors import command_line
 from ctmasknet.overrides import ToolParser
 from ctmasknet.prepare.arguments import (
-    bad_slices_from,
     parse_assignments,
     parse_class_folders,
     parse_columns,
@@ -149,9 +147,6 @@ def main(arguments: list[str] | None = None) -> None:
         patient_pattern=args.patient_pattern or None,
         sample=parse_samples(args.sample),
         per_class=args.per_class,
-        seed=args.seed,
-        patient_ids=args.patient_ids,
-        split_like=set_folder(root, args.split_like) if args.split_like else None,
         grey_window=parse_grey_window(args.grey_window) if args.grey_window else None,
         verify=args.verify,
         workers=args.workers,
@@ -160,11 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
         columns=parse_columns(args.columns),
         window=parse_window(args.window) if args.window else None,
         every=args.every,
-        rescale=parse_rescale(args.rescale) if args.rescale is not None else None,
-        axes=parse_axes(args.axes) if args.axes is not None else None,
         one_series=not args.all_series,
-        bad=bad_slices_from(args),
-        strict=args.strict,
+        **_OPTIONS["values_of"](args),
+        **_OPTIONS["run_of"](args, root),
         metadata=args.metadata,
         exclude=args.exclude,
         only_slices=args.only_slices,

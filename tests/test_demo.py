@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ctmasknet.config_file import read_cfg
-from ctmasknet.demo import run_demo, stages, summarize, write_readme_table
+from ctmasknet.demo import run_demo, stages, summarize, time_left, write_readme_table
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.phantom.patient import SETTINGS
 
@@ -55,6 +55,16 @@ def test_the_report_is_fitted_on_what_the_best_weights_say_of_validation(tmp_pat
     assert fit[fit.index("--validation") + 1] == str(folder / "covidx_ct_val" / "predictions.csv")
     assert fit[fit.index("--predictions") + 1] == str(folder / "covidx_ct_test/predictions.csv")
     assert report[report.index("--output") + 1] == str(tmp_path / "report.html")
+
+
+def test_what_is_left_is_what_was_measured_at_the_pace_seen_here(repository, tmp_path):
+    measured = {"seconds": {"phantoms": 10.0, "conversion": 30.0, "detector": 60.0}}
+    assert time_left({}, measured) == 100.0
+    assert time_left({"phantoms": 20.0}, measured) == 180.0
+    assert time_left({"phantoms": 20.0, "conversion": 20.0}, measured) == 60.0
+    path = repository / "docs/results/demo/summary_1.json"
+    known = set(json.loads(path.read_text())["seconds"])
+    assert known == set(stages(tmp_path, phantom_seed=1, seed=1)), "else nothing is estimated"
 
 
 def test_summary_takes_figures_from_the_evaluations(tmp_path):

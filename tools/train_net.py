@@ -29,8 +29,9 @@ def parse(argv=None):
         "--folds",
         type=int,
         metavar="K",
-        help="a classifier: train K times on all but one of K parts of DATASETS.TRAIN, patients "
-        "whole; OUTPUT_DIR/predictions.csv: each slice by the model that has not seen its patient",
+        help="train K times on all but one of K parts of DATASETS.TRAIN, patients whole; "
+        "OUTPUT_DIR/predictions.csv (a detector's: lesions.json): each slice by the model that has "
+        "not seen its patient",
     )
     add(
         "--overwrite",

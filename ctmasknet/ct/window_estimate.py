@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctmasknet.ct.appearance import UNLIKE_LEVELS, GreyLevels, appearance, typical_levels
+from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.read import read_scans
-from ctmasknet.ct.scan import Window
+from ctmasknet.ct.scan import GREY, Rescale, Window
 from ctmasknet.errors import CTMaskNetError
 
 #: HU that the three are taken to have.
@@ -63,26 +64,35 @@ def _text(window: Window) -> str:
     return f"{window.center_hu:.0f},{window.width_hu:.0f}"
 
 
-def measure_pictures(inputs: Sequence[str | os.PathLike], limit: int = 200) -> str:
-    """Levels of air, fat and muscle of 8-bit pictures and what they tell of the window, as text.
+def measure_pictures(
+    inputs: Sequence[str | os.PathLike],
+    limit: int = 200,
+    rescale: Rescale | None = None,
+    axes: Axes | None = None,
+) -> str:
+    """Levels of air, fat and muscle of grey pictures and what they tell of the window, as text.
 
     Args:
-        inputs: files and folders of any depth.
+        inputs: files and folders of any depth: 8-bit pictures, and what is stated to hold grey
+            levels, by ``rescale`` or beside the files.
         limit: pictures looked at, spread evenly over all.
+        rescale, axes: see :func:`ctmasknet.ct.read.read_scans`.
 
     Raises:
         CTMaskNetError: a limit below 1; what :func:`ctmasknet.ct.read.read_scans` says; DICOM or
-            NIfTI, which state HU.
+            volumes that state HU.
     """
     if limit < 1:
         raise CTMaskNetError(f"`limit`: {limit} is not a number of pictures; give 1 or more")
     slices = []
-    for scan in read_scans(inputs):
+    for scan in read_scans(inputs, rescale=rescale, axes=axes):
         slices += scan.slices
-        if scan.kind != "image":
+        first = scan.slices[0]
+        in_hu = scan.kind != "image" or rescale is not None
+        if in_hu and first.source.read_picture(first.frame) is None:
             raise CTMaskNetError(
-                f"{scan.slices[0].file}: states HU, so its window is yours to choose; give 8-bit "
-                "pictures"
+                f"{first.file}: states HU, so its window is yours to choose; give 8-bit pictures, "
+                f"or `rescale` {GREY} where its values are grey levels 0..255"
             )
     count = min(limit, len(slices))
     chosen = [slices[index * len(slices) // count] for index in range(count)]

@@ -37,7 +37,10 @@ _LESIONS = re.compile(rf"({_LESION_SETS})_({'|'.join(SPLITS)})\.json")
 #: What dataset dicts state of their slices and COCO's images do.
 _OF_SLICES = ("patient", "scan", "spacing_mm", "position_mm")
 #: What metadata of a set its folds have.
-_OF_FOLDS = ("evaluator_type", "image_classes", "image_root", "patient_ids", "window_hu")
+_OF_FOLDS = (
+    *("evaluator_type", "image_classes", "image_root", "mask_type", "patient_ids", "thing_classes"),
+    *("thing_colors", "thing_dataset_id_to_contiguous_id", "window_hu"),
+)
 #: Of each name registered here: JSON file, image root, and the file's stamp when its metadata were
 #: read.
 _registered: dict[str, tuple[str, str | None, prepared_json.Stamp | None]] = {}

@@ -103,6 +103,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     folder = inference_folder(cfg, dataset_name)
     if is_classifier(cfg):
         return ImageClassificationEvaluator(dataset_name, output_dir=folder)
+    return lesion_evaluator(cfg, dataset_name, folder)
+
+
+def lesion_evaluator(cfg: CfgNode, dataset_name: str, folder: str | None) -> DatasetEvaluator:
+    """COCO's figures and, of a model with masks, per-image AP and Dice; COCO's predictions are
+    written into ``folder``, where one is named."""
     coco = LesionEvaluator(
         dataset_name,
         output_dir=folder,

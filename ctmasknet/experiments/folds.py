@@ -1,5 +1,5 @@
 """Cross-validation: a training on all folds but one for each fold, and what each model says of the
-fold that it has not seen, in one ``predictions.csv``.
+fold that it has not seen, in one ``predictions.csv``, or of a lesion network ``lesions.json``.
 
 A fold's model is chosen on ``DATASETS.VAL``, or is that of the last iteration where there is none;
 its own fold chooses nothing.
@@ -32,6 +32,14 @@ from ctmasknet.evaluation.predictions import (
     read_predictions_csv,
     write_predictions_csv,
 )
+from ctmasknet.experiments.lesion_folds import (
+    DETECTIONS,
+    LESIONS,
+    RESULTS,
+    evaluated,
+    join_detections,
+    told_of,
+)
 from ctmasknet.experiments.run import Call, call_tool, checked_call
 from ctmasknet.files import check_writable, folder_of_one, read_json, write_json
 from ctmasknet.schema import anything, checked, names_of, one_of, record
@@ -43,12 +51,13 @@ _FORM = record({"format": one_of(_FORMAT), "settings": names_of(anything)})
 _OWN = ("DATASETS.TEST", "MODEL.RANKED_BOXES.CACHE_DIR")
 
 
-def train_folds(args: argparse.Namespace, call: Call = call_tool) -> dict[str, float]:
+def train_folds(args: argparse.Namespace, call: Call = call_tool) -> dict[str, Any]:
     """Train and evaluate on every fold what is not done yet, then join the predictions.
 
     ``OUTPUT_DIR`` gets ``fold1``, ``fold2``, ... (each a training's folder, with the evaluation of
     its fold), ``predictions.csv`` (a line for each slice of ``DATASETS.TRAIN``, in its order, by
-    the model that has not seen the patient; a column ``fold``) and ``folds.json``.
+    the model that has not seen the patient; a column ``fold``) and ``folds.json``. Of a lesion
+    network it gets ``lesions.json`` and ``results.json`` instead of the predictions.
 
     Args:
         args: as for :func:`ctmasknet.engine.runs.command.train_from_command_line`, with ``folds``.
@@ -56,11 +65,12 @@ def train_folds(args: argparse.Namespace, call: Call = call_tool) -> dict[str, f
 
     Returns:
         metrics of all slices, in percent, see
-        :func:`ctmasknet.evaluation.metrics.classification_metrics`.
+        :func:`ctmasknet.evaluation.metrics.classification_metrics`; of a lesion network see
+        :func:`ctmasknet.experiments.lesion_folds.join_detections`.
 
     Raises:
-        CTMaskNetError: what a training refuses; a detector; too few patients; a folder of other
-            folds; a training or evaluation that ended with an error, naming its log.
+        CTMaskNetError: what a training refuses; too few patients; a folder of other folds; a
+            training or evaluation that ended with an error, naming its log.
     """
     if args.eval_only or (args.resume and args.overwrite):
         other = "`eval_only`" if args.eval_only else "`resume` and `overwrite`"
@@ -74,11 +84,6 @@ def train_folds(args: argparse.Namespace, call: Call = call_tool) -> dict[str, f
         if key in args.opts:
             raise CTMaskNetError(f"`folds`: sets {key} of every fold itself; leave it out")
     cfg = training_cfg(args.config_file, args.opts)
-    if not is_classifier(cfg):
-        raise CTMaskNetError(
-            f"`folds`: {args.config_file} is a lesion detector's, which names no slices; give a "
-            "classifier's configuration"
-        )
     base, seed = JOIN.join(cfg.DATASETS.TRAIN), max(cfg.SEED, 0)
     folds = [SetFold(base, n, args.folds, seed, rest=False) for n in range(1, args.folds + 1)]
     sizes = [len(dataset_dicts(fold.name)) for fold in folds]
@@ -92,15 +97,14 @@ def train_folds(args: argparse.Namespace, call: Call = call_tool) -> dict[str, f
         for fold in folds:
             start = time.perf_counter()
             new = _train(args, cfg, fold, output, call)
-            rows, _ = read_predictions_csv(_predictions_of(output, fold))
-            right = sum(row.label == row.pred for row in rows)
-            told = f"fold {fold.number} of {fold.count}: accuracy {100 * right / len(rows):.1f} %"
+            found = _accuracy(output, fold) if is_classifier(cfg) else told_of(output, fold)
+            told = f"fold {fold.number} of {fold.count}: {found}"
             if new:
                 seconds.append(time.perf_counter() - start)
                 left = (fold.count - fold.number) * sum(seconds) / len(seconds)
                 told += f" in {seconds[-1]:.0f} s; {left / 60:.0f} min left"
             print(told, flush=True)
-        return _join(output, folds)
+        return _join(output, folds) if is_classifier(cfg) else join_detections(output, folds, cfg)
 
 
 def _claim(output: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -131,7 +135,8 @@ def _claim(output: Path, settings: Mapping[str, Any], *, resume: bool, overwrite
             "another folder"
         )
     if overwrite:
-        for old in [*output.glob("fold[0-9]*"), output / _PREDICTIONS]:
+        joined = [output / name for name in (_PREDICTIONS, LESIONS, RESULTS)]
+        for old in [*output.glob("fold[0-9]*"), *joined]:
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     write_json(path, {"format": _FORMAT, "settings": settings}, 1)
 
@@ -139,11 +144,12 @@ def _claim(output: Path, settings: Mapping[str, Any], *, resume: bool, overwrite
 def _train(args: argparse.Namespace, cfg: CfgNode, fold: SetFold, output: Path, call: Call) -> bool:
     """Train on the others and evaluate on the fold; returns whether anything was to be done."""
     folder = output / f"fold{fold.number}"
+    answers = _PREDICTIONS if is_classifier(cfg) else DETECTIONS
     done = {
         entry["kind"]
         for entry in read_record(folder)
         if entry.get("status") == "finished"
-        and (entry["kind"] == "training" or _predictions_of(output, fold).is_file())
+        and (entry["kind"] == "training" or (evaluated(output, fold) / answers).is_file())
     }
     log = output / f"fold{fold.number}.log"
     words = ["tools/train_net.py", "--config-file", str(args.config_file)]
@@ -164,8 +170,9 @@ def _train(args: argparse.Namespace, cfg: CfgNode, fold: SetFold, output: Path, 
     return False
 
 
-def _predictions_of(output: Path, fold: SetFold) -> Path:
-    return output / f"fold{fold.number}" / "inference" / fold.name / _PREDICTIONS
+def _accuracy(output: Path, fold: SetFold) -> str:
+    rows, _ = read_predictions_csv(evaluated(output, fold) / _PREDICTIONS)
+    return f"accuracy {100 * sum(row.label == row.pred for row in rows) / len(rows):.1f} %"
 
 
 def _join(output: Path, folds: Sequence[SetFold]) -> dict[str, float]:
@@ -173,7 +180,7 @@ def _join(output: Path, folds: Sequence[SetFold]) -> dict[str, float]:
     classes = list(MetadataCatalog.get(folds[0].base).image_classes)
     found: dict[str, SlicePrediction] = {}
     for fold in folds:
-        rows, _ = read_predictions_csv(_predictions_of(output, fold))
+        rows, _ = read_predictions_csv(evaluated(output, fold) / _PREDICTIONS)
         for row in rows:
             known = {**row.metadata, "fold": str(fold.number)}
             found[row.file] = dataclasses.replace(row, metadata=known)

@@ -124,7 +124,7 @@ def of_evaluation(name: str, root: str, folder: Path) -> tuple[list[str], dict[s
     images = sorted(truth.imgs.values(), key=lambda image: image["file_name"])
     for image in images:
         annotations = truth.imgToAnns.get(image["id"], [])
-        instances = _instances(image, of_image[image["id"]], to_index)
+        instances = instances_of(image, of_image[image["id"]], to_index)
         dice = each_dice.measure(instances, annotations)
         found = {
             "per_image_ap": round(float(each_ap.measure(instances, annotations).mean()), 5),
@@ -194,21 +194,35 @@ def _one_class(
     }
 
 
-def _instances(
-    image: Mapping[str, Any], results: Sequence[Mapping[str, Any]], to_index: Mapping[int, int]
+def instances_of(
+    image: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    to_index: Mapping[int, int],
+    *,
+    with_masks: bool = True,
 ) -> Instances:
+    """COCO's results of an image as Detectron2 has them, on the CPU.
+
+    Args:
+        image: ``height`` and ``width``, px.
+        results: of the image alone.
+        to_index: category id -> class index.
+        with_masks: whether the model makes them.
+    """
     size = image["height"], image["width"]
-    masks = [rle.decode(result["segmentation"]).astype(bool) for result in results]
     boxes = np.array([result["bbox"] for result in results]).reshape(-1, 4)
-    return Instances(
+    found = Instances(
         size,
         pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
         scores=torch.tensor([result["score"] for result in results], dtype=torch.float32),
         pred_classes=torch.tensor(
             [to_index[result["category_id"]] for result in results], dtype=torch.int64
         ),
-        pred_masks=torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, *size)),
     )
+    if with_masks:
+        masks = [rle.decode(result["segmentation"]).astype(bool) for result in results]
+        found.pred_masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, *size))
+    return found
 
 
 def _steps(levels: np.ndarray) -> list[list[float]]:

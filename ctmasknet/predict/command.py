@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import shlex
 from pathlib import Path
@@ -171,7 +172,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             asked["lesion_weights"] = lesion_cfg.MODEL.WEIGHTS
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
     if summary is not None:
-        print(summary_text(summary, run.output, run.progress.rate))
+        logged = dataclasses.replace(summary, cautions=[])  # those, at the start
+        print(summary_text(logged, run.output, run.progress.rate))
         if args.burden:
             _tell_burden(args, run.output)
         _check_share(summary, bad.max_share, run.output)
@@ -228,12 +230,14 @@ def summary_text(summary: Summary, output: Path, rate: float | None = None) -> s
     """The counts in a few lines."""
     others = " in the main process" if comm.get_world_size() > 1 else ""
     pace = f", {rate:.1f} slices/s{others}" if rate else ""
-    lines = [
-        f"{summary.slices} slices of {summary.scans} scans, {summary.patients} known patients{pace}"
-    ]
+    counts = {"slice": summary.slices, "scan": summary.scans, "known patient": summary.patients}
+    slices, scans, patients = (f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
+    lines = [f"{slices} of {scans}, {patients}{pace}"]
     if summary.averaged:
         lines.append(f"averaged: {summary.averaged}")
     for level, counts in summary.classes.items():
+        if not any(counts.values()):
+            continue
         pooled = f" (pooling: {summary.pooling})" if level != "slices" else ""
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         lines.append(f"{level}{pooled}: {found}")

@@ -24,6 +24,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ctmasknet.config import is_classifier
@@ -54,7 +55,6 @@ from ctmasknet.predict.loading import (
 from ctmasknet.predict.pooled import Pooler, build_pooler, calibration_in_use
 from ctmasknet.predict.results import PredictedScan, PredictedSlice, ScanDoubts, found_boxes
 
-_LOGGER = logging.getLogger(__name__)
 #: Boxes that are kept of every slice as its best.
 TOP_BOXES = 10
 
@@ -143,8 +143,8 @@ class CTPredictor:
         self.cautions = tuple(dict.fromkeys(filter(None, told)))
         bent = lesion_caution(record) if self.image_classes and other is None else None
         self.lesion_cautions = tuple(filter(None, [bent])) if other is None else other.cautions
-        for caution in self.all_cautions:
-            _LOGGER.warning("Caution: %s", caution)
+        for caution in self.all_cautions:  # which an ensemble's models may share
+            log_first_n(logging.WARNING, f"Caution: {caution}", name=__name__, key="message")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.top_boxes, self.crop_to_body = top_boxes, crop_to_body
         self._mapper = SliceMapper(

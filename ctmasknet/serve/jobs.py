@@ -256,7 +256,9 @@ class Jobs:
         found: dict[str, object] = {"state": job.state, "message": job.message}
         if job.state == QUEUED:
             others = [one for one in self._jobs.values() if one.state in (QUEUED, RUNNING)]
-            found["message"] = f"waiting; {len(others) - 1} other jobs are queued or running"
+            count = len(others) - 1
+            jobs = "job is" if count == 1 else "jobs are"
+            found["message"] = f"waiting; {count} other {jobs} queued or running"
         if job.state == RUNNING:
             counts = _SLICES.findall(_tail(job.log))
             found["message"] = "loading the model and reading"

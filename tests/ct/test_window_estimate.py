@@ -79,3 +79,13 @@ def test_what_cannot_be_measured(tmp_path, measured):
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "ct.nii.gz")
     code, told = measured("--input", tmp_path / "ct.nii.gz")
     assert code == 2 and "states HU, so its window is yours to choose" in told
+
+
+def test_arrays_of_grey_levels_are_measured_as_their_pictures(tmp_path, measured):
+    folder = write_pictures(tmp_path / "a", Window())
+    volume = np.stack([np.array(Image.open(path)) for path in sorted(folder.iterdir())])
+    np.save(tmp_path / "grey.npy", volume)
+    flags = ["--axes", "zyx", "--rescale", "grey"]
+    assert measured("--input", tmp_path / "grey.npy", *flags) == measured("--input", folder)
+    (tmp_path / "grey.npy.json").write_text('{"axes": "zyx", "values": "grey"}')
+    assert measured("--input", tmp_path / "grey.npy") == measured("--input", folder)

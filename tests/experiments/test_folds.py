@@ -1,13 +1,15 @@
 """Cross-validation: no model sees a patient of its fold, and every slice is predicted once."""
 
 import csv
+import json
 import runpy
 from collections import Counter
 
 import pytest
 import torch
+from pycocotools.cocoeval import COCOeval
 
-from ctmasknet.data.registry import dataset_dicts, patients_of
+from ctmasknet.data.registry import dataset_dicts, lesion_truth, patients_of
 from ctmasknet.data.sets.folds import SetFold, fold_dicts, fold_named
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.predictions import read_predictions_csv
@@ -41,6 +43,24 @@ def test_folds_are_whole_patients_of_alike_classes():
         assert fold_named(fold.name) == fold and fold_named(fold.base) is None
     assert fold_dicts(folds[0], dicts) == parts[0]
     assert fold_dicts(folds[0]._replace(seed=8), dicts) != parts[0]
+
+
+def test_folds_of_lesions_have_each_class_of_lesions_alike():
+    dicts = [
+        {
+            "file_name": f"{p}_{n}",
+            "patient": str(p),
+            "annotations": [{"category_id": c} for c in of],
+        }
+        for p, of in enumerate([(), (0,), (1, 0), (0, 0)] * 4)
+        for n in range(2)
+    ]
+    for number in (1, 2):
+        part = fold_dicts(SetFold("a", number, 2, 0, rest=False), dicts)
+        shown = Counter(tuple(sorted({c["category_id"] for c in x["annotations"]})) for x in part)
+        assert shown == {(): 4, (0,): 8, (0, 1): 4}
+    with pytest.raises(CTMaskNetError, match="class 1 has too few patients for folds"):
+        fold_dicts(SetFold("a", 1, 2, 0, rest=False), dicts[:8])
 
 
 def test_folds_that_cannot_be():
@@ -104,3 +124,59 @@ def test_every_slice_is_predicted_by_the_model_that_has_not_seen_its_patient(
     assert "out of fold: " in capsys.readouterr().out
     found, _ = read_predictions_csv(tmp_path / "out" / "predictions.csv")
     assert list(group_columns(found)) == ["fold"]
+
+
+def test_every_lesion_is_found_by_the_model_that_has_not_seen_its_patient(
+    repository, clean_catalogs, prepared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(prepared))
+    monkeypatch.chdir(repository)
+    parse = runpy.run_path(str(repository / "tools" / "train_net.py"))["parse"]
+    given = ["--config-file", "configs/seg_light.yaml", "--folds", "2", *TINY]
+    given += ["SOLVER.MAX_ITER", "1", "DATASETS.VAL", "()", "SOLVER.BEST_METRIC", ""]
+    given += ["OUTPUT_DIR", tmp_path / "out"]
+
+    def call(words, environment, log):
+        return run_tool(repository, *words)
+
+    train_folds(parse(list(map(str, given))), call=call)
+    assert "fold 2 of 2: box AP50 " in capsys.readouterr().out
+    name, out = "cncb_lesions_merge_train", tmp_path / "out"
+    entries = {entry["image_id"]: entry for entry in dataset_dicts(name)}
+    truth = lesion_truth(name)
+    whole = []
+    for number in (1, 2):
+        mine = {entry["image_id"] for entry in dataset_dicts(f"{name}@{number}of2seed7")}
+        model = torch.load(out / f"fold{number}" / "model_final.pth", weights_only=True)
+        (trained_on,) = model["trained_on"]
+        others = {entry["patient"] for entry in dataset_dicts(trained_on["dataset"])}
+        assert mine and not others & {entries[image]["patient"] for image in mine}
+        # As if the fold's model had found every second lesion, and one that is none
+        keys = ("image_id", "category_id", "bbox", "segmentation")
+        found = [
+            {key: one[key] for key in keys} | {"score": 0.5 + 0.01 * one["id"]}
+            for one in truth.anns.values()
+            if one["image_id"] in mine and one["id"] % 2
+        ]
+        found.append({**found[0], "image_id": min(mine - {found[0]["image_id"]}), "score": 0.55})
+        folder = out / f"fold{number}" / "inference" / f"{name}@{number}of2seed7"
+        assert json.loads((folder / "results.json").read_text()).keys() >= {"bbox", "segm", "dice"}
+        (folder / "coco_instances_results.json").write_text(json.dumps(found))
+        whole += found
+    figures = train_folds(parse([*map(str, given), "--resume"]), call=None)
+    document = json.loads((out / "lesions.json").read_text())
+    assert [image["id"] for image in document["images"]] == sorted(entries)
+    assert f"out of fold: {len(entries)} slices, box AP50 " in capsys.readouterr().out
+    assert sorted(one["score"] for one in document["annotations"]) == sorted(
+        one["score"] for one in whole
+    )
+    by_hand = COCOeval(truth, truth.loadRes(whole), "segm")
+    by_hand.params.maxDets = [1, 10, 128]
+    by_hand.evaluate()
+    by_hand.accumulate()
+    precision = by_hand.eval["precision"][0, :, :, 0, -1]
+    assert 10 < figures["segm"]["AP50"] < 60
+    assert figures["segm"]["AP50"] == pytest.approx(100 * precision[precision > -1].mean())
+    saved = json.loads((out / "results.json").read_text())
+    assert saved["segm"]["AP50"] == pytest.approx(figures["segm"]["AP50"])
+    assert set(saved) == {"bbox", "segm", "lesion_free", "per_image", "dice"}

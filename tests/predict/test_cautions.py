@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 
 import nibabel
 import numpy as np
@@ -85,9 +86,15 @@ def test_every_file_of_lesions_carries_the_caution(
     assert page.count(BENT) >= 2 and PHANTOM in page  # above all, and above the burden
 
 
-def test_a_class_alone_is_told_with_what_concerns_it(bent, series, tmp_path, tool):
+def test_a_class_alone_is_told_with_what_concerns_it(
+    repository, bent, series, tmp_path, capsys, monkeypatch
+):
     output = tmp_path / "out"
-    assert tool(*words(bent, [series], output))[0] == 0
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    for flags in [], ["--resume"]:
+        asked = words(bent, [series], output, *flags)
+        assert run_tool(repository, "tools/predict.py", *asked) == 0
+        assert "".join(capsys.readouterr()).count(PHANTOM) == 1
     (scan,) = objects(output, "scan")
     assert [PHANTOM in caution for caution in scan["cautions"]] == [True]
     assert summary_text(Summary(cautions=scan["cautions"]), output).count("caution: ") == 1

@@ -11,11 +11,13 @@ from PIL import Image
 from scipy.special import expit
 
 from ctmasknet.classes import IMAGE_CLASSES
+from ctmasknet.evaluation.lesions.burden_files import BURDEN_FORMAT
 from ctmasknet.evaluation.predictions import write_predictions_csv
 from ctmasknet.evaluation.report import evaluate_predictions
 from ctmasknet.report import write_report
 from tests.helpers.browser import browser  # noqa: F401
 from tests.helpers.hostile_names import HOSTILE_PATIENT, HOSTILE_SLICE
+from tests.helpers.small_world import SIDE, hu_volume, write_series
 
 
 class _Page(HTMLParser):
@@ -129,4 +131,55 @@ def unlabelled_folder(tmp_path_factory, simulated_rows) -> Path:
     rows = [replace(row, label=None) for row in simulated_rows(12, seed=3)]
     rows = [replace(row, patient="", scan="") if row.patient == "0" else row for row in rows]
     write_predictions_csv(folder / "predictions.csv", rows, IMAGE_CLASSES)
+    return folder
+
+
+@pytest.fixture
+def prediction(tmp_path):
+    """A series of 4 slices, of which one has two lesions; its burden is stated, not measured."""
+    from pycocotools import mask as coco_mask
+
+    series = write_series(tmp_path / "ct", hu_volume(1, 4))
+    files = [str(path) for path in sorted(series.iterdir())]
+    names = {"patient": "P1", "scan": "1.2.3"}
+    shape = {"height": SIDE, "width": SIDE}
+    lines = [
+        {
+            "level": "slice",
+            "file": file,
+            **names,
+            **shape,
+            "spacing_mm": [0.7, 0.8],
+            "position_mm": 2.5 * number,
+            "pred": "covid",
+            "scores": {"normal": 0.125, "covid": 0.875},
+            "boxes": [],
+        }
+        for number, file in enumerate(files)
+    ]
+    scan = {"level": "scan", **names, "kind": "dicom", "slices": 4, "problems": ["a gap"]}
+    scan |= {"pred": "covid", "scores": {"normal": 0.25, "covid": 0.75}, "cautions": ["a phantom"]}
+    folder = tmp_path / "out"
+    folder.mkdir()
+    written = "".join(json.dumps(one) + "\n" for one in [*lines, scan])
+    (folder / "predictions.jsonl").write_text(written)
+    rle = coco_mask.frPyObjects([[2.0, 2.0, 8.0, 2.0, 8.0, 8.0]], SIDE, SIDE)[0]
+    rle["counts"] = rle["counts"].decode()
+    lesion = {"image_id": 2, "bbox": [2, 2, 6, 6], "area": 20, "iscrowd": 0, "segmentation": rle}
+    lesions = [
+        {"id": number, "category_id": kind, "score": score, **lesion}
+        for number, (kind, score) in enumerate([(1, 0.9), (2, 0.9), (2, 0.5)], start=1)
+    ]
+    images = [{"id": n, "file_name": file, **shape} for n, file in enumerate(files, start=1)]
+    categories = [{"id": 1, "name": "ggo"}, {"id": 2, "name": "other kind"}]
+    document = {"images": images, "categories": categories, "annotations": lesions}
+    (folder / "lesions.json").write_text(json.dumps(document))
+    measured = {**names, "file": "", "slices": 4, "weighted_by": "mm3"}
+    measured["percent"] = {"ggo": 1.25, "other kind": None, "any": 3.5}
+    measured["ml"] = {"ggo": 10.5, "other kind": 2.25, "any": 12.75, "whole": 900.0}
+    burden = {"format": BURDEN_FORMAT, "lesions": "lesions.json", "of": "lung"}
+    burden |= {"classes": ["ggo", "other kind"], "outside_lung_px": 0, "cautions": []}
+    burden |= {"slices": [], "scans": [measured], "patients": []}
+    (folder / "burden").mkdir()
+    (folder / "burden" / "burden.json").write_text(json.dumps(burden))
     return folder

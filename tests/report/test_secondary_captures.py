@@ -12,12 +12,11 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.report import secondary_captures
 from ctmasknet.report.secondary_captures import write_secondary_captures
 from tests.helpers.small_world import SIDE
-from tests.report.test_dicom_sr import prediction  # noqa: F401
 
 highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed (the extra seg)")
 
 
-def test_captures_are_read_back_with_their_words_and_references(prediction, tmp_path):  # noqa: F811
+def test_captures_are_read_back_with_their_words_and_references(prediction, tmp_path):
     (path,) = write_secondary_captures(prediction, images=tmp_path / "ct")
     assert path.name == "P1_1.2.3_slice-0002.dcm"
     assert path.parent.name == "000001_P1_1.2.3"
@@ -49,7 +48,7 @@ def test_captures_are_read_back_with_their_words_and_references(prediction, tmp_
         assert "Error" not in told.stderr + told.stdout
 
 
-def test_captures_are_bounded_and_old_ones_go(prediction, tmp_path, monkeypatch, caplog):  # noqa: F811
+def test_captures_are_bounded_and_old_ones_go(prediction, tmp_path, monkeypatch, caplog):
     document = json.loads((prediction / "lesions.json").read_text())
     more = {**document["annotations"][0], "id": 9, "image_id": 4, "area": 4}
     document["annotations"].append(more)
@@ -68,7 +67,7 @@ def test_captures_are_bounded_and_old_ones_go(prediction, tmp_path, monkeypatch,
     ]
 
 
-def test_what_no_capture_can_be_made_of_is_one_line(prediction, tmp_path, monkeypatch):  # noqa: F811
+def test_what_no_capture_can_be_made_of_is_one_line(prediction, tmp_path, monkeypatch):
     with pytest.raises(CTMaskNetError, match=r"000.dcm: not found; name the folder .*`images`"):
         write_secondary_captures(prediction)
     monkeypatch.setattr(secondary_captures, "_bytes_of", lambda _: 10**18)

@@ -199,7 +199,7 @@ def test_two_users_wait_for_each_other_and_a_removed_job_ends(client, jobs):
             break
         time.sleep(0.05)
     assert told["message"] == "12 slices so far, 3.5 a second"
-    assert "waiting; 1 other" in client.ask("GET", f"/jobs/{other}").json["message"]
+    assert "waiting; 1 other job is" in client.ask("GET", f"/jobs/{other}").json["message"]
     process, folder = jobs.get(slow).process, jobs.get(slow).folder
     assert client.ask("DELETE", f"/jobs/{slow}").status_code == 200
     client.until(other, "done")

@@ -1,7 +1,9 @@
 """What the server refuses is not taken: it looks at headers before bodies."""
 
 import socket
+import struct
 import threading
+import time
 
 import pytest
 
@@ -64,6 +66,30 @@ def test_a_body_that_is_refused_is_not_waited_for(served):
     # Without a body all is as before
     assert ask(port, "GET /", "") == 200 and ask(port, "POST /jobs", OWN) == 200
     assert ask(port, "POST /jobs", "") == 403
+
+
+def test_a_browser_that_is_gone_leaves_nothing_and_others_are_served_meanwhile(served, tmp_path):
+    jobs, port = served
+    (tmp_path / "own.txt").write_text("of somebody else")
+    gone, other = jobs.new(), jobs.new()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as stream:
+        head = f"PUT /jobs/{gone}/files/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        stream.sendall(f"{head}{OWN}Content-Length: 900\r\n\r\n".encode() + b"1" * 300)
+        # A second user, while the first one's file is on its way
+        put = f"PUT /jobs/{other}/files/0"
+        name = "X-Name: ..%2F..%2Fown.txt\r\n"
+        assert ask(port, put, f"Content-Length: 3\r\n{OWN}{name}", b"abc") == 200
+        assert ask(port, f"POST /jobs/{other}/start", OWN) == 200
+        linger = struct.pack("ii", 1, 0)  # a killed browser says no goodbye
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    until = time.monotonic() + 20
+    while jobs.told(other)["state"] != "done" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert jobs.told(other)["state"] == "done" and jobs.told(gone)["state"] == "uploading"
+    assert not [path for path in jobs.get(gone).given.rglob("*") if path.is_file()]
+    assert ask(port, f"DELETE /jobs/{gone}", OWN) == 200 and ask(port, "GET /", "") == 200
+    outside = [path for path in tmp_path.iterdir() if not path.name.startswith("ctmasknet")]
+    assert [path.read_text() for path in outside] == ["of somebody else"]
 
 
 def test_ports_that_cannot_be_used_are_one_line(served, monkeypatch):

@@ -1,7 +1,8 @@
 """Folds of a set, called ``a@1of5seed0`` (held out) and ``a@not1of5seed0`` (all others).
 
-Patients are whole, folds alike in size and in the shares of their classes, and the same whoever
-asks: they depend on the set, the number of folds and the seed alone.
+Patients are whole, folds alike in size and in the shares of their classes (of a lesion set, of
+slices with the same classes of lesions), and the same whoever asks: they depend on the set, the
+number of folds and the seed alone.
 """
 
 from __future__ import annotations
@@ -52,20 +53,21 @@ def fold_dicts(fold: SetFold, dicts: Sequence[Mapping[str, Any]]) -> list[Mappin
     """The dataset dicts of a fold, in the order of the set's.
 
     Raises:
-        CTMaskNetError: slices that tell no patient or class, fewer patients than folds, or a class
-            of one fold alone, which a model of the others would never see.
+        CTMaskNetError: slices that tell no patient, or neither class nor lesions; fewer patients
+            than folds; a class, of slices or lesions, of one fold alone, which a model of the
+            others would never see.
     """
     global _last
-    told = [(entry.get("patient"), entry.get("label")) for entry in dicts]
+    told = [(entry.get("patient"), _classes_of(entry)) for entry in dicts]
     if any(None in pair for pair in told):
         raise CTMaskNetError(
-            f"data set {fold.base}: has slices without a patient or a class, which folds are made "
-            "by; give every slice both"
+            f"data set {fold.base}: has slices without a patient or a class (or lesions), which "
+            "folds are made by; give every slice both"
         )
     known = (told, fold.count, fold.seed)
     if _last[0] != known:
         patients = {index: str(patient) for index, (patient, _) in enumerate(told)}
-        strata = {index: label for index, (_, label) in enumerate(told)}
+        strata = {index: labels for index, (_, labels) in enumerate(told)}
         try:
             folds = fold_patients(patients, fold.count, fold.seed, strata)
         except CTMaskNetError as error:
@@ -74,8 +76,8 @@ def fold_dicts(fold: SetFold, dicts: Sequence[Mapping[str, Any]]) -> list[Mappin
         for number, members in enumerate(folds, start=1):
             for index in members:
                 homes[index] = number
-        for label in sorted({label for _, label in told}):
-            if len({home for home, pair in zip(homes, told, strict=True) if pair[1] == label}) < 2:
+        for label in sorted({label for _, labels in told for label in labels}):
+            if len({home for home, pair in zip(homes, told, strict=True) if label in pair[1]}) < 2:
                 raise CTMaskNetError(
                     f"data set {fold.base}: class {label} has too few patients for folds: all its "
                     "slices are in one, and a model of the others would never see it; add patients"
@@ -86,3 +88,11 @@ def fold_dicts(fold: SetFold, dicts: Sequence[Mapping[str, Any]]) -> list[Mappin
         for home, entry in zip(_last[1], dicts, strict=True)
         if (home == fold.number) != fold.rest
     ]
+
+
+def _classes_of(entry: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The class of a slice, or those of its lesions; None where it states neither."""
+    if entry.get("label") is not None:
+        return (entry["label"],)
+    lesions = entry.get("annotations")
+    return None if lesions is None else tuple(sorted({one["category_id"] for one in lesions}))
