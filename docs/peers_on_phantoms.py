@@ -70,10 +70,6 @@ _MASK_FEATURES = (
     "MODEL.ROI_MASK_HEAD.CONV_DIM 256 MODEL.TRANSFER True MODEL.RANKED_BOXES.NUM 4 "
     "TEST.VALIDATION_LOSS False "
 )
-# Statistics of a slice's own boxes, as its author has them
-_OWN_BOXES = (
-    "MODEL.TWO_BRANCH.BATCH_STATISTICS ('image_head',) TEST.IMS_PER_BATCH 1 SOLVER.IMS_PER_BATCH 2 "
-)
 _UNET = "MODEL.SEMANTIC.ENCODER resnet18 INPUT.MIN_SIZE_TEST 96 "
 # From random weights its normalisation has to learn too
 _JCS = "MODEL.JCS.NORM BN INPUT.MIN_SIZE_TEST 96 "
@@ -142,7 +138,7 @@ CLASSIFIERS = {
     "ssm": ("peers/ssm", f"{_TWO_BRANCH} MODEL.RANKED_BOXES.NUM 32 {_steps(120, 0.0005)}"),
     "affinity": (
         "peers/affinity",
-        f"{_TWO_BRANCH} {_MASK_FEATURES} {_OWN_BOXES} {_steps(80, 0.001)}",
+        f"{_TWO_BRANCH} {_MASK_FEATURES} MODEL.IMAGE_HEAD.SIEVE_STAGES 1 {_steps(80, 0.001)}",
     ),
     "lstm": (
         "peers/lstm",

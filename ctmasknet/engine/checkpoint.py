@@ -265,7 +265,7 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
             raise CTMaskNetError(
                 f"{self._path}: holds no model weights; get a checkpoint of a model"
             )
-        check_weights(self._path, checkpoint["model"])
+        check_weights(self._path, checkpoint["model"], self.model.state_dict())
         checkpoint = checked_entries(self._path, checkpoint)
         found = checkpoint.get(SPEC, {})
         transfer = self.transfer and not (self.complete or self._resumes)

@@ -77,24 +77,32 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def check_weights(path: str | os.PathLike, weights: Mapping[Any, Any]) -> None:
+def check_weights(
+    path: str | os.PathLike,
+    weights: Mapping[Any, Any],
+    own: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Refuse weights that no training leaves behind.
 
     Args:
         path: their file, for messages.
         weights: tensors, or numpy's arrays, by name.
+        own: the model's, whose whole numbers (such as a Swin Transformer's places in a window) no
+            training changes: a file may hold the same.
 
     Raises:
         CTMaskNetError: names the first that is no array, is complex or of integers (but for counts
-            of batches), holds a number that is not finite, or a running variance below 0.
+            of batches and those of ``own``), holds a number that is not finite, or a running
+            variance below 0.
     """
+    own = own or {}
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
             raise CTMaskNetError(
                 f"{os.fspath(path)}: its weight {shown(name)} is {shown(value)}, where tensors by "
                 "name are expected; get a checkpoint of a model"
             )
-        why = _why_no_weight(name, torch.as_tensor(value))
+        why = _why_no_weight(name, torch.as_tensor(value), own.get(name))
         if why:
             raise CTMaskNetError(
                 f"{os.fspath(path)}: tensor {shown(name)} {why}; get the file anew, or take an "
@@ -102,10 +110,13 @@ def check_weights(path: str | os.PathLike, weights: Mapping[Any, Any]) -> None:
             )
 
 
-def _why_no_weight(name: str, value: torch.Tensor) -> str | None:
+def _why_no_weight(name: str, value: torch.Tensor, its: torch.Tensor | None) -> str | None:
     if value.layout != torch.strided or value.is_quantized:
         return "is sparse or quantized, as no weight here is"
     if name.endswith("num_batches_tracked") and not value.is_complex():
+        return None
+    constant = its is not None and its.dtype == value.dtype == torch.int64
+    if constant and torch.equal(its.cpu(), value.cpu()):
         return None
     if not value.is_floating_point():
         return f"holds {str(value.dtype).removeprefix('torch.')} where weights are real numbers"

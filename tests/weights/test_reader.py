@@ -206,5 +206,13 @@ def test_weights_that_no_training_leaves_are_named(name, value, message):
     }
     check_weights("w.pth", good)
     with pytest.raises(CTMaskNetError) as caught:
-        check_weights("w.pth", good | {name: value})
+        check_weights("w.pth", good | {name: value}, {WEIGHT: torch.zeros(2, dtype=torch.int64)})
     assert str(caught.value).startswith("w.pth: ") and message in str(caught.value)
+
+
+def test_whole_numbers_that_are_the_models_own_are_no_weights():
+    places = torch.arange(4)
+    check_weights("w.pth", {"attn.index": places.numpy()}, {"attn.index": places.clone()})
+    for its in (None, {"attn.index": places + 1}, {"attn.index": places.float()}):
+        with pytest.raises(CTMaskNetError, match=r"attn\.index holds int64 where weights are real"):
+            check_weights("w.pth", {"attn.index": places}, its)
