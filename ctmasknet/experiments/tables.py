@@ -31,7 +31,7 @@ _Results = Mapping[str, Mapping[str, Any]]
 def write_plan_tables(
     plan: Plan, results: _Results, folder: Path, evidence: str | os.PathLike | None = None
 ) -> str:
-    """Write ``tables.md`` and ``plot.png`` into the plan's folder.
+    """Write ``tables.md`` and ``plot.png`` into the plan's folder, where anything was run.
 
     Args:
         plan, results: the plan, and the results by the names of its runs.
@@ -48,12 +48,11 @@ def write_plan_tables(
     of_lesions, tables = plan.task == "lesions", ""
     if results:
         tables = lesion_tables(plan, results) if of_lesions else plan_tables(plan, results)
-    with atomic_write(folder / "tables.md") as stream:
-        stream.write(f"# {plan.title}\n\n{tables}\n")
-    with atomic_write(folder / "plot.png", mode="wb") as stream:
-        FigureCanvasAgg(
-            lesion_plot(plan, results) if of_lesions else _plot(plan, results)
-        ).print_png(stream)
+        with atomic_write(folder / "tables.md") as stream:
+            stream.write(f"# {plan.title}\n\n{tables}\n")
+        figure = lesion_plot(plan, results) if of_lesions else _plot(plan, results)
+        with atomic_write(folder / "plot.png", mode="wb") as stream:
+            FigureCanvasAgg(figure).print_png(stream)
     if evidence is not None:
         plot = Path(os.path.relpath(folder / "plot.png", Path(evidence).parent)).as_posix()
         shown = f"{tables}\n\n![{plan.title}]({plot})" if tables else ""
