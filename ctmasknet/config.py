@@ -159,6 +159,9 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # What it reads of a ranked box beside score and deltas: names of boxes, features, masks, in
     # this order (see ctmasknet.modeling.ranked_boxes). The paper's head reads none of them.
     cfg.MODEL.IMAGE_HEAD.READS = []
+    # What `boxes` are relative to: image | lungs (the box around the lungs of the slice, found by
+    # the rule of ctmasknet.ct.lungs.threshold; the image where there are none).
+    cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO = "image"
     # Of SetAttentionImageHead: how many poolings it makes. Of it, BoxLSTMImageHead and
     # BoxAffinityImageHead: which share of hidden numbers is set to zero in training.
     cfg.MODEL.IMAGE_HEAD.NUM_QUERIES = 4

@@ -259,7 +259,7 @@ def write_readme_table(readme: str | os.PathLike, summaries: Sequence[str | os.P
     machine = columns[0]["hardware"]
     where = f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}"
     note = (
-        f"Measured on: {where}. Made by `python tools/demo.py --readme README.md "
+        f"Measured on: {where}. Made by `python tools/demo.py --readme {os.fspath(readme)} "
         "docs/results/demo/*.json`."
     )
     replace_between_marks(readme, "demo", f"{table}\n\n{note}")

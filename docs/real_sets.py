@@ -56,8 +56,12 @@ def soares(raw: Path) -> dict[str, list[list[str]]]:
 
 def mosmed(raw: Path) -> dict[str, list[list[str]]]:
     """Rows of each half, of either grade against CT-0, of grade 1 no more than of CT-0."""
-    rows = read_csv_rows(raw / "mosmed/studies.csv", ("file", "study", "ct_grade"))
-    of_grade = {g: [row for _, row in rows if row["ct_grade"] == g] for g in ("0", "1", "2")}
+    table = raw / "mosmed/studies.csv"
+    rows = [row for _, row in read_csv_rows(table, ("file", "study", "ct_grade"))]
+    of_grade = {g: [row for row in rows if row["ct_grade"] == g] for g in ("0", "1", "2")}
+    for grade, own in of_grade.items():
+        if len(own) < 2:
+            raise CTMaskNetError(f"{table}: has {len(own)} studies of ct_grade {grade}; needs two")
     found = {}
     for grade in ("1", "2"):
         ill = of_grade[grade][: len(of_grade["0"])]

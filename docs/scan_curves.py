@@ -4,7 +4,8 @@
 
 ``--source`` is a folder with a folder of pictures a scan (``covid/``, ``normal/``, ``pneumonia/``,
 one patient each) and ``index.csv`` (``file,class,slice,infected``). Writes
-``docs/results/covid_ct_md/curves.png`` and ``curves.json`` (``--output``).
+``docs/results/covid_ct_md/curves.png`` and ``curves.json`` (``--output``), and shows them in
+``docs/evidence.md`` where they stand there.
 """
 
 import argparse
@@ -16,9 +17,10 @@ from pathlib import Path
 import ctmasknet
 from ctmasknet.csv_tables import read_csv_rows
 from ctmasknet.errors import CTMaskNetError, command_line
-from ctmasknet.files import atomic_write, check_writable, write_json
+from ctmasknet.files import atomic_write, check_writable, replace_between_marks, write_json
 
 ROOT = Path(ctmasknet.__file__).resolve().parent.parent
+RESULTS = ROOT / "docs/results/covid_ct_md"
 
 
 def predicted(weights: Path, pictures: Path) -> tuple[dict[str, tuple[float, ...]], list[str]]:
@@ -57,6 +59,18 @@ def curves(weights: Path, source: Path) -> dict:
     return {"scans": scans}
 
 
+def in_words(found: dict) -> str:
+    """Of each scan, how many slices have its own class as the highest score, by their labels."""
+    said = []
+    for name, slices in found["scans"].items():
+        for infected in (True, False):
+            own = [one for one in slices if one["infected"] == infected]
+            named = sum(max(one["scores"], key=one["scores"].get) == name for one in own)
+            label = "labelled infected" if infected else "not labelled infected"
+            said += [f"{named} of {len(own)} slices {label} of the patient {name}"] * bool(own)
+    return f"Named as their patient's class: {'; '.join(said)}."
+
+
 def draw(found: dict, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -88,13 +102,16 @@ def main(argv=None):
     )
     parser.add_argument("--weights", type=Path, required=True, help="of a classifier")
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/results/covid_ct_md")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     output = check_writable(args.output, folder=True)
     found = curves(args.weights.resolve(), args.source.resolve())
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "curves.json", found, indent=1)
     draw(found, output / "curves.png")
+    if output.resolve() == RESULTS:
+        shown = f"{in_words(found)}\n\n![scores along three scans](results/covid_ct_md/curves.png)"
+        replace_between_marks(ROOT / "docs/evidence.md", "scan_curves", shown)
     print(f"wrote: {output / 'curves.png'}")
 
 

@@ -58,7 +58,7 @@ READ_IN = {
     "ctmasknet.modeling.image_heads.registry": "MODEL.IMAGE_HEAD.NAME",
     "ctmasknet.modeling.image_heads.set_attention": """MODEL.IMAGE_HEAD.DROPOUT
         MODEL.IMAGE_HEAD.NUM_QUERIES""",
-    "ctmasknet.modeling.ranked_boxes": "MODEL.IMAGE_HEAD.READS",
+    "ctmasknet.modeling.ranked_boxes": "MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO MODEL.IMAGE_HEAD.READS",
     "ctmasknet.modeling.meta_arch": "MODEL.TRAINABLE",
     "ctmasknet.modeling.roi_heads": """MODEL.RANKED_BOXES.NMS_THRESH MODEL.RANKED_BOXES.NUM
         MODEL.RANKED_BOXES.SCORE_THRESH MODEL.ROI_MASK_HEAD.PASTE MODEL.ROI_MASK_HEAD.TARGETS""",

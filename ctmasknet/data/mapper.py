@@ -7,6 +7,7 @@ training sees slices exactly as testing does. Shapes: H, W are the sides of the 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from ctmasknet.ct.scan import Window
 from ctmasknet.data.training.augmentations import FramedInput
 from ctmasknet.data.training.recipe import Recipe, build_augmentations, frame_augmentations
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.ranked_boxes import RowLayout
 
 #: Mappers that ``INPUT.MAPPER_TRAIN`` can name: called with a configuration and ``is_train``, an
 #: object that turns a dataset dict into a model's input. Whoever registers one is imported first.
@@ -155,13 +157,64 @@ def _masks_alike(dataset_dict: dict[str, Any]) -> None:
             one["segmentation"] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
+@dataclasses.dataclass(frozen=True)
+class LungSearch:
+    """What lungs are looked for.
+
+    Attributes:
+        window: lungs are found in the HU that it makes of grey levels.
+        hides_rest: what is outside of them becomes black.
+        gives_box: the box around them is told.
+    """
+
+    window: Window
+    hides_rest: bool
+    gives_box: bool
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> LungSearch | None:
+        """None where nothing asks for lungs.
+
+        Raises:
+            CTMaskNetError: the window does not show lungs.
+        """
+        hides, gives = cfg.INPUT.LUNGS_ONLY, RowLayout.from_config(cfg).needs_lungs
+        if not (hides or gives):
+            return None
+        window = Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU)
+        key = "INPUT.LUNGS_ONLY" if hides else "MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO"
+        check_shows_lungs(key, window)
+        return cls(window, hides, gives)
+
+    def lungs(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (H, W) bool."""
+        return threshold_lungs([picture_hu(image, self.window)])[0]
+
+    def box(self, image: np.ndarray, transforms: T.Transform) -> tuple[float, ...] | None:
+        """The box around the lungs of an image, x0, y0, x1, y1 px of what transforms make of it;
+        None where there are none.
+
+        Args:
+            image: (H, W, 3), lungs alone where these hide the rest.
+            transforms: of it.
+        """
+        lungs = image.any(axis=2) if self.hides_rest else self.lungs(image)
+        rows, columns = (np.nonzero(lungs.any(axis=axis))[0] for axis in (1, 0))
+        if not len(rows):
+            return None
+        around = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=float)
+        return tuple(transforms.apply_box(around)[0].tolist())
+
+
 class SliceMapper:
     """A slice's dataset dict -> input of the classifier.
 
     Its output has ``image`` (uint8 tensor (3, H, W), RGB), ``height`` and ``width`` (px, of what
     the model sees before the resize: the file, or its crop), ``crop_box`` (x0, y0, x1, y1 px of the
-    file) when it was cropped, and the fields of the dataset dict (``file_name``, ``image_id``,
-    ``patient``, ``scan``, ``slice``, ``body_box`` and, where known, ``label``).
+    file) when it was cropped, where the image head reads boxes relative to the lungs ``lung_box``
+    (x0, y0, x1, y1 px of ``image``, None where none were found), and the fields of the dataset dict
+    (``file_name``, ``image_id``, ``patient``, ``scan``, ``slice``, ``body_box`` and, where known,
+    ``label``).
     """
 
     @configurable
@@ -173,7 +226,7 @@ class SliceMapper:
         crop_to_body: bool = False,
         needs_box: bool = True,
         frame: Sequence[T.Augmentation] = (),
-        lungs_by: Window | None = None,
+        lungs_by: LungSearch | None = None,
     ):
         """
         Args:
@@ -183,8 +236,7 @@ class SliceMapper:
             needs_box: refuse a slice without one; else it stays whole.
             frame: applied to the whole file instead of that cut; the last cuts to the body box, or
                 to the slice.
-            lungs_by: what is outside of the lungs becomes black first; they are looked for in the
-                HU that this window makes of grey levels. None: nothing is hidden.
+            lungs_by: hides what is outside of the lungs first, gives the box around them, or both.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -194,11 +246,8 @@ class SliceMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        window = Window(cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU)
-        if cfg.INPUT.LUNGS_ONLY:
-            check_shows_lungs("INPUT.LUNGS_ONLY", window)
         return {
-            "lungs_by": window if cfg.INPUT.LUNGS_ONLY else None,
+            "lungs_by": LungSearch.from_config(cfg),
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "crop_to_body": cfg.INPUT.CROP_TO_BODY,
@@ -229,9 +278,9 @@ class SliceMapper:
         check_sides(dataset_dict["file_name"], pixels.shape)
         output = copy.deepcopy(dataset_dict)
         image = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-        if self.lungs_by is not None:
-            lungs = threshold_lungs([picture_hu(image, self.lungs_by)])[0]
-            image = image * lungs[..., None].astype(np.uint8)
+        lungs_by = self.lungs_by
+        if lungs_by is not None and lungs_by.hides_rest:
+            image = image * lungs_by.lungs(image)[..., None].astype(np.uint8)
         crop = self.crop_to_body and (self.needs_box or output.get("body_box") is not None)
         box = checked_box(output, *image.shape[:2]) if crop else None
         if self.frame is not None:
@@ -244,7 +293,9 @@ class SliceMapper:
             output["crop_box"] = box
         output["height"], output["width"] = image.shape[:2]
         augmented = T.AugInput(image)
-        self.augmentations(augmented)
+        transforms = self.augmentations(augmented)
+        if lungs_by is not None and lungs_by.gives_box:
+            output["lung_box"] = lungs_by.box(image, transforms)
         output["image"] = _image_tensor(augmented.image)
         return output
 

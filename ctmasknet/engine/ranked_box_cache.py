@@ -234,6 +234,12 @@ def cached_rows(
         *(*shape[:2], rows.numel() * rows.element_size() / 1e6),
         *("read from" if hit else "computed and cached in", source, time.perf_counter() - start),
     )
+    if wanted.needs_lungs:
+        none = wanted.without_lungs(rows)
+        _LOGGER.info(
+            "No lung was found in %d of %d slices of %s, whose boxes are relative to the image",
+            *(none, len(rows), name),
+        )
     return {
         entry["file_name"]: row
         for entry, row in zip(dicts, rows, strict=True)
@@ -290,7 +296,8 @@ def _keys(
             weights.update(value.detach().cpu().contiguous().numpy().tobytes())
     keys = {}
     for reads in every:
-        settings["MODEL"]["IMAGE_HEAD"] = list(reads)
+        relative_to = cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO if "boxes" in reads else ""
+        settings["MODEL"]["IMAGE_HEAD"] = [*reads, relative_to]
         text = json.dumps(depends, sort_keys=True) + weights.hexdigest()
         keys[reads] = hashlib.sha256(text.encode()).hexdigest()
     return keys

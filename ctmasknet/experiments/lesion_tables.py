@@ -19,6 +19,7 @@ from ctmasknet.experiments.lesions import (
     LesionFigures,
     false_positive_figures,
 )
+from ctmasknet.experiments.overview import steps_of, told_apart
 from ctmasknet.experiments.plan import Arm, Plan
 
 _Results = Mapping[str, Mapping[str, Any]]
@@ -34,11 +35,14 @@ def lesion_tables(plan: Plan, results: _Results) -> str:
         CTMaskNetError: two arms were evaluated on other slices.
     """
     models = {arm.name: _models(plan, results, arm) for arm in plan.arms}
+    arms = [arm for arm in plan.arms if models[arm.name]]
+    if not arms:
+        return f"No network was run on every fold yet. {_what_was_run(plan, results, [])}"
     found = {arm: _figures(of_seed) for arm, of_seed in models.items()}
-    known = next((of_seed for of_seed in models.values() if of_seed), [])
-    maps = known[0].maps if known else []
+    known = models[arms[0].name]
+    maps = known[0].maps
     dice_rows, ap_rows = [], []
-    for arm in plan.arms:
+    for arm in arms:
         here = found[arm.name]
         for of_map in maps:
             cells = [_shown(here.get(f"{kind}-{of_map}"), ".3f") for kind in _DICE]
@@ -119,21 +123,24 @@ def _differences(
     against = next(arm for arm in plan.arms if arm.name == plan.against)
     whole = models[against.name][0].maps[-1] if models[against.name] else "lesions"
     names = {f"{kind}-{whole}": title for kind, title in _DICE.items()} | _AP
-    rows = []
-    for arm in plan.arms:
-        if arm is against:
-            continue
-        seeds = _seeds(plan, results, arm, against)
-        cells = ["not run"] * len(names)
-        if seeds:
-            found = _difference(plan, results, [arm.name, against.name], seeds)
-            cells = [
-                _shown(found[name], "+.3f" if "Dice" in names[name] else "+.1f") for name in names
-            ]
-        rows.append([arm.title, *cells])
+    found = {
+        arm.title: _difference(plan, results, [arm.name, against.name], seeds)
+        for arm in plan.arms
+        if arm is not against and (seeds := _seeds(plan, results, arm, against))
+    }
+    if not found:
+        return []
+    forms = {name: "+.3f" if "Dice" in title else "+.1f" for name, title in names.items()}
+    rows = [[title, *(_shown(own[n], forms[n]) for n in names)] for title, own in found.items()]
+    told = (f"maximum-{whole}", "box-AP50", "mask-AP50")
+    said = [
+        told_apart(names[n].removesuffix(", %"), against.title, {t: found[t][n] for t in found})
+        for n in told
+    ]
     return [
         f"More than {against.title}, on the same slices, with 95 % intervals over patients:",
         _table(["", *names.values()], rows),
+        "\n".join(f"- {one}" for one in said),
     ]
 
 
@@ -164,10 +171,12 @@ def _what_was_run(plan: Plan, results: _Results, known: Sequence[LesionFigures])
     counted = ""
     if known:
         counted = f"; {known[0].num_slices} slices of {len(known[0].patients)} patients"
+    lacking = [arm.title for arm in plan.arms if not _seeds(plan, results, arm)]
     return (
         f"{len(results)} of {len(plan.runs)} runs, {len(plan.folds)} folds, seeds "
-        f"{', '.join(map(str, plan.seeds))}{took}{counted}. Made by `python tools/experiments.py "
-        f"{plan.file}`."
+        f"{', '.join(map(str, plan.seeds))}{took}{counted}."
+        + (f" Not run on every fold: {', '.join(lacking)}." if lacking else "")
+        + f" {steps_of(plan)} Made by `python tools/experiments.py {plan.file}`."
     )
 
 

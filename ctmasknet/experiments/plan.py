@@ -27,7 +27,8 @@ With ``task: lesions`` arms are detectors or other networks that find lesions. A
 are then one set, each slice found by the model that was not trained on it, and ``normals`` names a
 set without lesions on which false positives are counted. An arm with a ``baseline``
 (:mod:`ctmasknet.experiments.baselines`) trains no network. Where ``DATASETS.VAL`` is empty, the
-last weights are evaluated, else the best.
+last weights are evaluated, else the best. ``minutes`` is about how long all runs of a plan take on
+two CPU cores, which is told before any of them is measured.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ class Plan:
     folds: tuple[Fold, ...]
     arms: tuple[Arm, ...]
     x_label: str
+    minutes: float | None
 
     @property
     def runs(self) -> list[ArmRun]:
@@ -189,6 +191,7 @@ _FORM = record(
         "opts": maybe(_words),
         "against": text,
         "x_label": maybe(text),
+        "minutes": maybe(number),
         "folds": names_of(
             record(
                 {
@@ -239,6 +242,7 @@ def read_plan(path: str | os.PathLike) -> Plan:
         seeds=tuple(content["seeds"]),
         against=content["against"],
         x_label=content["x_label"] or "x",
+        minutes=content["minutes"],
         folds=tuple(_fold(path, name, item, content) for name, item in content["folds"].items()),
         arms=tuple(_arm(name, item, content) for name, item in content["arms"].items()),
     )

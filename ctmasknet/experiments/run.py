@@ -169,7 +169,7 @@ def what_it_takes(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> str:
     arms, folds, seeds = len(plan.arms), len(plan.folds), len(plan.seeds)
     return (
         f"{plan.name}: {runs} runs ({arms} arms, {folds} folds, {seeds} seeds), {len(done)} done; "
-        f"{_left(runs - len(done), _seconds(done))}{prepared}"
+        f"{_left(runs - len(done), _seconds(done), plan.minutes)}{prepared}"
     )
 
 
@@ -177,9 +177,11 @@ def _seconds(done: Mapping[str, Mapping[str, Any]]) -> list[float]:
     return [sum(one["seconds"].values()) for one in done.values()]
 
 
-def _left(runs: int, seconds: Sequence[float]) -> str:
+def _left(runs: int, seconds: Sequence[float], minutes: float | None = None) -> str:
     if not runs:
         return "none left"
+    if not seconds and minutes is not None:
+        return f"{runs} left, about {minutes:g} min on two CPU cores"
     if not seconds:
         return f"{runs} left, how long is told after the first"
     each = statistics.median(seconds)  # the first may have cached rows for all

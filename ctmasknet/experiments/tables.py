@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ctmasknet.experiments.lesion_tables import lesion_plot, lesion_tables
+from ctmasknet.experiments.overview import steps_of, told_apart, write_overview
 from ctmasknet.experiments.plan import Arm, Fold, Plan
 from ctmasknet.experiments.results import (
     accuracy,
@@ -30,87 +31,118 @@ _Results = Mapping[str, Mapping[str, Any]]
 def write_plan_tables(
     plan: Plan, results: _Results, folder: Path, evidence: str | os.PathLike | None = None
 ) -> str:
-    """Write ``tables.md`` and ``plot.png`` into the plan's folder.
+    """Write ``tables.md`` and ``plot.png`` into the plan's folder, where anything was run.
 
     Args:
         plan, results: the plan, and the results by the names of its runs.
         folder: of the plan.
-        evidence: Markdown file with marks of the plan's name, for the tables too.
+        evidence: Markdown file with marks of the plan's name, for tables and plot too; with marks
+            ``plans``, for what was run of all plans that stand beside this one.
 
     Returns:
-        the tables.
+        the tables; "" where nothing was run.
 
     Raises:
         CTMaskNetError: ``evidence`` has no such marks.
     """
-    of_lesions = plan.task == "lesions"
-    tables = lesion_tables(plan, results) if of_lesions else plan_tables(plan, results)
-    with atomic_write(folder / "tables.md") as stream:
-        stream.write(f"# {plan.title}\n\n{tables}\n")
-    with atomic_write(folder / "plot.png", mode="wb") as stream:
-        FigureCanvasAgg(
-            lesion_plot(plan, results) if of_lesions else _plot(plan, results)
-        ).print_png(stream)
+    of_lesions, tables = plan.task == "lesions", ""
+    if results:
+        tables = lesion_tables(plan, results) if of_lesions else plan_tables(plan, results)
+        with atomic_write(folder / "tables.md") as stream:
+            stream.write(f"# {plan.title}\n\n{tables}\n")
+        figure = lesion_plot(plan, results) if of_lesions else _plot(plan, results)
+        with atomic_write(folder / "plot.png", mode="wb") as stream:
+            FigureCanvasAgg(figure).print_png(stream)
     if evidence is not None:
-        replace_between_marks(evidence, plan.name, tables)
+        plot = Path(os.path.relpath(folder / "plot.png", Path(evidence).parent)).as_posix()
+        shown = f"{tables}\n\n![{plan.title}]({plot})" if tables else ""
+        replace_between_marks(evidence, plan.name, shown)
+        write_overview(evidence, Path(plan.file).parent, folder.parent)
     return tables
 
 
 def plan_tables(plan: Plan, results: _Results) -> str:
-    """Markdown: accuracy of every arm by fold, then differences from ``against``."""
-    arms, folds = plan.arms, plan.folds
-    against = next(arm for arm in arms if arm.name == plan.against)
+    """Markdown: accuracy of every arm by fold, then differences from ``against``. What has no run
+    is named below and has no row or column."""
+    folds = [f for f in plan.folds if any(n.startswith(f"{f.name}/") for n in results)]
+    arms = [arm for arm in plan.arms if any(n.split("/")[1] == arm.name for n in results)]
+    against = next(arm for arm in plan.arms if arm.name == plan.against)
     known = [result for result in results.values() if result["class_names"]]
     names = known[0]["class_names"] if known else []
+    # A mean over some of the folds, or over unlike sets, is none of the plan's
+    alike = len({fold.evaluated_on for fold in folds}) == 1
+    whole = [list(folds)] if alike and 1 < len(folds) == len(plan.folds) else []
+    groups = [*([fold] for fold in folds), *whole]
     accuracies = [
         [
             arm.title,
             *(_spread(_accuracies(plan, results, arm, [fold])) for fold in folds),
-            _mean(_accuracies(plan, results, arm, folds)),
+            *(_mean(_accuracies(plan, results, arm, every)) for every in whole),
             _of_classes(plan, results, arm),
         ]
         for arm in arms
     ]
-    columns = [*(fold.name for fold in folds), "all", "sensitivity " + ", ".join(names)]
+    columns = [*(fold.name for fold in folds), *["all"] * len(whole)]
     differences = [
-        [
-            arm.title,
-            *(_points(plan, results, arm, [fold]) for fold in folds),
-            _points(plan, results, arm, folds),
-        ]
+        [arm.title, *(_points(plan, results, arm, group) for group in groups)]
         for arm in arms
         if arm is not against
     ]
-    counts = {fold.name: _counts(results, fold) for fold in folds}
-    said = "; ".join(f"{name}: {text}" for name, text in counts.items())
+    said = "; ".join(f"{fold.name}: {_counts(results, fold)}" for fold in folds)
     seconds = [sum(result["seconds"].values()) for result in results.values()]
     took = f", median {statistics.median(seconds):.0f} s each" if seconds else ""
+    lacking = [
+        *(fold.name for fold in plan.folds if fold not in folds),
+        *(arm.title for arm in plan.arms if arm not in arms),
+    ]
     return "\n\n".join(
         [
             "Accuracy in percent, mean of the seeds (lowest..highest):",
-            _table(["", *columns], accuracies),
-            *_areas(plan, results, names),
+            _table(["", *columns, "sensitivity " + ", ".join(names)], accuracies),
+            *_areas(plan, results, arms, folds, names),
             f"Points of accuracy more than {against.title}, with 95 % intervals over patients "
             "(the same slices and seeds):",
-            _table(["", *columns[:-1]], differences),
+            _table(["", *columns], differences),
+            *_in_words(plan, results, arms, folds),
             f"{len(results)} of {len(plan.runs)} runs, seeds "
-            f"{', '.join(map(str, plan.seeds))}{took}; {said}. Made by `python "
-            f"tools/experiments.py {plan.file}`.",
+            f"{', '.join(map(str, plan.seeds))}{took}; {said}."
+            + (f" Not run: {', '.join(lacking)}." if lacking else "")
+            + f" {steps_of(plan)} Made by `python tools/experiments.py {plan.file}`.",
         ]
     )
 
 
-def _areas(plan: Plan, results: _Results, names: Sequence[str]) -> list[str]:
+def _in_words(
+    plan: Plan, results: _Results, arms: Sequence[Arm], folds: Sequence[Fold]
+) -> list[str]:
+    """Which arms name more slices than ``against``, on all folds or, where they are evaluated on
+    unlike sets, on each."""
+    alike = len({fold.evaluated_on for fold in folds}) == 1
+    against = next(arm for arm in plan.arms if arm.name == plan.against)
+    said = []
+    for group in [list(folds)] if alike else [[fold] for fold in folds]:
+        found = {
+            arm.title: interval
+            for arm in arms
+            if arm is not against
+            and (interval := difference(plan, results, arm.name, group)) is not None
+        }
+        where = "" if alike else f"{group[0].name}: "
+        said.append(f"{where}{told_apart('accuracy', against.title, found)}")
+    return ["\n".join(f"- {one}" for one in said) if len(said) > 1 else said[0]]
+
+
+def _areas(
+    plan: Plan, results: _Results, arms: Sequence[Arm], folds: Sequence[Fold], names: Sequence[str]
+) -> list[str]:
     """A table of areas under the ROC curve, where there are two classes."""
     if len(names) != 2:
         return []
-    rows = [
-        [arm.title, *(_area(plan, results, arm, fold) for fold in plan.folds)] for arm in plan.arms
-    ]
+    rows = [[arm.title, *(_area(plan, results, arm, fold) for fold in folds)] for arm in arms]
     return [
         f"Area under the ROC curve of {names[-1]}, mean of the seeds, with 95 % intervals over "
         "patients:",
-        _table(["", *(fold.name for fold in plan.folds)], rows),
+        _table(["", *(fold.name for fold in folds)], rows),
     ]
 
 

@@ -18,6 +18,7 @@ from ctmasknet.modeling.masks import WAYS
 from ctmasknet.modeling.peers.jcs import JCS_NORMS
 from ctmasknet.modeling.peers.lesion_maps.heads import SCAN_HEAD, SLICE_HEADS
 from ctmasknet.modeling.peers.semantic_lesions import SEMANTIC_NETWORKS
+from ctmasknet.modeling.ranked_boxes import FRAMES
 from ctmasknet.modeling.trainable import TRAINABLE_MODES
 
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -46,6 +47,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO": FRAMES,
     "MODEL.JCS.NORM": tuple(JCS_NORMS),
     "MODEL.LESION_HEAD.NAME": (*SLICE_HEADS, SCAN_HEAD),
     "MODEL.SEMANTIC.NAME": SEMANTIC_NETWORKS,

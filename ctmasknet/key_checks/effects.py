@@ -93,6 +93,11 @@ WITHOUT_EFFECT_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], st
         "it is a classifier's (MODEL.META_ARCHITECTURE CTMaskNet)",
     ),
     (
+        ("MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO",),
+        lambda cfg: "boxes" not in cfg.MODEL.IMAGE_HEAD.READS,
+        "the image head reads no boxes (MODEL.IMAGE_HEAD.READS)",
+    ),
+    (
         ("INPUT.CROP.TYPE", "INPUT.CROP.SIZE"),
         lambda cfg: not cfg.INPUT.CROP.ENABLED,
         "no random crops are made (INPUT.CROP.ENABLED)",

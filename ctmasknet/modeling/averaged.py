@@ -90,10 +90,19 @@ class AveragedClassifier(nn.Module):
         outputs = model(list(inputs))
         logits = torch.stack([output["logits"] for output in outputs])
         if self.flip:
-            mirrored = [{**item, "image": item["image"].flip(-1)} for item in inputs]
+            mirrored = [{**item, **_mirrored(item)} for item in inputs]
             flipped = torch.stack([output["logits"] for output in model(mirrored)])
             logits = (logits + flipped) / 2
         return outputs, logits
+
+
+def _mirrored(item: dict[str, Any]) -> dict[str, Any]:
+    """An input's image, and the box around its lungs, left to right."""
+    image, found = item["image"].flip(-1), {}
+    if item.get("lung_box") is not None:
+        x0, y0, x1, y1 = item["lung_box"]
+        found["lung_box"] = (image.shape[-1] - x1, y0, image.shape[-1] - x0, y1)
+    return {"image": image, **found}
 
 
 class AugmentedDetector(GeneralizedRCNNWithTTA):

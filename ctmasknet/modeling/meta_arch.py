@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,7 +82,8 @@ class CTMaskNet(GeneralizedRCNN):
         Args:
             batched_inputs: B dicts with ``image`` (3, H, W), values 0..255, RGB; in training also
                 ``label`` (int); ``height`` and ``width`` (px) scale returned instances. Inputs with
-                ``ranked_rows`` (N, D) need no image: the detector is not run.
+                ``ranked_rows`` (N, D) need no image: the detector is not run. Where boxes are
+                relative to the lungs, ``lung_box`` (x0, y0, x1, y1 px of ``image``), None for none.
 
         Returns:
             In training ``{"loss_image": scalar}``: binary cross-entropy of the logits against the
@@ -154,7 +157,8 @@ class CTMaskNet(GeneralizedRCNN):
             rows = heads.rank(predictions, proposals)
         else:
             predictions, hidden = heads.predict_with_features(features, proposals)
-            rows = heads.rank_with(self.layout, predictions, proposals, features, hidden)
+            lungs = list(map(_lung_box, batched_inputs)) if self.layout.needs_lungs else None
+            rows = heads.rank_with(self.layout, predictions, proposals, features, hidden, lungs)
 
         def extras() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = [{} for _ in batched_inputs]
@@ -184,6 +188,19 @@ def in_file(boxes: Instances, item: dict[str, Any]) -> Instances:
     boxes.pred_boxes.scale(size[1] / width, size[0] / height)
     boxes.pred_boxes.clip(size)
     return boxes
+
+
+def _lung_box(item: dict[str, Any]) -> Sequence[float] | None:
+    name = item.get("file_name", "a slice")
+    if "lung_box" not in item:
+        raise CTMaskNetError(
+            f"{name}: its input has no lung_box, which the image head's boxes are relative to "
+            "(MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO lungs); give it, None for no lung"
+        )
+    if item["lung_box"] is None:
+        told = f"{name}: no lung was found, so its boxes are relative to the image (told once)"
+        log_first_n(logging.WARNING, told, key="caller")
+    return item["lung_box"]
 
 
 def _no_boxes() -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ relative to a proposal. An image head may ask for more (``MODEL.IMAGE_HEAD.READS
 
 ``boxes``
     the decoded box and its proposal, each (center x, center y, width, height) relative to the
-    image, and its class as one number a lesion class.
+    image, and its class as one number a lesion class. With ``MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO``
+    lungs, relative to the box around the slice's lungs, and one number more: 1, or 0 where no lung
+    was found and they are relative to the image.
 ``features``
     what the box head computes of the proposal, before its two predictors.
 ``masks``
@@ -34,6 +36,8 @@ from ctmasknet.errors import CTMaskNetError
 ROW_FEATURES = ("score", "dx", "dy", "dw", "dh")
 #: What a head may read beside them, in the order of the columns.
 READS = ("boxes", "features", "masks")
+#: What boxes are relative to.
+FRAMES = ("image", "lungs")
 _BOX = 4
 
 
@@ -46,12 +50,14 @@ class RowLayout:
         num_classes: K, lesion classes.
         feature_dim: F, width of the box head's output.
         mask_dim: M, channels of the mask head before its last layer.
+        relative_to: of :data:`FRAMES`.
     """
 
     reads: tuple[str, ...]
     num_classes: int
     feature_dim: int
     mask_dim: int
+    relative_to: str = FRAMES[0]
 
     def __post_init__(self):
         if self.reads != tuple(name for name in READS if name in self.reads):
@@ -68,13 +74,19 @@ class RowLayout:
             num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             feature_dim=box_head.FC_DIM,
             mask_dim=mask_head.CONV_DIM,
+            relative_to=cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO,
         )
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether lungs have to be looked for."""
+        return "boxes" in self.reads and self.relative_to == "lungs"
 
     @property
     def widths(self) -> dict[str, int]:
         """Columns of each part, in their order."""
         parts = {
-            "boxes": 2 * _BOX + self.num_classes,
+            "boxes": 2 * _BOX + self.num_classes + self.needs_lungs,
             "features": self.feature_dim,
             "masks": self.mask_dim + 1,
         }
@@ -84,6 +96,14 @@ class RowLayout:
     def width(self) -> int:
         """D."""
         return sum(self.widths.values())
+
+    def without_lungs(self, rows: Tensor) -> int:
+        """Of the slices of (n, N, D) rows, how many have boxes and no lung."""
+        if not self.needs_lungs:
+            return 0
+        ends = list(itertools.accumulate(self.widths.values()))
+        none = rows[:, 0, ends[list(self.widths).index("boxes")] - 1] == 0
+        return int((none & (rows[:, 0] != 0).any(-1)).sum())
 
     def columns(self, narrower: RowLayout) -> list[int]:
         """Which columns of these rows make those of a layout that reads some of what they hold."""
@@ -104,8 +124,10 @@ class RowLayout:
         parts = dict(zip(self.widths, packed.split(list(self.widths.values()), -1), strict=True))
         found = {"features": parts.get("features"), "masks": parts.get("masks")}
         if "boxes" in parts:
-            boxes, proposals, classes = parts["boxes"].split([_BOX, _BOX, self.num_classes], -1)
+            widths = [_BOX, _BOX, self.num_classes, int(self.needs_lungs)]
+            boxes, proposals, classes, lungs = parts["boxes"].split(widths, -1)
             found |= {"boxes": boxes, "proposals": proposals, "classes": classes}
+            found["in_lungs"] = lungs[..., 0] if self.needs_lungs else None
         return RankedBoxes(rows=parts["rows"], first=first_rows(packed), **found)
 
 
@@ -116,9 +138,12 @@ class RankedBoxes:
     Attributes:
         rows: (B, N, 5) score and deltas, best score first.
         first: (B, N) True in the first row of each box; nowhere where there is none.
-        boxes: (B, N, 4) center x, center y, width, height of the clipped box, 0..1 of the image.
+        boxes: (B, N, 4) center x, center y, width, height of the clipped box, 0..1 of the image, or
+            relative to the box around the lungs, beyond which a box may lie.
         proposals: (B, N, 4) the same of the proposal that it was decoded from.
         classes: (B, N, K) one-hot lesion class.
+        in_lungs: (B, N) 1 where boxes are relative to lungs, 0 where none was found; None where all
+            are relative to the image.
         features: (B, N, F) of the box head.
         masks: (B, N, M + 1) of the mask head, the mean of the mask (0..1) last.
     """
@@ -128,6 +153,7 @@ class RankedBoxes:
     boxes: Tensor | None = None
     proposals: Tensor | None = None
     classes: Tensor | None = None
+    in_lungs: Tensor | None = None
     features: Tensor | None = None
     masks: Tensor | None = None
 
@@ -144,9 +170,15 @@ def first_rows(packed: Tensor) -> Tensor:
     return unlike & (packed != 0).any(-1)
 
 
-def relative_boxes(boxes: Tensor, image_size: Sequence[int]) -> Tensor:
-    """(n, 4) xyxy px -> center x, center y, width, height relative to (height, width) px."""
-    height, width = image_size
+def relative_boxes(boxes: Tensor, frame: Sequence[float]) -> Tensor:
+    """(n, 4) xyxy px -> center x, center y, width, height relative to a frame.
+
+    Args:
+        boxes: xyxy px of the image.
+        frame: (height, width) px of the image, or (x0, y0, x1, y1) px of a part of it.
+    """
+    left, top, right, bottom = frame if len(frame) == 4 else (0, 0, frame[1], frame[0])
     x0, y0, x1, y1 = boxes.unbind(-1)
-    centered = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
-    return centered / boxes.new_tensor([width, height, width, height])
+    centered = torch.stack([(x0 + x1) / 2 - left, (y0 + y1) / 2 - top, x1 - x0, y1 - y0], dim=-1)
+    sides = [right - left, bottom - top]
+    return centered / boxes.new_tensor([*sides, *sides])

@@ -7,6 +7,8 @@ regression outputs, before decoding and before division by the box weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
@@ -220,6 +222,7 @@ class RankedBoxROIHeads(StandardROIHeads):
         proposals: list[Instances],
         features: dict[str, Tensor],
         hidden: Tensor,
+        lungs: Sequence[Sequence[float] | None] | None = None,
     ) -> Tensor:
         """The rows of :meth:`rank` with all that an image head reads; gradients reach scores,
         deltas, ``features`` and ``masks``.
@@ -229,12 +232,14 @@ class RankedBoxROIHeads(StandardROIHeads):
             predictions, hidden: from :meth:`predict_with_features`.
             proposals: B instances with ``proposal_boxes``; any of them may be empty.
             features: of the backbone.
+            lungs: where boxes are relative to them, of each image the box around its lungs, xyxy
+                px, or None where there are none.
 
         Returns:
             (B, N, D) rows, see :mod:`ctmasknet.modeling.ranked_boxes`.
         """
         chosen = self._select(predictions, proposals)
-        more = self._read(layout, predictions, proposals, chosen, features, hidden)
+        more = self._read(layout, predictions, proposals, chosen, features, hidden, lungs)
         rows = []
         for encoded, columns in zip(
             self._encoded(predictions, proposals, chosen), more, strict=True
@@ -272,6 +277,7 @@ class RankedBoxROIHeads(StandardROIHeads):
         chosen: list[tuple[Tensor, Tensor]],
         features: dict[str, Tensor],
         hidden: Tensor,
+        lungs: Sequence[Sequence[float] | None] | None,
     ) -> list[list[Tensor]]:
         """Of each image the columns (n, ...) that a layout has beside the five numbers."""
         columns: list[list[Tensor]] = [[] for _ in proposals]
@@ -282,15 +288,18 @@ class RankedBoxROIHeads(StandardROIHeads):
             found.clip(image.image_size)
             ranked.append(found)
         if "boxes" in layout.reads:
-            for own, image, boxes, (proposal, label) in zip(
-                columns, proposals, ranked, chosen, strict=True
+            for own, image, boxes, (proposal, label), lung in zip(
+                columns, proposals, ranked, chosen, lungs or [None] * len(columns), strict=True
             ):
                 classes = torch.nn.functional.one_hot(label, layout.num_classes)
+                frame = image.image_size if lung is None else lung
                 own += [
-                    relative_boxes(boxes.tensor, image.image_size),
-                    relative_boxes(image.proposal_boxes.tensor[proposal], image.image_size),
+                    relative_boxes(boxes.tensor, frame),
+                    relative_boxes(image.proposal_boxes.tensor[proposal], frame),
                     classes.to(boxes.tensor.dtype),
                 ]
+                if layout.needs_lungs:
+                    own.append(boxes.tensor.new_full((len(boxes), 1), float(lung is not None)))
         if "features" in layout.reads:
             every = hidden.split([len(image) for image in proposals])
             for own, values, (proposal, _) in zip(columns, every, chosen, strict=True):

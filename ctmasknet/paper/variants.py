@@ -95,7 +95,8 @@ def _is_timm(model: Mapping[str, Any]) -> bool:
 
 def _image_head(head: Mapping[str, Any]) -> tuple[str, ...]:
     # Configurations from before heads read more than rows do not say what theirs read
-    return head["NAME"], *head.get("READS", ())
+    relative_to = head.get("BOXES_RELATIVE_TO", "image")
+    return head["NAME"], *head.get("READS", ()), *[relative_to] * (relative_to != "image")
 
 
 #: Meta-architecture of a compared system -> the keys that name its network.

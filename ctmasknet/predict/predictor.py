@@ -32,7 +32,7 @@ from ctmasknet.ct.appearance import Appearance, appearance
 from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.scan import CTScan, CTSlice, Rescale, Window, check_rescale
 from ctmasknet.data.bad_slices import BadSlice
-from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.data.mapper import LungSearch, SliceMapper
 from ctmasknet.engine.checkpoint import CALIBRATION
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.engine.testing import check_finds_lesions, ensemble_members
@@ -80,7 +80,7 @@ class CTPredictor:
         image_classes: Sequence[str] = (),
         crop_to_body: bool = False,
         needs_box: bool = True,
-        lungs_by: Window | None = None,
+        lungs_by: LungSearch | None = None,
         pooler: Pooler | None = None,
         lesions: bool = False,
         batch_size: int = 1,
@@ -102,7 +102,7 @@ class CTPredictor:
             crop_to_body: cut slices to their body box; they have to come with one, see
                 :meth:`mapped`, and scans do not.
             needs_box: whether that is refused without a box; else the slice stays whole.
-            lungs_by: show the model the lungs alone, found through this window of grey levels.
+            lungs_by: what lungs are looked for, and why.
             pooler: how slices become a scan; a classifier needs one.
             lesions: find a classifier's lesions too; a detector always does.
             batch_size: slices a batch. Results agree between batch sizes to rounding alone.

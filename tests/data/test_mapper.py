@@ -266,3 +266,28 @@ def test_both_mappers_name_a_file_that_cannot_be_used(tmp_path, kind, message):
 def test_unsupported_augmentations_name_their_key(mapper):
     with pytest.raises(CTMaskNetError, match=r"INPUT\.RANDOM_FLIP: 'vertical'"):
         mapper(config(flip="vertical"), is_train=True)
+
+    def test_the_box_around_the_lungs_goes_with_the_image(self, tmp_path):
+        """Lungs of -850 HU at 16..28 and 36..50 px in a body of 0 HU, twice as large, flipped."""
+        cfg = config(side=128, longest=128, flip="horizontal")
+        cfg.MODEL.IMAGE_HEAD.NAME, cfg.MODEL.IMAGE_HEAD.READS = "SetAttentionImageHead", ["boxes"]
+        cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO = "lungs"
+        cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU = -600, 1500
+        body, lung = round(1350 * 255 / 1500), round(500 * 255 / 1500)
+        pixels = np.zeros((64, 64), dtype=np.uint8)
+        pixels[8:56, 6:58] = body
+        Image.fromarray(pixels).save(tmp_path / "none.png")
+        pixels[16:44, 16:28] = pixels[20:48, 36:50] = lung
+        Image.fromarray(pixels).save(tmp_path / "chest.png")
+        chest, none = ({"file_name": str(tmp_path / name)} for name in ("chest.png", "none.png"))
+        mapped = SliceMapper(cfg, is_train=False)
+        assert mapped(chest)["lung_box"] == pytest.approx((32, 32, 100, 96))
+        assert mapped(none)["lung_box"] is None
+        flipped = always_flip(SliceMapper(cfg, is_train=True))(chest)
+        assert flipped["lung_box"] == pytest.approx((28, 32, 96, 96))
+        cfg.INPUT.LUNGS_ONLY = True
+        assert SliceMapper(cfg, is_train=False)(chest)["lung_box"] == mapped(chest)["lung_box"]
+        cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU = 40, 80
+        cfg.INPUT.LUNGS_ONLY = False
+        with pytest.raises(CTMaskNetError, match="BOXES_RELATIVE_TO: the window 40,80 HU does not"):
+            SliceMapper(cfg, is_train=False)

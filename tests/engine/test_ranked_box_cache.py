@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import re
 import shutil
 import zipfile
@@ -277,6 +278,26 @@ def test_whatever_rows_depend_on_changes_the_key(cfg, dicts, tiny_model):
     assert changed()
     dicts[0]["body_box"] = [0, 0, 16, 16]
     assert changed()
+
+
+def test_what_boxes_are_relative_to_changes_the_key_and_slices_without_lungs_are_counted(
+    cfg, dicts, tiny_model, caplog
+):
+    cfg.MODEL.IMAGE_HEAD.NAME, cfg.MODEL.IMAGE_HEAD.READS = "SetAttentionImageHead", ["boxes"]
+    cfg.INPUT.WINDOW_CENTER_HU, cfg.INPUT.WINDOW_WIDTH_HU = -600, 1500
+    Image.new("L", Image.open(dicts[1]["file_name"]).size, 229).save(dicts[1]["file_name"])
+    before = cache_key(cfg, tiny_model, dicts)
+    cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO = "lungs"
+    assert cache_key(cfg, tiny_model, dicts) != before
+    tiny_model.image_head = nn.Flatten()  # reads rows of any width
+    tiny_model.layout = RowLayout.from_config(cfg)
+    caplog.set_level(logging.INFO)
+    for _ in ("computed", "read"):
+        rows = cached_rows(cfg, tiny_model, dicts, "some")
+        assert "No lung was found in 1 of 3 slices of some" in caplog.text
+        caplog.clear()
+    flags = [rows[entry["file_name"]][0, -1].item() for entry in dicts]
+    assert flags == [1, 0, 1] and rows[dicts[0]["file_name"]].shape[1] == 5 + 8 + 2 + 1
 
 
 def test_what_rows_do_not_depend_on_leaves_the_key(cfg, dicts, tiny_model):

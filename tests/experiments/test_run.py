@@ -13,10 +13,12 @@ from scipy.special import expit
 
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.evaluation.intervals import Interval
 from ctmasknet.evaluation.predictions import SlicePrediction, write_predictions_csv
+from ctmasknet.experiments.overview import told_apart
 from ctmasknet.experiments.plan import read_plan
 from ctmasknet.experiments.results import difference, opts_of, read_results
-from ctmasknet.experiments.run import call_tool, run_plan
+from ctmasknet.experiments.run import call_tool, run_plan, what_it_takes
 from ctmasknet.experiments.tables import plan_tables
 
 CLASSES = ("normal", "covid")
@@ -88,6 +90,8 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
     assert "heads: 8 runs (2 arms, 2 folds, 2 seeds), 0 done; 8 left, how long is told" in told
     files = sorted(file.relative_to(places[0]) for file in places[0].rglob("*.json"))
     assert [str(file) for file in files] == ["heads/a/narrow/1.json", "heads/a/wide/1.json"]
+    assert "8 left, about 3 min on two" in what_it_takes(read_plan(plan(minutes=3)), {})
+    plan()
     run_plan(path, *places, tell_only=True, call=None)
     assert re.search(r"2 done; 6 left, \d+ min at \d+ s each\n", capsys.readouterr().out)
     tools.end_at, before = None, len(tools.calls)
@@ -118,7 +122,13 @@ def test_tables_and_paired_differences(plan, tmp_path):
     evidence.write_text("no marks\n")
     with pytest.raises(CTMaskNetError, match="has no lines <!-- heads: begin -->"):
         run_plan(path, tmp_path / "results", tmp_path / "work", call=None, evidence=evidence)
-    evidence.write_text("<!-- heads: begin -->\n<!-- heads: end -->\n")
+    marks = [
+        f"<!-- {name}: {word} -->\n" for name in ("plans", "heads") for word in ("begin", "end")
+    ]
+    evidence.write_text("".join(marks))
+    run_plan(path, tmp_path / "results", tmp_path / "work", tables_only=True, evidence=evidence)
+    # Nothing is said where nothing was run, but in the table of plans
+    assert evidence.read_text().count("not run (8)") == 1 and "Accuracy" not in evidence.read_text()
     run_plan(path, tmp_path / "results", tmp_path / "work", call=Tools(), evidence=evidence)
     text = evidence.read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")]
@@ -126,6 +136,11 @@ def test_tables_and_paired_differences(plan, tmp_path):
     assert rows[("narrow",)] == ["77.5 (77.5..77.5)"] * 2 + ["77.5", "80.0, 75.0"]
     assert "| wide head | +22.5 (" in text
     assert "8 of 8 runs, seeds 1, 2" in text and "a: 40 slices of 10 patients" in text
+    assert "\nMore accuracy than narrow, the interval above zero: wide head.\n" in text
+    assert "Trained for 5 steps of 8 slices. Made by" in text and "| 8 of 8 |" in text
+    assert text.endswith(
+        "![Does a wide head name slices better?](results/heads/plot.png)\n" + marks[3]
+    )
     found = read_plan(path)
     results = read_results(found, tmp_path / "results" / "heads")
     interval = difference(found, results, "wide", found.folds)
@@ -140,9 +155,27 @@ def test_tables_and_paired_differences(plan, tmp_path):
     assert re.search(
         r"\| wide head +\| 100.0 \(.* \| not run +\| not run", plan_tables(found, results)
     )
+    only_a = plan_tables(found, {name: one for name, one in results.items() if name[0] == "a"})
+    header = only_a.split("\n\n")[1].split("\n")[0]
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["a", "sensitivity normal, covid"]
+    assert "4 of 8 runs, seeds 1, 2" in only_a and " Not run: b." in only_a
     results["a/wide/1"]["files_sha256"] = "else"
     with pytest.raises(CTMaskNetError, match="was evaluated on other slices than a/wide/1"):
         difference(found, results, "wide", found.folds[:1])
+
+
+def test_arms_are_told_apart_by_their_intervals():
+    found = {
+        "better": Interval(2.0, 0.5, 3.0, "bca", 0),
+        "worse": Interval(-2.0, -3.0, -0.5, "bca", 0),
+        "even": Interval(1.0, -1.0, 3.0, "bca", 0),
+        "few patients": Interval(9.0, None, None, None, 0),
+    }
+    assert told_apart("accuracy", "S", found) == (
+        "More accuracy than S, the interval above zero: better. Less accuracy than S, the interval "
+        "below zero: worse. Not told apart in accuracy from S: even; few patients."
+    )
+    assert told_apart("accuracy", "S", {}) == "Nothing to set beside S."
 
 
 def test_a_file_of_another_plan_is_not_taken(plan, tmp_path):

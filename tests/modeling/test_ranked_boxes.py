@@ -16,6 +16,13 @@ def test_boxes_relative_to_the_image():
     assert found[0].tolist() == pytest.approx([0.5, 0.4, 0.5, 0.4])
 
 
+def test_boxes_relative_to_a_part_of_the_image():
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0], [0.0, 0.0, 4.0, 10.0]])
+    inside, outside = relative_boxes(boxes, (8, 10, 48, 90)).tolist()
+    assert inside == pytest.approx([12 / 40, 30 / 80, 0.5, 0.5])
+    assert outside == pytest.approx([-6 / 40, -5 / 80, 0.1, 0.125])
+
+
 def test_repeated_rows_are_no_boxes():
     rows = torch.tensor([[0.9, 1.0], [0.5, 0.0], [0.1, 0.0]])
     packed = torch.stack([pad_rows(rows, 7), torch.zeros(7, 2)])
@@ -66,6 +73,34 @@ def test_columns_of_a_row(reading_cfg):
 
 
 @torch.no_grad()
+def test_columns_relative_to_the_lungs(reading_cfg, slices):
+    """The box of the test above in lungs of 4..28 x 16..64 px; an image without lungs; neither."""
+    reading_cfg.MODEL.IMAGE_HEAD.READS = ["boxes"]
+    reading_cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO = "lungs"
+    model = build_model(reading_cfg).eval()
+    layout = model.layout
+    assert layout.widths == {"rows": 5, "boxes": 11}
+    logits, deltas = torch.tensor([[-9.0, 3.0, 0.0]]).repeat(2, 1), torch.zeros(2, 8)
+    proposals = [_proposals([4, 32, 20, 64])] * 2
+    lungs = [(4, 16, 28, 64), None]
+    rows = model.roi_heads.rank_with(layout, (logits, deltas), [*proposals], {}, None, lungs)
+    found = layout.unpack(rows)
+    assert found.boxes[0, 0].tolist() == pytest.approx([8 / 24, 32 / 48, 16 / 24, 32 / 48])
+    assert found.proposals[0, 0].tolist() == found.boxes[0, 0].tolist()
+    assert found.boxes[1, 0].tolist() == pytest.approx([12 / 32, 0.75, 0.5, 0.5])
+    assert found.in_lungs[:, 0].tolist() == [1, 0] and found.classes[0, 0].tolist() == [0, 1]
+    empty, unreadable = torch.zeros_like(rows[:1]), torch.full_like(rows[:1], torch.nan)
+    assert layout.without_lungs(torch.cat([rows, empty, unreadable])) == 1
+    with pytest.raises(CTMaskNetError, match="its input has no lung_box, which the image head's"):
+        model(slices[:1])
+    by_image = model([slices[0] | {"lung_box": None}])[0]["ranked_rows"]
+    height, width = slices[0]["image"].shape[1:]
+    whole = model([slices[0] | {"lung_box": (0, 0, width, height)}])[0]["ranked_rows"]
+    assert torch.equal(by_image[:, :-1], whole[:, :-1])
+    assert by_image[0, -1] == 0 and whole[0, -1] == 1
+
+
+@torch.no_grad()
 def test_cached_rows_give_the_logits_of_the_image(reading_cfg, slices):
     model = build_model(reading_cfg).eval()
     for result in model(slices[:1]):
@@ -96,6 +131,8 @@ def test_gradients_reach_what_is_read(reading_cfg, slices, reads):
         ({"READS": ["masks", "boxes"]}, "in this order"),
         ({"READS": ["boxes", "lungs"]}, "names of boxes, features, masks"),
         ({"READS": [], "NAME": "LesionCountImageHead"}, "needs boxes; add it"),
+        ({"READS": ["masks"], "BOXES_RELATIVE_TO": "lungs"}, "the image head reads no boxes"),
+        ({"BOXES_RELATIVE_TO": "lung"}, "choose one of image, lungs"),
         ({"READS": ["masks"], "MASK_ON": False}, "MODEL.MASK_ON is False; leave masks out"),
     ],
 )

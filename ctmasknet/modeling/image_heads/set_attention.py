@@ -118,7 +118,7 @@ class LesionCountImageHead(nn.Module):
 
     For each of :data:`LEVELS` the boxes whose score is above it give their number, the sum of their
     areas, and the largest area: three numbers a level (of all lesion classes together), relative to
-    the image. Where a box is, how it looks and its rank do not enter.
+    what boxes are relative to. Where a box is, how it looks and its rank do not enter.
     """
 
     READS = NEEDS = ("boxes",)

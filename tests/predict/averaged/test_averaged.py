@@ -84,6 +84,16 @@ def test_flips_are_averaged_as_logits_and_models_as_scores():
         AveragedClassifier([Left(1.0)], flip=True)([{"ranked_rows": image}])
 
 
+def test_the_box_around_the_lungs_is_mirrored_with_the_slice():
+    model = Left(1.0)
+    item = {"image": torch.zeros(3, 4, 10), "lung_box": (1.0, 0.0, 4.0, 3.0)}
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    AveragedClassifier([model], flip=True)([item, item | {"lung_box": None}])
+    boxes = [one["lung_box"] for one in seen]
+    assert boxes == [(1.0, 0.0, 4.0, 3.0), None, (6.0, 0.0, 9.0, 3.0), None]
+
+
 def test_an_ensemble_is_the_mean_of_models_as_they_are_alone(classifier, second, scans, caplog):
     found = slices_of(predictor(classifier, second), scans)
     alone = [slices_of(predictor(one), scans) for one in (classifier, second)]
