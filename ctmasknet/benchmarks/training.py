@@ -30,9 +30,10 @@ from ctmasknet.benchmarks.loading import phantom_dicts
 from ctmasknet.benchmarks.peers import StockClassifier, stock_cfg
 from ctmasknet.config_file import read_cfg
 from ctmasknet.data.mapper import LesionMapper, SliceMapper
+from ctmasknet.data.training.row_mapper import RowMapper
 from ctmasknet.engine.metrics import peak_memory_mb
 from ctmasknet.engine.processes import keep_freed_memory
-from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows
+from ctmasknet.engine.ranked_box_cache import cached_rows
 from ctmasknet.engine.solver import build_step_trainer
 from ctmasknet.engine.train_data import build_train_loader
 from ctmasknet.engine.trainer import Trainer

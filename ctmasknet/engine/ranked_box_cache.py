@@ -27,7 +27,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ import torchvision
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.data import transforms as T
 from detectron2.utils import comm
 from PIL import features
 from torch import Tensor, nn
@@ -52,6 +51,7 @@ from ctmasknet.data.bad_slices import BadSlice, BadSlices, Guarded
 from ctmasknet.data.mapper import SliceMapper
 from ctmasknet.data.prepared import content_sha256
 from ctmasknet.data.training.recipe import what_changes_pictures
+from ctmasknet.data.training.row_mapper import slice_mapper
 from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, check_room, plain_file, remove_unfinished
@@ -67,45 +67,10 @@ _PACKAGE = Path(ctmasknet.__file__).parent
 _HASHED_OTHERWISE = ("builtins", "ctmasknet", "torch", "torchvision")
 _CODE = ("ct", "modeling", "data/mapper.py", "data/training", "engine/ranked_box_cache.py")
 _LOGGER = logging.getLogger(__name__)
-#: An image for augmentations that draw without looking at it.
-_PIXEL = np.zeros((1, 1, 3), np.uint8)
 #: What to do where rows do not fit or cannot be written.
 _ELSEWHERE = (
     "set MODEL.RANKED_BOXES.CACHE_DIR to another folder, or MODEL.RANKED_BOXES.CACHE to never"
 )
-
-
-@dataclass(frozen=True)
-class RowMapper:
-    """A slice's dataset dict -> input of the classifier with ``ranked_rows`` (N, D) in place of the
-    image.
-
-    Attributes:
-        rows_of: by ``file_name``; a slice without rows is a bad one.
-        mirrored: those of the slices mirrored; empty where training mirrors none.
-        augmentations: of the training, which draw whether a slice is.
-    """
-
-    rows_of: Mapping[str, Tensor]
-    mirrored: Mapping[str, Tensor] = field(default_factory=dict)
-    augmentations: Sequence[T.Augmentation] = ()
-
-    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        # All of them, so that as much is drawn as for an image
-        drawn = [one.get_transform(_PIXEL) for one in self.augmentations]
-        mirrored = any(isinstance(one, T.HFlipTransform) for one in drawn)
-        rows, file_name = self.mirrored if mirrored else self.rows_of, dataset_dict["file_name"]
-        if file_name not in rows:
-            raise CTMaskNetError(f"{file_name}: has no ranked boxes, for it could not be read")
-        return {**dataset_dict, "ranked_rows": rows[file_name]}
-
-
-class _Mirrored(SliceMapper):
-    """Slices as testing sees them, left and right exchanged."""
-
-    def map_pixels(self, dataset_dict: dict[str, Any], pixels: np.ndarray) -> dict[str, Any]:
-        output = super().map_pixels(dataset_dict, pixels)
-        return {**output, "image": output["image"].flip(-1)}
 
 
 def why_not(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]] = ()) -> str | None:
@@ -217,8 +182,9 @@ def cached_rows(
                 needed = 2 * torch.float32.itemsize * math.prod(shape) - there
                 check_room(folder, needed, f"ranked boxes of {name}", _ELSEWHERE)
             comm.synchronize()
-            mapper = (_Mirrored if mirrored else SliceMapper)(cfg, False)
-            rows = _compute(cfg, model, dicts, name, bad, parts, mapper)
+            rows = _compute(
+                cfg, model, dicts, name, bad, parts, slice_mapper(cfg, mirrored=mirrored)
+            )
             if comm.is_main_process():
                 _write(path, rows)
             if alone:

@@ -31,6 +31,7 @@ from ctmasknet.data.mapper import task_mapper, training_mapper
 from ctmasknet.data.patients import first_few
 from ctmasknet.data.registry import dataset_dicts, known_sets
 from ctmasknet.data.training.recipe import build_augmentations
+from ctmasknet.data.training.row_mapper import RowMapper
 from ctmasknet.engine.checkpoint import (
     UNEVALUATED,
     CTMaskNetCheckpointer,
@@ -40,7 +41,7 @@ from ctmasknet.engine.checkpoint import (
 )
 from ctmasknet.engine.metrics import LearningCurves, MetricWriters, PeakMemory, draw_run
 from ctmasknet.engine.random_states import RandomStates
-from ctmasknet.engine.ranked_box_cache import RowMapper, cached_rows, use_cache
+from ctmasknet.engine.ranked_box_cache import cached_rows, use_cache
 from ctmasknet.engine.runs.ending import EndAtSignal, without_tracebacks
 from ctmasknet.engine.runs.identity import RUN, Identity
 from ctmasknet.engine.runs.state import resumed_state
