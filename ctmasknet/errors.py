@@ -103,7 +103,7 @@ def command_line(
         global _report_folder
         _report_folder, debug = None, os.environ.get(_DEBUG, "") not in ("", "0")
         # What is warned of before a log is set up
-        logging.lastResort.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logging.lastResort.setFormatter(OptionsFormatter("%(levelname)s: %(message)s"))
         try:
             with ending_by(raise_ended):
                 return main(*args, **kwargs) or 0
@@ -348,6 +348,13 @@ def _say(message: str, code: int) -> int:
 def as_options(text: str) -> str:
     """A text whose arguments in backquotes are the options of a command line."""
     return _ARGUMENT.sub(lambda argument: f"--{argument[1].replace('_', '-')}", text)
+
+
+class OptionsFormatter(logging.Formatter):
+    """Of what a tool logs: arguments in backquotes are shown as its options, as in errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_options(super().format(record))
 
 
 def _defect(error: Exception) -> str:

@@ -215,5 +215,6 @@ def test_every_tool_ends_in_one_place(repository):
 def test_a_warning_before_there_is_a_log_says_that_it_is_one(monkeypatch):
     monkeypatch.setattr(logging, "lastResort", logging.Handler())
     command_line(lambda: 0)()
-    record = logging.LogRecord("ctmasknet", logging.WARNING, "", 0, "told", (), None)
-    assert logging.lastResort.format(record) == "WARNING: told"
+    told = "name it as `lesion_weights`"
+    record = logging.LogRecord("ctmasknet", logging.WARNING, "", 0, told, (), None)
+    assert logging.lastResort.format(record) == "WARNING: name it as --lesion-weights"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctmasknet.console.progress import tracked
 from ctmasknet.ct.appearance import UNLIKE_LEVELS, GreyLevels, appearance, typical_levels
 from ctmasknet.ct.arrays import Axes
 from ctmasknet.ct.read import read_scans
@@ -96,7 +97,7 @@ def measure_pictures(
             )
     count = min(limit, len(slices))
     chosen = [slices[index * len(slices) // count] for index in range(count)]
-    seen = [appearance(one.pixels(Window())) for one in chosen]
+    seen = [appearance(one.pixels(Window())) for one in tracked(chosen, "levels")]
     levels = [one.levels for one in seen if one.fault is None]
     typical = typical_levels(levels)
     lines = [f"{count} of {len(slices)} pictures looked at"]

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -126,7 +127,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         if summary is not None:
             print("finished already:", summary_text(summary, run.output))
             if args.burden:
-                _tell_burden(args, run.output)
+                _tell_burden(args, run.output, summary.cautions)
             _check_share(summary, bad.max_share, run.output)
         return summary
     predictor = CTPredictor(
@@ -175,13 +176,13 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         logged = dataclasses.replace(summary, cautions=[])  # those, at the start
         print(summary_text(logged, run.output, run.progress.rate))
         if args.burden:
-            _tell_burden(args, run.output)
+            _tell_burden(args, run.output, summary.cautions)
         _check_share(summary, bad.max_share, run.output)
     return summary
 
 
-def _tell_burden(args: argparse.Namespace, output: Path) -> None:
-    """Write the burden of a finished run's lesions."""
+def _tell_burden(args: argparse.Namespace, output: Path, told: Sequence[str]) -> None:
+    """Write the burden of a finished run's lesions; ``told``: cautions that were told before."""
     if not (output / "lesions.json").exists():
         raise CTMaskNetError(
             f"`burden`: {output} was predicted without lesions; predict it anew with `overwrite`"
@@ -195,7 +196,8 @@ def _tell_burden(args: argparse.Namespace, output: Path) -> None:
         raise CTMaskNetError(
             f"`burden`: the prediction is written, but has no burden: {error}"
         ) from error
-    print(burden_text(found))
+    more = [caution for caution in found["cautions"] if caution not in told]
+    print(burden_text({**found, "cautions": more}))
 
 
 def _lesion_cfg(args: argparse.Namespace, cfg: CfgNode) -> CfgNode | None:

@@ -11,7 +11,7 @@ from ctmasknet.classes import MASK_LABELS
 from ctmasknet.data.bad_slices import BadSlices
 from ctmasknet.data.label_masks import LABEL_NAMES, label_values, parse_labels
 from ctmasknet.data.splits import split_named
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.errors import CTMaskNetError, OptionsFormatter
 from ctmasknet.prepare.masks.colours import read_colors
 from ctmasknet.prepare.masks.instances import read_instance_table
 from ctmasknet.prepare.pairs.by_class import parse_mask_classes
@@ -23,7 +23,9 @@ _COLUMNS = {"file": "path", "label": "class"}
 
 def show_warnings() -> None:
     """Let what is logged as a warning be a line on the terminal that says so."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OptionsFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def bad_slices_from(args: argparse.Namespace) -> BadSlices:

@@ -24,6 +24,7 @@ import pydicom
 from pydicom.uid import generate_uid
 
 import ctmasknet
+from ctmasknet.console.progress import tracked
 from ctmasknet.ct.scan import CTSlice
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden import ANY
@@ -84,9 +85,12 @@ def write_structured_reports(
     finder = SliceFinder([*images, prediction.folder], prediction.rescale, prediction.axes)
     content = (prediction.folder / "predictions.jsonl").read_bytes() + path.read_bytes()
     identity, written, faults = hashlib.sha256(content).hexdigest(), [], []
-    for number, scan in enumerate(prediction.scans, start=1):
-        if scan.about["kind"] != "dicom":
-            continue
+    series = [
+        (number, scan)
+        for number, scan in enumerate(prediction.scans, start=1)
+        if scan.about["kind"] == "dicom"
+    ]
+    for number, scan in tracked(series, "reports", unit="report"):
         sources = finder.find(one["file"] for one in scan.slices)
         try:
             report = _report(scan, prediction, burden, sources, identity)

@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import ctmasknet
+from ctmasknet.console.progress import Progress
 from ctmasknet.ct.scan import CTSlice, Window
 from ctmasknet.data.registry import lesion_colors
 from ctmasknet.draw.canvas import as_rgb, legible_scale
@@ -99,7 +100,8 @@ def write_secondary_captures(
     content = (prediction.folder / "predictions.jsonl").read_bytes() + path.read_bytes()
     identity, names, faults = hashlib.sha256(content).hexdigest(), [], []
     remove_unlocked(prediction.folder, f"{_STAGED}*")
-    with writing(output):
+    total = sum(map(len, chosen.values()))
+    with writing(output), Progress("captures", total) as progress:
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=prediction.folder))
         held = lock_folder(staged)
         try:
@@ -117,6 +119,7 @@ def write_secondary_captures(
                     with atomic_write(staged / _FOLDER / name, "wb") as stream:
                         stream.write(made.of(index, line))
                     names.append(name)
+                    progress.update()
             if faults and len(faults) == len(chosen):
                 raise CTMaskNetError(f"{folder}: no secondary capture can be made: {faults[0]}")
             if output.exists():

@@ -54,6 +54,15 @@ def bent(own_classifier):
     return trained_on(own_classifier, LESIONS, slices)
 
 
+def test_every_caution_is_told_once(repository, bent, series, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    for flags in [], ["--resume"]:
+        asked = words(bent, [series], tmp_path / "out", "--burden", "threshold", *flags)
+        assert run_tool(repository, "tools/predict.py", *asked) == 0
+        told = "".join(capsys.readouterr())
+        assert (told.count(PHANTOM), told.count(BENT)) == (1, 1)
+
+
 def test_every_file_of_lesions_carries_the_caution(
     repository, bent, series, tmp_path, tool, capsys
 ):
@@ -91,10 +100,9 @@ def test_a_class_alone_is_told_with_what_concerns_it(
 ):
     output = tmp_path / "out"
     monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
-    for flags in [], ["--resume"]:
-        asked = words(bent, [series], output, *flags)
-        assert run_tool(repository, "tools/predict.py", *asked) == 0
-        assert "".join(capsys.readouterr()).count(PHANTOM) == 1
+    asked = words(bent, [series], output)
+    assert run_tool(repository, "tools/predict.py", *asked) == 0
+    assert "".join(capsys.readouterr()).count(PHANTOM) == 1
     (scan,) = objects(output, "scan")
     assert [PHANTOM in caution for caution in scan["cautions"]] == [True]
     assert summary_text(Summary(cautions=scan["cautions"]), output).count("caution: ") == 1

@@ -18,6 +18,7 @@ from termcolor import colored
 
 from ctmasknet.console.progress import BESIDE_A_BAR
 from ctmasknet.console.verbosity import verbosity
+from ctmasknet.errors import OptionsFormatter
 from ctmasknet.files import atomic_write
 
 CONFIG = "config.yaml"
@@ -87,7 +88,7 @@ class _Terminal(logging.StreamHandler):
         super().__init__()
         self.setLevel(logging.WARNING if verbosity() == "quiet" else logging.NOTSET)
         self._shortens = has_file and verbosity() != "verbose"
-        self.setFormatter(logging.Formatter(_FORMAT, _TIME))
+        self.setFormatter(OptionsFormatter(_FORMAT, _TIME))
         self.addFilter(lambda record: not getattr(record, BESIDE_A_BAR, False))
 
     @property
@@ -113,7 +114,7 @@ class _Terminal(logging.StreamHandler):
 class _LogFile(logging.FileHandler):
     def __init__(self, path: str, encoding: str):
         super().__init__(path, encoding=encoding)
-        self.setFormatter(logging.Formatter(_FORMAT, _TIME))
+        self.setFormatter(OptionsFormatter(_FORMAT, _TIME))
 
     def format(self, record: logging.LogRecord) -> str:
         return _COLOUR.sub("", super().format(record))
