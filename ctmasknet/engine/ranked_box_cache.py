@@ -56,6 +56,7 @@ from ctmasknet.engine.checkpoint import READ_ERRORS
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import LOCK, atomic_write, check_room, plain_file, remove_unfinished
 from ctmasknet.modeling.fast.inference import engine_version, inference_model
+from ctmasknet.modeling.fast.int8 import weights_sha256
 from ctmasknet.modeling.meta_arch import head_rows
 from ctmasknet.modeling.ranked_boxes import READS, RowLayout
 
@@ -255,16 +256,13 @@ def _keys(
             allow_unreadable=cfg.DATALOADER.BAD_SLICES == "skip",
         ),
     }
-    weights = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not name.startswith("image_head."):
-            weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+    named = model.state_dict().items()
+    weights = weights_sha256(pair for pair in named if not pair[0].startswith("image_head."))
     keys = {}
     for reads in every:
         relative_to = cfg.MODEL.IMAGE_HEAD.BOXES_RELATIVE_TO if "boxes" in reads else ""
         settings["MODEL"]["IMAGE_HEAD"] = [*reads, relative_to]
-        text = json.dumps(depends, sort_keys=True) + weights.hexdigest()
+        text = json.dumps(depends, sort_keys=True) + weights
         keys[reads] = hashlib.sha256(text.encode()).hexdigest()
     return keys
 

@@ -44,7 +44,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import plain_file
 from ctmasknet.key_checks import check_averages, check_keys
 from ctmasknet.model_zoo import get_config_file
-from ctmasknet.modeling.fast.inference import has_bfloat16, inference_engine
+from ctmasknet.modeling.fast.inference import check_int8, has_bfloat16, inference_engine
 from ctmasknet.modeling.peers.mask_feature_heads import FEATURES
 from ctmasknet.weights.entries import CONFIGURATION
 from ctmasknet.weights.reader import UnreadableCheckpoint
@@ -80,6 +80,11 @@ def training_cfg(
     """
     cfg = read_cfg(config_file, overrides)
     _check_device(cfg)
+    if cfg.MODEL.INFERENCE.DTYPE == "int8":
+        raise CTMaskNetError(
+            "MODEL.INFERENCE.DTYPE is int8, a form of weights that are trained already; leave it "
+            "out of a training"
+        )
     register_prepared()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)
     if cfg.MODEL.META_ARCHITECTURE == "TwoBranchNet":
@@ -196,6 +201,7 @@ def inference_cfg(
         raise CTMaskNetError(f"{path}: {error}") from None
     _check_device(cfg)
     cfg.MODEL.WEIGHTS = path
+    check_int8(cfg)
     own = [key for key in given if key in stated(spec) and key not in FREE_KEYS]
     check_averages(cfg, own, averages)
     if test_sets:

@@ -30,7 +30,7 @@ from ctmasknet.evaluation import (
 )
 from ctmasknet.files import write_json
 from ctmasknet.modeling.averaged import MEMBER_INPUTS
-from ctmasknet.modeling.fast.inference import inference_model
+from ctmasknet.modeling.fast.inference import inference_model, looks_text, second_looks
 from ctmasknet.modeling.finite import NamingSlices
 
 
@@ -130,7 +130,8 @@ def evaluate(
     """Evaluate on every data set of ``DATASETS.TEST``; every process has to call this.
 
     The model is used as ``MODEL.INFERENCE`` says, unless told otherwise. ``results.json`` beside
-    each data set's predictions holds the figures.
+    each data set's predictions holds the figures; of a model that looks again in float32 also how
+    often (``second_looks``).
 
     Args:
         cfg: the configuration.
@@ -146,9 +147,15 @@ def evaluate(
     model = as_used(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
+        before = second_looks(model)
         found = inference_on_dataset(NamingSlices(model), build_loader(name), evaluator_of(name))
+        looks = [count - old for count, old in zip(second_looks(model), before, strict=True)]
+        looks = [sum(counts) for counts in zip(*comm.all_gather(looks), strict=True)]
         if not comm.is_main_process():
             continue
+        if looks[0]:
+            logging.getLogger(__name__).info("%s: %s", name, looks_text(looks))
+            found["second_looks"] = dict(zip(("looks", "again"), looks, strict=True))
         results[name] = found
         logging.getLogger(__name__).info("Results for %s in csv format:", name)
         print_csv_format(found)

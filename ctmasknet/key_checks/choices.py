@@ -60,7 +60,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.RANKED_BOXES.CACHE": ("auto", "always", "never"),
     "MODEL.TRAINABLE": TRAINABLE_MODES,
-    "MODEL.INFERENCE.DTYPE": ("", "bfloat16"),
+    "MODEL.INFERENCE.DTYPE": ("", "bfloat16", "int8"),
     "MODEL.INFERENCE.ENGINE": ("auto", "torch", "openvino"),
     "MODEL.UNLIKE_CHECKPOINT": ("refuse", "warn"),
     "SOLVER.OPTIMIZER": ("ADAM", "ADAMW", "SGD"),

@@ -290,8 +290,8 @@ IDLE_WHERE: tuple[tuple[tuple[str, ...], Callable[[CfgNode], bool], str], ...] =
     ),
     (
         ("MODEL.INFERENCE.RECHECK_MARGIN",),
-        lambda cfg: not cfg.MODEL.INFERENCE.DTYPE,
-        "everything is named in float32 (MODEL.INFERENCE.DTYPE)",
+        lambda cfg: cfg.MODEL.INFERENCE.DTYPE != "bfloat16",
+        "it is of bfloat16; a file in int8 states its own (MODEL.INFERENCE.DTYPE)",
     ),
     (
         ("MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.NORM"),

@@ -27,6 +27,7 @@ from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.lesions.burden_files import burden_text, measure_burden
 from ctmasknet.files import check_writable, lack_of_room
 from ctmasknet.modeling.averaged import averaging_text
+from ctmasknet.modeling.fast.inference import check_int8, looks_text, second_looks
 from ctmasknet.predict.dicom_seg import require_highdicom
 from ctmasknet.predict.inputs import list_units
 from ctmasknet.predict.manifest import check_output_apart, settings_of
@@ -119,6 +120,8 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
     if members:
         its = [settings_of(one, "", {}) for one in members]
         options["ensemble"] = [[one["weights"], one["configuration"]] for one in its]
+    if told := [its for its in map(check_int8, (cfg, *members)) if its]:
+        options["int8"] = told
     place = {"rank": comm.get_rank(), "world": comm.get_world_size()}
     settings = settings_of(cfg, inputs_sha256, options)
     run = PredictionRun(args.output, settings, units, bad, **place)
@@ -171,10 +174,15 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             asked["averaged"] = looks
         if lesion_cfg is not None:
             asked["lesion_weights"] = lesion_cfg.MODEL.WEIGHTS
+        counts = second_looks(predictor.model, *(one.model for one in predictor.members))
+        if counts[0]:
+            asked["second_looks"] = dict(zip(("looks", "again"), counts, strict=True))
         summary = run.finish(predictor, asked, environment(cfg, getattr(args, "num_gpus", 1)))
     if summary is not None:
         logged = dataclasses.replace(summary, cautions=[])  # those, at the start
         print(summary_text(logged, run.output, run.progress.rate))
+        if counts[0]:
+            print(looks_text(counts))
         if args.burden:
             _tell_burden(args, run.output, summary.cautions)
         _check_share(summary, bad.max_share, run.output)

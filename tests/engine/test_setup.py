@@ -10,8 +10,9 @@ from ctmasknet.engine import setup
 from ctmasknet.engine.checkpoint import CTMaskNetCheckpointer, spec_of
 from ctmasknet.engine.export import load_exported
 from ctmasknet.engine.runs.epochs import resolve_epochs
-from ctmasknet.engine.setup import built_model, inference_cfg, load_model
+from ctmasknet.engine.setup import built_model, inference_cfg, load_model, training_cfg
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast import inference
 from tests.helpers.running import run_tool
 
 
@@ -144,6 +145,32 @@ def test_a_type_that_the_device_does_not_compute_in_is_refused_at_the_start(
         else:
             with pytest.raises(CTMaskNetError, match="DTYPE is bfloat16, which device cpu does"):
                 inference_cfg(config, words, two)
+
+
+def test_int8_is_looked_for_at_the_start_and_never_trained(config, two, monkeypatch):
+    monkeypatch.setattr(inference, "installed", lambda: True)
+    words = [*TINY, "MODEL.INFERENCE.DTYPE", "int8"]
+    with pytest.raises(CTMaskNetError, match=r"two\.int8: no such file, which MODEL\.INFERENCE"):
+        inference_cfg(config, words, two)
+    with pytest.raises(CTMaskNetError, match=r"DTYPE is int8.* leave it out of a training"):
+        training_cfg(config, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("m.int8", [], "name what the model was trained on as --dataset"),
+        ("m.int8", ["--dataset", "x", "--width", 0], "--height, --width: int8 takes slices of any"),
+        ("m.int8", ["--dataset", "x", "--slices", 3], "--slices: 3 are too few to calibrate on"),
+        ("m.pt2", ["--slices", 4], "--dataset, --slices: are of .int8 files alone"),
+    ],
+)
+def test_options_of_another_format_are_refused(
+    repository, config, two, tmp_path, capsys, name, more, message
+):
+    words = ["--config-file", config, "--output", tmp_path / name, *more, "MODEL.WEIGHTS", two]
+    assert run_tool(repository, "tools/export.py", *words) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / name).exists()
 
 
 def test_two_classes_are_exported_and_drawn_without_their_data_set(

@@ -5,6 +5,7 @@ import runpy
 import pytest
 
 from ctmasknet.modeling.fast.inference import has_bfloat16
+from ctmasknet.modeling.fast.int8 import nncf_installed
 from ctmasknet.modeling.fast.openvino import installed
 
 #: For tests that compute in bfloat16 through oneDNN.
@@ -13,6 +14,8 @@ needs_bfloat16 = pytest.mark.skipif(
 )
 #: For tests of the engine that an extra installs.
 needs_openvino = pytest.mark.skipif(not installed(), reason="openvino is not installed")
+#: For tests that quantize.
+needs_nncf = pytest.mark.skipif(not nncf_installed(), reason="nncf is not installed")
 
 
 def run_tool(repository, tool, *words) -> int:

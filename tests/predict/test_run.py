@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import ctmasknet
+from ctmasknet.engine.record import read_record
 from ctmasknet.modeling.meta_arch import CTMaskNet
 from ctmasknet.predict import CTPredictor
-from tests.helpers.running import run_tool
+from tests.helpers.running import needs_bfloat16, run_tool
 from tests.helpers.small_world import files_of, words, write_pictures
 
 
@@ -128,3 +129,15 @@ def test_a_viewer_of_all_slices_is_written_and_goes_with_its_prediction(
     (output / "burden" / "burden.json").write_text("{}")
     assert tool(*words(classifier, [scans / "a_dicom"], output, "--overwrite"))[0] == 0
     assert not (output / "viewer").exists() and not (output / "burden").exists()
+
+
+@needs_bfloat16
+def test_second_looks_are_told_and_recorded(repository, classifier, tmp_path, capsys):
+    write_pictures(tmp_path / "in", 3, ["NCP_7_1_0001.png", "NCP_7_1_0002.png"])
+    exact = ["MODEL.INFERENCE.DTYPE", "bfloat16", "MODEL.INFERENCE.RECHECK_MARGIN", 1000.0]
+    command = words(classifier, [tmp_path / "in"], tmp_path / "out", "--", *exact)
+    assert run_tool(repository, "tools/predict.py", *command) == 0
+    said = "2 of 2 looks at slices (100.0 %) decided in float32"
+    assert said in capsys.readouterr().out
+    (entry,) = read_record(tmp_path / "out")
+    assert entry["second_looks"] == {"looks": 2, "again": 2}

@@ -12,6 +12,7 @@ from ctmasknet.engine.setup import inference_cfg, load_model, training_cfg
 from ctmasknet.engine.testing import ensemble_members
 from ctmasknet.engine.trainer import Trainer
 from ctmasknet.modeling.averaged import averaging_text
+from ctmasknet.modeling.fast.inference import check_int8
 
 
 def train_from_command_line(args: argparse.Namespace) -> None:
@@ -39,6 +40,7 @@ def train_from_command_line(args: argparse.Namespace) -> None:
             if args.eval_only:
                 record["weights_run"] = spec.get(RUN)
                 record |= {"averaged": averaging_text(cfg)} if averaging_text(cfg) else {}
+                record |= {"int8": check_int8(cfg)} if check_int8(cfg) else {}
                 model = load_model(cfg, cfg.DATASETS.TEST)
                 record["metrics"] = Trainer.test(cfg, model, members)
                 return

@@ -11,6 +11,8 @@ import copy
 import functools
 import importlib.metadata
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, GeneralizedRCNN
 from torch import Tensor, nn
 
+from ctmasknet.config import ranks_boxes
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.modeling.fast.int8 import SUFFIX, leads, network_of, read_int8
 from ctmasknet.modeling.fast.openvino import (
     WrappedBackbone,
     computes_bfloat16,
@@ -30,7 +34,7 @@ from ctmasknet.modeling.peers.patches import PatchNet
 from ctmasknet.modeling.peers.two_branch import TwoBranchNet
 from ctmasknet.modeling.roi_align import BagROIPooler
 
-DTYPES = {"": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -81,15 +85,16 @@ def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
     Raises:
         CTMaskNetError: unknown or unsupported ``MODEL.INFERENCE.DTYPE``; see
-            :func:`inference_engine` and, where OpenVINO was asked for,
+            :func:`inference_engine`, :func:`check_int8` and, where OpenVINO was asked for,
             :func:`ctmasknet.modeling.fast.openvino.to_openvino`.
     """
     name = cfg.MODEL.INFERENCE.DTYPE
     if name not in DTYPES:
         raise CTMaskNetError(
-            f"MODEL.INFERENCE.DTYPE is {name!r}; choose bfloat16, or '' for float32"
+            f"MODEL.INFERENCE.DTYPE is {name!r}; choose bfloat16, int8, or '' for float32"
         )
     engine = inference_engine(cfg)
+    check_int8(cfg)
     if not isinstance(model, GeneralizedRCNN):
         if name:
             raise CTMaskNetError(
@@ -105,6 +110,8 @@ def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     if isinstance(model, TwoBranchNet):
         # Its second heads, and norms that may use a batch's statistics, have no fixed form.
         return model
+    if name == "int8":
+        return _in_int8(cfg, model)
     form = in_torch
     if engine == "openvino":
         form = functools.partial(_by_openvino, asked=cfg.MODEL.INFERENCE.ENGINE == "openvino")
@@ -115,6 +122,39 @@ def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         # Who trains the model further does so in its own mode
         return rechecked(fast, copy.deepcopy(model).eval() if judge is model else judge, margin)
     return fast
+
+
+def check_int8(cfg: CfgNode) -> dict[str, Any]:
+    """What the file of a model in int8 tells of itself, see :mod:`.int8`; nothing where
+    ``MODEL.INFERENCE.DTYPE`` is another.
+
+    Raises:
+        CTMaskNetError: torch computes; a lesion detector; the file beside ``MODEL.WEIGHTS`` is
+            missing, or none.
+    """
+    if cfg.MODEL.INFERENCE.DTYPE != "int8":
+        return {}
+    if inference_engine(cfg) != "openvino":
+        raise CTMaskNetError(
+            "MODEL.INFERENCE.DTYPE is int8, which OpenVINO alone computes in, on the CPU; "
+            '`pip install openvino`, set MODEL.INFERENCE.ENGINE to auto, or this to ""'
+        )
+    if not ranks_boxes(cfg):
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.DTYPE is int8, which names slices by ranked boxes; a "
+            f'{cfg.MODEL.META_ARCHITECTURE} is used in float32: set it to ""'
+        )
+    return read_int8(_int8_path(cfg))["told"]
+
+
+def _int8_path(cfg: CfgNode) -> Path:
+    return Path(cfg.MODEL.WEIGHTS).with_suffix(SUFFIX)
+
+
+def _in_int8(cfg: CfgNode, model: CTMaskNet) -> RecheckedClassifier:
+    content = read_int8(_int8_path(cfg))
+    fast = to_openvino(model, dense=network_of(content, model))
+    return rechecked(fast, to_openvino(model), content["margin"], gives_boxes=False)
 
 
 def _by_openvino(model: nn.Module, dtype: torch.dtype, *, asked: bool) -> nn.Module:
@@ -203,9 +243,15 @@ class RecheckedClassifier(CTMaskNet):
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See :meth:`CTMaskNet.inference`."""
-        results = super().inference(batched_inputs)
-        best = [result["logits"].topk(min(2, len(result["logits"]))).values for result in results]
-        close = [i for i, two in enumerate(best) if two[0] - two[-1] < self.margin]
+        self.looks += len(batched_inputs)
+        boxes = self.return_instances or self.return_ranked_instances
+        if boxes and not self.gives_boxes:
+            results, close = [{} for _ in batched_inputs], list(range(len(batched_inputs)))
+        else:
+            results = super().inference(batched_inputs)
+            lead = leads(torch.stack([result["logits"] for result in results]))
+            close = (lead < self.margin).nonzero().flatten().tolist()
+        self.again += len(close)
         if close:
             self.judge.return_instances = self.return_instances
             self.judge.return_ranked_instances = self.return_ranked_instances
@@ -215,10 +261,29 @@ class RecheckedClassifier(CTMaskNet):
         return results
 
 
-def rechecked(fast: CTMaskNet, judge: CTMaskNet, margin: float) -> RecheckedClassifier:
+def rechecked(
+    fast: CTMaskNet, judge: CTMaskNet, margin: float, *, gives_boxes: bool = True
+) -> RecheckedClassifier:
     """``fast``, a copy that nobody else uses, with a second look at slices whose two best logits
-    are less than ``margin`` apart: those get all results from ``judge``."""
+    are less than ``margin`` apart: those get all results from ``judge``, and every slice
+    whose boxes are asked for does unless ``fast`` ``gives_boxes``."""
     fast.__class__ = RecheckedClassifier
     fast.judge = judge
     fast.margin = margin
+    fast.gives_boxes = gives_boxes
+    fast.looks = fast.again = 0
     return fast
+
+
+def second_looks(*models: nn.Module) -> tuple[int, int]:
+    """Looks at slices up to now, and so many of them that float32 decided; none where models are in
+    float32 anyway."""
+    modules = [module for model in models for module in model.modules()]
+    forms = [one for one in modules if isinstance(one, RecheckedClassifier)]
+    return sum(one.looks for one in forms), sum(one.again for one in forms)
+
+
+def looks_text(looks: Sequence[int]) -> str:
+    """:func:`second_looks` in words."""
+    total, again = looks
+    return f"{again} of {total} looks at slices ({100 * again / total:.1f} %) decided in float32"

@@ -10,13 +10,15 @@ Shapes: B images, R boxes of all images, C channels, P bins along a side, A anch
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from detectron2.modeling import Backbone
@@ -43,11 +45,13 @@ def installed() -> bool:
 
 def computes_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @torch.no_grad()
-def to_openvino(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def to_openvino(
+    model: nn.Module, dtype: torch.dtype = torch.float32, dense: Any = None
+) -> nn.Module:
     """A copy of a detector or classifier for inference on the CPU, without gradients.
 
     It computes with torch's number of threads at this call.
@@ -56,6 +60,7 @@ def to_openvino(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modu
         model: ``CTMaskNet`` or ``GeneralizedRCNN`` with weights loaded; it is left alone.
         dtype: float32, or bfloat16 for the dense parts; what is decoded, scored, ranked and named
             stays float32.
+        dense: another form of :func:`dense_network`, which is taken as it is.
 
     Raises:
         CTMaskNetError: a part of the model has no form in OpenVINO, or another result there.
@@ -64,63 +69,72 @@ def to_openvino(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modu
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         # OpenVINO's ReLU makes 0 of a NaN; Detectron2's layers hand it on to where it is an error.
         return found
-    dense = _Dense(found)
-    compiled = Compiled(dense, dense.drawn(_TRACED), dtype)
-    dense.check(compiled, dtype)
-    found.backbone = _CompiledBackbone(found.backbone, compiled, dense.names)
+    parts = _Dense(found)
+    if dense is None:
+        compiled = Compiled.of(parts, parts.drawn(_TRACED), dtype)
+        parts.check(compiled, dtype)
+    else:
+        compiled = Compiled(dense, dtype)
+    found.backbone = _CompiledBackbone(found.backbone, compiled, parts.names)
     generator, heads = found.proposal_generator, found.roi_heads
     generator.rpn_head = _SplitPredictions(generator.anchor_generator.num_anchors)
-    generator.in_features = list(map(_predictions_of, dense.levels))
+    generator.in_features = list(map(_predictions_of, parts.levels))
     if type(heads.box_head) is FastRCNNConvFCHead:
         bins = heads.box_pooler.output_size
-        flat = _ChannelsLastHead(heads.box_head, dense.channels, bins)
-        pooled = torch.zeros(1, *bins, dense.channels)
-        heads.box_head = _CompiledHead(Compiled(flat, pooled, dtype), heads.box_head)
+        flat = _ChannelsLastHead(heads.box_head, parts.channels, bins)
+        pooled = torch.zeros(1, *bins, parts.channels)
+        heads.box_head = _CompiledHead(Compiled.of(flat, pooled, dtype), heads.box_head)
     if getattr(heads, "mask_on", False):
         heads.mask_pooler = BagROIPooler.of(heads.mask_pooler)
         reads = getattr(getattr(model, "layout", None), "reads", ())
         plain = type(heads.mask_head).forward is BaseMaskRCNNHead.forward
         if plain and "masks" not in reads:  # an image head reads a mask head's hidden layers
             layers = _ChannelsLastMaskHead(heads.mask_head)
-            pooled = torch.zeros(1, *heads.mask_pooler.output_size, dense.channels)
-            heads.mask_head = _CompiledMaskHead(Compiled(layers, pooled, dtype), heads.mask_head)
+            pooled = torch.zeros(1, *heads.mask_pooler.output_size, parts.channels)
+            compiled = Compiled.of(layers, pooled, dtype)
+            heads.mask_head = _CompiledMaskHead(compiled, heads.mask_head)
     return found
+
+
+def dense_network(model: nn.Module) -> Any:
+    """Backbone and RPN head of a detector or classifier as a network of OpenVINO's: slices
+    (B, 3, H, W) as the model normalises them -> maps and predictions.
+
+    Raises:
+        CTMaskNetError: a layer has no form there.
+    """
+    parts = _Dense(copy.deepcopy(model).eval().requires_grad_(False))
+    return _converted(parts, parts.drawn(_TRACED))
 
 
 class Compiled:
     """A network from one tensor to tensors, as OpenVINO computes it."""
 
-    def __init__(self, network: nn.Module, example: Tensor, dtype: torch.dtype):
+    def __init__(self, network: Any, dtype: torch.dtype):
         """
         Args:
-            network: nobody else's, for the compiled one may share memory with its weights. It is
-                traced, so that nothing in it may depend on values.
-            example: of the input; any but its channels may have another size later.
+            network: of OpenVINO's.
             dtype: that is computed in; inputs and results are float32.
+        """
+        options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[dtype],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            # Processes side by side would be pinned to the same cores
+            "ENABLE_CPU_PINNING": False,
+        }
+        with _telling_of_openvino():
+            compiled = openvino_core().compile_model(network, "CPU", options)
+        self.request = compiled.create_infer_request()
+
+    @classmethod
+    def of(cls, network: nn.Module, example: Tensor, dtype: torch.dtype) -> Compiled:
+        """See :func:`_converted` and the constructor.
 
         Raises:
             CTMaskNetError: a layer has no form in OpenVINO.
         """
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                traced = torch.jit.trace(network.eval(), example, check_trace=False)
-                converted = _package().convert_model(traced, example_input=(example,))
-            options = {
-                "INFERENCE_PRECISION_HINT": _HINTS[dtype],
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "PERFORMANCE_HINT": "LATENCY",
-                # Processes side by side would be pinned to the same cores
-                "ENABLE_CPU_PINNING": False,
-            }
-            compiled = _core().compile_model(converted, "CPU", options)
-        except Exception as error:  # OpenVINO's frontend raises classes of many kinds
-            reason = " ".join(str(error).split())[:200]
-            raise CTMaskNetError(
-                f"MODEL.INFERENCE.ENGINE: this model has no form in OpenVINO ({reason}); set it to "
-                "torch"
-            ) from error
-        self.request = compiled.create_infer_request()
+        return cls(_converted(network, example), dtype)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Float32 to float32. The results are the engine's own memory: the next call writes over
@@ -130,6 +144,32 @@ class Compiled:
 
     def __deepcopy__(self, memo) -> Compiled:
         return self  # it holds no state between calls
+
+
+def _converted(network: nn.Module, example: Tensor) -> Any:
+    """A network of torch's as one of OpenVINO's.
+
+    Args:
+        network: nobody else's, for the other may share memory with its weights. It is traced, so
+            that nothing in it may depend on values.
+        example: of the input; any but its channels may have another size later.
+    """
+    with _telling_of_openvino(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(network.eval(), example, check_trace=False)
+        return openvino_package().convert_model(traced, example_input=(example,))
+
+
+@contextlib.contextmanager
+def _telling_of_openvino() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # OpenVINO's frontend raises classes of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise CTMaskNetError(
+            f"MODEL.INFERENCE.ENGINE: this model has no form in OpenVINO ({reason}); set it to "
+            "torch"
+        ) from error
 
 
 class _Dense(nn.Module):
@@ -274,12 +314,14 @@ class _CompiledMaskHead(_CompiledHead):
         return instances
 
 
-def _package() -> ModuleType:
+def openvino_package() -> ModuleType:
+    """OpenVINO, told to nobody."""
     # OpenVINO tells its makers of every import, unless it does not find what sends it
     sys.modules.setdefault("openvino_telemetry", None)
     return importlib.import_module("openvino")
 
 
 @functools.cache
-def _core():
-    return _package().Core()
+def openvino_core() -> Any:
+    """The one that compiles everything here."""
+    return openvino_package().Core()

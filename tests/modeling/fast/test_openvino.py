@@ -47,7 +47,7 @@ def test_it_computes_in_float32_by_torchs_threads():
     """Where the CPU has bfloat16, OpenVINO takes it unless told otherwise."""
     for dtype, hint in ((torch.float32, "float"), (torch.bfloat16, "bfloat16")):
         if dtype == torch.float32 or computes_bfloat16():
-            dense = Compiled(nn.Linear(2, 2), torch.zeros(1, 2), dtype)
+            dense = Compiled.of(nn.Linear(2, 2), torch.zeros(1, 2), dtype)
             its = dense.request.get_compiled_model().get_property
             assert hint in str(its("INFERENCE_PRECISION_HINT")).replace("f32", "float").lower()
             assert its("INFERENCE_NUM_THREADS") == torch.get_num_threads()
