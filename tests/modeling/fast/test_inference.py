@@ -73,8 +73,8 @@ def test_what_a_precision_needs(tiny_cfg, tiny_model, monkeypatch):
     monkeypatch.setattr(inference, "has_bfloat16", lambda device: False)
     with pytest.raises(CTMaskNetError, match="does not compute in"):
         inference_model(tiny_cfg, tiny_model)
-    tiny_cfg.MODEL.INFERENCE.DTYPE = "int8"
-    with pytest.raises(CTMaskNetError, match=r"MODEL\.INFERENCE\.DTYPE is 'int8'"):
+    tiny_cfg.MODEL.INFERENCE.DTYPE = "int4"
+    with pytest.raises(CTMaskNetError, match=r"MODEL\.INFERENCE\.DTYPE is 'int4'"):
         inference_model(tiny_cfg, tiny_model)
 
 
