@@ -21,6 +21,7 @@ import os
 import pickle
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ctmasknet.errors import CTMaskNetError
+from ctmasknet.files import plain_file
 from ctmasknet.modeling.fast.openvino import (
     dense_network,
     openvino_core,
@@ -44,7 +46,10 @@ _FLOAT = ".*(objectness_logits|anchor_deltas).*"
 #: Share of slices that may be expected to keep a wrong class, and that may be looked at twice.
 _WRONG, _MOST_AGAIN = 0.001, 0.5
 #: What torch raises for a file that is none of its own, or damaged.
-_READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError)
+_READ_ERRORS = (
+    *(OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -185,10 +190,14 @@ def read_int8(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise CTMaskNetError(f"{path}: no such file, which MODEL.INFERENCE.DTYPE int8 is; {remedy}")
     try:
+        with zipfile.ZipFile(plain_file(path)) as file:
+            # Compressed entries could hold any size
+            if any(one.compress_type for one in file.infolist()) or file.testzip():
+                raise ValueError("check sum")
         found = torch.load(path, weights_only=True)
         if dict(found)["format"] == _FORMAT:
             return {**found, "path": path, "margin": float(found["told"]["margin"])}
-    except (*_READ_ERRORS, pickle.UnpicklingError) as error:
+    except _READ_ERRORS as error:
         raise CTMaskNetError(
             f"{path}: no model in int8 ({type(error).__name__}); {remedy}"
         ) from None

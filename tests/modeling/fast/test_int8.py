@@ -135,7 +135,18 @@ def test_what_int8_needs(cfg, tmp_path, monkeypatch):
     path = tmp_path / "model_best.int8"
     with pytest.raises(CTMaskNetError, match=r"model_best\.int8: no such file.*tools/export\.py"):
         check_int8(cfg)
-    for content in (b"", b"no file of torch's", torch.zeros(3), {"format": "ctmasknet int8 1"}):
+    whole = {"format": "ctmasknet int8 1", "told": {"margin": 1.0}, "bin": torch.ones(1000)}
+    torch.save(whole, path)
+    assert check_int8(cfg) == whole["told"]
+    flipped = bytearray(path.read_bytes())
+    flipped[flipped.index(torch.ones(1000).numpy().tobytes()) + 2000] ^= 1
+    for content in (
+        b"",
+        b"no file of torch's",
+        bytes(flipped),
+        torch.zeros(3),
+        {"format": "ctmasknet int8 1"},
+    ):
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
