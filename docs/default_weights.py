@@ -66,14 +66,19 @@ def make(output: Path, lesions: Path | None, groups: Path | None, detector_only:
         split: "+".join(f"{name}_{split}" for name in (_PHANTOMS, _REAL)[: 1 + bool(lesions)])
         for split in ("train", "val")
     }
-    sets = [f"DATASETS.{split.upper()}" for split in joined]
     named = [
         word
-        for key, name in zip(sets, joined.values(), strict=True)
-        for word in (key, f"({name!r},)")
+        for split, name in joined.items()
+        for word in (f"DATASETS.{split.upper()}", f"({name!r},)")
     ]
-    if not (output / "datasets").is_dir():
-        for step in data_steps(output, lesions, groups):
+    sets = ("cncb_lesions", "covidx_ct", *(["real"] if lesions else []))
+    there = {name for name in sets if (output / "datasets" / name).is_dir()}
+    # Sets are put in place whole; the phantoms come before the two that are made of them
+    drawn, *steps = data_steps(output, lesions, groups)
+    if not there.issuperset(sets[:2]):
+        _run(drawn, output)
+    for name, step in zip(sets, steps, strict=True):
+        if name not in there:
             _run(step, output)
     if not detector.is_file():
         steps = ("SOLVER.MAX_ITER", "1500", "TEST.EVAL_PERIOD", "500")

@@ -279,10 +279,13 @@ def test_what_is_no_plan_is_one_line(tmp_path):
 
 
 def test_the_plans_of_the_project_are_plans(repository):
+    evidence = (repository / "docs" / "evidence.md").read_text()
     for path in (repository / "configs" / "experiments").glob("*.yaml"):
         plan = read_plan(path)
         for run in plan.runs[: len(plan.arms)]:
             read_cfg(repository / run.arm.config_file, opts_of(plan, run))
+        assert evidence.count(f"<!-- {plan.name}: begin -->") == 1
+        assert f"tools/experiments.py configs/experiments/{path.name}" in " ".join(evidence.split())
 
 
 def test_a_tool_runs_in_a_process_of_its_own(tmp_path):

@@ -54,10 +54,19 @@ def test_real_slices_and_phantoms_are_one_set(commands, tmp_path, capsys):
     assert (output / "classifier.pth").read_bytes() == b"cls"
     assert "detector.pth: 0.0 MB" in capsys.readouterr().out
     # What is there is not trained again
-    (output / "datasets").mkdir()
+    for name in ("cncb_lesions", "covidx_ct", "real"):
+        (output / "datasets" / name).mkdir(parents=True)
     before = len(commands)
     assert default_weights.main([*given, "--output", str(output)]) == 0
     assert len(commands) == before
+    # What was killed before its set was there is made
+    (output / "datasets" / "real").rmdir()
+    assert default_weights.main([*given, "--output", str(output)]) == 0
+    assert commands[before:] == [real]
+    (output / "datasets" / "covidx_ct").rmdir()
+    assert default_weights.main(["--output", str(output)]) == 0
+    tools = [command[0] for command in commands[before + 1 :]]
+    assert tools == ["datasets/prepare_phantom.py", "datasets/prepare_covidx_ct.py"]
 
 
 def test_phantoms_alone(commands, tmp_path, capsys):
