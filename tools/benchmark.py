@@ -4,6 +4,7 @@ python tools/benchmark.py heads-bn --output docs/results/benchmarks/heads_bn.jso
 python tools/benchmark.py table docs/speed.md docs/results/benchmarks/*.json
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def main(argv=None):
     if args.output:
         check_writable(args.output)
     found = BENCHMARKS[args.name](args)
+    words = sys.argv[1:] if argv is None else map(str, argv)
+    found["command"] = shlex.join(["python", "tools/benchmark.py", *words])
     print(text_of(found))
     if args.output:
         write_json(args.output, found, 1)

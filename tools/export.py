@@ -2,8 +2,8 @@
 
     python tools/export.py --config-file configs/cls.yaml --output output/cls/model.pt2
     python tools/export.py --config-file configs/cls.yaml --output output/cls/model.onnx
-    python tools/export.py --config-file configs/cls.yaml --output output/cls/model_best.int8 \\
-        --dataset covidx_ct_train
+    python tools/export.py --config-file configs/demo/cls.yaml \\
+        --output output/demo/cls/model_best.int8 --dataset covidx_ct_train
 
 Weights are --weights, or the best checkpoint of the configuration's OUTPUT_DIR. The file in int8 is
 looked for beside them, under their name, where MODEL.INFERENCE.DTYPE is int8.

@@ -73,6 +73,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         {
             "config_file": ("configs/demo/cls.yaml", "of a classifier"),
             "weights": ("output/demo/cls/model_best.pth", "its checkpoint"),
+            "calibration": ("covidx_ct_train", "data set that int8 is calibrated on"),
+            "slices": (256, "so many of it"),
         },
     ),
     "exported": Benchmark(

@@ -30,19 +30,22 @@ from ctmasknet.benchmarks.peers import (
 )
 from ctmasknet.config import ranks_boxes
 from ctmasknet.config_file import read_cfg
-from ctmasknet.engine.export import export_classifier, load_exported
+from ctmasknet.engine.export import calibration_slices, export_classifier, load_exported
 from ctmasknet.engine.setup import inference_cfg, load_model
 from ctmasknet.engine.trainer import Trainer
-from ctmasknet.modeling.fast.inference import has_bfloat16, in_torch, rechecked
+from ctmasknet.modeling.fast.inference import has_bfloat16, in_torch, rechecked, second_looks
+from ctmasknet.modeling.fast.int8 import calibrated, nncf_installed, quantized
 from ctmasknet.modeling.fast.openvino import computes_bfloat16, installed, to_openvino
 from ctmasknet.modeling.meta_arch import CTMaskNet
 
 _STOCK = "stock Detectron2, image head behind it"
+_STOCK_DETECTOR = "stock Detectron2's detector with masks, no slice class"
 _TORCHVISION = "torchvision detector, no masks, no slice class"
 _PLAIN = "ctmasknet, model as trained"
 _HALF = "ctmasknet, model in bfloat16"
 _OPENVINO = "ctmasknet, OpenVINO"
 _OPENVINO_HALF = "ctmasknet, OpenVINO in bfloat16"
+_INT8 = "ctmasknet, OpenVINO in int8"
 _COMPILED = "ctmasknet, backbone by torch.compile"
 #: Side of the square matrices whose product is the machine's limit.
 _GEMM_SIDE = 2048
@@ -113,7 +116,8 @@ def inference(
 
 def engines(*, config_file: str, side: int, batch: int, repeats: int, seed: int) -> dict[str, Any]:
     """CPU seconds of a detector with masks, or a classifier, by each engine and in each precision,
-    on noise slices; stock Detectron2 has the same weights.
+    on noise slices; stock Detectron2 has the same weights. A classifier in int8 has no second looks
+    here, which depend on what it is trained on.
 
     Args:
         config_file: of a detector or classifier.
@@ -123,23 +127,32 @@ def engines(*, config_file: str, side: int, batch: int, repeats: int, seed: int)
     cfg = read_cfg(config_file, ["MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", str(side)])
     slices = noise_slices(batch, side, seed)
     model = calibrated_detector(cfg, seed, slices)
-    if ranks_boxes(cfg):
-        stock = _stock(cfg, model)
-    else:
-        stock = build_model(stock_cfg(cfg)).eval()
-        stock.load_state_dict(model.state_dict(), strict=False)
-    ways = {_STOCK: stock, **_forms(model, cfg.MODEL.DEVICE)}
+    reference, stock = _stock_of(cfg, model)
+    ways = {reference: stock, **_forms(model, cfg.MODEL.DEVICE)}
+    if ranks_boxes(cfg) and _OPENVINO in ways and nncf_installed():
+        ways[_INT8] = to_openvino(model, dense=quantized(model, slices))
     with torch.no_grad():
         calls = {name: _call(way, cfg.MODEL.DEVICE, slices) for name, way in ways.items()}
         times = interleaved(calls, repeats, clock=time.process_time)
     return comparison(
         f"engines, {config_file}, {batch} x {side} px, CPU seconds",
         times,
-        _STOCK,
+        reference,
         cfg.MODEL.DEVICE,
         notes=bfloat16_notes(cfg.MODEL.DEVICE),
         config_file=config_file,
+        seed=seed,
     )
+
+
+def _stock_of(cfg: CfgNode, model: nn.Module) -> tuple[str, nn.Module]:
+    """Stock Detectron2 with a model's weights, and its name: with S behind it where the model has
+    S, else the detector alone."""
+    if ranks_boxes(cfg) and cfg.MODEL.IMAGE_HEAD.NAME == "RankedBoxImageHead":
+        return _STOCK, _stock(cfg, model)
+    stock = build_model(stock_cfg(cfg)).eval().requires_grad_(False)
+    stock.load_state_dict(model.state_dict(), strict=False)
+    return _STOCK_DETECTOR, stock
 
 
 def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
@@ -275,64 +288,81 @@ def _largest(ours: list[dict[str, Any]], logits: list[Tensor]) -> float:
     return max(float((one["logits"] - other).abs().max()) for one, other in pairs)
 
 
-_CHECKED = "the same, close calls again in float32"
+_AGAIN = ", close calls again in float32"
 
 
-def agreement(*, config_file: str, weights: str, repeats: int, seed: int) -> dict[str, Any]:
-    """A trained classifier's classes and logits in its forms, on the first of ``DATASETS.TEST``.
+def agreement(
+    *, config_file: str, weights: str, calibration: str, slices: int, repeats: int, seed: int
+) -> dict[str, Any]:
+    """A trained classifier's classes and logits in its forms, on the first of ``DATASETS.TEST``,
+    and their CPU seconds.
 
-    Stock Detectron2 with its weights is timed beside them; its anchors are not rounded, so its
-    logits are others. Where the device has no bfloat16, rows in it are left out, and a note says
-    so.
+    Stock Detectron2 with its weights is timed beside them. Where the device has no bfloat16, or
+    NNCF is not installed, rows in it are left out; a model that int8 does not fit is an error.
 
     Args:
         config_file: of the classifier.
         weights: its checkpoint.
+        calibration: registered set that int8 is calibrated on, what the model was trained on.
+        slices: so many of it.
         repeats: passes over the set; every batch goes through all forms in turn.
-        seed: not used, nothing is random.
+        seed: of the slices drawn from ``calibration``.
     """
     cfg, _ = inference_cfg(config_file, weights=weights, test_sets=True)
     model = load_model(cfg)
-    forms = {_STOCK: _stock(cfg, model), **_forms(model, cfg.MODEL.DEVICE)}
-    half = next((name for name in (_OPENVINO_HALF, _HALF) if name in forms), None)
-    if half:
-        judge = forms.get(_OPENVINO, model)
-        forms[_CHECKED] = rechecked(
-            copy.deepcopy(forms[half]), judge, cfg.MODEL.INFERENCE.RECHECK_MARGIN
-        )
+    reference, stock = _stock_of(cfg, model)
+    forms = _forms(model, cfg.MODEL.DEVICE)
+    judge, figures = forms.get(_OPENVINO, model), {}
+    for half in (_OPENVINO_HALF, _HALF):
+        if half in forms:
+            margin = cfg.MODEL.INFERENCE.RECHECK_MARGIN
+            forms[half + _AGAIN] = rechecked(copy.deepcopy(forms[half]), judge, margin)
+            break
+    if _OPENVINO in forms and nncf_installed():
+        drawn = calibration_slices(cfg, calibration, slices, seed)[1]
+        forms[_INT8], _, told = calibrated(model, drawn)
+        forms[_INT8 + _AGAIN] = rechecked(copy.deepcopy(forms[_INT8]), judge, told["margin"])
+        figures[f"{_INT8}: slices of {calibration} that it is calibrated on"] = len(drawn)
+        figures[f"{_INT8}: lead below which it looks again"] = told["margin"]
     dataset = cfg.DATASETS.TEST[0]
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    seconds: dict[str, list[float]] = {name: [] for name in (reference, *forms)}
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in forms}
     for _ in range(repeats):
         for batch in Trainer.build_test_loader(cfg, dataset):
-            for name, form in forms.items():
-                begin = time.perf_counter()
-                found = form(batch)
-                seconds[name].append((time.perf_counter() - begin) / len(batch))
-                logits[name] += found if name == _STOCK else [one["logits"] for one in found]
+            for name, form in ((reference, stock), *forms.items()):
+                begin = time.process_time()
+                with torch.no_grad():
+                    found = form(batch)
+                seconds[name].append((time.process_time() - begin) / len(batch))
+                if name in logits:
+                    logits[name] += [one["logits"] for one in found]
     stacked = {name: torch.stack(found) for name, found in logits.items()}
-    figures = {f"slices of {dataset}": float(len(stacked[_PLAIN]) // repeats)}
-    if _CHECKED in forms:
-        # Medians hide the few slices that are named twice
-        total = sum(seconds[_STOCK]) / sum(seconds[_CHECKED])
-        figures[f"{_CHECKED}: ratio of the seconds of all slices"] = total
-    for name in forms:
-        if name not in (_STOCK, _PLAIN):
-            difference = (stacked[name] - stacked[_PLAIN]).abs().amax(dim=1)
-            same = stacked[name].argmax(1) == stacked[_PLAIN].argmax(1)
-            figures[f"{name}: classes equal, %"] = 100 * float(same.float().mean())
-            figures[f"{name}: largest logit difference"] = float(difference.max())
-            figures[f"{name}: median logit difference"] = float(difference.median())
+    figures[f"slices of {dataset}"] = float(len(stacked[_PLAIN]) // repeats)
+    for name, found in stacked.items():
+        if name == _PLAIN:
+            continue
+        looks, again = second_looks(forms[name])
+        if looks:
+            # Medians hide the few slices that are named twice
+            total = sum(seconds[reference]) / sum(seconds[name])
+            figures[f"{name}: ratio of the seconds of all slices"] = total
+            figures[f"{name}: named again, %"] = 100 * again / looks
+        difference = (found - stacked[_PLAIN]).abs().amax(dim=1)
+        same = found.argmax(1) == stacked[_PLAIN].argmax(1)
+        figures[f"{name}: classes equal, %"] = 100 * float(same.float().mean())
+        figures[f"{name}: largest logit difference"] = float(difference.max())
+        figures[f"{name}: median logit difference"] = float(difference.median())
     return comparison(
-        f"trained classifier, {config_file}",
+        f"trained classifier, {config_file}, {dataset}, CPU seconds",
         {name: spread(found) for name, found in seconds.items()},
-        _STOCK,
+        reference,
         cfg.MODEL.DEVICE,
         per="slice",
         figures=figures,
         notes=bfloat16_notes(cfg.MODEL.DEVICE),
         config_file=config_file,
         dataset=dataset,
+        seed=seed,
     )
 
 
@@ -362,9 +392,9 @@ def exported(*, config_file: str, side: int, repeats: int, seed: int) -> dict[st
             run = load_exported(path)
             ways[name] = lambda run=run: run(image)
     with torch.no_grad():
-        times = interleaved(ways, repeats)
+        times = interleaved(ways, repeats, clock=time.process_time)
     return comparison(
-        f"exported classifier, {side} px",
+        f"exported classifier, {side} px, CPU seconds",
         times,
         _PLAIN,
         "cpu",

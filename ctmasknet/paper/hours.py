@@ -28,7 +28,7 @@ _MEASURED = {
     "heads step": ("heads_cache.json", "cached rows", 8),
     "heads_bn step": ("step_heads_bn.json", "ctmasknet", 1),
     "full step": ("step_full.json", "ctmasknet", 1),
-    "inference": ("inference.json", "ctmasknet, inference copy", 1),
+    "inference": ("inference.json", "ctmasknet, model as trained", 1),
 }
 _FORM = record(
     {

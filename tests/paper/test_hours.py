@@ -17,7 +17,7 @@ def measured(tmp_path):
         ("heads_cache", "cached rows", 8.0),
         ("step_heads_bn", "ctmasknet", 1.0),
         ("step_full", "ctmasknet", 2.0),
-        ("inference", "ctmasknet, inference copy", 1.0),
+        ("inference", "ctmasknet, model as trained", 1.0),
     ):
         hardware = {"cpu": "a CPU", "cores": 2}
         found = {"timings": {way: {"median_s": median}}}
