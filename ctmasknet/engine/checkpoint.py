@@ -316,6 +316,13 @@ class CTMaskNetCheckpointer(DetectionCheckpointer):
         self._compare(differing)
         return incompatible
 
+    def _log_incompatible_keys(self, incompatible) -> None:
+        new = [name for name in incompatible.missing_keys if name.startswith(self._learned())]
+        if new:  # of a classifier that starts from a detector, which is no warning
+            self.logger.info("Not in it, so %d weights begin untrained: %s, ...", len(new), new[0])
+        rest = [name for name in incompatible.missing_keys if name not in new]
+        super()._log_incompatible_keys(incompatible._replace(missing_keys=rest))
+
     def _learned(self) -> tuple[str, ...]:
         """Beginnings of weights that a classifier may start without."""
         # Areas of lesions are those of masks, and image heads may read what masks are made of

@@ -175,6 +175,7 @@ class TestStartingFromADetector:
     def test_other_input_than_the_detectors_is_told(self, tiny_cfg, detector, caplog):
         load(tiny_cfg, detector, complete=False)
         assert "in this checkpoint but" not in caplog.text
+        assert not [one for one in caplog.records if one.levelname == "WARNING"]
         tiny_cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
         load(tiny_cfg, detector, complete=False)
         assert "MODEL.PIXEL_STD is [58.395, 57.12, 57.375] in this checkpoint but" in caplog.text
