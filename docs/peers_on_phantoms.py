@@ -3,9 +3,10 @@
     python docs/peers_on_phantoms.py --output output/peers_on_phantoms [NAME ...]
 
 Writes ``docs/results/peers/`` and the tables of ``docs/peers.md``. Without names all systems are
-trained, else these alone; what others left in ``--output`` is used again. The detector and S are
-those of ``make demo``, whose folder is made beside where it is missing. The phantoms say whether a
-system learns here, not how good it is: training is some hundreds of steps at a small side.
+trained, else these alone; what others left in ``--output`` is used again, and rows of those that
+are not there stay as they are. The detector and S are those of ``make demo``, whose folder is made
+beside where it is missing. The phantoms say whether a system learns here, not how good it is:
+training is some hundreds of steps at a small side.
 """
 
 import argparse
@@ -47,20 +48,23 @@ _SCANS = _COMMON + "SOLVER.BEST_METRIC slices/loss "
 _LESIONS = _COMMON + "SOLVER.AMP.ENABLED True SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TEST 128 "
 _WHOLE = "MODEL.SLICE_NETWORK.CROP 0 MODEL.SLICE_NETWORK.SIZE "
 _HALF = "SOLVER.AMP.ENABLED True "
+_SMALL_HEADS = (
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN 1000 MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
+    "MODEL.RPN.PRE_NMS_TOPK_TEST 500 MODEL.RPN.POST_NMS_TOPK_TEST 128 "
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS [0.5] MODEL.ROI_HEADS.IOU_LABELS [0,1] "
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64 MODEL.ROI_HEADS.POSITIVE_FRACTION 0.5 "
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 1 "
+    "MODEL.ROI_MASK_HEAD.NUM_CONV 1 MODEL.ROI_MASK_HEAD.CONV_DIM 64 "
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 1 "
+)
 #: What makes a configuration's detector that of the demo, whose weights it starts from.
 _DETECTOR = (
     "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.RESNETS.OUT_FEATURES ['res3'] "
     "MODEL.FPN.IN_FEATURES ['res3'] MODEL.FPN.OUT_CHANNELS 64 MODEL.ANCHOR_GENERATOR.ROUND False "
     "MODEL.ANCHOR_GENERATOR.SIZES [[8,16,32,64]] "
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS [[0.5,1.0,2.0]] MODEL.RPN.IN_FEATURES ['p3'] "
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN 1000 MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
-    "MODEL.RPN.PRE_NMS_TOPK_TEST 500 MODEL.RPN.POST_NMS_TOPK_TEST 128 "
-    "MODEL.ROI_HEADS.IN_FEATURES ['p3'] MODEL.ROI_HEADS.IOU_THRESHOLDS [0.5] "
-    "MODEL.ROI_HEADS.IOU_LABELS [0,1] MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64 "
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION 0.5 MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 "
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 1 MODEL.ROI_MASK_HEAD.NUM_CONV 1 "
-    "MODEL.ROI_MASK_HEAD.CONV_DIM 64 MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 1 "
-    "INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 512 MODEL.WEIGHTS {demo}/seg/model_best.pth "
+    f"MODEL.ROI_HEADS.IN_FEATURES ['p3'] {_SMALL_HEADS} INPUT.MIN_SIZE_TEST 256 "
+    "INPUT.MAX_SIZE_TEST 512 MODEL.WEIGHTS {demo}/seg/model_best.pth "
 )
 _TWO_BRANCH = (
     f"{_SLICES} {_DETECTOR} SOLVER.IMS_PER_BATCH 4 DATASETS.LESIONS ('cncb_lesions_merge_train',) "
@@ -69,6 +73,15 @@ _TWO_BRANCH = (
 _MASK_FEATURES = (
     "MODEL.ROI_MASK_HEAD.CONV_DIM 256 MODEL.TRANSFER True MODEL.RANKED_BOXES.NUM 4 "
     "TEST.VALIDATION_LOSS False "
+)
+# The same size of detector on ResNet-101 to its third stage, at half the side; anchors too
+_R101 = (
+    "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4'] MODEL.FPN.OUT_CHANNELS 64 "
+    "MODEL.FPN.IN_FEATURES ['res2','res3','res4'] MODEL.ANCHOR_GENERATOR.ROUND False "
+    "MODEL.ANCHOR_GENERATOR.SIZES [[4,8,16,32]] "
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS [[0.5,1.0,2.0]] MODEL.RPN.IN_FEATURES ['p2'] "
+    f"MODEL.ROI_HEADS.IN_FEATURES ['p2'] {_SMALL_HEADS} INPUT.MIN_SIZE_TEST 128 "
+    "MODEL.LESION_CLASSES ['lesion'] MODEL.ROI_HEADS.NUM_CLASSES 1 "
 )
 _UNET = "MODEL.SEMANTIC.ENCODER resnet18 INPUT.MIN_SIZE_TEST 96 "
 # From random weights its normalisation has to learn too
@@ -89,7 +102,11 @@ LESION_NETWORKS = {
     "unet": ("peers/unet", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
     "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(90, 0.0005)} {_MERGED}"),
-    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(36, 0.0005)} {_MERGED}"),
+    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(50, 0.0005)} {_MERGED}"),
+    "ark20_seg_r101": (
+        "peers/ark20_seg_r101",
+        f"{_LESIONS} {_R101} {_steps(120, 0.001)} {_MERGED} MODEL.WEIGHTS ''",
+    ),
 }
 CLASSIFIERS = {
     "resnet18": (
@@ -128,6 +145,11 @@ CLASSIFIERS = {
         "peers/ark20_r50",
         f"{_SLICES} {_DETECTOR} SOLVER.IMS_PER_BATCH 16 {_steps(60, 0.05)}",
     ),
+    "ark20_r101": (
+        "peers/ark20_r101",
+        f"{_SLICES} {_R101} SOLVER.IMS_PER_BATCH 8 {_steps(24, 0.05)} "
+        "MODEL.WEIGHTS {output}/ark20_seg_r101/model_best.pth",
+    ),
     "unet_logistic": ("peers/unet_logistic", f"{_SLICES} {_ON_UNET} {_steps(100, 0.05)}"),
     "unet_mlp": ("peers/unet_mlp", f"{_SLICES} {_ON_UNET} {_steps(100, 0.01)}"),
     "zhang": (
@@ -159,8 +181,10 @@ _NOTES = (
     "every scan's own statistics, as its authors do: by running ones, of scans of three slices, "
     "it was at chance "
     "(33.33 %). `ark20_r50` names by area alone, in an order of classes that has a meaning for "
-    "normal and ill only. `affinity` evaluates by the statistics of each slice's own boxes, as "
-    "its author does: running ones mix the nine passes of its sieve, and by them it was at chance. "
+    "normal and ill only. `affinity` goes through its sieve once, as `lstm` does, and not nine "
+    'times. Rows on "an earlier one" stand on a demo whose detector took 300 steps, not 700. '
+    "Seconds are the processor's for `affinity`; the others' were measured before, by the clock of "
+    "a busy machine. "
     "`covid_ct_densenet169` was trained without its random crops."
 )
 #: System -> folder of the demo that is its run: of these nothing is trained here.
@@ -238,7 +262,11 @@ def collect(name: str, folder: Path, output: Path, demo: Path) -> None:
 
 
 def compare(runs: dict[str, Path]) -> None:
-    """``comparison.json`` of the runs that name slices: of ``tools/compare.py`` what is shown."""
+    """``comparison.json`` of the runs that name slices: of ``tools/compare.py`` what is shown.
+
+    Systems that were not run here stay as they were kept, and are compared among themselves alone.
+    """
+    kept = read_json(RESULTS / "comparison.json")
     systems = [f"{name}={folder}" for name, folder in runs.items()]
     with tempfile.TemporaryDirectory() as folder:
         found = write_comparison(systems, folder, dataset=SLICE_TEST_SET, seed=SEED)
@@ -251,6 +279,13 @@ def compare(runs: dict[str, Path]) -> None:
         for level, values in pair["levels"].items():
             accuracy = values["differences"]["accuracy"]
             pair["levels"][level] = {"accuracy": accuracy, "mcnemar": values["mcnemar"]}
+    if kept["levels"] == found["levels"]:  # of the same slices
+        found["systems"] += [one for one in kept["systems"] if one["name"] not in runs]
+        found["pairs"] += [
+            one for one in kept["pairs"] if not {one["first"], one["second"]} & {*runs}
+        ]
+    order = [*OF_THE_DEMO, *CLASSIFIERS]
+    found["systems"].sort(key=lambda system: order.index(system["name"]))
     found["made_by"] = "python docs/peers_on_phantoms.py"
     write_json(RESULTS / "comparison.json", found, indent=1)
 
@@ -317,9 +352,13 @@ def _trained(name: str) -> tuple[str, str]:
     start = Path(training["weights"])
     if start.stem == name:
         return "ImageNet", told
-    return {"": "random weights", "seg": "`detector`"}.get(
-        start.parent.name, f"`{start.parent.name}`"
-    ), told
+    if not start.name:
+        return "random weights", told
+    folder = start.parent.name
+    of = next((run for run, its in OF_THE_DEMO.items() if its == folder), folder)
+    entries = read_json(RESULTS / of / RUN_RECORD)["entries"]
+    its = next(entry for entry in entries if entry["kind"] == "training")
+    return f"`{of}`" + ", an earlier one" * (training["start"] < its["end"]), told
 
 
 @command_line
@@ -327,7 +366,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*CLASSIFIERS, *LESION_NETWORKS]
+    known = [*LESION_NETWORKS, *CLASSIFIERS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--output", type=Path, default=Path(_SHOWN_OUTPUT))
     parser.add_argument("--demo", type=Path, default=Path(_SHOWN_DEMO), help="of `make demo`")

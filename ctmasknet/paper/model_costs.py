@@ -30,7 +30,8 @@ class ModelCosts:
     Attributes:
         parameters: all numbers that a training could change, mask head included.
         multiply_adds: of convolutions, linear layers and LSTMs, for a slice.
-        seconds: of a slice, median; the model alone, nothing read.
+        seconds: of a slice, median, of the processor: of a machine that does other work too as of
+            one that does not; the model alone, nothing read.
     """
 
     parameters: int
@@ -72,9 +73,9 @@ def model_costs(weights: str | os.PathLike) -> ModelCosts:
             seconds = []
             for repeat in range(MEASURED_ON["repeats"]):
                 call = calls[repeat % len(calls)]
-                begin = time.perf_counter()
+                begin = time.process_time()
                 used(call)
-                seconds.append((time.perf_counter() - begin) / len(call))
+                seconds.append((time.process_time() - begin) / len(call))
     finally:
         torch.set_num_threads(threads)
     parameters = sum(parameter.numel() for parameter in model.parameters())

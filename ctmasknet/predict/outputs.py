@@ -181,7 +181,7 @@ class Outputs:
         self._lesion_classes = list(predictor.lesion_classes)
         self._box_classes = list(predictor.box_classes)
         self._cautions = list(predictor.all_cautions)
-        self._expected_levels = predictor.expected_levels
+        self._expected_levels, self._sees_scans = predictor.expected_levels, predictor.sees_scans
         self._pooler, self._lesions = predictor.pooler, predictor.lesions
         self._threshold, self._averaged = score_threshold, averaged
 
@@ -290,7 +290,7 @@ class Outputs:
                             counts["slices"][record["pred"]] += 1
                         with_lesion.update(seen)
                         summary.lesions += len(line.get("lesions", ()))
-                shown = doubts.problems(self._expected_levels)
+                shown = doubts.problems(self._expected_levels, self._sees_scans)
                 problems = [*scan["problems"], *shown, *no_volume]
                 if group.slices and counts_for_patient:
                     owner.scans += 1

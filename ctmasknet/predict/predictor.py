@@ -139,6 +139,8 @@ class CTPredictor:
         task = "classification" if self.image_classes else "segmentation"
         #: Of the pictures that the weights were trained on.
         self.expected_levels = levels_trained_on(record, task)
+        #: Whether the model names a scan by its slices together.
+        self.sees_scans: bool = getattr(model, "sees_scans", False)
         told = [phantom_caution(record), *(one for its in members for one in its.cautions)]
         self.cautions = tuple(dict.fromkeys(filter(None, told)))
         bent = lesion_caution(record) if self.image_classes and other is None else None
@@ -350,10 +352,8 @@ class CTPredictor:
             skip_bad=skip_bad,
         )
         for group, members in loaded:
-            if getattr(self.model, "sees_scans", False):
-                yield group, whole_scan(members)
-            else:
-                yield group, batches(members, self.batch_size)
+            its = whole_scan(members) if self.sees_scans else batches(members, self.batch_size)
+            yield group, its
 
     def mapped(
         self, entry: Mapping[str, Any], pixels: np.ndarray, seen_through: SeenThrough = unseen
@@ -473,7 +473,7 @@ class CTPredictor:
             pred_class=None if scores is None else int(np.argmax(scores)),
             calibrated_scores=None if scores is None else self.pooler.calibrated("scans", scores),
             skipped=tuple(skipped),
-            problems=(*scan.problems, *doubts.problems(self.expected_levels)),
+            problems=(*scan.problems, *doubts.problems(self.expected_levels, self.sees_scans)),
             cautions=self.all_cautions,
         )
 

@@ -156,13 +156,16 @@ class ScanDoubts:
         elif levels is not None:
             self._levels.append(levels)
 
-    def problems(self, expected: GreyLevels) -> list[str]:
+    def problems(self, expected: GreyLevels, sees_scans: bool = False) -> list[str]:
         """One sentence each.
 
         Args:
             expected: levels of the pictures that the weights were trained on.
+            sees_scans: the model names a scan by its slices together.
         """
         found = []
+        if sees_scans and self._count == 1:
+            found.append("is one slice alone, where the model names whole scans; give all slices")
         if self._unfit:
             found.append(
                 f"{self._unfit} of {self._count} slices may be no axial chest CT, and are named "

@@ -178,6 +178,7 @@ def predictions() -> dict[str, Target]:
         box_classes=["ggo", "consolidation"],
         all_cautions=("made for a trial",),
         expected_levels=GreyLevels(0.0, 120.0, 160.0),
+        sees_scans=False,
         pooler=build_pooler(_CLASSES, None),
         lesions=True,
     )
