@@ -19,7 +19,7 @@ from ctmasknet.experiments.lesions import (
     LesionFigures,
     false_positive_figures,
 )
-from ctmasknet.experiments.overview import steps_of, told_apart
+from ctmasknet.experiments.overview import arms_run, steps_of, told_apart
 from ctmasknet.experiments.plan import Arm, Plan
 
 _Results = Mapping[str, Mapping[str, Any]]
@@ -195,10 +195,11 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def lesion_plot(plan: Plan, results: _Results) -> Figure:
     """Dice (maximum, of all lesions) and box AP50 of every arm: a dot a fold and seed, a bar over
     all slices."""
-    figure = Figure(figsize=(9, 1.4 + 0.4 * len(plan.arms)), dpi=120, layout="constrained")
+    arms = arms_run(plan, results)
+    figure = Figure(figsize=(9, 1.4 + 0.4 * len(arms)), dpi=120, layout="constrained")
     figure.suptitle(plan.title, fontsize=10)
     panels = figure.subplots(1, 2, sharey=True)
-    for row, arm in enumerate(plan.arms):
+    for row, arm in enumerate(arms):
         names = [f"{fold.name}/{arm.name}/{seed}" for fold in plan.folds for seed in plan.seeds]
         each = [LesionFigures([results[name]]) for name in names if name in results]
         whole = _models(plan, results, arm)
@@ -208,7 +209,7 @@ def lesion_plot(plan: Plan, results: _Results) -> Figure:
             if whole:
                 mean = statistics.fmean(value_of(one) for one in whole)
                 axes.plot([mean], [row], "|", ms=16, mew=2, color="black")
-    panels[0].set_yticks(range(len(plan.arms)), [arm.title for arm in plan.arms])
+    panels[0].set_yticks(range(len(arms)), [arm.title for arm in arms])
     panels[0].invert_yaxis()
     for axes, title in zip(panels, ("Dice, maximum", "box AP50, %"), strict=True):
         axes.set_xlabel(f"{title} (a dot a fold, bars are of all)")

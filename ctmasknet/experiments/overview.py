@@ -5,7 +5,7 @@ was run of all plans of a folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tabulate import tabulate
@@ -13,11 +13,17 @@ from tabulate import tabulate
 from ctmasknet.config_file import read_cfg
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.evaluation.intervals import Interval
-from ctmasknet.experiments.plan import ArmRun, Plan, read_plan
+from ctmasknet.experiments.plan import Arm, ArmRun, Plan, read_plan
 from ctmasknet.experiments.results import opts_of, read_results
 from ctmasknet.files import plain_file, replace_between_marks
 
 _MARK = "plans"
+
+
+def arms_run(plan: Plan, results: Collection[str]) -> list[Arm]:
+    """The arms of which there is a run, by the names of all runs that there are."""
+    run = {name.split("/")[1] for name in results}
+    return [arm for arm in plan.arms if arm.name in run]
 
 
 def told_apart(of: str, against: str, found: Mapping[str, Interval]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ctmasknet.experiments.lesion_tables import lesion_plot, lesion_tables
-from ctmasknet.experiments.overview import steps_of, told_apart, write_overview
+from ctmasknet.experiments.overview import arms_run, steps_of, told_apart, write_overview
 from ctmasknet.experiments.plan import Arm, Fold, Plan
 from ctmasknet.experiments.results import (
     accuracy,
@@ -65,7 +65,7 @@ def plan_tables(plan: Plan, results: _Results) -> str:
     """Markdown: accuracy of every arm by fold, then differences from ``against``. What has no run
     is named below and has no row or column."""
     folds = [f for f in plan.folds if any(n.startswith(f"{f.name}/") for n in results)]
-    arms = [arm for arm in plan.arms if any(n.split("/")[1] == arm.name for n in results)]
+    arms = arms_run(plan, results)
     against = next(arm for arm in plan.arms if arm.name == plan.against)
     known = [result for result in results.values() if result["class_names"]]
     names = known[0]["class_names"] if known else []
@@ -224,7 +224,8 @@ def _counts(results: _Results, fold: Fold) -> str:
 def _plot(plan: Plan, results: _Results) -> Figure:
     """A dot a run: by arm, or where arms are points of lines, by their ``x``."""
     lines = [arm for arm in plan.arms if arm.series is not None]
-    height = 4.5 if lines else 1.2 + 0.4 * len(plan.arms)
+    arms = arms_run(plan, results)
+    height = 4.5 if lines else 1.2 + 0.4 * len(arms)
     figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.set_title(plan.title, fontsize=10)
@@ -233,7 +234,7 @@ def _plot(plan: Plan, results: _Results) -> Figure:
         axes.set_ylabel("accuracy, %")
         return figure
     shown = [(n, f) for n, f in enumerate(plan.folds) if _counts(results, f) != _NOT_RUN]
-    for row, arm in enumerate(plan.arms):
+    for row, arm in enumerate(arms):
         for number, fold in shown:
             found = [results.get(f"{fold.name}/{arm.name}/{seed}") for seed in plan.seeds]
             dots = [accuracy(one) for one in found if one]
@@ -243,7 +244,7 @@ def _plot(plan: Plan, results: _Results) -> Figure:
             )
         if every := _accuracies(plan, results, arm, plan.folds):
             axes.plot([statistics.fmean(every)], [row], "|", ms=16, mew=2, color="black")
-    axes.set_yticks(range(len(plan.arms)), [arm.title for arm in plan.arms])
+    axes.set_yticks(range(len(arms)), [arm.title for arm in arms])
     axes.invert_yaxis()
     axes.set_xlabel("accuracy, % (a dot a run, bars are means)")
     axes.grid(axis="x", alpha=0.3)
