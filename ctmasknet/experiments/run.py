@@ -10,7 +10,6 @@ import shlex
 import shutil
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from detectron2.config import CfgNode
 from ctmasknet.config import is_classifier
 from ctmasknet.config_file import read_cfg
 from ctmasknet.engine.record import git_commit, hardware
-from ctmasknet.errors import CTMaskNetError
+from ctmasknet.errors import CTMaskNetError, end_with_parent, starting_processes
 from ctmasknet.evaluation.predictions import read_predictions_csv
 from ctmasknet.experiments.baselines import predict_by_baseline
 from ctmasknet.experiments.lesions import false_positives, of_evaluation
@@ -54,7 +53,9 @@ def call_tool(words: Sequence[str], environment: Mapping[str, str], log: Path) -
     context.set_forkserver_preload(list(_IMPORTED))
     process = context.Process(target=_tool, args=(list(words), dict(environment), str(log)))
     try:
-        process.start()
+        # The server of forks ends with this process, and what it forks with the server
+        with starting_processes():
+            process.start()
         process.join()
     except KeyboardInterrupt:
         if process.is_alive():
@@ -72,17 +73,11 @@ def _tool(words: list[str], environment: dict[str, str], log: str) -> None:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
     os.environ.update(environment)
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    end_with_parent(os.getppid())
     for name in _IMPORTED:
         importlib.import_module(name)
     sys.argv = words
     runpy.run_path(str(_ROOT / words[0]), run_name="__main__")
-
-
-def _end_with_starter() -> None:
-    """The parent by the system is the server of forks, which outlives who asked it for one."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def run_plan(

@@ -76,6 +76,8 @@ def all_tools(root: Path) -> dict[str, Tool]:
     raw = root / "raw"
     lesions, images = raw / "cncb_lesions_raw", raw / "covidx_ct_raw"
     short = [*SMALL, "MODEL.RANKED_BOXES.NUM", 8, "INPUT.MIN_SIZE_TEST", 64]
+    # A fork of a process that has loaded OpenVINO waits for its threads
+    short += ["MODEL.INFERENCE.ENGINE", "torch"]
     (root / "models").mkdir()
     seg = save_model(read_cfg(REPOSITORY / "configs/seg_light.yaml", short), root / "models", "seg")
     cfg = read_cfg(REPOSITORY / "configs/cls_light.yaml", short)
