@@ -10,6 +10,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import cv2
+
 from ctmasknet.engine.record import hardware
 from ctmasknet.files import check_writable, write_json
 from tests.places.tools import all_tools
@@ -28,6 +30,7 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     if args.output:
         check_writable(args.output)
+    cv2.setNumThreads(1)  # a fork would wait for its threads
     said: dict[str, dict[str, str]] = {}
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
