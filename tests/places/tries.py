@@ -23,7 +23,9 @@ import torch
 
 from tests.places.tools import REPOSITORY, Tool
 
-SECONDS = 60.0
+SECONDS = 120.0
+#: Bytes of a file in memory that processes which share work need each.
+_SEMAPHORE = 32
 #: A folder of the system in which nobody, root included, makes anything.
 SYSTEM = Path("/sys")
 #: Written line by line while a tool works, so as far as the disk holds.
@@ -219,7 +221,7 @@ def on_a_full_disk(
         nth = 1 + round(FULL[fault] * (files - 1))
         ended = run(tool.words(place), lambda: _fail_at(nth))
     else:
-        ended = run(tool.words(place), lambda: _limit(int(FULL[fault] * largest)))
+        ended = run(tool.words(place), lambda: _limit(max(_SEMAPHORE, int(FULL[fault] * largest))))
     # Beside the folder: other files of the tool, such as of a training whose cache is here
     wrong = _wrong_words(ended, folder.parent) + [f"half-written: {one}" for one in _halves(folder)]
     if tool.content is not None and place.read_bytes() != tool.content:
