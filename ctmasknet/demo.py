@@ -302,6 +302,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, str]:
         "slice accuracy, S on a detector with random weights": (
             f"{summary['control']['accuracy']:.3f}"
         ),
+        "threads": str(summary["hardware"].get("threads", "not recorded")),
         "seconds in all": f"{sum(summary['seconds'].values()):.0f}",
     }
 

@@ -6,7 +6,8 @@ Writes ``docs/results/peers/`` and the tables of ``docs/peers.md``. Without name
 trained, else these alone; what others left in ``--output`` is used again, and rows of those that
 are not there stay as they are. The detector and S are those of ``make demo``, whose folder is made
 beside where it is missing. The phantoms say whether a system learns here, not how good it is:
-training is some hundreds of steps at a small side.
+training is some hundreds of steps at a small side. All compute with one thread, unless
+OMP_NUM_THREADS in the environment says otherwise.
 """
 
 import argparse
@@ -100,6 +101,8 @@ _MERGED = (
 #: System -> configuration, what differs from it. Those that start from another come behind it.
 LESION_NETWORKS = {
     "unet": ("peers/unet", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
+    "unetplusplus": ("peers/unetplusplus", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
+    "deeplabv3plus": ("peers/deeplabv3plus", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
     "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(90, 0.0005)} {_MERGED}"),
     "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(50, 0.0005)} {_MERGED}"),
@@ -132,6 +135,19 @@ CLASSIFIERS = {
     "covid_ct_densenet169": (
         "peers/covid_ct_densenet169",
         f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(150, 0.0005)}",
+    ),
+    "covid_ct_resnet50": (
+        "peers/covid_ct_resnet50",
+        f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(150, 0.0005)}",
+    ),
+    "covid_ct_lungs": (
+        "peers/covid_ct_lungs",
+        f"{_SLICES} {_HALF} MODEL.SLICE_NETWORK.CROP 96 MODEL.SLICE_NETWORK.SIZE 112 "
+        f"{_steps(150, 0.0005)}",
+    ),
+    "covid_ct_self_trans": (
+        "peers/covid_ct_self_trans",
+        f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(300, 0.0005)}",
     ),
     "jcs_classifier": (
         "peers/jcs_classifier",
@@ -207,7 +223,9 @@ def train_and_evaluate(name: str, output: Path, demo: Path) -> None:
 
 def _run(command: list[str], demo: Path) -> None:
     print(f"\npython {shlex.join(command)}", flush=True)
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(demo / "datasets")}
+    # A figure is that of a processor, whatever its cores
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment["DETECTRON2_DATASETS"] = str(demo / "datasets")
     if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode:
         raise CTMaskNetError("the step above failed; see its message")
 

@@ -61,8 +61,9 @@ def environment(cfg: CfgNode, num_gpus: int = 1) -> dict[str, Any]:
 
 
 def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
-    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name or None),
-    ``num_gpus`` and ``processes`` (of the run, on all machines)."""
+    """``device``, ``cpu`` (model), ``cores`` (that this process may use), ``threads`` (that it
+    computes with), ``gpu`` (name or None), ``num_gpus`` and ``processes`` (of the run, on all
+    machines)."""
     with_gpu = device.startswith("cuda") and torch.cuda.is_available()
     try:
         cores = len(os.sched_getaffinity(0))
@@ -72,6 +73,7 @@ def hardware(device: str, num_gpus: int = 1) -> dict[str, Any]:
         "device": device,
         "cpu": _cpu_model(),
         "cores": cores,
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if with_gpu else None,
         "num_gpus": num_gpus if with_gpu else 0,
         "processes": comm.get_world_size(),

@@ -226,10 +226,10 @@ def _of_network(plan: Plan, run: ArmRun, work: Path, call: Call) -> dict[str, An
         start = time.perf_counter()
         checked_call(call, f"{run.name} ({kind})", words, environment, log)
         seconds[kind] = round(time.perf_counter() - start, 1)
-    lines = [
-        f"DETECTRON2_DATASETS={shlex.quote(run.fold.datasets)} python {shlex.join(words)}"
-        for words in commands.values()
-    ]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    stated = f"OMP_NUM_THREADS={threads} " if threads else ""
+    stated += f"DETECTRON2_DATASETS={shlex.quote(run.fold.datasets)}"
+    lines = [f"{stated} python {shlex.join(words)}" for words in commands.values()]
     found = _OF_TASK[plan.task](plan, run, output / "inference")
     result = {**_stated(plan, run, lines, seconds, cfg.MODEL.DEVICE), **found}
     shutil.rmtree(output)

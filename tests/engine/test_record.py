@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ctmasknet.engine.record import describe_dataset, fingerprint, read_record, recorded
@@ -61,6 +62,7 @@ def test_a_training_is_recorded_when_it_begins_and_when_it_ends(cfg):
     assert (data["name"], data["images"], data["patients"]) == (NAME, 6, 3)
     assert done["hardware"]["device"] == "cpu" and done["hardware"]["gpu"] is None
     assert done["hardware"]["cores"] >= 1 and done["hardware"]["cpu"]
+    assert done["hardware"]["threads"] == torch.get_num_threads()
     assert {"torch", "detectron2", "ctmasknet"} < done["versions"].keys()
     assert "train_patients" not in done
     cfg.DATASETS.TRAIN_PATIENTS = 2

@@ -4,7 +4,9 @@ what an evaluation would stands in for the tools.
 
 import itertools
 import json
+import os
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,8 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
     # What a training starts from is not evaluated
     of_a = [words for words, _ in tools.calls if "heads/a/" in words[words.index("OUTPUT_DIR") + 1]]
     assert all(("seg.pth" in words) == ("--eval-only" not in words) for words in of_a)
+    stated = json.loads((places[0] / "heads/a/wide/1.json").read_text())["commands"][0]
+    assert stated.startswith("OMP_NUM_THREADS=1 DETECTRON2_DATASETS=sets python tools/train_net.py")
     words, environment = tools.calls[before]
     assert environment == {"DETECTRON2_DATASETS": "sets"}
     assert words[words.index("SEED") + 1] == "1" and "--overwrite" in words
@@ -115,6 +119,20 @@ def test_a_plan_goes_on_where_it_was_ended(plan, tmp_path, capsys):
     run_plan(path, *places, tables_only=True, call=None)
     assert (places[0] / "heads" / "tables.md").read_text() == text
     assert (places[0] / "heads" / "plot.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_the_tool_computes_with_one_thread_unless_told(monkeypatch, given):
+    seen = []
+    monkeypatch.setattr(
+        "ctmasknet.experiments.run.run_plan",
+        lambda *args, **kwargs: seen.append(os.environ["OMP_NUM_THREADS"]),
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    runpy.run_path("tools/experiments.py")["main"](["plan.yaml"])
+    assert seen == [given or "1"]
 
 
 def test_tables_and_paired_differences(plan, tmp_path):
