@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import re
+import select
 import shlex
 import signal
 import sys
@@ -26,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 #: An argument in a message, such as `max_bad_share`.
 _ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)`")
@@ -44,6 +45,8 @@ _OF_THE_PLACE = {
 _POLL_SECONDS = 1.0
 #: prctl's number of the signal that the death of the parent sends.
 _PR_SET_PDEATHSIG = 1
+#: That of a process whose output nobody reads; its name is not on every system.
+_SIGPIPE = 13
 #: Who started this process.
 _STARTED_BY = "CTMASKNET_STARTED_BY"
 #: Where tracebacks go; None: to a temporary file.
@@ -82,7 +85,8 @@ def command_line(
     """Wrap a tool's ``main``, so that it ends in words.
 
     * A :class:`CTMaskNetError`, or a place that cannot be written: one line on stderr, exit code 2.
-    * Ctrl-C and SIGTERM: one line that tells how to go on, exit codes 130 and 143.
+    * Ctrl-C and SIGTERM: one line that tells how to go on, exit codes 130 and 143; output that
+      nobody reads any more, as behind ``head``, likewise: 141.
     * Every other exception is a defect: what failed, the file that its traceback is in, and how to
       report it; exit code 1. ``CTMASKNET_DEBUG=1`` or the option ``debug``, which every tool has,
       shows the traceback instead.
@@ -106,7 +110,9 @@ def command_line(
         logging.lastResort.setFormatter(OptionsFormatter("%(levelname)s: %(message)s"))
         try:
             with ending_by(raise_ended):
-                return main(*args, **kwargs) or 0
+                code = main(*args, **kwargs) or 0
+                sys.stdout.flush()
+                return code
         except CTMaskNetError as error:
             if debug:
                 traceback.print_exc()
@@ -117,6 +123,10 @@ def command_line(
             number = getattr(end, "number", signal.SIGINT)
             return _say(f"{_how(number)}: {str(end) or go_on}", 128 + number)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+                # What is left of it must not fail once more when the process ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return _say(f"ended, for nobody reads its output any more: {go_on}", 128 + _SIGPIPE)
             if debug:
                 raise
             if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
@@ -341,8 +351,19 @@ def _how(number: int) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(as_options(message), file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(as_options(message), file=sys.stderr, flush=True)
     return code
+
+
+def _is_unread(stream: IO[str]) -> bool:
+    """Whether it goes to a pipe whose other end is closed."""
+    try:
+        watched = select.poll()
+        watched.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in watched.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file, or no poll on this system
+        return False
 
 
 def as_options(text: str) -> str:

@@ -9,18 +9,14 @@ with ``detector.pth`` and ``classifier.pth`` in ``--output``; what is there is n
 """
 
 import argparse
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import ctmasknet
 from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.experiments.steps import run_step
 from ctmasknet.files import check_writable
 
-ROOT = Path(ctmasknet.__file__).resolve().parent.parent
 _PHANTOMS, _REAL = "cncb_lesions_merge", "real_merge"
 
 
@@ -72,31 +68,25 @@ def make(output: Path, lesions: Path | None, groups: Path | None, detector_only:
         for word in (f"DATASETS.{split.upper()}", f"({name!r},)")
     ]
     sets = ("cncb_lesions", "covidx_ct", *(["real"] if lesions else []))
-    there = {name for name in sets if (output / "datasets" / name).is_dir()}
+    sets_in = output / "datasets"
+    there = {name for name in sets if (sets_in / name).is_dir()}
     # Sets are put in place whole; the phantoms come before the two that are made of them
     drawn, *steps = data_steps(output, lesions, groups)
     if not there.issuperset(sets[:2]):
-        _run(drawn, output)
+        run_step(drawn, sets_in)
     for name, step in zip(sets, steps, strict=True):
         if name not in there:
-            _run(step, output)
+            run_step(step, sets_in)
     if not detector.is_file():
         steps = ("SOLVER.MAX_ITER", "1500", "TEST.EVAL_PERIOD", "500")
-        _run(training("seg", output / "seg", *named, *steps), output)
+        run_step(training("seg", output / "seg", *named, *steps), sets_in)
         shutil.copyfile(output / "seg" / "model_best.pth", detector)
     if not (detector_only or classifier.is_file()):
-        _run(training("cls", output / "cls", "MODEL.WEIGHTS", str(detector)), output)
+        run_step(training("cls", output / "cls", "MODEL.WEIGHTS", str(detector)), sets_in)
         shutil.copyfile(output / "cls" / "model_best.pth", classifier)
     for path in (detector, classifier):
         if path.is_file():
             print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-
-
-def _run(command: list[str], output: Path) -> None:
-    print(f"\npython {shlex.join(command)}", flush=True)
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
-    if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode:
-        raise CTMaskNetError("the step above failed; see its message")
 
 
 @command_line

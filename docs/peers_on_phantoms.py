@@ -11,9 +11,6 @@ OMP_NUM_THREADS in the environment says otherwise.
 """
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +25,7 @@ from ctmasknet.demo import LESION_TEST_SET, SLICE_TEST_SET
 from ctmasknet.engine.record import RUN_RECORD
 from ctmasknet.errors import CTMaskNetError, command_line
 from ctmasknet.evaluation.comparison import COST_COLUMNS, cost_cells, figure_of
+from ctmasknet.experiments.steps import run_step
 from ctmasknet.files import atomic_write, read_json, replace_between_marks, write_json
 from ctmasknet.report.comparison import write_comparison
 from ctmasknet.weights.timm_files import packaged_file
@@ -215,19 +213,10 @@ def train_and_evaluate(name: str, output: Path, demo: Path) -> None:
         _write_imagenet_start(output / "efficientnet_lite0.pth")
     command = ["tools/train_net.py", "--config-file", f"configs/{config}.yaml"]
     rest = ["OUTPUT_DIR", str(output / name), "SEED", str(SEED), *words]
-    _run([*command, "--overwrite", *rest], demo)
+    run_step([*command, "--overwrite", *rest], demo / "datasets", threads=1)
     # Evaluation reads the checkpoint, not what training started from
     at = rest.index("MODEL.WEIGHTS") if "MODEL.WEIGHTS" in rest else len(rest)
-    _run([*command, "--eval-only", *rest[:at], *rest[at + 2 :]], demo)
-
-
-def _run(command: list[str], demo: Path) -> None:
-    print(f"\npython {shlex.join(command)}", flush=True)
-    # A figure is that of a processor, whatever its cores
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    environment["DETECTRON2_DATASETS"] = str(demo / "datasets")
-    if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode:
-        raise CTMaskNetError("the step above failed; see its message")
+    run_step([*command, "--eval-only", *rest[:at], *rest[at + 2 :]], demo / "datasets", threads=1)
 
 
 def _write_imagenet_start(path: Path) -> None:
@@ -394,7 +383,7 @@ def main(argv=None):
     if unknown := set(args.names) - set(known):
         raise CTMaskNetError(f"{unknown.pop()}: no such system; choose of {', '.join(known)}")
     if not (demo / "cls_s" / "model_best.pth").is_file():
-        _run(["tools/demo.py", "--output", str(demo)], demo)
+        run_step(["tools/demo.py", "--output", str(demo)], demo / "datasets", threads=1)
     for name in [] if args.no_training else args.names or known:
         train_and_evaluate(name, output, demo)
     runs = {name: demo / folder for name, folder in OF_THE_DEMO.items()}

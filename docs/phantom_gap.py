@@ -15,9 +15,6 @@ in the lungs or outside of them (half of it). A lesion is found, touched (a dete
 """
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -27,6 +24,7 @@ from tabulate import tabulate
 
 import ctmasknet
 from ctmasknet.errors import CTMaskNetError, command_line
+from ctmasknet.experiments.steps import run_step
 from ctmasknet.files import (
     atomic_write,
     check_writable,
@@ -259,7 +257,7 @@ def make(phantoms: Path, lesions: Path, groups: Path | None, output: Path, steps
     real_sets, phantom_sets = output / "datasets", phantoms / "datasets"
     whose = ["--groups", str(groups)] if groups else ["--patients", "each-file"]
     if not (real_sets / "real").is_dir():
-        _run(
+        run_step(
             ["datasets/prepare_lesions.py", "--source", str(lesions), "--name", "real", *whose]
             + ["--labels", "0:background,1:ggo,2:consolidation,3:background", "--split", "train:1"]
             + ["--patient-ids", "medicalsegmentation.com", "--output-root", str(real_sets)],
@@ -276,7 +274,7 @@ def make(phantoms: Path, lesions: Path, groups: Path | None, output: Path, steps
             str(steps),
         ]
         more += ["SOLVER.CHECKPOINT_PERIOD", "100000"]
-        _run(_train_net(output / "real", "--overwrite", *more), real_sets)
+        run_step(_train_net(output / "real", "--overwrite", *more), real_sets)
     tried = {}
     for name, weights, tested, root in (
         (_ORDER[0], phantoms / "seg" / "model_best.pth", PHANTOMS, phantom_sets),
@@ -286,7 +284,7 @@ def make(phantoms: Path, lesions: Path, groups: Path | None, output: Path, steps
         folder = output / _slug(name)
         if not (folder / "inference" / tested / "results.json").is_file():
             more = ["MODEL.WEIGHTS", str(weights), "DATASETS.TEST", f"({tested!r},)"]
-            _run(_train_net(folder, "--eval-only", *more), root)
+            run_step(_train_net(folder, "--eval-only", *more), root)
         figures = read_json(folder / "inference" / tested / "results.json")
         counted, slices = judged(tested, root, folder / "inference" / tested)
         tried[name] = {
@@ -302,13 +300,6 @@ def _train_net(folder: Path, flag: str, *overrides: str) -> list[str]:
     common = ["OUTPUT_DIR", str(folder), "SEED", "1", "DATALOADER.NUM_WORKERS", "0"]
     config = ["--config-file", "configs/demo/seg.yaml"]
     return ["tools/train_net.py", *config, flag, *common, *overrides]
-
-
-def _run(command: list[str], datasets: Path) -> None:
-    print(f"\npython {shlex.join(command)}", flush=True)
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode:
-        raise CTMaskNetError("the step above failed; see its message")
 
 
 @command_line

@@ -166,6 +166,31 @@ sys.exit(main())
     assert (done.returncode, done.stdout, done.stderr) == (143, "", line)
 
 
+@pytest.mark.parametrize("lines", [100_000, 2])
+def test_output_that_nobody_reads_ends_a_tool_in_one_line(lines):
+    """As `| head -1` does; a few lines are held back until the end."""
+    code = f"""
+import time
+from ctmasknet.errors import command_line
+@command_line
+def main():
+    print("one", flush=True)
+    time.sleep(0.5)
+    print(*range({lines}), sep="\\n")
+raise SystemExit(main())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "one\n"
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(30) == 141
+    assert said == (
+        "ended, for nobody reads its output any more: call it again; nothing half-made is left\n"
+    )
+
+
 def test_a_second_signal_ends_it_at_once():
     with start(seconds=600) as process:
         process.send_signal(signal.SIGINT)

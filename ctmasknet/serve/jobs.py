@@ -31,11 +31,9 @@ from ctmasknet.files import lock_folder, read_json, remove_unlocked
 
 _LOGGER = logging.getLogger(__name__)
 _PREFIX = "ctmasknet-serve-"
+_VOLUMES = (".nii.gz", ".nii", ".mha", ".nrrd")
 #: What a stored file may end with; all others are stored without an ending, as DICOM often is.
-ENDINGS = (
-    *(".nii.gz", ".nii", ".mha", ".nrrd", ".zip", ".dcm"),
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
-)
+ENDINGS = (*(*_VOLUMES, ".zip", ".dcm"), *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
 #: States, in their order; a job ends in one of the last two.
 UPLOADING, QUEUED, RUNNING, DONE, FAILED = "uploading", "queued", "running", "done", "failed"
 _CHUNK_BYTES = 2**20
@@ -268,7 +266,7 @@ class Jobs:
                 found["message"] = f"{count} slices so far, {pace}{left and f', {left} left'}"
         if job.state == DONE:
             found["results"] = [path.name for path in results_of(job)]
-            found["pages"] = [path.stem for path in pages_of(job)]
+            found["pages"] = [_called(job, path.stem) for path in pages_of(job)]
         numbers = sorted(job.names)[:_MOST_NAMES]
         found["files"] = [f"{number:06d}: {job.names[number]}" for number in numbers]
         return found
@@ -356,6 +354,14 @@ def results_of(job: Job) -> list[Path]:
 def pages_of(job: Job) -> list[Path]:
     """The viewer's pages of a finished job."""
     return sorted(path for path in (job.output / "viewer").glob("0*.html"))
+
+
+def _called(job: Job, page: str) -> str:
+    """A page's name, which ends with a volume's where the file tells no patient; then by the name
+    that the volume was given."""
+    stored = page.partition("_")[2]
+    given = job.names.get(int(stored), "") if re.fullmatch(r"[0-9]{6}", stored) else ""
+    return given if given.lower().endswith(_VOLUMES) else page
 
 
 def _zip(job: Job) -> None:

@@ -30,6 +30,8 @@ if any(path.read_bytes() == b"broken" for path in files):
     sys.exit(f"error: {files[0]}: no CT; drop another")
 (output / "viewer").mkdir(parents=True)
 (output / "viewer" / "000001_a.html").write_text("slices")
+for path in given.rglob("*.nii.gz"):
+    (output / "viewer" / f"000002_{path.name[:6]}.html").write_text("of a volume")
 (output / "masks").mkdir()
 (output / "masks" / "a.nii.gz").write_bytes(b"mask")
 left_out = [path for path in files if path.read_bytes() == b"bad"]
@@ -97,13 +99,13 @@ def test_a_dropped_scan_is_predicted_and_its_results_are_fetched(client):
     job = client.drop([("a/2.dcm", b"1"), ("b/weird%20%E2%80%AEname.NII.GZ", b"2"), ("a/3", b"3")])
     told = client.until(job, "done")
     assert told["results"] == ["predictions.csv", "masks.zip", "everything.zip"]
-    assert told["pages"] == ["000001_a"]
+    assert told["pages"] == ["000001_a", "weird ?name.NII.GZ"]
     assert told["files"] == ["000000: 2.dcm", "000001: weird ?name.NII.GZ", "000002: 3"]
     stored = client.ask("GET", f"/jobs/{job}/results/0").text.splitlines()
     # Files of one folder stay together, under names of the server's own
     assert stored == ["000000/000000.dcm", "000000/000002", "000001/000001.nii.gz"]
     assert client.ask("GET", f"/jobs/{job}/pages/0").text == "slices"
-    for path in ("pages/1", "results/3", "results/-1", "results/..%2F..%2Flog.txt"):
+    for path in ("pages/2", "results/3", "results/-1", "results/..%2F..%2Flog.txt"):
         assert client.ask("GET", f"/jobs/{job}/{path}").status_code == 404
 
 
@@ -148,6 +150,7 @@ def test_other_hosts_and_other_sites_are_refused(client, jobs, options, headers,
 
 def test_the_page_says_what_it_may_load(client):
     answer = client.ask("GET", "/")
+    assert "60 minutes after" in answer.text and " 1 minute of computing" in answer.text
     assert "For research, not for diagnosis" in answer.text and "0.000001 GB" not in answer.text
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"

@@ -39,8 +39,8 @@ def train_from_command_line(args: argparse.Namespace) -> None:
             start_run(cfg, training=not args.eval_only)
             if args.eval_only:
                 record["weights_run"] = spec.get(RUN)
-                record |= {"averaged": averaging_text(cfg)} if averaging_text(cfg) else {}
-                record |= {"int8": check_int8(cfg)} if check_int8(cfg) else {}
+                said = {"averaged": averaging_text(cfg), "int8": check_int8(cfg)}
+                record |= {name: value for name, value in said.items() if value}
                 model = load_model(cfg, cfg.DATASETS.TEST)
                 record["metrics"] = Trainer.test(cfg, model, members)
                 return
