@@ -5,7 +5,7 @@
 Each folder is that of a demo, whose classifier named the slices; `learned` and `attention` are
 fitted on its validation patients by tools/evaluate_predictions.py. COVNet is the run of
 docs/peers_on_phantoms.py. Writes ``docs/results/scan_pooling.json`` and the table of
-``docs/evidence.md``.
+``docs/evidence.md``; without folders the table alone, of the file that is there.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def table_of(found: dict) -> str:
         for name, said in _SHOWN.items()
     ]
     lines = [tabulate(rows, ["scans are named by", *demos], tablefmt="pipe", disable_numparse=True)]
-    scans = ", ".join(str(one["scans"]) for one in demos.values())
+    scans = " or ".join(sorted({str(one["scans"]) for one in demos.values()}))
     lines.append(
         f"Accuracy in percent of {scans} held-out scans of 3 slices, a scan a patient; 95 % "
         f"intervals over patients. {_best(demos)} {_covnet()} Made by `{found['command']}`."
@@ -82,10 +82,9 @@ def _best(demos: dict) -> str:
     }
     most = max(means.values())
     best = " and ".join(_SHOWN[name] for name, value in means.items() if value == most)
-    return (
-        f"Best in the mean of the columns: {best}, {most:.1f} %; attention {means['attention']:.1f}"
-        f" %, the mean {means['mean']:.1f} %."
-    )
+    others = [name for name in ("attention", "mean") if means[name] < most]
+    beside = "".join(f"; {_SHOWN[name]} {means[name]:.1f} %" for name in others)
+    return f"Best in the mean of the columns: {best}, {most:.1f} %{beside}."
 
 
 def _covnet() -> str:
@@ -104,11 +103,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("demos", nargs="+", type=Path, metavar="DEMO", help="folders of demos")
+    parser.add_argument("demos", nargs="*", type=Path, metavar="DEMO", help="folders of demos")
     args = parser.parse_args(argv)
     for demo in args.demos:
         if not (demo / "cls" / "inference" / SLICE_TEST_SET / "predictions.csv").is_file():
             raise CTMaskNetError(f"{demo}: has no predictions of a demo's classifier; run the demo")
+    if not args.demos:
+        replace_between_marks(DOCS, "scan_pooling", table_of(read_json(RESULTS)))
+        return
     found = {
         "command": " ".join(["python docs/scan_pooling.py", *map(str, args.demos)]),
         "hardware": hardware("cpu"),

@@ -1,8 +1,8 @@
 """Jobs of the drop page: files that were dropped, the prediction of them, and its results.
 
 A job lives in a folder of its own below a temporary one, under names that the server gives: what a
-file was called decides its ending at most. Predictions run one after the other, each in processes
-of its own, which are ended when their time is up.
+file was called decides its ending at most, and stands in what people read. Predictions run one
+after the other, each in processes of its own, which are ended when their time is up.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from typing import IO
 from ctmasknet.console.verbosity import VERBOSITY_VARIABLE
 from ctmasknet.data.bad_slices import REPORT as BAD_SLICES
 from ctmasknet.errors import CTMaskNetError, starting_processes
-from ctmasknet.files import lock_folder, read_json, remove_unlocked
+from ctmasknet.files import atomic_write, lock_folder, read_json, remove_unlocked
 
 _LOGGER = logging.getLogger(__name__)
 _PREFIX = "ctmasknet-serve-"
-_VOLUMES = (".nii.gz", ".nii", ".mha", ".nrrd")
 #: What a stored file may end with; all others are stored without an ending, as DICOM often is.
-ENDINGS = (*(*_VOLUMES, ".zip", ".dcm"), *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
+ENDINGS = (
+    *(".nii.gz", ".nii", ".mha", ".nrrd", ".zip", ".dcm"),
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+)
 #: States, in their order; a job ends in one of the last two.
 UPLOADING, QUEUED, RUNNING, DONE, FAILED = "uploading", "queued", "running", "done", "failed"
+_STORED = "dropped_"
 _CHUNK_BYTES = 2**20
 _SLICES = re.compile(
     r"(\d+(?: of (?:about )?\d+)?) slices, (?:([\d.]+) slices/s|([\d.]+) s/slice)(?:, (.*) left)?"
@@ -196,7 +199,7 @@ class Jobs:
             job.names[number] = _printable(own)
             place = job.given / f"{job.folders.setdefault(folder, len(job.folders)):06d}"
         ending = next((end for end in ENDINGS if own.lower().endswith(end)), "")
-        path = place / f"{number:06d}{ending}"
+        path = place / f"{_STORED}{number:06d}{ending}"
         try:
             place.mkdir(exist_ok=True)
             with path.open("xb") as stored:
@@ -328,6 +331,10 @@ class Jobs:
                 return "removed"
             if code:
                 return _reason(job)
+        for path in (*results_of(job), *pages_of(job)):
+            text = path.read_text(encoding="utf-8")
+            with atomic_write(path) as stream:
+                stream.write(_in_own_names(job, text))
         _zip(job)
         return ""
 
@@ -357,11 +364,9 @@ def pages_of(job: Job) -> list[Path]:
 
 
 def _called(job: Job, page: str) -> str:
-    """A page's name, which ends with a volume's where the file tells no patient; then by the name
-    that the volume was given."""
-    stored = page.partition("_")[2]
-    given = job.names.get(int(stored), "") if re.fullmatch(r"[0-9]{6}", stored) else ""
-    return given if given.lower().endswith(_VOLUMES) else page
+    """What a page shows: a volume that tells no patient by the name that it was given."""
+    _, stored, number = page.partition(_STORED)
+    return job.names.get(int(number), page) if stored and number.isdecimal() else page
 
 
 def _zip(job: Job) -> None:
@@ -397,11 +402,20 @@ def _left_out(job: Job) -> str:
 
 
 def _in_own_names(job: Job, words: str) -> str:
-    """What is said of stored files, of the names that they were given."""
+    """What is said of stored files, of the names that they were given; of these no sign that means
+    something in a page or a table. Names of results stay."""
+
+    def name(match: re.Match) -> str:
+        return re.sub(r"[^\w. -]", "_", job.names.get(int(match[1]), "the file"))
+
+    def stem(match: re.Match) -> str:
+        own = name(match)
+        ending = next((end for end in ENDINGS if own.lower().endswith(end)), "")
+        return own[: len(own) - len(ending)] or own
+
     given = re.escape(os.fspath(job.given))
-    words = re.sub(
-        rf"{given}/\d+/(\d{{6,}})[.\w]*", lambda m: job.names.get(int(m[1]), "the file"), words
-    )
+    words = re.sub(rf"{given}/[0-9]+/{_STORED}([0-9]{{6}})[.\w]*", name, words)
+    words = re.sub(rf"(?<![0-9]_){_STORED}([0-9]{{6}})", stem, words)
     return words.replace(os.fspath(job.given), "the files").replace(os.fspath(job.folder), "")
 
 

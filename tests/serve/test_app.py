@@ -31,7 +31,9 @@ if any(path.read_bytes() == b"broken" for path in files):
 (output / "viewer").mkdir(parents=True)
 (output / "viewer" / "000001_a.html").write_text("slices")
 for path in given.rglob("*.nii.gz"):
-    (output / "viewer" / f"000002_{path.name[:6]}.html").write_text("of a volume")
+    stem = path.name.removesuffix(".nii.gz")
+    page = f"<h1>{stem}</h1> <p>{path}#0001</p> <p>{given}</p> masks/000002_{stem}.nii.gz"
+    (output / "viewer" / f"000002_{stem}.html").write_text(page)
 (output / "masks").mkdir()
 (output / "masks" / "a.nii.gz").write_bytes(b"mask")
 left_out = [path for path in files if path.read_bytes() == b"bad"]
@@ -102,9 +104,12 @@ def test_a_dropped_scan_is_predicted_and_its_results_are_fetched(client):
     assert told["pages"] == ["000001_a", "weird ?name.NII.GZ"]
     assert told["files"] == ["000000: 2.dcm", "000001: weird ?name.NII.GZ", "000002: 3"]
     stored = client.ask("GET", f"/jobs/{job}/results/0").text.splitlines()
-    # Files of one folder stay together, under names of the server's own
-    assert stored == ["000000/000000.dcm", "000000/000002", "000001/000001.nii.gz"]
+    assert stored == ["000000/2.dcm", "000000/3", "000001/weird _name.nii.gz"]
     assert client.ask("GET", f"/jobs/{job}/pages/0").text == "slices"
+    # Said by the names that were given, of which no sign means anything in a page
+    page = "<h1>weird _name</h1> <p>weird _name.NII.GZ#0001</p> <p>the files</p> "
+    page += "masks/000002_dropped_000001.nii.gz"
+    assert client.ask("GET", f"/jobs/{job}/pages/1").text == page
     for path in ("pages/2", "results/3", "results/-1", "results/..%2F..%2Flog.txt"):
         assert client.ask("GET", f"/jobs/{job}/{path}").status_code == 404
 
@@ -128,7 +133,7 @@ def test_names_are_never_paths(client, jobs, name):
     job = client.drop([(name, b"1")], start=False)
     folder = jobs.get(job).folder
     (stored,) = (path for path in folder.rglob("*") if path.is_file())
-    assert stored.parent == folder / "given" / "000000" and stored.stem.startswith("000000")
+    assert stored.parent == folder / "given" / "000000" and stored.stem.startswith("dropped_000000")
     assert not [path for path in folder.parent.iterdir() if path != folder]
 
 
@@ -161,7 +166,7 @@ def test_the_page_says_what_it_may_load(client):
 def test_too_much_is_refused_and_leaves_no_file(client, jobs):
     job = client.drop([("a", b"1" * 600)], start=False)
     assert client.put(job, 1, "b", b"1" * 600).status_code == 413
-    assert len(list(jobs.get(job).given.rglob("00000*"))) == 2  # a folder and the first file
+    assert len(list(jobs.get(job).given.rglob("*00000*"))) == 2  # a folder and the first file
     assert client.put(job, 5, "c", b"1").status_code == 413
     assert client.put(job, 0, "d", b"1").status_code == 409
     assert client.ask("POST", "/jobs/guess/start").status_code == 404
