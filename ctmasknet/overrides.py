@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ctmasknet.console.verbosity import set_verbosity
@@ -116,6 +118,8 @@ COMMON_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "tcp://HOST:PORT of the first machine (default: one that is free here)",
     },
 }
+#: What help calls the value of an option that is a path.
+_PATHS = ("PATH", "FILE", "DIR", "CSV")
 #: Of every tool.
 _SAYS = {
     "quiet": "no progress and no notes: results, warnings and errors alone",
@@ -151,7 +155,8 @@ class ToolParser(argparse.ArgumentParser):
         return self.add_argument(_DASHES + name.replace("_", "-"), **settings)
 
     def parse_args(self, args=None, namespace=None):
-        """Raises: CTMaskNetError: a word that is not understood."""
+        """Raises: CTMaskNetError: a word that is not understood; an empty one for a path."""
+        self._refuse_empty(sys.argv[1:] if args is None else list(map(str, args)))
         found = super().parse_args(args, namespace)
         asked = [name for name in _SAYS if vars(found).pop(name, False) and name != "debug"]
         if len(asked) > 1:
@@ -159,6 +164,22 @@ class ToolParser(argparse.ArgumentParser):
         if asked:
             set_verbosity(asked[0])
         return found
+
+    def _refuse_empty(self, words: list[str]) -> None:
+        """An empty path would be the folder that the tool is called in."""
+        options = _options(self)
+        for before, word in itertools.pairwise(["", *words]):
+            option, equals, value = word.partition("=")
+            if word and not (option in options and equals and not value):
+                continue
+            option = option or before
+            action = options.get(option)
+            if not action or action.type is Path or action.metavar in _PATHS:
+                what = option if action else "an argument"
+                raise CTMaskNetError(
+                    f"{what}: is empty, as a shell's variable that is not set; give a path, or "
+                    "leave it out"
+                )
 
     def error(self, message: str) -> NoReturn:
         remedy = f"{self.prog} {_DASHES}help lists the options"

@@ -46,8 +46,7 @@ _SHARES = "train:0.8,val:0.2"
 #: What --coco goes together with.
 _OF_COCO = (
     *("coco", "classes", "crowds", "images", "output_root", "name", "patient_pattern", "groups"),
-    *("patients", "split_like", "patient_ids", "split", "strict", "seed", "workers"),
-    *("bad", "max_bad_share"),
+    *("patients", "split_like", "patient_ids", "split", "strict", "seed", "bad", "max_bad_share"),
 )
 
 
@@ -252,7 +251,10 @@ def main(argv: list[str] | None = None) -> None:
     unlisted = next(iter(summaries.values()))["unlisted_images"]
     if unlisted:
         print(f"{unlisted} images are on no list and were left out")
-    print(f"written: {output / 'annotations'}")
+    names = [
+        f"{args.name}_{kind}_{split}" for kind in summaries for split in summaries[kind]["splits"]
+    ]
+    print(f"registered as: {', '.join(names)} (below {root})")
 
 
 def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> None:
@@ -278,7 +280,8 @@ def _prepare_coco(args: argparse.Namespace, rule: PatientRule, output: Path) -> 
         **_OPTIONS["run_of"](args, output.parent),
     )
     print(annotated_table(counts))
-    print(f"registered as: {', '.join(f'{args.name}_lesions_{split}' for split in counts)}")
+    names = ", ".join(f"{args.name}_lesions_{split}" for split in counts)
+    print(f"registered as: {names} (below {output.parent})")
 
 
 if __name__ == "__main__":

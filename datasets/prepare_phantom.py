@@ -17,16 +17,20 @@ from ctmasknet.phantom.write import (
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ToolParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add("output", required=True, help="folder that gets the two trees")
-    parser.add("seed", help="another seed gives other patients")
-    parser.add_argument("--side", type=int, default=256, help="height and width of a slice, px")
-    parser.add_argument("--lesion-patients", type=int, default=40, help="COVID patients with masks")
-    parser.add_argument("--lesion-slices", type=int, default=8, help="slices of each of them")
-    parser.add_argument("--train-patients", type=int, default=60, help="a class")
-    parser.add_argument("--val-patients", type=int, default=12, help="a class")
-    parser.add_argument("--test-patients", type=int, default=24, help="a class")
-    parser.add_argument("--slices", type=int, default=6, help="slices of each patient of the lists")
+    parser.add("seed", help="another seed gives other patients (default: %(default)s)")
+    for name, default, what in (
+        ("side", 256, "height and width of a slice, px"),
+        ("lesion-patients", 40, "COVID patients with masks"),
+        ("lesion-slices", 8, "slices of each of them"),
+        ("train-patients", 60, "of each class"),
+        ("val-patients", 12, "of each class"),
+        ("test-patients", 24, "of each class"),
+        ("slices", 6, "slices of each patient of the lists"),
+    ):
+        what = f"{what} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=what)
     parser.add("workers")
     parser.add_argument("--with-masks", action="store_true", help="keep masks of the listed slices")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")

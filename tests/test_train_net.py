@@ -70,6 +70,7 @@ def test_training_looks_at_the_validation_set_only(runs):
         log = (run / "log.txt").read_text()
         training = log[: log.index("Evaluation, process 0 of 1")]
         assert "_val in csv format" in training
+        assert "copypaste: \n" not in training, "a task without a figure"
         assert "_test" not in training[training.index("Starting training") :]
 
 

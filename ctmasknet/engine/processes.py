@@ -43,6 +43,11 @@ _KEPT_BYTES = 256 * 2**20
 _GRACE_SECONDS = 1
 #: What torchrun tells each process.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+#: Loggers whose warnings are of the configuration and the weights, alike in every process.
+_ALIKE = (
+    *("ctmasknet.config_file", "ctmasknet.key_checks", "ctmasknet.engine.setup"),
+    *("ctmasknet.predict.predictor", "ctmasknet.weights", "fvcore"),
+)
 
 
 def keep_freed_memory() -> bool:
@@ -202,6 +207,8 @@ def _join(
     run, args, url: str, rank: int, world: int, local: int, per_machine: int, on_gpu: bool
 ) -> None:
     keep_freed_memory()
+    if rank:  # the main process says it
+        logging.lastResort.addFilter(lambda record: not record.name.startswith(_ALIKE))
     if on_gpu:
         torch.cuda.set_device(local)
     elif "OMP_NUM_THREADS" not in os.environ:

@@ -154,7 +154,8 @@ def inference_cfg(
     if not (config_file or weights or {"MODEL.WEIGHTS", "OUTPUT_DIR"} & given.keys()):
         raise CTMaskNetError(
             "no configuration and no weights: add `config_file` configs/seg.yaml or "
-            "configs/cls.yaml, or name a model file, such as MODEL.WEIGHTS model_best.pth"
+            "configs/cls.yaml, or name a model file: `weights` model_best.pth, or MODEL.WEIGHTS "
+            "model_best.pth among the overrides"
         )
     named = {os.fspath(path) for path in (weights, given.get("MODEL.WEIGHTS")) if path}
     if len(named) > 1:
@@ -444,7 +445,9 @@ def _require_weights(weights: str, config_file: str | os.PathLike, training: boo
     else:
         fix = ""
     what = "a folder, device or pipe, no weights file" if path.exists() else "no such weights file"
-    raise CTMaskNetError(f"{path}: {what}; {fix}set MODEL.WEIGHTS to another file")
+    raise CTMaskNetError(
+        f"{path}: {what}; {fix}correct the path, or set MODEL.WEIGHTS to another file"
+    )
 
 
 def _check_device(cfg: CfgNode) -> None:

@@ -158,6 +158,8 @@ def evaluate(
             found["second_looks"] = dict(zip(("looks", "again"), looks, strict=True))
         results[name] = found
         logging.getLogger(__name__).info("Results for %s in csv format:", name)
-        print_csv_format(found)
+        # Which leaves names with a hyphen out; a task that has no others would be empty lines
+        main = {task: its for task, its in found.items() if not all("-" in name for name in its)}
+        print_csv_format(main)
         write_json(os.path.join(inference_folder(cfg, name), "results.json"), found, 1)
     return next(iter(results.values())) if len(results) == 1 else results

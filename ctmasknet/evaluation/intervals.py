@@ -91,7 +91,7 @@ def bootstrap_intervals(
         patients_behind: for shares in percent, how many patients enter each by name; the t levels
             and the exact interval use it. Other figures count as of P patients.
         gaps: (B, P) weights to ``{name: (B, M)}``: the signed gaps behind those figures that are a
-            sum of M absolute gaps.
+            sum of M absolute gaps, and as a calibration error at most 1.
 
     Raises:
         CTMaskNetError: too few resamples, a confidence outside 0..1, or no seed.
@@ -123,6 +123,7 @@ def bootstrap_intervals(
             tail = _widened_tail(confidence, behind or num_patients)
             if name in noise:
                 method, (low, high) = "inverted", gap_interval(found[name][0], noise[name], tail)
+                high = min(high, 1.0)
             else:
                 method, (low, high) = "bca", bca_interval(replicates, left_out[name], value, tail)
         elif behind and value in (0.0, 100.0):

@@ -189,9 +189,9 @@ def _gallery(source: ReportSource, pictures: SlicePictures, count: int) -> list[
     numbers = tracked(range(1, 1 + sum(len(chosen.rows) for chosen in every)), "pictures")
     for chosen in every:
         if source.evaluation and len(chosen.rows) < min(count, chosen.found):
-            _LOGGER.warning(
-                "The gallery shows %d of the %d slices asked for: of a patient, or a scan that "
-                "names none, not more than %d, and of neighbours with one lesion the first",
+            _LOGGER.info(
+                "The gallery shows %d slices and not %d: of a patient, or a scan that names none, "
+                "not more than %d, and of neighbours with one lesion the first",
                 *(len(chosen.rows), count, PER_PATIENT),
             )
         items = []

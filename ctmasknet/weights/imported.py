@@ -22,6 +22,7 @@ from ctmasknet.ct.scan import Window
 from ctmasknet.errors import CTMaskNetError
 from ctmasknet.files import atomic_write, check_writable, writing
 from ctmasknet.modeling.ranked_boxes import ROW_FEATURES
+from ctmasknet.weights.entries import SPEC
 from ctmasknet.weights.layout import (
     ANCHOR_RATIOS,
     ANCHOR_SIZES,
@@ -241,6 +242,11 @@ def import_file(
     content = read_weights_file(path)
     if not isinstance(content, dict):
         raise CTMaskNetError(f"{path}: holds no state dict; give a published checkpoint")
+    if SPEC in content:
+        raise CTMaskNetError(
+            f"{path}: is a checkpoint of this project already; use it as it is, as `weights` or "
+            "MODEL.WEIGHTS"
+        )
     tensors = next((content[key] for key in _WRAPPERS if key in content), content)
     if not isinstance(tensors, dict) or not tensors:
         raise CTMaskNetError(f"{path}: holds no weights; give a published checkpoint")

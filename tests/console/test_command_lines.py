@@ -7,6 +7,7 @@ import pytest
 
 from ctmasknet.console.verbosity import VERBOSITY_VARIABLE, verbosity
 from ctmasknet.data.bad_slices import BAD_SLICE_MODES
+from ctmasknet.errors import CTMaskNetError
 from ctmasknet.overrides import COMMON_OPTIONS, OverrideParser, ToolParser
 from tests.console.parsers import all_parsers
 from tests.helpers.running import run_tool
@@ -145,6 +146,8 @@ def test_help_keeps_its_line_breaks(parsers):
         (["--output", "x", "SEED", "1"], "no configuration is read here, so leave out KEY VALUE"),
         (["--output", "x", "--quiet", "--verbose"], "--quiet and --verbose: give one of the two"),
         ([], "the following arguments are required: --output; "),
+        (["--output", ""], "--output: is empty, as a shell's variable that is not set; "),
+        (["--seed", "1", "--output="], "--output: is empty, "),
     ],
 )
 def test_a_command_line_that_is_not_understood_is_one_line(repository, words, line, capsys):
@@ -152,6 +155,22 @@ def test_a_command_line_that_is_not_understood_is_one_line(repository, words, li
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert line in error
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "named"),
+    [
+        ("tools/predict.py", ["--input", "a", "", "--output", "b"], "an argument"),
+        ("tools/predict.py", ["--input", "a", "--output", "b", "--weights", ""], "--weights"),
+        ("tools/report.py", ["", "--viewer"], "an argument"),
+        ("datasets/prepare_lesions.py", ["--source", ""], "--source"),
+    ],
+)
+def test_an_empty_path_is_refused(parsers, tool, words, named):
+    with pytest.raises(CTMaskNetError, match=f"^{named}: is empty, as a shell's variable"):
+        parsers[tool].parse_args(words)
+    # As a value of the configuration it has a meaning
+    assert parsers["tools/train_net.py"].parse_args(["MODEL.WEIGHTS", ""]).opts[1] == ""
 
 
 def test_how_much_is_said_is_heard_by_processes_that_are_started(parsers, monkeypatch):

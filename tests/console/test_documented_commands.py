@@ -1,7 +1,9 @@
 """Every command that the pages and the tools' own help show is one that the tools understand."""
 
+import os
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -101,3 +103,26 @@ def test_examples_of_a_help_are_understood(parsers, monkeypatch):
 )
 def test_a_wrong_command_is_found(parsers, line, told):
     assert told in not_understood(parsers, line)
+
+
+def test_every_study_is_of_one_task_of_the_array_that_is_shown(repository, tmp_path):
+    """Three studies, five tasks: two have none, and predict nothing."""
+    page = (repository / "docs/predict.md").read_text(encoding="utf-8")
+    (script,) = (block for block in _BLOCK.findall(page) if block.startswith("#!/bin/bash"))
+    studies = ["a study", "b", "c"]
+    (tmp_path / "studies.txt").write_text("".join(f"{study}\n" for study in studies))
+    # In place of Python: writes its words, one a line
+    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@" >> called\n')
+    (tmp_path / "python").chmod(0o755)
+    for task in range(5):
+        variables = {
+            "SLURM_ARRAY_TASK_COUNT": "5",
+            "SLURM_ARRAY_TASK_ID": str(task),
+            "SLURM_CPUS_PER_TASK": "2",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        }
+        subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=variables, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called.count("tools/predict.py") == 3
+    behind = [called[at + 1] for at, word in enumerate(called) if word == "--input"]
+    assert sorted(behind) == studies

@@ -1,6 +1,7 @@
 """Several processes on the CPU, started by the tool itself and by torchrun, against one."""
 
 import json
+import logging
 import os
 import platform
 import socket
@@ -198,19 +199,38 @@ def test_what_torchrun_starts_ends_with_it(repository, monkeypatch, by_torchrun)
     assert called[: called.index("_leave")] == [*[os.getppid()] * by_torchrun, "_join"]
 
 
-def test_a_restart_by_torchrun_meets_no_address_of_a_process_that_is_lost(monkeypatch):
-    """torchrun may keep its store."""
+@pytest.fixture
+def joined(monkeypatch):
+    """The store that each process was joined by, which are alone in truth."""
     kept, stores = dist.HashStore(), []
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(kept, 0, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(processes.comm, "create_local_process_group", lambda _: None)
+    monkeypatch.setattr(processes.comm, "synchronize", lambda: None)
     monkeypatch.setattr(processes, "keep_freed_memory", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return stores
+
+
+def test_what_every_process_would_warn_of_the_first_alone_says(joined, monkeypatch):
+    names = ["ctmasknet.predict.predictor", "ctmasknet.weights.spec", "ctmasknet.predict.shards"]
+    told = {}
+    for rank in (0, 1):
+        monkeypatch.setattr(logging, "lastResort", logging.Handler())
+        processes._join(lambda _: None, None, "env://", rank, 2, rank, 2, False)
+        records = map(logging.makeLogRecord, ({"name": name} for name in names))
+        told[rank] = [record.name for record in records if logging.lastResort.filter(record)]
+    # A part of its own that was damaged is said by whoever meets it
+    assert told == {0: names, 1: names[2:]}
+
+
+def test_a_restart_by_torchrun_meets_no_address_of_a_process_that_is_lost(joined, monkeypatch):
+    """torchrun may keep its store."""
     for attempt in "01":
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
         processes._join(lambda _: None, None, "env://", 0, 2, 0, 2, False)
-    first, second = stores
+    first, second = joined
     first.set("rank 1", "127.0.0.1:6573")
     assert first.check(["rank 1"]) and not second.check(["rank 1"])
 

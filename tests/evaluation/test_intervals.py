@@ -244,6 +244,21 @@ def test_a_calibration_error_within_the_noise_may_be_none():
     assert gap_interval(np.full(10, 0.01), noise, 0.025) == (0, pytest.approx(0.1))
 
 
+def test_a_calibration_error_is_at_most_1():
+    """Nine patients, eight of whom are called wrong by scores of 0.98: 1.2 without a limit."""
+
+    def gaps(weights):
+        wrong = np.repeat([0.98, -0.02], [8, 1])
+        return {"ece": (weights @ wrong / weights.sum(axis=1))[:, None]}
+
+    def error(weights):
+        return {"ece": np.abs(gaps(weights)["ece"]).sum(axis=1)}
+
+    found = bootstrap_intervals(error, 9, seed=0, gaps=gaps)["ece"]
+    assert found.value == pytest.approx(0.8689, abs=1e-4) and found.low > 0.75
+    assert found.high == 1
+
+
 def test_an_interval_is_of_95_percent_and_1000_resamples_where_nothing_is_stated():
     drawn = []
 

@@ -168,7 +168,8 @@ def all_works(inputs: Path, out: Path) -> dict[str, Work]:
         ),
         "conversion-coco": same_again(
             *(_PREPARE_LESIONS, "--images", raw_lesions / "image", "--name", "annotated"),
-            *("--coco", inputs / "sets/cncb_lesions/annotations/both_train.json", *prepare),
+            *("--coco", inputs / "sets/cncb_lesions/annotations/both_train.json"),
+            *("--output-root", out),
             needs=("raw", "sets"),
         ),
         "conversion-volumes": same_again(

@@ -43,7 +43,8 @@ def test_seeded_split_in_all_mask_types(source, prepare, tmp_path, capsys):
     }
     assert summary["val"]["instances"] == {"ggo": 4, "consolidation": 2}
     assert read(tmp_path, "summary_merge.json")["splits"]["val"]["instances"] == {"lesion": 4}
-    assert "images without" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "images without" in out and "registered as: cncb_lesions_both_train, cncb" in out
     patients = [
         {i["patient"] for i in read(tmp_path, f"ggo_{s}.json")["images"]} for s in ("train", "val")
     ]

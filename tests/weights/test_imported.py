@@ -325,3 +325,12 @@ def test_published_anchors_are_those_of_the_configs(repository):
         anchors = read_cfg(str(repository / "configs" / f"{name}.yaml")).MODEL.ANCHOR_GENERATOR
         assert [list(ANCHOR_SIZES)] == anchors.SIZES and anchors.ROUND
         assert [list(ANCHOR_RATIOS)] == anchors.ASPECT_RATIOS
+
+
+def test_a_checkpoint_of_this_project_needs_no_import(tmp_path):
+    theirs, ours = tmp_path / "in.pth", tmp_path / "ours.pth"
+    torch.save({"model_weights": small_state()}, theirs)
+    import_file(theirs, ours)
+    with pytest.raises(CTMaskNetError, match=r"ours\.pth: is a checkpoint of this project already"):
+        import_file(ours, tmp_path / "again.pth")
+    assert not (tmp_path / "again.pth").exists()
