@@ -46,7 +46,8 @@ _SHARES = "train:0.8,val:0.2"
 #: What --coco goes together with.
 _OF_COCO = (
     *("coco", "classes", "crowds", "images", "output_root", "name", "patient_pattern", "groups"),
-    *("patients", "split_like", "patient_ids", "split", "strict", "seed", "bad", "max_bad_share"),
+    *("patients", "split_like", "patient_ids", "split", "strict", "seed", "workers"),
+    *("bad", "max_bad_share"),
 )
 
 
@@ -61,7 +62,7 @@ def parser() -> ToolParser:
         default=[],
         metavar="[SPLIT=]FILE",
         help="instead of masks: COCO json of the lesions of the pictures in --images, with any "
-        "categories; one file to split, or SPLIT=FILE for each",
+        "categories; one file to split, or SPLIT=FILE for each; read by one process",
     )
     p.add_argument(
         "--classes",

@@ -168,8 +168,7 @@ def all_works(inputs: Path, out: Path) -> dict[str, Work]:
         ),
         "conversion-coco": same_again(
             *(_PREPARE_LESIONS, "--images", raw_lesions / "image", "--name", "annotated"),
-            *("--coco", inputs / "sets/cncb_lesions/annotations/both_train.json"),
-            *("--output-root", out),
+            *("--coco", inputs / "sets/cncb_lesions/annotations/both_train.json", *prepare),
             needs=("raw", "sets"),
         ),
         "conversion-volumes": same_again(

@@ -99,7 +99,6 @@ def test_any_categories_become_a_registered_set(repository, raw, capfd, caplog):
         (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], (), "--crowds lesion"),
         (lambda d: None, ("--classes", "nodule"), "also has lesions of consolidation, crazy"),
         (lambda d: None, ("--min-area-px", "3"), "`--min-area-px`: does not go"),
-        (lambda d: None, ("--workers", "97"), "`--workers`: does not go"),
     ],
 )
 def test_what_cannot_be_vouched_for_is_one_line(repository, raw, capfd, change, words, message):
