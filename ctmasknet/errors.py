@@ -124,8 +124,7 @@ def command_line(
             return _say(f"{_how(number)}: {str(end) or go_on}", 128 + number)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
-                # What is left of it must not fail once more when the process ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()
                 return _say(f"ended, for nobody reads its output any more: {go_on}", 128 + _SIGPIPE)
             if debug:
                 raise
@@ -354,6 +353,14 @@ def _say(message: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
         print(as_options(message), file=sys.stderr, flush=True)
     return code
+
+
+def discard_output() -> None:
+    """From now on standard output goes nowhere, so that what is printed to a pipe that nobody
+    reads fails no more, not even when the process ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _is_unread(stream: IO[str]) -> bool:

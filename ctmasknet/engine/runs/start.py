@@ -18,7 +18,7 @@ from termcolor import colored
 
 from ctmasknet.console.progress import BESIDE_A_BAR
 from ctmasknet.console.verbosity import verbosity
-from ctmasknet.errors import OptionsFormatter
+from ctmasknet.errors import OptionsFormatter, discard_output
 from ctmasknet.files import atomic_write
 
 CONFIG = "config.yaml"
@@ -87,6 +87,7 @@ class _Terminal(logging.StreamHandler):
     def __init__(self, has_file: bool):
         super().__init__()
         self.setLevel(logging.WARNING if verbosity() == "quiet" else logging.NOTSET)
+        self._has_file = has_file
         self._shortens = has_file and verbosity() != "verbose"
         self.setFormatter(OptionsFormatter(_FORMAT, _TIME))
         self.addFilter(lambda record: not getattr(record, BESIDE_A_BAR, False))
@@ -109,6 +110,17 @@ class _Terminal(logging.StreamHandler):
         if self._shortens and len(lines) > _MOST_LINES:
             return f"{lines[0]} ({len(lines) - 1} lines, in log.txt)"
         return text
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Where nobody reads the log any more a run that has a file goes on, and others end."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, BrokenPipeError):
+            super().handleError(record)
+        elif not self._has_file:
+            raise error
+        else:
+            discard_output()
+            print("nobody reads the log here any more; log.txt has all of it", file=sys.stderr)
 
 
 class _LogFile(logging.FileHandler):

@@ -1,6 +1,7 @@
 """What a run says at its start: in short on the terminal, whole and without colours in log.txt."""
 
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -55,6 +56,39 @@ def test_a_second_start_replaces_the_first(tmp_path, fresh_logs, capsys):
     logging.getLogger("ctmasknet").info("of a prediction")
     assert "of a prediction" not in (tmp_path / "b" / "log.txt").read_text()
     assert "of a prediction" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_log_that_nobody_reads_ends_what_has_no_other(tmp_path, has_file):
+    code = f"""
+import logging, time
+from ctmasknet.errors import command_line
+from ctmasknet.engine.runs.start import start_logs
+@command_line(go_on="go on")
+def main():
+    start_logs({str(tmp_path) if has_file else None!r})
+    print("one", flush=True)
+    time.sleep(0.5)
+    for number in range(3):
+        logging.getLogger("ctmasknet").info("step %d", number)
+        print("printed")
+raise SystemExit(main())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "one\n"
+    process.stdout.close()
+    said = process.stderr.read().splitlines()
+    if has_file:
+        assert process.wait(30) == 0 and said == [
+            "nobody reads the log here any more; log.txt has all of it"
+        ]
+        assert (tmp_path / "log.txt").read_text().count("INFO: step") == 3
+    else:
+        assert process.wait(30) == 141 and said == [
+            "ended, for nobody reads its output any more: go on"
+        ]
 
 
 def test_configuration_seed_and_environment(tmp_path, fresh_logs, capsys):
