@@ -46,6 +46,7 @@ _SLICES = _COMMON + "SOLVER.BEST_METRIC slices/loss TEST.IMS_PER_BATCH 16 "
 _SCANS = _COMMON + "SOLVER.BEST_METRIC slices/loss "
 _LESIONS = _COMMON + "SOLVER.AMP.ENABLED True SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TEST 128 "
 _WHOLE = "MODEL.SLICE_NETWORK.CROP 0 MODEL.SLICE_NETWORK.SIZE "
+_CROPS = "MODEL.SLICE_NETWORK.CROP 96 MODEL.SLICE_NETWORK.SIZE 110 "
 _HALF = "SOLVER.AMP.ENABLED True "
 _SMALL_HEADS = (
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN 1000 MODEL.RPN.POST_NMS_TOPK_TRAIN 500 "
@@ -132,16 +133,15 @@ CLASSIFIERS = {
     ),
     "covid_ct_densenet169": (
         "peers/covid_ct_densenet169",
-        f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(150, 0.0005)}",
+        f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}",
     ),
     "covid_ct_resnet50": (
         "peers/covid_ct_resnet50",
-        f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(150, 0.0005)}",
+        f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}",
     ),
     "covid_ct_lungs": (
         "peers/covid_ct_lungs",
-        f"{_SLICES} {_HALF} MODEL.SLICE_NETWORK.CROP 96 MODEL.SLICE_NETWORK.SIZE 112 "
-        f"{_steps(150, 0.0005)}",
+        f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}",
     ),
     "covid_ct_self_trans": (
         "peers/covid_ct_self_trans",
