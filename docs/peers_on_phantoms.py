@@ -139,10 +139,7 @@ CLASSIFIERS = {
         "peers/covid_ct_resnet50",
         f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}",
     ),
-    "covid_ct_lungs": (
-        "peers/covid_ct_lungs",
-        f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}",
-    ),
+    "covid_ct_lungs": ("peers/covid_ct_lungs", f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}"),
     "covid_ct_self_trans": (
         "peers/covid_ct_self_trans",
         f"{_SLICES} {_HALF} {_WHOLE} 96 {_steps(300, 0.0005)}",
