@@ -86,7 +86,7 @@ def command_line(
 
     * A :class:`CTMaskNetError`, or a place that cannot be written: one line on stderr, exit code 2.
     * Ctrl-C and SIGTERM: one line that tells how to go on, exit codes 130 and 143; output that
-      nobody reads any more, as behind ``head``, likewise: 141.
+      nobody reads any more, as behind ``head``, likewise: 141, but not once the work is done.
     * Every other exception is a defect: what failed, the file that its traceback is in, and how to
       report it; exit code 1. ``CTMASKNET_DEBUG=1`` or the option ``debug``, which every tool has,
       shows the traceback instead.
@@ -110,8 +110,12 @@ def command_line(
         logging.lastResort.setFormatter(OptionsFormatter("%(levelname)s: %(message)s"))
         try:
             with ending_by(raise_ended):
-                code = main(*args, **kwargs) or 0
-                sys.stdout.flush()
+                try:
+                    code = main(*args, **kwargs) or 0
+                except SystemExit:  # after help
+                    _flush_output()
+                    raise
+                _flush_output()
                 return code
         except CTMaskNetError as error:
             if debug:
@@ -361,6 +365,14 @@ def discard_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def _flush_output() -> None:
+    """Of a tool that has done its work, whose output need not be read to its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
 
 
 def _is_unread(stream: IO[str]) -> bool:

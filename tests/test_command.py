@@ -31,6 +31,13 @@ def test_every_script_is_a_sub_command(command, repository, capsys):
     assert all(f"\n  {name} " in printed for name in names)
 
 
+def test_help_that_is_read_in_part_is_no_error(repository):
+    tool = repository / "tools" / "__init__.py"
+    shell = f"(sleep 0.5; {sys.executable} {tool} --help; echo $? >&2) | true"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert done.stderr == "0\n"
+
+
 def test_help_imports_nothing_heavy(repository):
     code = (
         "import runpy, sys; sys.argv = ['ctmasknet', '--help']\n"

@@ -9,6 +9,7 @@ folder. Nothing is imported before the sub-command is known, so that help comes 
 
 import ast
 import difflib
+import os
 import runpy
 import sys
 from importlib import metadata
@@ -62,7 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     found = commands()
     if not words or words[0] in ("-h", "--help"):
-        print(_help(found))
+        try:
+            print(_help(found), flush=True)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if words else 2
     name = words[0]
     if name == "--version":
