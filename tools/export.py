@@ -63,7 +63,7 @@ def main(argv=None):
     parser.add_argument("--width", type=int, help=f"of every slice, px ({_SIDE}); not int8")
     parser.add("dataset")
     parser.add_argument(
-        "--slices", type=int, help=f"of `dataset` that int8 is calibrated on ({_SLICES})"
+        "--slices", type=int, help=f"of --dataset that int8 is calibrated on ({_SLICES})"
     )
     parser.add("seed")
     args = parser.parse_args(argv)

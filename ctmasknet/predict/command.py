@@ -96,9 +96,7 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
         kinds = [*masks, *["overlays"] * args.overlays]
         needed = sum(unit.weight for unit in units) * sum(_MOST_BYTES[kind] for kind in kinds)
         if lack := lack_of_room(args.output, needed, f"{', '.join(kinds)} of all slices"):
-            logging.getLogger(__name__).warning(
-                "%s at most; slices without a lesion need less", lack
-            )
+            logging.getLogger(__name__).warning("%s; slices without a lesion need less", lack)
     options = {
         "lesions": lesions,
         "masks": list(masks),
