@@ -148,10 +148,11 @@ def predict_from_command_line(args: argparse.Namespace) -> Summary | None:
             "it, or give the lesion detector's configuration and weights"
         )
     with run:
-        for (shard, scan), batches in predictor.batches(run.unfinished(), skip_bad=bad.skip):
+        for (shard, scan), batches in predictor.batches(run.unfinished(), skip_bad=True):
             opened = OpenShard(run, predictor, shard, scan)
             for batch in batches:
                 if isinstance(batch, BadSlice):
+                    run.refuse(batch.file, batch.reason)
                     opened.add(batch, None)
                     continue
                 outputs = predictor.predict([one.item for one in batch])

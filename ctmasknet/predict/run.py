@@ -163,6 +163,11 @@ class PredictionRun:
         if self._rank == 0:
             mark_failed(self.output)
 
+    def refuse(self, file: str, reason: str) -> None:
+        """Raise :class:`CTMaskNetError` for a bad file or slice, unless these are left out."""
+        if not self._bad.skip:
+            self._bad.add(file, reason, "")
+
     def unfinished(self) -> Iterator[tuple[tuple[Shard, CTScan], Sequence[CTSlice]]]:
         """This process's shards that are not finished, each with its scan and its slices; headers
         are read one unit ahead."""
@@ -170,7 +175,9 @@ class PredictionRun:
         axes = self.options.get("axes")
         how = {"axes": None if axes is None else parse_axes(axes)}
         how["rescale"] = as_rescale(self.options.get("rescale"))
-        for number, read in read_ahead(self._left_over(), skip_bad=self._bad.skip, **how):
+        for number, read in read_ahead(self._left_over(), skip_bad=True, **how):
+            for bad in read.bad:
+                self.refuse(*bad)
             with writing(self.output, REMEDY):
                 self.shards.write_unit(number, read)
             shared = is_shared(self._units[number], count, world)

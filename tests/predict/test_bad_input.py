@@ -48,9 +48,12 @@ def test_bad_scans(classifier, own_scans, tmp_path, tool):
     notes = tmp_path / "notes.txt"
     notes.write_text("a report")
     refused(tool, "notes.txt: no PNG", *words(classifier, [notes], output, "--overwrite"))
-    bad = own_scans / "a_dicom" / "001.dcm"
-    bad.write_bytes(bad.read_bytes()[:-500])
-    refused(tool, "001.dcm", *words(classifier, [own_scans], output, "--overwrite"))
+    # What cannot be decoded, and what cannot be opened
+    for name in ("c_pictures/NCP_8_1_0001.png", "a_dicom/001.dcm"):
+        bad = own_scans / name
+        bad.write_bytes(bad.read_bytes()[:-500])
+        line = refused(tool, bad.name, *words(classifier, [own_scans], output, "--overwrite"))
+        assert line.endswith("(to leave bad slices out: --bad skip)")
     assert not list(output.glob("predictions*"))
 
 

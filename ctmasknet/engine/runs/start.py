@@ -27,6 +27,11 @@ _LOGGERS = ("fvcore", "detectron2", "ctmasknet")
 _LOUD = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FORMAT, _TIME = "[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"
+#: What quiet tools say too: the figures of an evaluation, and which model is the best so far.
+_RESULTS = (
+    *("ctmasknet.engine.testing", "detectron2.evaluation.testing"),
+    "ctmasknet.engine.validation",
+)
 #: Lines that a message may have on the terminal; evaluation's tables have fewer.
 _MOST_LINES = 20
 _LOGGER = logging.getLogger(__name__)
@@ -58,8 +63,8 @@ def start_logs(folder: str | os.PathLike | None = None) -> None:
     Detectron2 says too. Replaces what an earlier call set up.
 
     The terminal of the main process shows the beginning of long messages, with colours if it is
-    one; the file has all of them, without. Quiet, the terminal shows warnings and errors alone;
-    verbose, messages of libraries too, all of them whole.
+    one; the file has all of them, without. Quiet, the terminal shows results, warnings and errors
+    alone; verbose, messages of libraries too, all of them whole.
     """
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -86,11 +91,12 @@ class _Terminal(logging.StreamHandler):
 
     def __init__(self, has_file: bool):
         super().__init__()
-        self.setLevel(logging.WARNING if verbosity() == "quiet" else logging.NOTSET)
         self._has_file = has_file
         self._shortens = has_file and verbosity() != "verbose"
         self.setFormatter(OptionsFormatter(_FORMAT, _TIME))
         self.addFilter(lambda record: not getattr(record, BESIDE_A_BAR, False))
+        if verbosity() == "quiet":
+            self.addFilter(lambda it: it.levelno >= logging.WARNING or it.name in _RESULTS)
 
     @property
     def stream(self) -> TextIO:

@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation import print_csv_format
 
+from ctmasknet.console.verbosity import VERBOSITY_VARIABLE
 from ctmasknet.engine.runs import start
 from ctmasknet.engine.runs.start import start_logs, start_run
 
@@ -89,6 +91,17 @@ raise SystemExit(main())
         assert process.wait(30) == 141 and said == [
             "ended, for nobody reads its output any more: go on"
         ]
+
+
+def test_quiet_says_results_and_warnings(tmp_path, fresh_logs, capsys, monkeypatch):
+    monkeypatch.setenv(VERBOSITY_VARIABLE, "quiet")
+    start_logs(tmp_path)
+    logging.getLogger("detectron2.engine").info("Starting training")
+    logging.getLogger("detectron2.engine").warning("look here")
+    print_csv_format({"slices": {"accuracy": 91.5}})
+    lines = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "look here" and lines[-1] == "copypaste: 91.5000" and len(lines) == 4
+    assert "Starting training" in (tmp_path / "log.txt").read_text()
 
 
 def test_configuration_seed_and_environment(tmp_path, fresh_logs, capsys):
