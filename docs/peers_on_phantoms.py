@@ -104,10 +104,10 @@ LESION_NETWORKS = {
     "deeplabv3plus": ("peers/deeplabv3plus", f"{_LESIONS} {_UNET} {_steps(240, 0.002)} {_MERGED}"),
     "infnet": ("peers/infnet", f"{_LESIONS} {_steps(100, 0.0005)} {_MERGED}"),
     "jcs": ("peers/jcs", f"{_LESIONS} {_JCS} {_steps(90, 0.0005)} {_MERGED}"),
-    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(50, 0.0005)} {_MERGED}"),
+    "jcs_joint": ("peers/jcs_joint", f"{_LESIONS} {_JCS} {_steps(150, 0.0005)} {_MERGED}"),
     "ark20_seg_r101": (
         "peers/ark20_seg_r101",
-        f"{_LESIONS} {_R101} {_steps(120, 0.001)} {_MERGED} MODEL.WEIGHTS ''",
+        f"{_LESIONS} {_R101} {_steps(500, 0.001)} {_MERGED} MODEL.WEIGHTS ''",
     ),
 }
 CLASSIFIERS = {
@@ -137,7 +137,7 @@ CLASSIFIERS = {
     ),
     "covid_ct_resnet50": (
         "peers/covid_ct_resnet50",
-        f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}",
+        f"{_SLICES} {_HALF} {_CROPS} {_steps(500, 0.0005)}",
     ),
     "covid_ct_lungs": ("peers/covid_ct_lungs", f"{_SLICES} {_HALF} {_CROPS} {_steps(150, 0.0005)}"),
     "covid_ct_self_trans": (
@@ -187,16 +187,14 @@ _NOTES = (
     "`make demo`. Those that start from `detector` are built on it (ResNet-18 to its second "
     "stage, 64 channels, configs/seg_light.yaml) and not on the backbone of their publication; "
     "all on `unet` have its ResNet-18 encoder and one lesion class, `zhang` too, 8 x 48 x 48 its "
-    "volumes. `xu_resnet18`: patches of 40 px; `ssm`: 32 rows, `affinity`, `lstm`: 4 boxes. "
+    "volumes; `ark20_r101` has a small detector of its own, on ResNet-101 at half the side. "
+    "`xu_resnet18`: patches of 40 px; `ssm`: 32 rows, `affinity`, `lstm`: 4 boxes. "
     "JCS learns its normalisation, for it has no ImageNet weights here. `covnet` evaluates by "
     "every scan's own statistics, as its authors do: by running ones, of scans of three slices, "
     "it was at chance "
-    "(33.33 %). `ark20_r50` names by area alone, in an order of classes that has a meaning for "
-    "normal and ill only. `affinity` goes through its sieve once, as `lstm` does, and not nine "
-    'times. Rows on "an earlier one" stand on a demo whose detector took 300 steps, not 700. '
-    "Seconds are the processor's for `affinity`; the others' were measured before, by the clock of "
-    "a busy machine. "
-    "`covid_ct_densenet169` was trained without its random crops."
+    "(33.33 %). `ark20_r50` and `ark20_r101` name by area alone, in an order of classes that has a "
+    "meaning for normal and ill only. `affinity` goes through its sieve once, as `lstm` does, and "
+    "not nine times. Seconds are the processor's. `covid_ct_lungs` sees ten crops of 96 px."
 )
 #: System -> folder of the demo that is its run: of these nothing is trained here.
 OF_THE_DEMO = {"detector": "seg", "cls_attention": "cls", "s": "cls_s"}
