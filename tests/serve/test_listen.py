@@ -62,7 +62,7 @@ def test_a_body_that_is_refused_is_not_waited_for(served):
     assert not list(jobs.get(token).given.iterdir())
     assert ask(port, put, large + OWN, b"1" * 900) == 200
     assert ask(port, put.replace("/0", "/1"), "Content-Length: 101\r\n" + OWN) == 413
-    assert [path.stat().st_size for path in jobs.get(token).given.rglob("0*/0*")] == [900]
+    assert [path.stat().st_size for path in jobs.get(token).given.rglob("0*/dropped_0*")] == [900]
     # Without a body all is as before
     assert ask(port, "GET /", "") == 200 and ask(port, "POST /jobs", OWN) == 200
     assert ask(port, "POST /jobs", "") == 403
