@@ -370,7 +370,8 @@ def discard_output() -> None:
 def _flush_output() -> None:
     """Of a tool that has done its work, whose output need not be read to its end."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which it is where it was closed
+            sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
 

@@ -3,6 +3,7 @@ import logging
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -196,6 +197,13 @@ raise SystemExit(main())
     process.stdout.close()
     said = process.stderr.read()
     assert (process.wait(30), said) == (code_of_exit, line)
+
+
+def test_a_tool_without_standard_output_does_its_work():
+    code = "from ctmasknet.errors import command_line\nraise SystemExit(command_line(lambda: 0)())"
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&-"
+    done = subprocess.run(["bash", "-c", shell], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_second_signal_ends_it_at_once():

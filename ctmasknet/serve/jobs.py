@@ -19,8 +19,10 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -332,7 +334,7 @@ class Jobs:
             if code:
                 return _reason(job)
         for path in (*results_of(job), *pages_of(job)):
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes().decode("utf-8")  # with its line ends
             with atomic_write(path) as stream:
                 stream.write(_in_own_names(job, text))
         _zip(job)
@@ -401,21 +403,30 @@ def _left_out(job: Job) -> str:
         return ""
 
 
+def _parts(name: str) -> tuple[str, str]:
+    """A given name and its ending, of letters, numbers and signs that mean nothing in a page, and
+    nothing to a spreadsheet where a cell begins."""
+    name = re.sub(r"^-|[^\w. ()-]", "_", name)
+    ending = next((end for end in ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)] or "file", name[len(name) - len(ending) :]
+
+
 def _in_own_names(job: Job, words: str) -> str:
     """What is said of stored files, of the names that they were given; of these no sign that means
-    something in a page or a table. Names of results stay."""
+    something in a page or a table, and with their number where several share one. Names of results
+    stay."""
+    parts = {number: _parts(name) for number, name in job.names.items()}
+    stems = Counter(stem for stem, _ in parts.values())
 
-    def name(match: re.Match) -> str:
-        return re.sub(r"[^\w. -]", "_", job.names.get(int(match[1]), "the file"))
-
-    def stem(match: re.Match) -> str:
-        own = name(match)
-        ending = next((end for end in ENDINGS if own.lower().endswith(end)), "")
-        return own[: len(own) - len(ending)] or own
+    def called(match: re.Match, *, whole: bool) -> str:
+        stem, ending = parts.get(int(match[1]), ("the file", ""))
+        stem += f" ({match[1]})" * (stems[stem] > 1)
+        return stem + ending * whole
 
     given = re.escape(os.fspath(job.given))
-    words = re.sub(rf"{given}/[0-9]+/{_STORED}([0-9]{{6}})[.\w]*", name, words)
-    words = re.sub(rf"(?<![0-9]_){_STORED}([0-9]{{6}})", stem, words)
+    stored = rf"{_STORED}([0-9]{{6}})"
+    words = re.sub(rf"{given}/[0-9]+/{stored}[.\w]*", partial(called, whole=True), words)
+    words = re.sub(rf"(?<![0-9]_){stored}", partial(called, whole=False), words)
     return words.replace(os.fspath(job.given), "the files").replace(os.fspath(job.folder), "")
 
 

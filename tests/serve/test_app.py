@@ -114,6 +114,16 @@ def test_a_dropped_scan_is_predicted_and_its_results_are_fetched(client):
         assert client.ask("GET", f"/jobs/{job}/{path}").status_code == 404
 
 
+def test_files_of_one_name_stay_apart_in_tables(client):
+    given = ["a/CT.nii", "b/CT.nii.gz", "-2+3 (x).png", ".nii", "%3Cb%3E.tif"]
+    told = client.until(job := client.drop([(name, b"1") for name in given]), "done")
+    table = client.ask("GET", f"/jobs/{job}/results/0").text.splitlines()
+    assert told["results"][0] == "predictions.csv" and sorted(table) == [
+        *("000000/CT (000000).nii", "000001/CT (000001).nii.gz"),
+        *("000002/_2_3 (x).png", "000002/_b_.tif", "000002/file.nii"),
+    ]
+
+
 @pytest.mark.parametrize(
     "name",
     [

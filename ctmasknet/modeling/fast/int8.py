@@ -1,8 +1,8 @@
 """A classifier whose backbone and RPN compute in int8, kept in a file beside its weights.
 
 NNCF quantizes the convolutions; the RPN's predictions, boxes and heads stay float32. Slices that it
-was not quantized on tell how far the lead of one class over the next is overstated: a slice whose
-class leads by too little is named again in float32 (:class:`.inference.RecheckedClassifier`).
+was not quantized on tell how far the lead of one class over the next is overstated: a slice with
+too small a lead is named again in float32 (:class:`.inference.RecheckedClassifier`).
 
 Shapes: B slices, C classes.
 """
